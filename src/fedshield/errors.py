@@ -1,0 +1,77 @@
+"""The exceptions that FedShield raises, all children of one.
+
+    FedShieldError
+    |-- UserError             the person at the keyboard can mend it; the command exits with 2
+    |   |-- PlanError         the plan: an unknown key, a wrong type, an impossible combination
+    |   |-- DataError         a data file: missing, malformed, empty, too few rows
+    |   |-- ModelError        a base model or a run's adapter: missing, wrong kind, wrong hash
+    |   `-- RunFolderError    an output folder that exists, a run that cannot be resumed
+    |-- ProtocolError         a message broke a rule; carries a code from a fixed list
+    |-- CryptoError           a ciphertext, key or sealed box did not open or does not fit
+    `-- RoundFailed           a round could not be completed; the previous model is kept
+
+Every message is one line: what was expected, what came, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ProtocolCode = Literal[
+    "malformed",
+    "version",
+    "signature",
+    "context",
+    "sender",
+    "kind",
+    "round",
+    "size",
+    "digest",
+    "layout",
+    "not-in-set",
+    "repeated",
+    "disagree",
+    "journal",
+    "scheme",
+]
+
+
+class FedShieldError(Exception):
+    """Base of every error that FedShield raises on purpose."""
+
+
+class UserError(FedShieldError):
+    """Something that the user can mend. The command line exits with status 2."""
+
+
+class PlanError(UserError):
+    """A plan that cannot be run as written."""
+
+
+class DataError(UserError):
+    """Training or held-out data that cannot be used as they are."""
+
+
+class ModelError(UserError):
+    """A base model or adapter that cannot be loaded as asked."""
+
+
+class RunFolderError(UserError):
+    """An output folder or run folder in the wrong state."""
+
+
+class ProtocolError(FedShieldError):
+    """A message that breaks the protocol. `code` is from a fixed list, so that it can cross
+    to other parties without carrying anything of the site's."""
+
+    def __init__(self, code: ProtocolCode, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code: ProtocolCode = code
+
+
+class CryptoError(FedShieldError):
+    """A key, ciphertext or sealed box that does not open or does not fit."""
+
+
+class RoundFailed(FedShieldError):
+    """A round that could not be completed. The previous adapter stays in force."""

@@ -1,0 +1,94 @@
+"""A site's memory of what it has let out: one upload and one opened set per round.
+
+Append-only JSON lines, each synced to disk before the message it speaks of leaves. This is the
+one file of the protocol that touches a disk: the rules below hold only if the record survives
+a crash. A line that was cut by a crash was never acted on and is dropped; any other damage
+makes the site leave the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from fedshield.errors import ProtocolError
+
+
+class Journal:
+    """The journal of one site in one run. Raises `ProtocolError` ('journal') if unreadable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._uploads: dict[tuple[str, int, str], str] = {}
+        self._opened: dict[str, list[str]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        data = self._path.read_bytes()
+        whole, _, cut = data.rpartition(b"\n")
+        try:
+            for line in whole.splitlines():
+                self._apply(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ProtocolError(
+                "journal", f"{self._path.name}: damaged; the site cannot tell what it has sent"
+            ) from None
+        if cut:  # written but not completed before a crash: nothing left on its account
+            with self._path.open("r+b") as file:
+                file.truncate(len(data) - len(cut))
+                os.fsync(file.fileno())
+
+    def _apply(self, record: dict[str, object]) -> None:
+        if record["kind"] == "upload":
+            key = (str(record["context"]), int(str(record["round"])), str(record["phase"]))
+            self._uploads[key] = str(record["digest"])
+        elif record["kind"] == "open":
+            contributors = record["contributors"]
+            if not isinstance(contributors, list):
+                raise TypeError
+            self._opened[str(record["base"])] = [str(name) for name in contributors]
+        else:
+            raise KeyError(record["kind"])
+
+    def _append(self, record: dict[str, object]) -> None:
+        line = json.dumps(record, sort_keys=True) + "\n"
+        with self._path.open("ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self._apply(record)
+
+    def upload(self, context: bytes, round_number: int, phase: str, digest: bytes) -> None:
+        """Record an upload, before it leaves. A second, different one for the same context,
+        round and phase raises 'repeated'."""
+        key = (context.hex(), round_number, phase)
+        known = self._uploads.get(key)
+        if known is not None and known != digest.hex():
+            raise ProtocolError(
+                "repeated", f"round {round_number} ({phase}): another upload has been sent"
+            )
+        if known is None:
+            self._append(
+                {
+                    "kind": "upload",
+                    "context": key[0],
+                    "round": round_number,
+                    "phase": phase,
+                    "digest": digest.hex(),
+                }
+            )
+
+    def open(self, base: str, contributors: list[str]) -> None:
+        """Record which set is opened from the base `base` (the digest of the model that the
+        round started from). A different set from the same base raises 'repeated': the
+        difference of the two sums would be the difference of the sets."""
+        known = self._opened.get(base)
+        if known is not None and known != sorted(contributors):
+            raise ProtocolError(
+                "repeated", f"a sum over {', '.join(known)} was opened from this model already"
+            )
+        if known is None:
+            self._append({"kind": "open", "base": base, "contributors": sorted(contributors)})

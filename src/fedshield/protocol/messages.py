@@ -1,0 +1,218 @@
+"""The messages, one dataclass each, with their canonical body.
+
+Commands go from the coordinator to a site, replies the other way. A body is a map from field
+name to value; types and fields are checked on arrival.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+from fedshield.errors import ProtocolError
+from fedshield.protocol import codec
+
+# What a field annotation accepts on the wire, and how it is turned back.
+_LIST_OF_BYTES = "tuple[bytes, ...]"
+_MAP_OF_BYTES = "dict[str, bytes]"
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base: fields may be int, str, bytes, tuple[bytes, ...] or dict[str, bytes]."""
+
+    kind: ClassVar[str] = ""
+
+    def to_body(self) -> codec.Value:
+        body: dict[str, codec.Value] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            body[item.name] = list(value) if isinstance(value, tuple) else value
+        return body
+
+    @classmethod
+    def from_body(cls, body: codec.Value) -> Self:
+        """Raises `ProtocolError` ('malformed') unless every field is there with its type."""
+        fields = dataclasses.fields(cls)
+        if not isinstance(body, dict) or set(body) != {item.name for item in fields}:
+            raise ProtocolError("malformed", f"{cls.kind}: wrong fields")
+        arguments: dict[str, Any] = {}
+        for item in fields:
+            value, wanted = body[item.name], str(item.type)
+            if wanted == _LIST_OF_BYTES:
+                good = isinstance(value, list) and all(isinstance(v, bytes) for v in value)
+                arguments[item.name] = tuple(cast(list[bytes], value)) if good else None
+            elif wanted == _MAP_OF_BYTES:
+                good = isinstance(value, dict) and all(isinstance(v, bytes) for v in value.values())
+                arguments[item.name] = value
+            else:
+                good = type(value).__name__ == wanted
+                arguments[item.name] = value
+            if not good:
+                raise ProtocolError("malformed", f"{cls.kind}.{item.name}: expected {wanted}")
+        return cls(**arguments)
+
+
+# -- commands ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Invite(Message):
+    """Opens a session of a run: the agreed plan and the roster, whole."""
+
+    kind = "invite"
+    session: bytes
+    plan: bytes
+    roster: bytes
+
+
+@dataclass(frozen=True)
+class Begin(Message):
+    """Every site's signed `Join`, so that all derive the same context."""
+
+    kind = "begin"
+    joins: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class MakeKey(Message):
+    """To one site: make the run's keys."""
+
+    kind = "make-key"
+
+
+@dataclass(frozen=True)
+class TakeKey(Message):
+    """To each other site: the maker's signed `KeyBox` for it."""
+
+    kind = "take-key"
+    box: bytes
+
+
+@dataclass(frozen=True)
+class Work(Message):
+    """Contribute to this round and phase. `receipts`: the last round's signed `Receipt`s."""
+
+    kind = "work"
+    receipts: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Fetch(Message):
+    """Send block `index` of the upload."""
+
+    kind = "fetch"
+    index: int
+
+
+@dataclass(frozen=True)
+class Announce(Message):
+    """The aggregate to come: every contributor's signed `Upload`, and the blocks' digests."""
+
+    kind = "announce"
+    uploads: dict[str, bytes]
+    block_digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Deliver(Message):
+    """Block `index` of the aggregate."""
+
+    kind = "deliver"
+    index: int
+    block: bytes
+
+
+@dataclass(frozen=True)
+class Open(Message):
+    """Open what was delivered and take it as the new global adapter (or weight total)."""
+
+    kind = "open"
+
+
+@dataclass(frozen=True)
+class Evaluate(Message):
+    """Measure the global adapter on the site's own held-out rows. The result stays there."""
+
+    kind = "evaluate"
+
+
+@dataclass(frozen=True)
+class Finish(Message):
+    """The session is over: forget its keys."""
+
+    kind = "finish"
+
+
+# -- replies -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Join(Message):
+    """A site's fresh nonce and X25519 key, and the round that it stands at.
+
+    `num_examples` is zero unless the plan makes weights public."""
+
+    kind = "join"
+    nonce: bytes
+    run_key: bytes
+    completed_rounds: int
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Ready(Message):
+    """The site derived this context and is ready to go on from `completed_rounds`."""
+
+    kind = "ready"
+    context: bytes
+
+
+@dataclass(frozen=True)
+class KeyOffer(Message):
+    """Public material for the coordinator, and one signed `KeyBox` per other site."""
+
+    kind = "key-offer"
+    public: bytes
+    boxes: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class KeyBox(Message):
+    """The run's keys, sealed to one site."""
+
+    kind = "key-box"
+    receiver: str
+    key_id: bytes
+    box: bytes
+
+
+@dataclass(frozen=True)
+class Upload(Message):
+    """What a site will hand over: journalled by the site before it is sent."""
+
+    kind = "upload"
+    key_id: bytes
+    layout_tag: bytes
+    block_digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Block(Message):
+    kind = "block"
+    index: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Receipt(Message):
+    """A keyed tag of what was opened: equal at all sites, and nothing to the coordinator."""
+
+    kind = "receipt"
+    model_tag: bytes
+
+
+@dataclass(frozen=True)
+class Done(Message):
+    kind = "done"

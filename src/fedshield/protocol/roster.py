@@ -1,0 +1,42 @@
+"""Who takes part, and with which signing key. Its hash is in every context.
+
+In this version the in-process engine makes a demonstration roster with fresh keys; all parties
+are one operator's. A roster that organisations review and countersign builds on this type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from fedshield.errors import ProtocolError
+from fedshield.protocol import codec
+
+COORDINATOR = "coordinator"
+
+
+@dataclass(frozen=True)
+class Roster:
+    """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key."""
+
+    sites: dict[str, bytes]
+    coordinator: bytes
+    demo: bool
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.sites))
+
+    def public(self, name: str) -> bytes:
+        """The signing key of a site, or of the coordinator. Raises `ProtocolError`."""
+        if name == COORDINATOR:
+            return self.coordinator
+        if name not in self.sites:
+            raise ProtocolError("sender", f"{name!r} is not in the roster")
+        return self.sites[name]
+
+    def encode(self) -> bytes:
+        sites: dict[str, codec.Value] = dict(self.sites)
+        return codec.encode(["fedshield roster 1", sites, self.coordinator, int(self.demo)])
+
+    def sha256(self) -> bytes:
+        return hashlib.sha256(self.encode()).digest()

@@ -1,0 +1,109 @@
+"""Numbers as people read them.
+
+Bytes are decimal (1 kB = 1000 B). What is missing, NaN or infinite is `ABSENT`, so that no page
+ever shows a bare None or nan. Three significant digits unless a function says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+ABSENT = "not recorded"
+MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None where it is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        result = float(value)
+    except OverflowError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` to `digits` significant digits, never in scientific notation."""
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.replace("-", MINUS)
+
+
+def human_bytes(value: Any) -> str:
+    """12345678 -> '12.3 MB'."""
+    size = number(value)
+    if size is None:
+        return ABSENT
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 999.5:
+            return f"{significant(size) if unit != 'B' else f'{size:.0f}'}{SPACE}{unit}"
+        size /= 1000
+    return f"{significant(size)}{SPACE}TB"
+
+
+def human_seconds(value: Any) -> str:
+    """0.0042 -> '4.2 ms', 75 -> '1 min 15 s', 7300 -> '2 h 2 min'."""
+    seconds = number(value)
+    if seconds is None:
+        return ABSENT
+    if seconds == 0:
+        return f"0{SPACE}s"
+    if seconds < 0.9995:
+        return f"{significant(seconds * 1000, 2)}{SPACE}ms"
+    if seconds < 59.95:
+        return f"{significant(seconds)}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{SPACE}min{SPACE}{rest}{SPACE}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}{SPACE}h{SPACE}{minutes}{SPACE}min"
+
+
+def count(value: Any) -> str:
+    """1234567 -> '1,234,567'."""
+    amount = number(value)
+    return ABSENT if amount is None else f"{amount:,.0f}".replace("-", MINUS)
+
+
+def loss(value: Any) -> str:
+    """A loss, with three decimals."""
+    amount = number(value)
+    return ABSENT if amount is None else f"{amount:.3f}".replace("-", MINUS)
+
+
+def signed(value: Any, spec: str = ".3f") -> str:
+    """A difference with its sign; zero has none."""
+    amount = number(value)
+    if amount is None:
+        return ABSENT
+    text = f"{abs(amount):{spec}}"
+    if float(text) == 0:
+        return text
+    return f"{MINUS if amount < 0 else '+'}{text}"
+
+
+def percent(part: Any, whole: Any) -> str:
+    """A share: 'under 0.1 %' rather than a zero that is none."""
+    top, bottom = number(part), number(whole)
+    if top is None or not bottom:
+        return ABSENT
+    share = 100 * top / bottom
+    if 0 < share < 0.1:
+        return f"under 0.1{SPACE}%"
+    return f"{share:.1f}{SPACE}%"
+
+
+def ratio(part: Any, whole: Any) -> str:
+    """How large `part` is beside `whole`, to go before a noun: '53 % of', '7.5 times'."""
+    top, bottom = number(part), number(whole)
+    if top is None or not bottom:
+        return ABSENT
+    share = top / bottom
+    if share >= 1.95:
+        return f"{significant(share, 2)} times"
+    return f"{significant(100 * share, 3 if share >= 0.995 else 2)}{SPACE}% of"

@@ -1,0 +1,228 @@
+"""The values that flow through one round, in the order in which they come about.
+
+    AdapterState -> AdapterUpdate -> PrunedUpdate (+ Mask) -> EncodedUpdate (+ Layout)
+      -> EncryptedUpdate -> EncryptedSum -> OpenedSum -> AdapterState'
+
+All are frozen. Arrays are made read-only when a value is built, so that a step can only hand
+on something new. The coordinator sees `EncryptedUpdate` and `EncryptedSum`, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+
+Exchange = Literal["parameters", "delta"]
+
+
+def _frozen(array: NDArray[np.generic], dtype: type[np.generic], length: int, what: str) -> None:
+    if array.dtype != dtype or array.shape != (length,):
+        raise ValueError(
+            f"{what}: expected {np.dtype(dtype).name} of shape ({length},), "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    array.flags.writeable = False
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One adapter tensor: its name in PEFT's state dict and its shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """How a flat vector of adapter values is cut into named tensors, and which base model
+    they belong to. `tensors` are in the order in which they lie in the vector."""
+
+    tensors: tuple[TensorSpec, ...]
+    base_model_sha256: str
+    scaling: float
+
+    @property
+    def num_values(self) -> int:
+        return sum(tensor.size for tensor in self.tensors)
+
+    def slices(self) -> dict[str, slice]:
+        """Name of each tensor -> its place in the flat vector."""
+        places: dict[str, slice] = {}
+        offset = 0
+        for tensor in self.tensors:
+            places[tensor.name] = slice(offset, offset + tensor.size)
+            offset += tensor.size
+        return places
+
+    def sha256(self) -> str:
+        text = json.dumps(
+            [[t.name, list(t.shape)] for t in self.tensors]
+            + [self.base_model_sha256, repr(self.scaling)]
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterState:
+    """The global adapter. `values`: float32, shape (spec.num_values,)."""
+
+    values: Float32 = field(repr=False)
+    spec: AdapterSpec = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _frozen(self.values, np.float32, self.spec.num_values, "AdapterState.values")
+
+    def sha256(self) -> str:
+        """Digest of the spec and of the values as little-endian float32."""
+        digest = hashlib.sha256(bytes.fromhex(self.spec.sha256()))
+        digest.update(self.values.astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class AdapterUpdate:
+    """A site's adapter after local training. `values`: float32, shape (num_values,), the
+    trained parameters; `start` is the global adapter that training began from."""
+
+    values: Float32 = field(repr=False)
+    start: AdapterState = field(repr=False)
+    num_examples: int
+
+    def __post_init__(self) -> None:
+        _frozen(self.values, np.float32, self.start.spec.num_values, "AdapterUpdate.values")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Kept coordinates. `kept`: bool, shape (num_values,); `rate`: the share pruned."""
+
+    kept: Bool = field(repr=False)
+    rate: float
+
+    def __post_init__(self) -> None:
+        _frozen(self.kept, np.bool_, self.kept.shape[0], "Mask.kept")
+
+    @property
+    def num_pruned(self) -> int:
+        return int(self.kept.size - np.count_nonzero(self.kept))
+
+
+@dataclass(frozen=True)
+class PrunedUpdate:
+    """What a site contributes, pruned coordinates set to zero.
+
+    `values`: float32, shape (num_values,). With exchange 'parameters' (the paper) they are the
+    pruned parameters themselves; with 'delta', the pruned difference from the global adapter.
+    """
+
+    values: Float32 = field(repr=False)
+    mask: Mask
+    exchange: Exchange
+
+    def __post_init__(self) -> None:
+        _frozen(self.values, np.float32, self.mask.kept.shape[0], "PrunedUpdate.values")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each coordinate travels: the adapter values first, then reserved slots by name.
+
+    The digest is bound into every upload (as a keyed tag), so that vectors laid out
+    differently can never be added.
+    """
+
+    spec_sha256: str
+    num_values: int
+    reserved: tuple[str, ...]
+    values_per_block: int
+    number_format: str
+
+    @property
+    def num_slots(self) -> int:
+        return self.num_values + len(self.reserved)
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.num_slots // self.values_per_block)
+
+    def sha256(self) -> bytes:
+        text = json.dumps(
+            [
+                "fedshield layout 1",
+                self.spec_sha256,
+                self.num_values,
+                list(self.reserved),
+                self.values_per_block,
+                self.number_format,
+            ]
+        )
+        return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True)
+class EncodedUpdate:
+    """Numbers ready to be encrypted. `slots`: float64, shape (layout.num_slots,), weighted by
+    the site's share and, for an encrypting scheme, whole multiples of the layout's grid."""
+
+    slots: Float64 = field(repr=False)
+    layout: Layout
+    num_clipped: int
+
+    def __post_init__(self) -> None:
+        _frozen(self.slots, np.float64, self.layout.num_slots, "EncodedUpdate.slots")
+
+
+@dataclass(frozen=True)
+class EncryptedUpdate:
+    """One site's upload: opaque blocks, and what they were made for."""
+
+    scheme: str
+    key_id: bytes
+    context: bytes
+    layout_tag: bytes
+    blocks: tuple[bytes, ...] = field(repr=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(len(block) for block in self.blocks)
+
+
+@dataclass(frozen=True)
+class EncryptedSum:
+    """The coordinator's aggregate over `contributors` (site -> digest of its upload)."""
+
+    scheme: str
+    key_id: bytes
+    context: bytes
+    layout_tag: bytes
+    contributors: Mapping[str, bytes]
+    blocks: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OpenedSum:
+    """What the sites open: the sum over the contributors, and nothing about any one of them.
+
+    `values`: float64, shape (layout.num_values,); `reserved`: name -> sum.
+    """
+
+    values: Float64 = field(repr=False)
+    reserved: Mapping[str, float]
+    layout: Layout
+
+    def __post_init__(self) -> None:
+        _frozen(self.values, np.float64, self.layout.num_values, "OpenedSum.values")
