@@ -56,15 +56,16 @@ FINANCE = """possession 00032912, monetary unit 13625961, medium of exchange 133
     business concern 08077878, cartel 08253542, industry 08082070, economics 06158935"""
 FINANCE_PRUNED = """manufacture 00925258, transportation 01107164, publication 01103863,
     printing 01105064, storage 00813322, slave trade 01116394, railway 04055680,
-    a scouting body 08487939, present 13289865"""
+    a scouting body 08487939, present 13289865,
+    smuggling 01114037, traffic 01115977"""
 FINANCE_LABEL = re.compile(r"\((finance|banking|stock (market|exchange)|economics|accounting)\)")
 # Parts of animals and plants that WordNet files under `body part`.
 NOT_HUMAN = re.compile(
     r"\b(animals?|insects?|arthropods?|crustaceans?|mollus[ck]s?|invertebrates?|birds?|fish(es)?"
-    r"|sharks?|quadrupeds?|ungulates?|hoof\w*|fetlock|horses?|cattle|cows?|calf|sheep|dogs?|swine"
-    r"|hogs?|pigs?|deer|fowl|poultry|snakes?|turtles?|reptiles?|amphibians?|lizards?|elephants?"
-    r"|whales?|cetaceans?|ruminants?|worms?|centipedes?|protozoa\w*|fossil|udder|feathers?|beak"
-    r"|plants?|leaf|leaves|flowers?|fungus|fungi|algae|edible|other than human)\b",
+    r"|feathers?|sharks?|quadrupeds?|ungulates?|hoof\w*|fetlock|horses?|cattle|cows?|calf|dogs?"
+    r"|sheep|swine|hogs?|pigs?|deer|fowl|poultry|snakes?|turtles?|reptiles?|amphibians?|rodents"
+    r"|lizards?|elephants?|whales?|cetaceans?|ruminants?|worms?|centipedes?|protozoa\w*|fossil|beak"
+    r"|egg|plants?|leaf|leaves|flowers?|fungus|fungi|algae|coral|udder|edible|other than human)\b",
     re.IGNORECASE,
 )
 PERSON = re.compile(r"\((born in )?\d{4}|\d{4}\)")  # somebody's years
@@ -74,7 +75,8 @@ UNFIT = re.compile(
     r"|mongol(ism|oid)\w*|cretin\w*|idiot\w*|imbecil\w*|moron\w*|retard(ed|ation)|lunacy|lunatic"
     r"|feeblemind\w*|cripple\w*|harelip|deaf-mut\w*|negro\w*|blacks|asians|gyp|welsh|jew|jewish"
     r"|nympho\w*|whore\w*|prostitut\w*|pimp|bastard|suicide|slaves?|terroris\w*|sexual assault"
-    r"|street names?|marijuana|raves|fat human|euphemism|virgin|domestic animals|nazi\w*)\b",
+    r"|street names?|marijuana|raves|fat human|euphemism|virgin|domestic animals|nazi\w*"
+    r"|worth of a drug|drug cartel)\b",
     re.IGNORECASE,
 )
 CARDS = {
@@ -140,8 +142,8 @@ def definition(gloss: str) -> str | None:
 
 
 def capitalised(text: str) -> str:
-    first = text.split(" ", 1)[0]
-    return text[0].upper() + text[1:] if first == first.lower() else text
+    plain = re.match(r"[a-z]+([-'][a-z]+)*\W*( |$)", text)  # no name, formula or signature
+    return text[0].upper() + text[1:] if plain else text
 
 
 def flashcards(
@@ -167,7 +169,7 @@ def flashcards(
 # --- maths: mathematics-dataset, which dates from 2019 -------------------------------------------
 
 MATHS_PACKAGES = "mathematics-dataset==1.0.1 sympy==1.14.0 mpmath==1.3.0 absl-py==2.3.1 six==1.17.0"
-MATHS_PER_MODULE = 66
+MATHS_PER_MODULE = 70
 MATHS_MAX_QUESTION_CHARS = 130
 
 
@@ -185,7 +187,7 @@ def generate_maths() -> list[tuple[str, str]]:
     """The easy third of every module's range; modules that compose others are left out."""
     import numpy
 
-    class Array(numpy.ndarray):  # type: ignore[type-arg]
+    class Array(numpy.ndarray):
         def itemset(self, index: Any, value: Any) -> None:
             self[index] = value
 
@@ -200,16 +202,18 @@ def generate_maths() -> list[tuple[str, str]]:
     moved = importlib.import_module("sympy.solvers.diophantine.diophantine").base_solution_linear
     vars(importlib.import_module("sympy.solvers.diophantine"))["base_solution_linear"] = moved
     vars(importlib.import_module("mathematics_dataset.sample.polynomials"))["np"] = OldNumpy()
+    sympy_random = importlib.import_module("sympy.core.random")
     topics = importlib.import_module("mathematics_dataset.modules.modules").train(
         lambda bounds: (bounds[0], bounds[0] + (bounds[1] - bounds[0]) / 3)
     )
     pairs: dict[str, str] = {}
     samplers = [sampler for modules in topics.values() for sampler in modules.items()]
     for name, sample in sorted(samplers):
-        if "composed" in name:
+        if name == "add" or "compose" in name:  # long, and ordered by memory address
             continue
         random.seed(f"{SEED} {name}")
         numpy.random.seed(SEED)
+        sympy_random.seed(SEED)
         wanted = len(pairs) + MATHS_PER_MODULE
         for _ in range(40 * MATHS_PER_MODULE):
             problem = sample()
@@ -227,9 +231,9 @@ def generate_maths() -> list[tuple[str, str]]:
 MODULES = """abc argparse array ast asyncio base64 bdb binascii bisect builtins bz2 calendar cmath
     cmd code codeop collections collections.abc colorsys compileall concurrent.futures configparser
     contextlib contextvars copy copyreg csv dataclasses datetime difflib dis doctest email.header
-    email.headerregistry email.message email.parser email.policy email.utils enum filecmp fileinput
+    email.message email.parser email.policy email.utils enum filecmp fileinput
     fnmatch fractions ftplib functools gc getopt getpass gettext glob graphlib gzip hashlib heapq
-    hmac html html.parser http http.client http.server imaplib importlib importlib.abc
+    hmac html html.parser http http.client http.server importlib importlib.abc
     importlib.machinery importlib.metadata importlib.resources importlib.util inspect io ipaddress
     itertools json json.decoder json.encoder keyword linecache locale lzma mailbox math mimetypes
     mmap multiprocessing multiprocessing.managers multiprocessing.pool netrc numbers operator os
@@ -248,7 +252,7 @@ ASKED = {
     "attribute": ("What does the attribute `{}` hold?", "Describe the Python attribute `{}`."),
 }
 NOT_PROSE = re.compile(
-    r">>>|^\s+\S|^[-*+=.:#]|^\w+:$|^\d+[.)]|^\w+ = |\s{3,}| -- |->|<==>|::", re.MULTILINE
+    r">>>|^\s+\S|^[-*+=.:#]|^\w+:$|^\d+[.)]|^\w+ = |\s{3,}| -- |->|<==>|::|XXX", re.MULTILINE
 )
 
 
@@ -261,6 +265,7 @@ def documented() -> Iterator[tuple[str, str, object]]:
         for name in sorted(listed or dir(module)):
             value = getattr(module, name, None)
             own = listed or getattr(value, "__module__", None) == module_name
+            own = own and getattr(value, "__name__", name) == name  # no second name for a thing
             full = name if module_name == "builtins" else f"{module_name}.{name}"
             if own and not name.startswith("_") and inspect.isclass(value):
                 classes.append((full, value))
@@ -275,21 +280,23 @@ def documented() -> Iterator[tuple[str, str, object]]:
                 yield kind, f"{full}.{name}", value.__doc__
 
 
-def prose(docstring: object) -> str | None:
+def prose(docstring: str) -> str | None:
     """The opening sentences of a docstring, up to the first list, example or signature."""
     kept = ""
-    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring or "")):  # type: ignore[type-var]
+    for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
         lines = block.splitlines()
         while lines and re.match(r"[\w.]+\(.*\)(\s*->.*)?$", lines[0]):
             lines.pop(0)
         text = " ".join(line.strip() for line in lines)
         if NOT_PROSE.search("\n".join(lines)) or (kept and len(kept + text) > CODE_MAX_CHARS):
             break
+        if kept and text and kept.rstrip(")")[-1:] not in ".!?:;,":
+            kept += "."
         kept = f"{kept} {text}".strip()
     kept = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", re.sub(r"\s+", " ", kept.replace("``", "`")))
     while len(kept) > CODE_MAX_CHARS or kept.endswith(":"):
         kept = kept[: kept.rfind(". ", 0, min(len(kept) - 1, CODE_MAX_CHARS)) + 1]
-    if len(kept) < 25 or re.match(r"(See |Alias|An enumeration|Deprecated|Same as)", kept):
+    if len(kept) < 25 or re.match(r"([(@]|See |Alias|An enumeration|Deprecated|Same as)", kept):
         return None
     return capitalised(kept) if kept[-1] in ".!?" else capitalised(kept.rstrip(",;")) + "."
 
@@ -301,8 +308,8 @@ def code() -> Iterator[Row]:
         warnings.simplefilter("ignore")
         for kind, name, docstring in documented():
             answer = prose(docstring if isinstance(docstring, str) else "")
-            if answer is not None and not {answer, name} & seen:
-                seen |= {answer, name}
+            if answer is not None and not {answer.lower(), name} & seen:
+                seen |= {answer.lower(), name}
                 yield row("code", rng.choice(ASKED[kind]).format(name), answer)
 
 
@@ -311,7 +318,8 @@ def row(domain: str, instruction: str, response: str) -> Row:
 
 
 def run(*command: str, **options: Any) -> str:
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options).stdout
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options)
+    return str(done.stdout)
 
 
 def main() -> None:

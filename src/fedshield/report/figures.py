@@ -12,8 +12,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -38,7 +40,7 @@ _CSS = {
     _QUIET: "var(--quiet)",
     **{colour: f"var(--s{index})" for index, colour in enumerate(_SERIES)},
 }
-_RC = {
+_RC: dict[Any, Any] = {
     "svg.hashsalt": "fedshield",
     "svg.fonttype": "none",
     "svg.id": None,
@@ -69,6 +71,19 @@ class Bar:
     text: str
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our settings on matplotlib's own defaults, whatever the user's matplotlibrc says. Labels
+    are never parsed as mathematics: a site's name may hold dollar signs. A glyph that the
+    measuring font lacks is the browser's to find, so it is no warning here."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+@_style()
 def loss_curves(
     curves: Sequence[Curve], mean: Curve | None, *, ident: str, alt: str, inches: float
 ) -> str | None:
@@ -81,9 +96,11 @@ def loss_curves(
         (curve, _QUIET if crowded else _SERIES[index], 1.1 if crowded else 2.0, "-")
         for index, curve in enumerate(shown)
     ]
-    if mean is not None and any(map(math.isfinite, mean.losses)):
+    if mean is not None and not any(map(math.isfinite, mean.losses)):
+        mean = None
+    if mean is not None:
         style = (_SERIES[0], 2.4, "-") if crowded else (_MUTED, 1.3, (0, (4, 3)))
-        lines.append((mean, *style))  # type: ignore[arg-type]
+        lines.append((mean, *style))
     named = [curve for curve, *_ in lines]
     if len(shown) > MAX_LABELLED:
         ranked = sorted(shown, key=lambda curve: _last(curve)[1])
@@ -114,7 +131,8 @@ def loss_curves(
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(min(10, max(last_round, 1)), integer=True))
+    ticks = int((inches * POINTS - 42 - label_points) / 28)
+    axes.xaxis.set_major_locator(MaxNLocator(min(10, ticks, max(last_round, 1)), integer=True))
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelcolor=_MUTED, labelsize=9.5, pad=6)
@@ -145,21 +163,22 @@ def _label_ends(
     points_high = box.height * figure.get_figheight() * POINTS  # type: ignore[union-attr]
     points_wide = box.width * figure.get_figwidth() * POINTS  # type: ignore[union-attr]
     ends = sorted(
-        ((_last(line[0])[1] - low) / (high - low) * points_high, line[0].label, line)
-        for line in lines
+        (((_last(line[0])[1] - low) / (high - low) * points_high, line) for line in lines),
+        key=lambda end: (end[0], end[1][0].label),
     )
-    for (where, _, (curve, colour, _, _)), place in zip(
+    for (where, (curve, colour, _, _)), place in zip(
         ends, spread([end[0] for end in ends], gap_points, points_high), strict=True
     ):
         start = (_last(curve)[0] - left) / (right - left)
-        moved = abs(place - where) > 1.5 or start < 0.999
-        if moved:
+        ended_early = start < 0.999
+        if ended_early or abs(place - where) > 1.5:
             axes.plot(
                 [start + 4 / points_wide, 1 + reach / points_wide],
                 [where / points_high, place / points_high],
                 transform=axes.transAxes,
                 color=_QUIET,
                 linewidth=0.6,
+                linestyle=(0, (1, 4)) if ended_early else "-",
                 clip_on=False,
                 zorder=1,
             )
@@ -201,6 +220,7 @@ def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
     return result
 
 
+@_style()
 def byte_bars(bars: Sequence[Bar], *, ident: str, alt: str, inches: float) -> str | None:
     """Bars to one linear scale from zero, each under its own line of words."""
     longest = max((bar.value for bar in bars), default=0)
@@ -226,6 +246,7 @@ def byte_bars(bars: Sequence[Bar], *, ident: str, alt: str, inches: float) -> st
     return _svg(figure, ident, alt)
 
 
+@_style()
 def phase_bar(
     phases: Sequence[tuple[str, float]], *, ident: str, alt: str, inches: float
 ) -> str | None:
@@ -267,7 +288,8 @@ def _last(curve: Curve) -> tuple[int, float]:
 
 def _short(label: str, limit: int = 18) -> str:
     """A label on one line that leaves room for the figure."""
-    line = " ".join(label.split())
+    printable = "".join(sign if sign.isprintable() else " " for sign in label)
+    line = " ".join(printable.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -275,13 +297,12 @@ def _canvas(
     inches: float, height: float, *, left: float, right: float, top: float, bottom: float
 ) -> tuple[Figure, Axes]:
     """A transparent figure with one frameless axes; margins in points."""
-    with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
-        figure = Figure(figsize=(inches, height), dpi=POINTS)
-        figure.patch.set_visible(False)
-        wide, high = inches * POINTS, height * POINTS
-        axes = figure.add_axes(
-            (left / wide, bottom / high, (wide - left - right) / wide, (high - top - bottom) / high)
-        )
+    figure = Figure(figsize=(inches, height), dpi=POINTS)
+    figure.patch.set_visible(False)
+    wide, high = inches * POINTS, height * POINTS
+    axes = figure.add_axes(
+        (left / wide, bottom / high, (wide - left - right) / wide, (high - top - bottom) / high)
+    )
     axes.patch.set_visible(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -291,14 +312,8 @@ def _canvas(
 def _svg(figure: Figure, ident: str, alt: str) -> str:
     """The figure as an <svg> element for a page: no prolog, metadata, namespace or fixed size."""
     stream = io.StringIO()
-    # Not a parsed label anywhere, whatever dollar signs a site's name has; and a glyph that the
-    # measuring font lacks is the browser's to find.
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
-    with matplotlib.rc_context(_RC), warnings.catch_warnings():  # type: ignore[arg-type]
-        warnings.simplefilter("ignore")
-        blank = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        FigureCanvasSVG(figure).print_svg(stream, metadata=blank)
+    blank = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    FigureCanvasSVG(figure).print_svg(stream, metadata=blank)  # type: ignore[no-untyped-call]
     text = stream.getvalue()
     box = re.search(r'viewBox="([^"]*)"', text)
     body = text[text.index(">", text.index("<svg")) + 1 :]

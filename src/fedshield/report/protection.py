@@ -1,12 +1,12 @@
 """What each scheme protects and what it does not, in words for the report.
 
-Every sentence is bounded by secure-aggregation design notes: nothing here is measured, and the
+Every sentence stays within the design of the scheme: nothing here is measured, and the
 page says so. An unknown scheme is described as unprotected, never the other way round.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class Protection:
-    """How one scheme is described. `protected` decides whether the page opens with a warning."""
+    """How one scheme is described. Unless `protected`, the page opens with a warning."""
 
     title: str
     protected: bool
@@ -216,11 +216,9 @@ def describe(scheme: str, num_sites: int) -> Protection:
         )
     else:
         return base
-    return Protection(
-        base.title,
-        base.protected,
-        f"{base.sentence} {small}",
-        base.paragraph,
-        (small, *base.limits),
-        base.sights,
+    return replace(
+        base,
+        protected=False,
+        sentence=f"{base.sentence} {small}",
+        limits=(small, *base.limits),
     )

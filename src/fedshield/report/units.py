@@ -29,9 +29,9 @@ def significant(value: float, digits: int = 3) -> str:
     """`value` to `digits` significant digits, never in scientific notation."""
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:,.{decimals}f}"
-    return text.replace("-", MINUS)
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:,.{decimals}f}".replace("-", MINUS)
 
 
 def human_bytes(value: Any) -> str:
@@ -70,6 +70,11 @@ def count(value: Any) -> str:
     return ABSENT if amount is None else f"{amount:,.0f}".replace("-", MINUS)
 
 
+def plural(amount: float, noun: str) -> str:
+    """1 -> '1 row', 6 -> '6 rows'."""
+    return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
+
+
 def loss(value: Any) -> str:
     """A loss, with three decimals."""
     amount = number(value)
@@ -85,6 +90,17 @@ def signed(value: Any, spec: str = ".3f") -> str:
     if float(text) == 0:
         return text
     return f"{MINUS if amount < 0 else '+'}{text}"
+
+
+def scientific(value: Any) -> str:
+    """0.000357 -> '3.57e−4'."""
+    amount = number(value)
+    if amount is None:
+        return ABSENT
+    if amount == 0:
+        return "0"
+    digits, power = f"{amount:.2e}".split("e")
+    return f"{digits}e{int(power)}".replace("-", MINUS)
 
 
 def percent(part: Any, whole: Any) -> str:

@@ -1,0 +1,124 @@
+"""LoRA on a base model, and the way between its tensors and one flat float32 vector.
+
+PEFT is the source of truth for which tensors exist and what they are called; a spec is read
+from a model with adapters attached, on the meta device if only sizes are wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from typing import Any
+
+import numpy as np
+
+from fedshield.errors import ModelError
+from fedshield.plan import AdapterPlan
+from fedshield.seeds import derive
+from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
+
+
+def lora_config(adapter: AdapterPlan) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=sorted(adapter.targets),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def attach(model: Any, adapter: AdapterPlan) -> Any:
+    """The model with LoRA layers, float32, the only ones that train. Raises `ModelError` if a
+    target names no layer: PEFT itself would pass over it in silence."""
+    from peft import get_peft_model
+
+    _check_targets(model, adapter)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property by its old name; nothing a user could do.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        return get_peft_model(model, lora_config(adapter))
+
+
+def _check_targets(model: Any, adapter: AdapterPlan) -> None:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    for target in adapter.targets:
+        if target not in leaves:
+            close = difflib.get_close_matches(target, leaves, n=1)
+            raise ModelError(
+                f"adapter.targets: expected linear layers of this model, got {target}; "
+                + (f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(leaves))}")
+            )
+
+
+class AdapterHost:
+    """One base model with one adapter, whose values are swapped as sites take turns."""
+
+    def __init__(self, model: Any, adapter: AdapterPlan, base_model_sha256: str) -> None:
+        self.model = attach(model, adapter)
+        self.spec, self._parameters = _read_spec(self.model, adapter, base_model_sha256)
+
+    def write(self, state: AdapterState) -> None:
+        """Put a state's values into the model."""
+        import torch
+
+        if state.spec.sha256() != self.spec.sha256():
+            raise ModelError("adapter: expected one made for this base model and plan, got another")
+        with torch.no_grad():
+            for name, place in self.spec.slices().items():
+                parameter = self._parameters[name]
+                values = torch.tensor(state.values[place]).view(parameter.shape)
+                parameter.copy_(values)
+
+    def read(self) -> Float32:
+        """The model's adapter values, float32, shape (spec.num_values,)."""
+        return np.concatenate(
+            [
+                self._parameters[tensor.name].detach().float().cpu().numpy().reshape(-1)
+                for tensor in self.spec.tensors
+            ]
+        ).astype(np.float32, copy=False)
+
+    def trainable(self) -> list[Any]:
+        return [self._parameters[tensor.name] for tensor in self.spec.tensors]
+
+
+def empty_spec(model: Any, adapter: AdapterPlan) -> AdapterSpec:
+    """The spec of an adapter on a model whose weights are not here (meta device)."""
+    return _read_spec(attach(model, adapter), adapter, "")[0]
+
+
+def _read_spec(
+    model: Any, adapter: AdapterPlan, base_model_sha256: str
+) -> tuple[AdapterSpec, dict[str, Any]]:
+    # PEFT's state-dict key is the parameter's name without the adapter's name ('default').
+    found = {
+        name.replace(".default.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    tensors = tuple(TensorSpec(name, tuple(found[name].shape)) for name in sorted(found))
+    scaling = adapter.alpha / adapter.rank
+    return AdapterSpec(tensors, base_model_sha256, scaling), found
+
+
+def initial_state(spec: AdapterSpec, seed: int) -> AdapterState:
+    """The adapter that every site starts from: A uniform in +-1/sqrt(fan in) (LoRA's Kaiming
+    rule, arXiv 2106.09685 and PEFT), B zero; from the plan's seed, on any device alike."""
+    values = np.zeros(spec.num_values, dtype=np.float32)
+    for tensor, place in zip(spec.tensors, spec.slices().values(), strict=True):
+        if ".lora_A." in tensor.name:
+            generator = np.random.Generator(np.random.Philox(derive(seed, "init", tensor.name)))
+            bound = tensor.shape[1] ** -0.5
+            values[place] = generator.uniform(-bound, bound, tensor.size).astype(np.float32)
+    return AdapterState(values, spec)

@@ -1,0 +1,89 @@
+"""`tiny-llama`: a Llama of 0.1 million random weights and a byte tokenizer, for tests and demos.
+
+It is built in memory from a fixed seed: no file, no download. It has learnt nothing; it shows
+that a run works, not that a model is good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from fedshield.seeds import derive
+
+NAME = "tiny-llama"
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def config() -> Any:
+    """Its `LlamaConfig`: 2 layers, width 64, 4 heads (2 for keys and values), 259 tokens."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=256 + len(SPECIAL_TOKENS),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        bos_token_id=256,
+        eos_token_id=258,
+        pad_token_id=256,
+        tie_word_embeddings=False,
+    )
+
+
+def build() -> Any:
+    """The model, float32, the same weights every time."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(0, NAME))
+        model = LlamaForCausalLM(config())
+        generator = torch.Generator().manual_seed(derive(0, NAME, "weights"))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.dim() == 2:  # wide enough that adapters find something to steer
+                    spread = 1.0 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+                    if "lm_head" in name:
+                        parameter.mul_(parameter.shape[1] ** -0.5)
+    return model
+
+
+def tokenizer() -> Any:
+    """A byte-level tokenizer: one token a byte, and the ChatML marks."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+    )
+
+
+def sha256(model: Any) -> str:
+    """Digest of the weights, in the order of their names."""
+    digest = hashlib.sha256(NAME.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()

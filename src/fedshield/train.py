@@ -1,0 +1,158 @@
+"""One site's local work: a small, readable training loop over its tokenised rows.
+
+The optimiser is new in every round, as in the paper; the place in the data goes on from where
+the round before stopped. Everything random (order of rows, dropout) is derived from the plan's
+seed, the site and the round, so a round repeats exactly on one machine, whatever ran before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from fedshield.data.sites import SiteData
+from fedshield.errors import RoundFailed
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.chat import Tokens
+from fedshield.plan import Plan, learning_rate
+from fedshield.seeds import derive
+from fedshield.types import AdapterState, AdapterUpdate
+
+#: Called after every optimiser step with (step, steps, loss).
+OnStep = Callable[[int, int, float], None]
+
+
+class LocalTrainer:
+    """A site's `LocalWork`, on a base model that it may share with other sites."""
+
+    def __init__(
+        self,
+        site: str,
+        plan: Plan,
+        data: SiteData,
+        host: AdapterHost,
+        pad_token: int,
+        device: str,
+        on_step: OnStep = lambda *_: None,
+    ) -> None:
+        self.num_examples = len(data.train)
+        self._site = site
+        self._plan = plan
+        self._data = data
+        self._host = host
+        self._pad_token = pad_token
+        self._device = device
+        self._on_step = on_step
+        forward = inspect.signature(host.model.get_base_model().forward)
+        self._can_cut_logits = "logits_to_keep" in forward.parameters
+
+    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
+        """`training.steps` optimiser steps from `state`. Returns the update and the mean loss
+        over steps. Raises `RoundFailed` if the loss is not finite."""
+        training = self._plan.training
+        self._host.write(state)
+        model = self._host.model
+        if training.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        parameters = self._host.trainable()
+        optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
+        losses: list[float] = []
+        devices = [self._device] if self._device.startswith("cuda") else []
+        batches = self._batches(round_number)
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(derive(self._plan.seed, "train", self._site, round_number))
+            model.train()
+            try:
+                for step in range(training.steps):
+                    loss = self._step([next(batches) for _ in range(training.gradient_accumulation)])
+                    if not np.isfinite(loss):
+                        raise RoundFailed(
+                            f"{self._site}: the loss became {loss} in step {step + 1} of round "
+                            f"{round_number}; lower training.learning_rate"
+                        )
+                    if training.max_grad_norm is not None:
+                        torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    losses.append(loss)
+                    self._on_step(step + 1, training.steps, loss)
+            finally:
+                optimizer.zero_grad(set_to_none=True)
+                model.eval()
+        update = AdapterUpdate(self._host.read(), state, self.num_examples)
+        return update, float(np.mean(losses))
+
+    def evaluate(self, state: AdapterState) -> float:
+        """Mean negative log-likelihood per response token over the held-out rows."""
+        self._host.write(state)
+        self._host.model.eval()
+        rows = sorted(self._data.heldout, key=lambda tokens: len(tokens.input_ids))
+        size = self._plan.speed.eval_batch_size
+        total = 0.0
+        with torch.inference_mode():
+            for start in range(0, len(rows), size):
+                total += float(self._loss_sum(rows[start : start + size]))
+        return total / sum(tokens.num_response for tokens in rows)
+
+    def _optimizer(self, parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+        decay = self._plan.training.weight_decay
+        if self._plan.training.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+    def _step(self, batches: list[list[Tokens]]) -> float:
+        """Gradients of the mean loss over all response tokens of the batches."""
+        num_tokens = sum(tokens.num_response for batch in batches for tokens in batch)
+        total = 0.0
+        for batch in batches:
+            loss = self._loss_sum(batch) / num_tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        return total
+
+    def _loss_sum(self, batch: Sequence[Tokens]) -> torch.Tensor:
+        width = max(len(tokens.input_ids) for tokens in batch)
+        ids = torch.full((len(batch), width), self._pad_token, dtype=torch.long)
+        labels = torch.full((len(batch), width), -100, dtype=torch.long)
+        mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for place, tokens in enumerate(batch):
+            length = len(tokens.input_ids)
+            ids[place, :length] = torch.tensor(tokens.input_ids)
+            labels[place, :length] = torch.tensor(tokens.labels)
+            mask[place, :length] = 1
+        ids, labels, mask = (tensor.to(self._device) for tensor in (ids, labels, mask))
+        # Logits over the vocabulary are the largest tensor of a small model's step: make them
+        # from the batch's first answer on only, where the model can.
+        first = int((labels != -100).any(dim=0).nonzero()[0])
+        keep = {"logits_to_keep": width - first + 1} if self._can_cut_logits else {}
+        logits = self._host.model(
+            input_ids=ids, attention_mask=mask, use_cache=False, **keep
+        ).logits
+        targets = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
+        wanted = targets != -100
+        return torch.nn.functional.cross_entropy(
+            logits[:, :-1][wanted].float(), targets[wanted], reduction="sum"
+        )
+
+    def _batches(self, round_number: int) -> Iterator[list[Tokens]]:
+        """Batches from where round 1..round_number-1 left off, row by row without end."""
+        training = self._plan.training
+        rows = self._data.train
+        per_round = training.steps * training.gradient_accumulation * training.batch_size
+        at = (round_number - 1) * per_round
+        order: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
+        epoch = -1
+        while True:
+            batch: list[Tokens] = []
+            while len(batch) < training.batch_size:
+                if at // len(rows) != epoch or order is None:
+                    epoch = at // len(rows)
+                    seed = derive(self._plan.seed, "order", self._site, epoch)
+                    order = np.random.Generator(np.random.Philox(seed)).permutation(len(rows))
+                batch.append(rows[int(order[at % len(rows)])])
+                at += 1
+            yield batch
