@@ -1,0 +1,321 @@
+"""The command line: parse, call, print. The only place that prints.
+
+Exit status: 0 done, 1 a run failed, 2 something that the user can mend, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedshield import __version__
+from fedshield.errors import FedShieldError, UserError
+
+app = typer.Typer(
+    name="fedshield",
+    help="Fine-tune one language model together, without showing anyone your data or your update.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+model_app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+out_console = Console(highlight=False, soft_wrap=True)
+err_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+PlanArgument = Annotated[Path | None, typer.Argument(help="A plan (YAML). See examples/.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the plan: --set training.steps=4"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
+
+
+def main() -> None:
+    """Entry point: every error that is ours becomes one line and an exit status."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _say_error(str(error))
+        sys.exit(2)
+    except FedShieldError as error:
+        _say_error(str(error))
+        sys.exit(1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _say_error("stopped")
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
+            _say_error(f"{error.format_message()}; see fedshield --help")
+            sys.exit(2)
+        raise
+
+
+def _say_error(text: str) -> None:
+    err_console.print("fedshield: " + " ".join(text.split()), style="red", markup=False)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        out_console.print(f"fedshield {__version__}")
+        raise typer.Exit()
+
+
+# -- run -----------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    plan: PlanArgument = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
+    overrides: SetOption = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+) -> None:
+    """Run a plan: every site trains, encrypts and uploads; only the sum is opened."""
+    if (plan is None) == (resume is None):
+        raise UserError("expected a plan, or --resume RUN, and not both; see fedshield run --help")
+    if resume is not None and (out is not None or overrides):
+        raise UserError("--resume goes on with the plan of the run: expected no --out and no --set")
+    from fedshield.engines import inprocess
+    from fedshield.plan import load_plan
+
+    if resume is not None:
+        return _watched(resume, lambda events: inprocess.resume(resume, events))
+    assert plan is not None
+    loaded, notes = load_plan(plan, overrides or ())
+    _print_notes(notes)
+    folder = out or _default_out(loaded.output.dir, loaded.name, loaded.base_dir)
+    _watched(folder, lambda events: inprocess.run(loaded, folder, events))
+
+
+def _default_out(configured: str | None, name: str, base_dir: Path) -> Path:
+    if configured is not None:
+        return base_dir / Path(configured).expanduser()
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"
+
+
+def _watched(path: Path, action: Callable[[_Watch], Any]) -> None:
+    watch = _Watch()
+    try:
+        with watch:
+            action(watch)
+    except (KeyboardInterrupt, FedShieldError) as error:
+        if (path / "run.json").exists() and not isinstance(error, UserError):
+            err_console.print(f"To go on: fedshield run --resume {path}", markup=False)
+        raise
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    _print_summary(summary)
+    out_console.print(f"report   {path / 'report.html'}", markup=False)
+    out_console.print(f"adapter  {path / 'adapter'}", markup=False)
+
+
+class _Watch:
+    """Progress bars on a terminal; one line per site and round everywhere."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=err_console,
+            transient=True,
+            disable=not err_console.is_terminal,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> _Watch:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, style="dim", markup=False)
+
+    def phase(self, round_number: int, phase: str, site: str) -> None:
+        if self._task is not None:
+            self._progress.update(
+                self._task, description=f"round {round_number} {site}: {phase}", detail=""
+            )
+
+    def step(self, round_number: int, site: str, step: int, steps: int, loss: float) -> None:
+        if self._task is None:
+            self._task = self._progress.add_task("", total=None, detail="")
+        self._progress.update(
+            self._task,
+            description=f"round {round_number} {site}: training",
+            completed=step,
+            total=steps,
+            detail=f"loss {loss:.3f}",
+        )
+
+    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None:
+        for row in rows:
+            seconds = " ".join(f"{phase} {s:.2f}" for phase, s in row["wall_s"].items())
+            self._progress.console.print(
+                f"round {round_number:>3}  {row['site']:<12} train {row['train_loss']:.4f}  "
+                f"held-out {row['heldout_loss_before']:.4f} -> {row['heldout_loss_after']:.4f}  "
+                f"up {_bytes(row['upload_bytes'])}  down {_bytes(row['download_bytes'])}  "
+                f"pruned {100 * row['pruning_rate']:.0f} %"
+                + (f"  clipped {row['clipped_values']}" if row["clipped_values"] else "")
+                + f"  seconds: {seconds}",
+                markup=False,
+            )
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    table = Table("site", "held-out loss before", "after", box=None, pad_edge=False)
+    for site in [*summary["sites"], "mean"]:
+        before, after = (
+            found["mean"] if site == "mean" else found["sites"][site]
+            for found in (summary["initial_heldout_loss"], summary["final_heldout_loss"])
+        )
+        table.add_row(site, f"{before:.4f}", f"{after:.4f}")
+    out_console.print(table)
+    out_console.print(
+        f"{summary['rounds']} rounds, {len(summary['sites'])} sites, scheme {summary['scheme']} "
+        f"{summary['scheme_parameters']}: {_bytes(summary['upload_bytes'])} up, "
+        f"{_bytes(summary['download_bytes'])} down (plain float32 would be "
+        f"{_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s",
+        markup=False,
+    )
+
+
+# -- plan ----------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    path: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (YAML).")],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a plan and print what its run will cost, without loading weights or data."""
+    from fedshield.cost import estimate
+    from fedshield.plan import load_plan
+
+    loaded, notes = load_plan(path, overrides or ())
+    _print_notes(notes)
+    cost = estimate(loaded)
+    if as_json:
+        print(json.dumps(cost.to_json(), indent=1))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    scheme = f"{cost.scheme} {cost.scheme_parameters}".strip()
+    ups, downs = cost.upload_bytes_per_site_round, cost.download_bytes_per_site_round
+    rows = (
+        ("plan", f"{cost.name}: {cost.sites} sites, {cost.rounds} rounds"),
+        ("scheme", scheme + (f", {cost.security_bits} bits" if cost.security_bits else
+                             ": NO protection, the coordinator reads every update")),
+        ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
+        ("trainable values", f"{cost.trainable_values:,}"),
+        ("up per site and round", _bytes(ups[-1])),
+        ("down per site and round", _bytes(downs[-1])),
+        ("up in total", f"{_bytes(cost.total_upload_bytes)} (plain float32: "
+                        f"{_bytes(cost.plaintext_float32_upload_bytes)})"),
+        ("down in total", _bytes(cost.total_download_bytes)),
+        ("peak memory, about", _bytes(cost.peak_memory_bytes)),
+        ("time, about", f"{_duration(cost.estimated_s)} on this machine's {cost.device} "
+                        f"({cost.precision}), all sites one after the other"),
+        ("plan hash", cost.plan_sha256),
+    )
+    for name, value in rows:
+        table.add_row(name, value)
+    out_console.print(table)
+
+
+# -- after a run ---------------------------------------------------------------------------
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 96,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a prompt with the base model and with the run's adapter."""
+    from fedshield.engines.finished import open_finished
+    from fedshield.model.export import answers
+
+    base, host, state, _ = open_finished(run)
+    (answer,) = answers(base, host, state, [prompt], max_new_tokens)
+    if as_json:
+        print(json.dumps(answer, ensure_ascii=False))
+        return
+    note = f" ({base.note})" if base.note else ""
+    out_console.print(f"{base.name}{note}:", style="bold", markup=False)
+    out_console.print(answer["base"], markup=False)
+    out_console.print("\nwith the run's adapter:", style="bold")
+    out_console.print(answer["tuned"], markup=False)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    merge: Annotated[Path, typer.Option(help="Folder for the merged model.")],
+) -> None:
+    """Write the base model with the adapter merged in; transformers loads it by itself."""
+    from fedshield.engines.finished import open_finished
+    from fedshield.model.export import save_merged
+
+    base, host, state, notes = open_finished(run, full_precision=True)
+    _print_notes(notes)
+    save_merged(base, host, state, merge)
+    out_console.print(f"merged model  {merge}", markup=False)
+
+
+@model_app.command("fetch")
+def model_fetch() -> None:
+    """Build the embedded base model (smollm2-135m) in the user's cache, if it is not there."""
+    from fedshield.model import smollm2
+
+    path = smollm2.ensure(say=lambda text: err_console.print(text, style="dim", markup=False))
+    out_console.print(str(path), markup=False)
+
+
+# -- words ---------------------------------------------------------------------------------
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        err_console.print(f"note: {note}", markup=False)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 200_000 else f"{seconds / 86400:.0f} days"
+
+
+if __name__ == "__main__":
+    main()

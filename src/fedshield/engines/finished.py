@@ -1,0 +1,60 @@
+"""Opening what a run left: its base model with the adapter of its last completed round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+import numpy as np
+
+from fedshield.errors import RunFolderError
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.base import BaseModel, load
+from fedshield.model.chat import use_template
+from fedshield.runfolder import RunFolder
+from fedshield.types import AdapterState
+
+
+def open_finished(
+    path: Path, *, full_precision: bool = False
+) -> tuple[BaseModel, AdapterHost, AdapterState, list[str]]:
+    """The run's base model, adapter host and adapter, and notes for the user.
+
+    `full_precision` loads a quantised base unquantised, as merging needs. Raises
+    `RunFolderError` if the run has no adapter or the base model is another one.
+    """
+    folder = RunFolder.open(path)
+    plan = folder.plan()
+    notes: list[str] = []
+    quantised = plan.model.quantization != "none"
+    if full_precision and quantised:
+        notes.append(
+            f"the base was trained on in {plan.model.quantization}; the merge uses it unquantised"
+        )
+        plan = plan.model_copy(
+            update={"model": plan.model.model_copy(update={"quantization": "none"})}
+        ).with_base_dir(plan.base_dir)
+    weights = path / "adapter" / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise RunFolderError(
+            f"{path}: expected a finished run with adapter/, found none; finish it with: "
+            f"fedshield run --resume {path}"
+        )
+    base = load(plan)
+    expected = folder.state().get("base_model_sha256")
+    if base.sha256 != expected:
+        raise RunFolderError(
+            f"{path}: expected the run's base model {str(expected)[:16]}, got {base.sha256[:16]}; "
+            "use the same model files"
+        )
+    use_template(base.tokenizer, plan.model.chat_template)
+    host = AdapterHost(base.model, plan.adapter, base.sha256)
+    try:
+        tensors = load_file(weights)
+        values = np.concatenate([tensors[t.name].reshape(-1) for t in host.spec.tensors])
+        state = AdapterState(values.astype(np.float32), host.spec)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise RunFolderError(f"{weights}: cannot be read ({error}); restore it") from None
+    return base, host, state, notes

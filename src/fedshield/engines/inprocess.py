@@ -1,0 +1,496 @@
+"""All sites in this process, on one frozen base model whose adapter is swapped as they take turns.
+
+Every message still crosses as signed bytes through the same envelope as between machines, so
+the byte counts are true. Keys live in memory, for one session; a resumed run is a new session
+with new keys that goes on from the last round that every site has kept.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import resource
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import fedshield
+from fedshield.crypto.keys import SigningKey
+from fedshield.crypto.scheme import CKKS, parameters
+from fedshield.data.sites import SiteData, load_sites
+from fedshield.errors import CryptoError, FedShieldError, ProtocolError, RoundFailed, RunFolderError
+from fedshield.model import export
+from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.base import BaseModel, load
+from fedshield.model.chat import use_template
+from fedshield.plan import Plan
+from fedshield.protocol.coordinator import Coordinator, RoundOutcome
+from fedshield.protocol.journal import Journal
+from fedshield.protocol.participant import Participant, SiteRound
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.sites import Replies
+from fedshield.runfolder import RunFolder, write_atomic
+from fedshield.seeds import derive
+from fedshield.types import AdapterState
+
+PHASES = ("train", "prune", "encode", "encrypt", "aggregate", "open", "evaluate")
+SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
+
+
+class Events(Protocol):
+    """What a user interface may want to show. All calls come from the running thread."""
+
+    def note(self, text: str) -> None: ...
+
+    def phase(self, round_number: int, phase: str, site: str) -> None: ...
+
+    def step(self, round_number: int, site: str, step: int, steps: int, loss: float) -> None: ...
+
+    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None: ...
+
+
+class Quiet:
+    """Events that nobody watches."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def phase(self, round_number: int, phase: str, site: str) -> None:
+        pass
+
+    def step(self, round_number: int, site: str, step: int, steps: int, loss: float) -> None:
+        pass
+
+    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None:
+        pass
+
+
+@dataclass
+class Traffic:
+    """Bytes of signed messages, by site, as they crossed."""
+
+    up: dict[str, int] = field(default_factory=dict)
+    down: dict[str, int] = field(default_factory=dict)
+
+    def take(self) -> tuple[dict[str, int], dict[str, int]]:
+        """What crossed since the last call."""
+        taken = self.up, self.down
+        self.up, self.down = {}, {}
+        return taken
+
+
+class InProcessSites:
+    """`Sites` over participants in this process. A site's error goes on as a code only; the
+    error itself stays in `errors`, which is the site operator's."""
+
+    def __init__(
+        self,
+        participants: Mapping[str, Participant],
+        before_call: Callable[[str, str], None] = lambda *_: None,
+    ) -> None:
+        self._participants = dict(sorted(participants.items()))
+        self._before_call = before_call
+        self.traffic = Traffic()
+        self.errors: dict[str, Exception] = {}
+
+    def names(self) -> Sequence[str]:
+        return tuple(self._participants)
+
+    def call(
+        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
+    ) -> Replies:
+        ok: dict[str, bytes] = {}
+        failed: dict[str, str] = {}
+        for site, data in args.items():
+            self._before_call(site, method)
+            self.traffic.down[site] = self.traffic.down.get(site, 0) + len(data)
+            try:
+                reply = self._participants[site].handle(method, data)
+            except Exception as error:
+                self.errors[site] = error
+                failed[site] = _code(error)
+                continue
+            self.traffic.up[site] = self.traffic.up.get(site, 0) + len(reply)
+            ok[site] = reply
+        return Replies(ok, failed)
+
+
+def _code(error: Exception) -> str:
+    if isinstance(error, ProtocolError):
+        return error.code
+    if isinstance(error, CryptoError):
+        return "crypto"
+    return "training" if isinstance(error, RoundFailed) else "internal"
+
+
+# -- running -------------------------------------------------------------------------------
+
+
+def run(plan: Plan, out: Path, events: Events | None = None) -> RunFolder:
+    """Run a plan from its beginning into the new folder `out`.
+
+    Everything that can be wrong with plan, model and data is found before `out` is made.
+    Raises `UserError`s for those, `RoundFailed` if a round cannot be completed.
+    """
+    watch = events or Quiet()
+    RunFolder.check_free(out)
+    base, data, host = _prepare(plan, watch)
+    folder = RunFolder.create(
+        out,
+        plan,
+        {
+            "status": "running",
+            "plan_sha256": plan.sha256(),
+            "base_dir": str(plan.base_dir),
+            "base_model_sha256": base.sha256,
+            "precision": base.precision,
+            "device": base.device,
+            "started": _now(),
+            "sessions": 0,
+            "wall_s": 0.0,
+            "setup_upload_bytes": 0,
+            "setup_download_bytes": 0,
+        },
+    )
+    with folder.locked():
+        _session(folder, plan, base, data, host, watch)
+    return folder
+
+
+def resume(path: Path, events: Events | None = None) -> RunFolder:
+    """Go on with a run that was killed, interrupted or failed. Ends with the same adapter as
+    an uninterrupted run on the same machine."""
+    watch = events or Quiet()
+    folder = RunFolder.open(path)
+    with folder.locked():
+        state = folder.state()
+        if state["status"] == "finished":
+            raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        plan = folder.plan()
+        base, data, host = _prepare(plan, watch)
+        for key, now in (("base_model_sha256", base.sha256), ("precision", base.precision)):
+            if state[key] != now:
+                raise RunFolderError(
+                    f"{path}: expected the run's {key} {state[key][:16]}, got {now[:16]}; "
+                    "resume where the same base model and precision are"
+                )
+        _session(folder, plan, base, data, host, watch)
+    return folder
+
+
+def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
+    if plan.speed.threads is not None:
+        import torch
+
+        torch.set_num_threads(plan.speed.threads)
+    watch.note(f"loading {plan.model.name}")
+    base = load(plan, watch.note)
+    if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
+        watch.note("chat template: the stated fallback (User: / Assistant:)")
+    data = load_sites(plan, base.tokenizer, watch.note)
+    for site, found in data.items():
+        for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
+            if getattr(found, what):
+                watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
+    return base, data, AdapterHost(base.model, plan.adapter, base.sha256)
+
+
+def _common_round(folder: RunFolder, sites: Sequence[str]) -> int:
+    """The last round that every site has kept and whose metrics are whole."""
+    measured: dict[int, int] = {}
+    for row in folder.metrics():
+        measured[row["round"]] = measured.get(row["round"], 0) + 1
+    complete = {0, *(number for number, rows in measured.items() if rows == len(sites))}
+    for site in sites:
+        complete &= {0, *folder.site_store(site).rounds()}
+    return max(complete)
+
+
+def _session(
+    folder: RunFolder,
+    plan: Plan,
+    base: BaseModel,
+    data: dict[str, SiteData],
+    host: AdapterHost,
+    watch: Events,
+) -> None:
+    """From the last common round to the end of the run, or to what stops it."""
+    started = time.perf_counter()
+    state = folder.state()
+    before_s = float(state["wall_s"])
+    state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
+    state.pop("reason", None)
+    folder.write_state(state)
+    try:
+        _rounds(folder, plan, base, data, host, watch, state)
+        state["wall_s"] = before_s + time.perf_counter() - started
+        adapter = _current(folder, plan, host)
+        _finish(folder, plan, base, data, host, adapter, watch, state)
+        state["status"] = "finished"
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        state["status"] = "interrupted" if stopped else "failed"
+        state["reason"] = "stopped by the user" if stopped else str(error)[:500]
+        raise
+    finally:
+        state["wall_s"] = before_s + time.perf_counter() - started
+        folder.write_state(state)
+
+
+def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:
+    sites = plan.data.site_names()
+    completed = _common_round(folder, sites)
+    if completed == 0:
+        return initial_state(host.spec, derive(plan.seed, "adapter"))
+    return folder.site_store(sites[0]).load(completed, host.spec)
+
+
+def _rounds(
+    folder: RunFolder,
+    plan: Plan,
+    base: BaseModel,
+    data: dict[str, SiteData],
+    host: AdapterHost,
+    watch: Events,
+    state: dict[str, Any],
+) -> None:
+    from fedshield.train import LocalTrainer
+
+    names = plan.data.site_names()
+    completed = _common_round(folder, names)
+    folder.rewind_metrics(completed)
+    if completed >= plan.rounds:
+        return
+    if completed:
+        watch.note(f"going on after round {completed} of {plan.rounds}")
+    keys = {name: SigningKey() for name in names}
+    coordinator_key = SigningKey()
+    roster = Roster(
+        {name: key.public for name, key in keys.items()}, coordinator_key.public, demo=True
+    )
+    current = {"round": completed}
+    seen: dict[str, SiteRound] = {}
+
+    def trainer(name: str) -> LocalTrainer:
+        return LocalTrainer(
+            name,
+            plan,
+            data[name],
+            host,
+            base.tokenizer.pad_token_id,
+            base.device,
+            on_step=lambda step, steps, loss: watch.step(
+                current["round"], name, step, steps, loss
+            ),
+        )
+
+    participants = {
+        name: Participant(
+            name=name,
+            plan=plan,
+            roster=roster,
+            key=keys[name],
+            work=trainer(name),
+            store=folder.site_store(name),
+            journal=Journal(folder.journal_path(name)),
+            state=_site_state(folder, plan, host, name, completed),
+            completed_rounds=completed,
+            observe=lambda record: seen.__setitem__(record.site, record),
+        )
+        for name in names
+    }
+    sites = InProcessSites(
+        participants,
+        before_call=lambda site, method: watch.phase(current["round"], method, site),
+    )
+    coordinator = Coordinator(plan, roster, sites, coordinator_key.sign)
+    try:
+        coordinator.start()
+        _add_setup_traffic(state, sites.traffic)
+        for number in range(completed + 1, plan.rounds + 1):
+            current["round"] = number
+            outcome = coordinator.round(number)
+            rows = _rows(outcome, seen, sites.traffic, participants)
+            folder.append_metrics(rows)
+            folder.write_state(state)
+            watch.round_done(number, rows)
+        coordinator.finish()
+        _add_setup_traffic(state, sites.traffic)
+    except RoundFailed as failure:
+        raise _with_site_errors(folder, failure, sites.errors) from None
+
+
+def _site_state(
+    folder: RunFolder, plan: Plan, host: AdapterHost, site: str, completed: int
+) -> AdapterState:
+    if completed == 0:
+        return initial_state(host.spec, derive(plan.seed, "adapter"))
+    return folder.site_store(site).load(completed, host.spec)
+
+
+def _with_site_errors(
+    folder: RunFolder, failure: RoundFailed, errors: Mapping[str, Exception]
+) -> FedShieldError:
+    """The failure with what the sites know of it: here, operator and sites are one."""
+    told: list[str] = []
+    for site, error in sorted(errors.items()):
+        if isinstance(error, FedShieldError):
+            told.append(f"{site}: {error}")
+        else:
+            log = folder.path / "sites" / site / "error.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(log, "".join(traceback.format_exception(error)))
+            told.append(f"{site}: {type(error).__name__}: {error} (see sites/{site}/error.log)")
+    return RoundFailed("; ".join([str(failure), *told]))
+
+
+def _add_setup_traffic(state: dict[str, Any], traffic: Traffic) -> None:
+    up, down = traffic.take()
+    state["setup_upload_bytes"] += sum(up.values())
+    state["setup_download_bytes"] += sum(down.values())
+
+
+def _rows(
+    outcome: RoundOutcome,
+    seen: Mapping[str, SiteRound],
+    traffic: Traffic,
+    participants: Mapping[str, Participant],
+) -> list[dict[str, Any]]:
+    """metrics.jsonl's rows of a round. The coordinator's adding time is shared out evenly."""
+    up, down = traffic.take()
+    rows = []
+    for name, record in sorted(seen.items()):
+        wall_s = {phase: round(record.wall_s.get(phase, 0.0), 6) for phase in SITE_PHASES}
+        wall_s["aggregate"] = round(outcome.aggregate_s / len(seen), 6)
+        rows.append(
+            {
+                "round": outcome.round_number,
+                "site": name,
+                "train_loss": record.train_loss,
+                "heldout_loss_before": record.heldout_loss_before,
+                "heldout_loss_after": record.heldout_loss_after,
+                "num_examples": record.num_examples,
+                "learning_rate": record.learning_rate,
+                "pruning_rate": record.pruning_rate,
+                "pruned_values": record.pruned_values,
+                "clipped_values": record.clipped_values,
+                "upload_bytes": up.get(name, 0),
+                "download_bytes": down.get(name, 0),
+                "adapter_sha256": participants[name].state.sha256(),
+                "wall_s": {phase: wall_s[phase] for phase in PHASES},
+            }
+        )
+    return rows
+
+
+# -- ending --------------------------------------------------------------------------------
+
+
+def _finish(
+    folder: RunFolder,
+    plan: Plan,
+    base: BaseModel,
+    data: dict[str, SiteData],
+    host: AdapterHost,
+    adapter: AdapterState,
+    watch: Events,
+    state: dict[str, Any],
+) -> None:
+    from fedshield.report import write_report
+
+    if plan.evaluation.prompts:
+        prompts = plan.evaluation.prompts
+        found = export.answers(
+            base, host, adapter, prompts, plan.evaluation.max_new_tokens, watch.note
+        )
+        folder.write_json("answers.json", found)
+    watch.note("writing the adapter and the report")
+    summary = summarise(plan, base, data, adapter, folder.metrics(), state)
+    export.save_adapter(
+        adapter, plan, export.model_card(plan, summary), folder.path / "adapter"
+    )
+    folder.write_json("summary.json", summary)
+    write_report(folder.path)
+
+
+def summarise(
+    plan: Plan,
+    base: BaseModel,
+    data: Mapping[str, SiteData],
+    adapter: AdapterState,
+    rows: Sequence[dict[str, Any]],
+    state: Mapping[str, Any],
+) -> dict[str, Any]:
+    """summary.json. Losses are means per response token; the mean over sites is unweighted."""
+    names = plan.data.site_names()
+    num_rounds = max(row["round"] for row in rows)
+    chosen = parameters(plan.scheme.name, plan.scheme.parameter_set)
+    num_values = adapter.spec.num_values
+    paper = CKKS["paper"]
+    paper_ciphertexts = -(-num_values // paper.values_per_ciphertext)
+
+    def losses(number: int, key: str) -> dict[str, Any]:
+        sites = {row["site"]: row[key] for row in rows if row["round"] == number}
+        return {"sites": sites, "mean": sum(sites.values()) / len(sites)}
+
+    upload = sum(row["upload_bytes"] for row in rows)
+    download = sum(row["download_bytes"] for row in rows)
+    return {
+        "name": plan.name,
+        "scheme": plan.scheme.name,
+        "scheme_parameters": plan.scheme.parameter_set,
+        "security_bits": chosen.security_bits,
+        "weights": plan.scheme.weights,
+        "rounds": num_rounds,
+        "rounds_planned": plan.rounds,
+        "sites": list(names),
+        "model": {"name": base.name, "sha256": base.sha256, "note": base.note},
+        "adapter": {
+            "rank": plan.adapter.rank,
+            "alpha": plan.adapter.alpha,
+            "targets": list(plan.adapter.targets),
+            "train": plan.adapter.train,
+            "exchange": plan.adapter.exchange,
+        },
+        "trainable_values": num_values,
+        "upload_bytes": upload + state["setup_upload_bytes"],
+        "download_bytes": download + state["setup_download_bytes"],
+        "setup_upload_bytes": state["setup_upload_bytes"],
+        "setup_download_bytes": state["setup_download_bytes"],
+        "plaintext_float32_upload_bytes": 4 * num_values * len(rows),
+        "paper_scheme_upload_bytes": paper.ciphertext_bytes * paper_ciphertexts * len(rows),
+        "initial_heldout_loss": losses(1, "heldout_loss_before"),
+        "final_heldout_loss": losses(num_rounds, "heldout_loss_after"),
+        "wall_s": round(state["wall_s"], 3),
+        "phase_s": {
+            phase: round(sum(row["wall_s"][phase] for row in rows), 3) for phase in PHASES
+        },
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "clipped_values": sum(row["clipped_values"] for row in rows),
+        "plan_sha256": plan.sha256(),
+        "adapter_sha256": adapter.sha256(),
+        "data": {site: found.counts() for site, found in data.items()},
+        "versions": _versions(),
+        "device": base.device,
+        "precision": base.precision,
+        "started": state["started"],
+        "finished": _now(),
+        "resumed": state["sessions"] - 1,
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "peft", "tenseal", "numpy")
+    return {
+        "fedshield": fedshield.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,235 @@
+"""The run folder: what a run leaves behind, written so that a kill never leaves half a file.
+
+    plan.yaml          the plan as run, every default written out
+    run.json           state of the run: running, finished, interrupted or failed
+    metrics.jsonl      one object per round and site
+    summary.json       the run in numbers, at its end
+    answers.json       answers before and after, for the plan's prompts
+    adapter/           the global adapter, PEFT format, with a model card
+    report.html        one self-contained page
+    journal/SITE.jsonl what each site has let out
+    sites/SITE/        each site's global adapter of the last two rounds
+
+No key is ever written here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedshield.errors import RunFolderError
+from fedshield.plan import Plan, load_plan
+from fedshield.types import AdapterSpec, AdapterState
+
+KEPT_STATES = 2
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all, synced to disk."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class RunFolder:
+    """One run's folder. Make it with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def check_free(cls, path: Path) -> None:
+        """Raises `RunFolderError` unless `path` is absent or an empty folder."""
+        if path.is_symlink() or path.exists():
+            if not path.is_dir():
+                raise RunFolderError(f"{path}: expected a folder for the run, got a file; use --out")
+            if any(path.iterdir()):
+                raise RunFolderError(
+                    f"{path}: expected a new or empty folder, got one with files in it; choose "
+                    f"another --out, or go on with: fedshield run --resume {path}"
+                )
+        parent = path.parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RunFolderError(f"{path}: expected a place to write to; choose another --out")
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan, state: dict[str, Any]) -> RunFolder:
+        cls.check_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        write_atomic(path / "plan.yaml", plan.to_yaml())
+        folder.write_state(state)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Raises `RunFolderError` if there is no run in `path`."""
+        for name in ("run.json", "plan.yaml"):
+            if not (path / name).is_file():
+                raise RunFolderError(
+                    f"{path}: expected a run folder, but it has no {name}; give the folder that "
+                    "fedshield run printed"
+                )
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: a second process on one folder raises `RunFolderError`."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunFolderError(
+                    f"{self.path}: another process is working on this run; wait for it to end"
+                ) from None
+            yield
+
+    # -- state and plan --------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self._json("run.json")
+        return state
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        write_atomic(self.path / "run.json", json.dumps(state, indent=1, sort_keys=True) + "\n")
+
+    def plan(self) -> Plan:
+        """The plan as run. Raises `RunFolderError` if it was changed since."""
+        state = self.state()
+        plan, _ = load_plan(self.path / "plan.yaml")
+        if plan.sha256() != state.get("plan_sha256"):
+            raise RunFolderError(
+                f"{self.path / 'plan.yaml'}: expected the plan of this run, got a changed one; "
+                "restore it, or start a new run"
+            )
+        return plan.with_base_dir(Path(state.get("base_dir", ".")))
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RunFolderError(f"{self.path}: expected {name}, found none") from None
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                f"{self.path / name}: cannot be read ({error}); restore it or start a new run"
+            ) from None
+
+    # -- metrics ---------------------------------------------------------------------------
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole rows; a last line cut by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows: list[dict[str, Any]] = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def append_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind_metrics(self, completed_rounds: int) -> list[dict[str, Any]]:
+        """Drop rows of later rounds; they will be made again."""
+        rows = [row for row in self.metrics() if row["round"] <= completed_rounds]
+        write_atomic(
+            self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
+        )
+        return rows
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomic(self.path / name, text + "\n")
+
+    def read_json(self, name: str) -> Any:
+        return self._json(name)
+
+    # -- each site's global adapter ---------------------------------------------------------
+
+    def site_store(self, site: str) -> SiteStore:
+        return SiteStore(self.path / "sites" / site)
+
+    def journal_path(self, site: str) -> Path:
+        return self.path / "journal" / f"{site}.jsonl"
+
+
+class SiteStore:
+    """A site's own folder: its global adapter after each of the last two rounds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, completed_rounds: int, state: AdapterState) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        target = self._file(completed_rounds)
+        temporary = target.with_name(f".{target.name}.part")
+        save_file(
+            {"adapter": np.array(state.values)},
+            temporary,
+            metadata={"sha256": state.sha256(), "spec": state.spec.sha256()},
+        )
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_folder(self.path)
+        for old in self.rounds()[:-KEPT_STATES]:
+            self._file(old).unlink(missing_ok=True)
+
+    def rounds(self) -> list[int]:
+        """Rounds whose adapter is here, ascending."""
+        return sorted(
+            int(path.stem.partition("-")[2]) for path in self.path.glob("round-*.safetensors")
+        )
+
+    def load(self, completed_rounds: int, spec: AdapterSpec) -> AdapterState:
+        """Raises `RunFolderError` if the file is damaged or made for another adapter."""
+        path = self._file(completed_rounds)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                values = file.get_tensor("adapter")
+            state = AdapterState(values.astype(np.float32), spec)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
+        if metadata.get("spec") != spec.sha256() or metadata.get("sha256") != state.sha256():
+            raise RunFolderError(
+                f"{path}: expected the adapter of this run, got a damaged or foreign one; restore it"
+            )
+        return state
+
+    def _file(self, completed_rounds: int) -> Path:
+        return self.path / f"round-{completed_rounds:06d}.safetensors"
