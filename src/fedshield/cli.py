@@ -92,7 +92,7 @@ def run(
     if resume is not None and (out is not None or overrides):
         raise UserError("--resume goes on with the plan of the run: expected no --out and no --set")
     from fedshield.engines import inprocess
-    from fedshield.plan import load_plan
+    from fedshield.planfile import load_plan
 
     if resume is not None:
         return _watched(resume, lambda events: inprocess.resume(resume, events))
@@ -211,7 +211,7 @@ def plan(
 ) -> None:
     """Check a plan and print what its run will cost, without loading weights or data."""
     from fedshield.cost import estimate
-    from fedshield.plan import load_plan
+    from fedshield.planfile import load_plan
 
     loaded, notes = load_plan(path, overrides or ())
     _print_notes(notes)
@@ -224,18 +224,31 @@ def plan(
     ups, downs = cost.upload_bytes_per_site_round, cost.download_bytes_per_site_round
     rows = (
         ("plan", f"{cost.name}: {cost.sites} sites, {cost.rounds} rounds"),
-        ("scheme", scheme + (f", {cost.security_bits} bits" if cost.security_bits else
-                             ": NO protection, the coordinator reads every update")),
+        (
+            "scheme",
+            scheme
+            + (
+                f", {cost.security_bits} bits"
+                if cost.security_bits
+                else ": NO protection, the coordinator reads every update"
+            ),
+        ),
         ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
         ("trainable values", f"{cost.trainable_values:,}"),
         ("up per site and round", _bytes(ups[-1])),
         ("down per site and round", _bytes(downs[-1])),
-        ("up in total", f"{_bytes(cost.total_upload_bytes)} (plain float32: "
-                        f"{_bytes(cost.plaintext_float32_upload_bytes)})"),
+        (
+            "up in total",
+            f"{_bytes(cost.total_upload_bytes)} (plain float32: "
+            f"{_bytes(cost.plaintext_float32_upload_bytes)})",
+        ),
         ("down in total", _bytes(cost.total_download_bytes)),
         ("peak memory, about", _bytes(cost.peak_memory_bytes)),
-        ("time, about", f"{_duration(cost.estimated_s)} on this machine's {cost.device} "
-                        f"({cost.precision}), all sites one after the other"),
+        (
+            "time, about",
+            f"{_duration(cost.estimated_s)} on this machine's {cost.device} "
+            f"({cost.precision}), all sites one after the other",
+        ),
         ("plan hash", cost.plan_sha256),
     )
     for name, value in rows:

@@ -189,15 +189,11 @@ class _Sizes:
             for name in names
         }
         up = count * (self._up(join, "setup") + self._up(messages.Ready(bytes(32)), "setup"))
-        down = count * (
-            self._down(invite, "setup") + self._down(messages.Begin(joins), "setup")
-        )
+        down = count * (self._down(invite, "setup") + self._down(messages.Begin(joins), "setup"))
         secret = bytes(32 + self._chosen.secret_key_bytes + OVERHEAD_BYTES)
         maker, *others = names
         boxes = {
-            name: bytes(
-                self._sealed(messages.KeyBox(name, bytes(16), secret), maker, "setup")
-            )
+            name: bytes(self._sealed(messages.KeyBox(name, bytes(16), secret), maker, "setup"))
             for name in others
         }
         offer = messages.KeyOffer(bytes(self._chosen.public_key_bytes), boxes)
@@ -246,9 +242,7 @@ def _peak_memory(
     )
 
 
-def _seconds(
-    plan: Plan, base_values: int, spec: AdapterSpec, device: str, precision: str
-) -> float:
+def _seconds(plan: Plan, base_values: int, spec: AdapterSpec, device: str, precision: str) -> float:
     """Multiply-adds of training and evaluating at this machine's measured matrix speed.
 
     Training a frozen base costs forward and backward through activations: about 4 operations

@@ -28,7 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fedshield.errors import RunFolderError
-from fedshield.plan import Plan, load_plan
+from fedshield.plan import Plan
+from fedshield.planfile import load_plan
 from fedshield.types import AdapterSpec, AdapterState
 
 KEPT_STATES = 2
@@ -68,7 +69,9 @@ class RunFolder:
         """Raises `RunFolderError` unless `path` is absent or an empty folder."""
         if path.is_symlink() or path.exists():
             if not path.is_dir():
-                raise RunFolderError(f"{path}: expected a folder for the run, got a file; use --out")
+                raise RunFolderError(
+                    f"{path}: expected a folder for the run, got a file; use --out"
+                )
             if any(path.iterdir()):
                 raise RunFolderError(
                     f"{path}: expected a new or empty folder, got one with files in it; choose "
@@ -166,9 +169,7 @@ class RunFolder:
     def rewind_metrics(self, completed_rounds: int) -> list[dict[str, Any]]:
         """Drop rows of later rounds; they will be made again."""
         rows = [row for row in self.metrics() if row["round"] <= completed_rounds]
-        write_atomic(
-            self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows)
-        )
+        write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     def write_json(self, name: str, value: Any) -> None:
@@ -227,7 +228,7 @@ class SiteStore:
             raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
         if metadata.get("spec") != spec.sha256() or metadata.get("sha256") != state.sha256():
             raise RunFolderError(
-                f"{path}: expected the adapter of this run, got a damaged or foreign one; restore it"
+                f"{path}: expected this run's adapter, got a damaged or foreign one; restore it"
             )
         return state
 

@@ -68,7 +68,9 @@ class LocalTrainer:
             model.train()
             try:
                 for step in range(training.steps):
-                    loss = self._step([next(batches) for _ in range(training.gradient_accumulation)])
+                    loss = self._step(
+                        [next(batches) for _ in range(training.gradient_accumulation)]
+                    )
                     if not np.isfinite(loss):
                         raise RoundFailed(
                             f"{self._site}: the loss became {loss} in step {step + 1} of round "
@@ -98,7 +100,9 @@ class LocalTrainer:
                 total += float(self._loss_sum(rows[start : start + size]))
         return total / sum(tokens.num_response for tokens in rows)
 
-    def _optimizer(self, parameters: list[torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    def _optimizer(
+        self, parameters: list[torch.nn.Parameter], rate: float
+    ) -> torch.optim.Optimizer:
         decay = self._plan.training.weight_decay
         if self._plan.training.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from fedshield.errors import ModelError
-from fedshield.model import smollm2
-from fedshield.model.smollm2 import Source, ensure, unpermute, verify
+from fedshield.model import gguf_llama, smollm2
+from fedshield.model.gguf_llama import unpermute
+from fedshield.model.smollm2 import Source, ensure, verify
 
 LAYERS, D, D_FF, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 2, 64, 96, 4, 2, 16, 128
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -384,7 +385,7 @@ def test_a_build_that_never_ends_is_not_waited_for_for_ever(
         ensure(cache_dir=cache, source=fake.source)
 
 
-@pytest.mark.parametrize("step", ["_unpack", "_write_tokenizer", "_write_weights", "_write_json"])
+@pytest.mark.parametrize("step", ["_unpack", "write_tokenizer", "write_weights", "write_json"])
 @pytest.mark.parametrize("error", [RuntimeError("midway"), KeyboardInterrupt()])
 def test_an_exception_midway_leaves_nothing(
     cache: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
@@ -393,7 +394,7 @@ def test_an_exception_midway_leaves_nothing(
         raise error
 
     with monkeypatch.context() as m:
-        m.setattr(smollm2, step, fail)
+        m.setattr(smollm2 if step == "_unpack" else gguf_llama, step, fail)
         with pytest.raises(type(error)):
             ensure(cache_dir=cache, source=fake.source)
     assert left_in(cache) == []

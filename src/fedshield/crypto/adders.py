@@ -52,7 +52,9 @@ class CkksAdder:
         except Exception as error:  # TenSEAL raises bare ValueError/RuntimeError
             raise CryptoError(f"public context: does not parse ({type(error).__name__})") from None
         if self._context.has_secret_key() or self._context.has_galois_keys():
-            raise CryptoError("public context: expected public material, got a secret or Galois key")
+            raise CryptoError(
+                "public context: expected public material, got a secret or Galois key"
+            )
 
     def add(self, total: object | None, block: bytes) -> object:
         vectors = [self._vector(raw) for raw in framing.unpack(block, self._parameters)]

@@ -62,7 +62,9 @@ def _derive(
     try:
         shared = key.private.exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError:  # a low-order or malformed public key
-        raise CryptoError(f"sealed box: {names[0]}-{names[1]}: the peer's key is unusable") from None
+        raise CryptoError(
+            f"sealed box: {names[0]}-{names[1]}: the peer's key is unusable"
+        ) from None
     info = b""
     for part in (b"fedshield seal 1", purpose.encode(), context, *map(str.encode, names), *publics):
         info += struct.pack(">I", len(part)) + part

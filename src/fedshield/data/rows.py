@@ -125,8 +125,9 @@ def _lines(path: Path, name: str) -> Iterator[str]:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             yield from file
     except UnicodeDecodeError as error:
-        raise DataError(f"{name}: expected UTF-8 text, got other bytes ({error.reason}); "
-                        "convert the file") from None
+        raise DataError(
+            f"{name}: expected UTF-8 text, got other bytes ({error.reason}); convert the file"
+        ) from None
     except (OSError, EOFError) as error:
         raise DataError(f"{name}: cannot be read ({error}); check the file") from None
 
@@ -148,8 +149,9 @@ def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
         for row in reader:
             where = f"{name}:{reader.line_num}"
             if None in row or None in row.values():
-                yield where, _BadRow(
-                    f"expected {len(reader.fieldnames or ())} fields, got another number"
+                yield (
+                    where,
+                    _BadRow(f"expected {len(reader.fieldnames or ())} fields, got another number"),
                 )
             else:
                 yield where, row
@@ -198,9 +200,7 @@ def _hub(name: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
 # -- forms ---------------------------------------------------------------------------------
 
 
-def _row(
-    raw: Any, where: str, columns: ColumnsPlan, label_column: str | None, source: str
-) -> Row:
+def _row(raw: Any, where: str, columns: ColumnsPlan, label_column: str | None, source: str) -> Row:
     if not isinstance(raw, dict):
         raise _BadRow(f"expected an object with named fields, got {type(raw).__name__}")
     label = source

@@ -95,7 +95,10 @@ def _by_site(plan: Plan) -> dict[str, _Share]:
                 on_bad_row=plan.data.on_bad_row,
             )
             train, heldout = found.rows, other.rows[:wanted]
-            skipped, first = found.skipped + other.skipped, found.first_skipped or other.first_skipped
+            skipped, first = (
+                found.skipped + other.skipped,
+                found.first_skipped or other.first_skipped,
+            )
         else:
             _enough(len(found.rows), wanted, key)
             train, heldout = found.rows[:-wanted], found.rows[-wanted:]
@@ -163,7 +166,7 @@ def _dirichlet(
                 dealt[site] += mine[bounds[site] : bounds[site + 1]]
         if min(len(part) for part in dealt) > heldout:
             for part in dealt:
-                generator.shuffle(part)  # type: ignore[arg-type]
+                generator.shuffle(part)
             return dealt
     raise DataError(
         f"data.dirichlet_alpha: expected a split that leaves every site more than {heldout} rows, "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-
-import numpy as np
 
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost

@@ -8,9 +8,6 @@ with new keys that goes on from the last round that every site has kept.
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import platform
-import resource
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import fedshield
 from fedshield.crypto.keys import SigningKey
-from fedshield.crypto.scheme import CKKS, parameters
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.errors import CryptoError, FedShieldError, ProtocolError, RoundFailed, RunFolderError
 from fedshield.model import export
@@ -35,9 +30,9 @@ from fedshield.protocol.roster import Roster
 from fedshield.protocol.sites import Replies
 from fedshield.runfolder import RunFolder, write_atomic
 from fedshield.seeds import derive
+from fedshield.summary import PHASES, summarise
 from fedshield.types import AdapterState
 
-PHASES = ("train", "prune", "encode", "encrypt", "aggregate", "open", "evaluate")
 SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
 
 
@@ -283,9 +278,7 @@ def _rounds(
             host,
             base.tokenizer.pad_token_id,
             base.device,
-            on_step=lambda step, steps, loss: watch.step(
-                current["round"], name, step, steps, loss
-            ),
+            on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
     participants = {
@@ -409,87 +402,11 @@ def _finish(
         )
         folder.write_json("answers.json", found)
     watch.note("writing the adapter and the report")
+    state["finished"] = _now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
-    export.save_adapter(
-        adapter, plan, export.model_card(plan, summary), folder.path / "adapter"
-    )
+    export.save_adapter(adapter, plan, export.model_card(plan, summary), folder.path / "adapter")
     folder.write_json("summary.json", summary)
     write_report(folder.path)
-
-
-def summarise(
-    plan: Plan,
-    base: BaseModel,
-    data: Mapping[str, SiteData],
-    adapter: AdapterState,
-    rows: Sequence[dict[str, Any]],
-    state: Mapping[str, Any],
-) -> dict[str, Any]:
-    """summary.json. Losses are means per response token; the mean over sites is unweighted."""
-    names = plan.data.site_names()
-    num_rounds = max(row["round"] for row in rows)
-    chosen = parameters(plan.scheme.name, plan.scheme.parameter_set)
-    num_values = adapter.spec.num_values
-    paper = CKKS["paper"]
-    paper_ciphertexts = -(-num_values // paper.values_per_ciphertext)
-
-    def losses(number: int, key: str) -> dict[str, Any]:
-        sites = {row["site"]: row[key] for row in rows if row["round"] == number}
-        return {"sites": sites, "mean": sum(sites.values()) / len(sites)}
-
-    upload = sum(row["upload_bytes"] for row in rows)
-    download = sum(row["download_bytes"] for row in rows)
-    return {
-        "name": plan.name,
-        "scheme": plan.scheme.name,
-        "scheme_parameters": plan.scheme.parameter_set,
-        "security_bits": chosen.security_bits,
-        "weights": plan.scheme.weights,
-        "rounds": num_rounds,
-        "rounds_planned": plan.rounds,
-        "sites": list(names),
-        "model": {"name": base.name, "sha256": base.sha256, "note": base.note},
-        "adapter": {
-            "rank": plan.adapter.rank,
-            "alpha": plan.adapter.alpha,
-            "targets": list(plan.adapter.targets),
-            "train": plan.adapter.train,
-            "exchange": plan.adapter.exchange,
-        },
-        "trainable_values": num_values,
-        "upload_bytes": upload + state["setup_upload_bytes"],
-        "download_bytes": download + state["setup_download_bytes"],
-        "setup_upload_bytes": state["setup_upload_bytes"],
-        "setup_download_bytes": state["setup_download_bytes"],
-        "plaintext_float32_upload_bytes": 4 * num_values * len(rows),
-        "paper_scheme_upload_bytes": paper.ciphertext_bytes * paper_ciphertexts * len(rows),
-        "initial_heldout_loss": losses(1, "heldout_loss_before"),
-        "final_heldout_loss": losses(num_rounds, "heldout_loss_after"),
-        "wall_s": round(state["wall_s"], 3),
-        "phase_s": {
-            phase: round(sum(row["wall_s"][phase] for row in rows), 3) for phase in PHASES
-        },
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "clipped_values": sum(row["clipped_values"] for row in rows),
-        "plan_sha256": plan.sha256(),
-        "adapter_sha256": adapter.sha256(),
-        "data": {site: found.counts() for site, found in data.items()},
-        "versions": _versions(),
-        "device": base.device,
-        "precision": base.precision,
-        "started": state["started"],
-        "finished": _now(),
-        "resumed": state["sessions"] - 1,
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "peft", "tenseal", "numpy")
-    return {
-        "fedshield": fedshield.__version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def _now() -> str:

@@ -21,7 +21,8 @@ from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
 def lora_config(adapter: AdapterPlan) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(
+    build: Any = LoraConfig
+    return build(
         r=adapter.rank,
         lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
         lora_dropout=adapter.dropout,

@@ -99,6 +99,10 @@ def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
 
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
+    import transformers.utils.logging
+
+    logging: Any = transformers.utils.logging
+    logging.disable_progress_bar()
     dtype = getattr(torch, precision)
     name = plan.model.name
     if plan.model.quantization != "none":
@@ -133,7 +137,7 @@ def load_config(plan: Plan) -> Any:
         return tiny.config()
     if name == SMOLLM2:
         fields = dict(_SMOLLM2_CONFIG)
-        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+        return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
     local = _local_folder(plan)
     if local is not None:
         return _read_config(local / "config.json", f"model.name {name}")
@@ -153,7 +157,8 @@ def empty_model(plan: Plan) -> Any:
     config = load_config(plan)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            build: Any = AutoModelForCausalLM.from_config
+            return build(config)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model.name {plan.model.name}: expected a causal language model, got "
@@ -300,13 +305,13 @@ def _weights(folder: Path, plan: Plan, dtype: Any, device: str) -> Any:
         extra["quantization_config"] = _quantization_config(plan, dtype)
         extra["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **extra
         )
     except Exception as error:
         raise ModelError(
             f"model.name {plan.model.name}: expected weights that fit its config, got "
-            f"{type(error).__name__}: {_first_line(error)}; the folder is damaged or not a causal LM"
+            f"{type(error).__name__}: {_first_line(error)}; the folder is damaged or no causal LM"
         ) from None
     return model if extra else model.to(device)
 
@@ -328,11 +333,12 @@ def _check_quantization(plan: Plan, device: str) -> None:
 
 
 def _quantization_config(plan: Plan, dtype: Any) -> Any:
-    from transformers import BitsAndBytesConfig
+    import transformers
 
+    build: Any = transformers.BitsAndBytesConfig
     if plan.model.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
+        return build(load_in_8bit=True)
+    return build(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -51,9 +51,7 @@ def render(tokenizer: Any, messages: list[Message], *, generate: bool = False) -
     """The conversation's text. Raises `ModelError` if the template refuses it."""
     try:
         return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate
-            )
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
         )
     except Exception as error:
         raise ModelError(
@@ -83,9 +81,7 @@ def tokenise(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
     )
 
 
-def _answer_span(
-    tokenizer: Any, messages: list[Message], turn: int, text: str
-) -> tuple[int, int]:
+def _answer_span(tokenizer: Any, messages: list[Message], turn: int, text: str) -> tuple[int, int]:
     upto = render(tokenizer, messages[: turn + 1])
     before = render(tokenizer, messages[:turn], generate=True)
     if text.startswith(upto):

@@ -84,7 +84,8 @@ def model_card(plan: Plan, summary: dict[str, Any]) -> str:
         f"A LoRA adapter (rank {plan.adapter.rank}, alpha {plan.adapter.alpha:g}, on "
         f"{', '.join(plan.adapter.targets)}) for {plan.model.name}"
         + (f" ({note})" if note else "")
-        + f", made by {len(summary['sites'])} sites with FedShield {summary['versions']['fedshield']}.",
+        + f", made by {len(summary['sites'])} sites with FedShield "
+        + f"{summary['versions']['fedshield']}.",
         "",
         "## How it was made",
         f"- Rounds: {summary['rounds']} of {summary['rounds_planned']}, "

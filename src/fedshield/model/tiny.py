@@ -52,7 +52,9 @@ def build() -> Any:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() == 2:  # wide enough that adapters find something to steer
-                    spread = 1.0 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+                    spread = (
+                        1.0 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5
+                    )
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
                     if "lm_head" in name:
                         parameter.mul_(parameter.shape[1] ** -0.5)
@@ -70,7 +72,8 @@ def tokenizer() -> Any:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return PreTrainedTokenizerFast(
+    build: Any = PreTrainedTokenizerFast
+    return build(
         tokenizer_object=core,
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",

@@ -99,9 +99,7 @@ class Coordinator:
         self._adder = adder(scheme.name, scheme.parameter_set, offer.public)
         if set(offer.boxes) != set(others):
             raise RoundFailed(f"{maker} did not make a key for every site; start again")
-        self._call(
-            {site: messages.TakeKey(offer.boxes[site]) for site in others}, messages.Done
-        )
+        self._call({site: messages.TakeKey(offer.boxes[site]) for site in others}, messages.Done)
 
     def round(self, round_number: int) -> RoundOutcome:
         """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed`;
@@ -136,9 +134,7 @@ class Coordinator:
         for index, block in enumerate(total.blocks):
             self._all(messages.Deliver(index, block), messages.Done)
         self._progress("open")
-        self._receipts = self._call_raw(
-            dict.fromkeys(self._roster.names(), messages.Open())
-        )
+        self._receipts = self._call_raw(dict.fromkeys(self._roster.names(), messages.Open()))
         receipts_read = self._read_all(self._receipts, messages.Receipt, self._binding)
         if len({receipt.model_tag for receipt in receipts_read.values()}) != 1:
             raise RoundFailed("the sites opened different sums; the run stops here")
@@ -170,7 +166,7 @@ class Coordinator:
             key_id=first.key_id,
             context=self._binding.context,
             layout_tag=first.layout_tag,
-            contributors={site: b"" for site in uploads},
+            contributors=dict.fromkeys(uploads, b""),
             blocks=tuple(blocks),
         )
 
@@ -189,7 +185,9 @@ class Coordinator:
         replies = self._sites.call(method, args, self._timeout_s)
         if replies.failed:
             why = ", ".join(f"{site} ({code})" for site, code in sorted(replies.failed.items()))
-            raise RoundFailed(f"{method}: no answer from {why}; the model of the last round is kept")
+            raise RoundFailed(
+                f"{method}: no answer from {why}; the model of the last round is kept"
+            )
         return dict(replies.ok)
 
     def _read_all(

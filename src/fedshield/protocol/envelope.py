@@ -45,9 +45,7 @@ def seal(kind: str, binding: Binding, sender: str, body: codec.Value, sign: Sign
     message = (
         MAGIC
         + bytes([VERSION])
-        + codec.encode(
-            [kind, binding.context, binding.round_number, binding.phase, sender, body]
-        )
+        + codec.encode([kind, binding.context, binding.round_number, binding.phase, sender, body])
     )
     return message + sign(message)
 
@@ -83,7 +81,7 @@ def unseal(
         raise ProtocolError(
             "round",
             f"{kind} from {sender}: expected round {binding.round_number} ({binding.phase}), "
-            f"got {round_number} ({phase})",
+            f"got {round_number!r} ({phase!r})",
         )
     if got_sender != sender:
         raise ProtocolError("sender", f"expected {kind} from {sender}, got one from {got_sender!r}")

@@ -19,14 +19,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from fedshield import encode, prune
-from fedshield.crypto.ckks import CkksScheme
 from fedshield.crypto.keys import RunKey, SigningKey
-from fedshield.crypto.plain import PlainScheme
 from fedshield.crypto.scheme import SiteScheme
-from fedshield.crypto.seal import seal, unseal
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.plan import Plan, learning_rate
-from fedshield.protocol import envelope, messages
+from fedshield.protocol import envelope, messages, run_keys
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.roster import COORDINATOR, Roster
@@ -42,9 +39,6 @@ from fedshield.protocol.session import (
     upload_digest,
 )
 from fedshield.types import AdapterState, AdapterUpdate, EncodedUpdate, EncryptedUpdate, OpenedSum
-
-KEY_PURPOSE = "run keys"
-GROUP_KEY_BYTES = 32
 
 _M = TypeVar("_M", bound=messages.Message)
 
@@ -131,10 +125,9 @@ class Participant:
 
     def _forget(self) -> None:
         """Drop everything of a session, its keys first."""
-        self._scheme: SiteScheme | None = None
-        self._group_key = b""
+        self._keys: run_keys.RunKeys | None = None
         self._run_key: RunKey | None = None
-        self._run_keys: dict[str, bytes] = {}
+        self._peer_keys: dict[str, bytes] = {}
         self._binding = Binding(bytes(32), 0, SETUP)
         self._join: messages.Join | None = None
         self._weight = 0.0
@@ -153,9 +146,7 @@ class Participant:
         if method not in self._commands:
             raise ProtocolError("kind", f"unknown command {method!r}")
         reply = self._commands[method](data)
-        return envelope.seal(
-            reply.kind, self._binding, self.name, reply.to_body(), self._key.sign
-        )
+        return envelope.seal(reply.kind, self._binding, self.name, reply.to_body(), self._key.sign)
 
     def _read(self, kind: type[_M], data: bytes) -> _M:
         body = envelope.unseal(
@@ -166,15 +157,15 @@ class Participant:
     # -- opening a session -----------------------------------------------------------------
 
     def _invite(self, data: bytes) -> messages.Message:
-        self._forget()
         body = envelope.unseal(
-            data, "invite", self._binding, COORDINATOR, self._roster.coordinator
+            data, "invite", Binding(bytes(32), 0, SETUP), COORDINATOR, self._roster.coordinator
         )
         invite = messages.Invite.from_body(body)
         if invite.plan != self._plan.canonical():
             raise ProtocolError("context", "the coordinator's plan is not the one agreed here")
         if invite.roster != self._roster.encode():
             raise ProtocolError("context", "the coordinator's roster is not the one agreed here")
+        self._forget()
         self._run_key = RunKey()
         public = self._plan.scheme.weights == "public"
         self._join = messages.Join(
@@ -183,7 +174,9 @@ class Participant:
             completed_rounds=self.completed_rounds,
             num_examples=encode.round_count(self._work.num_examples) if public else 0,
         )
-        self._binding = Binding(setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP)
+        self._binding = Binding(
+            setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP
+        )
         return self._join
 
     def _begin(self, data: bytes) -> messages.Message:
@@ -194,7 +187,7 @@ class Participant:
         # Sites that were killed at different moments go on from the earliest round.
         if self.completed_rounds != min(join.completed_rounds for join in joins.values()):
             raise ProtocolError("round", "sites stand at different rounds; roll back to the least")
-        self._run_keys = {site: join.run_key for site, join in joins.items()}
+        self._peer_keys = {site: join.run_key for site, join in joins.items()}
         self._binding = Binding(session_context(self._binding, joins), 0, SETUP)
         if self._plan.scheme.weights == "equal":
             self._weight = 1.0 / len(joins)
@@ -205,65 +198,32 @@ class Participant:
 
     def _make_key(self, data: bytes) -> messages.Message:
         self._read(messages.MakeKey, data)
-        if self._scheme is not None or self.name != self._roster.names()[0]:
+        if self._keys is not None or self.name != run_keys.maker(self._roster):
             raise ProtocolError("repeated", "this site does not make the run's keys, or has")
-        chosen = self._plan.scheme
-        public = secret = b""
-        if chosen.name == "ckks":
-            ckks = CkksScheme.generate(chosen.parameter_set, self._plan.encoding.grid_bits)
-            public, secret = ckks.public, ckks.secret()
-            self._scheme = ckks
-        else:
-            self._scheme = PlainScheme()
-        self._group_key = os.urandom(GROUP_KEY_BYTES)
         assert self._run_key is not None
-        boxes: dict[str, bytes] = {}
-        for receiver in self._roster.names():
-            if receiver == self.name:
-                continue
-            box = seal(
-                self._group_key + secret,
-                self._run_key,
-                self._run_keys[receiver],
-                purpose=KEY_PURPOSE,
-                context=self._binding.context,
-                names=(self.name, receiver),
-            )
-            offer = messages.KeyBox(receiver, self._scheme.key_id, box)
-            boxes[receiver] = envelope.seal(
-                offer.kind, self._binding, self.name, offer.to_body(), self._key.sign
-            )
-        return messages.KeyOffer(public, boxes)
+        self._keys = run_keys.make(self._plan)
+        return run_keys.offer(
+            self._keys,
+            self._roster,
+            self._run_key,
+            self._peer_keys,
+            self._binding,
+            self._key.sign,
+        )
 
     def _take_key(self, data: bytes) -> messages.Message:
         command = self._read(messages.TakeKey, data)
-        if self._scheme is not None or self._run_key is None:
+        if self._keys is not None or self._run_key is None:
             raise ProtocolError("repeated", "this site has the run's keys")
-        maker = self._roster.names()[0]
-        offer = messages.KeyBox.from_body(
-            envelope.unseal(
-                command.box, "key-box", self._binding, maker, self._roster.public(maker)
-            )
-        )
-        if offer.receiver != self.name:
-            raise ProtocolError("sender", f"a key box for {offer.receiver!r} came here")
-        opened = unseal(
-            offer.box,
+        self._keys = run_keys.take(
+            command.box,
+            self._plan,
+            self._roster,
+            self.name,
             self._run_key,
-            self._run_keys[maker],
-            purpose=KEY_PURPOSE,
-            context=self._binding.context,
-            names=(maker, self.name),
+            self._peer_keys,
+            self._binding,
         )
-        group_key, secret = opened[:GROUP_KEY_BYTES], opened[GROUP_KEY_BYTES:]
-        scheme: SiteScheme = PlainScheme()
-        if self._plan.scheme.name == "ckks":
-            scheme = CkksScheme.from_secret(
-                self._plan.scheme.parameter_set, secret, self._plan.encoding.grid_bits
-            )
-        if scheme.key_id != offer.key_id or len(group_key) != GROUP_KEY_BYTES:
-            raise ProtocolError("disagree", "the run's key is not the one that was announced")
-        self._scheme, self._group_key = scheme, group_key
         return messages.Done()
 
     # -- one round -------------------------------------------------------------------------
@@ -321,9 +281,7 @@ class Participant:
             encoded = encode.encode_update(
                 pruned,
                 self._weight,
-                encode.update_layout(
-                    self.state.spec, scheme.parameters, scheme.number_format
-                ),
+                encode.update_layout(self.state.spec, scheme.parameters, scheme.number_format),
                 grid_bits=self._plan.encoding.grid_bits if encrypting else None,
                 slot_limit=scheme.parameters.sum_limit / (2 * len(self._roster.sites)),
             )
@@ -418,9 +376,7 @@ class Participant:
             loss = self._work.evaluate(self.state)
         before = loss if self._heldout_loss is None else self._heldout_loss
         self._heldout_loss = loss
-        self._observe(
-            replace(self._record, heldout_loss_before=before, heldout_loss_after=loss)
-        )
+        self._observe(replace(self._record, heldout_loss_before=before, heldout_loss_after=loss))
         return messages.Done()
 
     def _finish(self, data: bytes) -> messages.Message:
@@ -433,9 +389,9 @@ class Participant:
     # -- helpers ---------------------------------------------------------------------------
 
     def _ready_scheme(self) -> SiteScheme:
-        if self._scheme is None:
+        if self._keys is None:
             raise ProtocolError("scheme", "the run's keys are not here yet")
-        return self._scheme
+        return self._keys.scheme
 
     def _current_upload(self) -> tuple[EncryptedUpdate, EncodedUpdate, bytes]:
         if self._upload is None:
@@ -448,9 +404,7 @@ class Participant:
             if site not in receipts:
                 raise ProtocolError("disagree", f"{site}'s receipt of the last round is missing")
             receipt = messages.Receipt.from_body(
-                envelope.unseal(
-                    receipts[site], "receipt", binding, site, self._roster.public(site)
-                )
+                envelope.unseal(receipts[site], "receipt", binding, site, self._roster.public(site))
             )
             if not hmac.compare_digest(receipt.model_tag, self._receipt_tag):
                 raise ProtocolError("disagree", f"{site} opened another model")
@@ -458,7 +412,8 @@ class Participant:
     def _tag(self, label: bytes, value: bytes) -> bytes:
         binding = self._binding
         message = label + binding.context + binding.round_number.to_bytes(8, "big") + value
-        return hmac.digest(self._group_key, message, "sha256")
+        assert self._keys is not None
+        return hmac.digest(self._keys.group_key, message, "sha256")
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -1,0 +1,112 @@
+"""The keys of one run: made by one site, sealed to each other site, relayed by the coordinator.
+
+Two keys travel in one box: the scheme's secret (ckks; nothing for plain) and a group key with
+which sites tag what must agree between them, so that the coordinator can compare tags without
+learning what they are of. Boxes are signed by their maker: the coordinator cannot put its own
+key in their place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from fedshield.crypto.ckks import CkksScheme
+from fedshield.crypto.keys import RunKey
+from fedshield.crypto.plain import PlainScheme
+from fedshield.crypto.scheme import SiteScheme
+from fedshield.crypto.seal import seal, unseal
+from fedshield.errors import ProtocolError
+from fedshield.plan import Plan
+from fedshield.protocol import envelope, messages
+from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.roster import Roster
+
+PURPOSE = "run keys"
+GROUP_KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class RunKeys:
+    """What every site holds during a run, and the coordinator never."""
+
+    scheme: SiteScheme
+    group_key: bytes = field(repr=False)
+
+
+def maker(roster: Roster) -> str:
+    """The site that makes the keys: the first by name."""
+    return roster.names()[0]
+
+
+def make(plan: Plan) -> RunKeys:
+    """New keys, from the operating system's generator."""
+    scheme: SiteScheme = PlainScheme()
+    if plan.scheme.name == "ckks":
+        scheme = CkksScheme.generate(plan.scheme.parameter_set, plan.encoding.grid_bits)
+    return RunKeys(scheme, os.urandom(GROUP_KEY_BYTES))
+
+
+def offer(
+    keys: RunKeys,
+    roster: Roster,
+    run_key: RunKey,
+    peer_keys: dict[str, bytes],
+    binding: Binding,
+    sign: Sign,
+) -> messages.KeyOffer:
+    """The maker's reply: public material, and a signed box for each other site. `peer_keys`:
+    every site's X25519 public key in this session."""
+    me = maker(roster)
+    public = secret = b""
+    if isinstance(keys.scheme, CkksScheme):
+        public, secret = keys.scheme.public, keys.scheme.secret()
+    boxes: dict[str, bytes] = {}
+    for receiver in roster.names():
+        if receiver == me:
+            continue
+        box = seal(
+            keys.group_key + secret,
+            run_key,
+            peer_keys[receiver],
+            purpose=PURPOSE,
+            context=binding.context,
+            names=(me, receiver),
+        )
+        body = messages.KeyBox(receiver, keys.scheme.key_id, box).to_body()
+        boxes[receiver] = envelope.seal(messages.KeyBox.kind, binding, me, body, sign)
+    return messages.KeyOffer(public, boxes)
+
+
+def take(
+    data: bytes,
+    plan: Plan,
+    roster: Roster,
+    receiver: str,
+    run_key: RunKey,
+    peer_keys: dict[str, bytes],
+    binding: Binding,
+) -> RunKeys:
+    """The keys out of a signed box. Raises `ProtocolError` or `CryptoError` unless the maker
+    made it for this site and session, and the key is the announced one."""
+    sender = maker(roster)
+    found = messages.KeyBox.from_body(
+        envelope.unseal(data, messages.KeyBox.kind, binding, sender, roster.public(sender))
+    )
+    if found.receiver != receiver:
+        raise ProtocolError("sender", f"a key box for {found.receiver!r} came here")
+    opened = unseal(
+        found.box,
+        run_key,
+        peer_keys[sender],
+        purpose=PURPOSE,
+        context=binding.context,
+        names=(sender, receiver),
+    )
+    group_key, secret = opened[:GROUP_KEY_BYTES], opened[GROUP_KEY_BYTES:]
+    scheme: SiteScheme = PlainScheme()
+    if plan.scheme.name == "ckks":
+        scheme = CkksScheme.from_secret(plan.scheme.parameter_set, secret, plan.encoding.grid_bits)
+    if scheme.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES:
+        raise ProtocolError("disagree", "the run's key is not the one that was announced")
+    return RunKeys(scheme, group_key)
