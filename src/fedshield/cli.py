@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,10 @@ from rich.table import Table
 
 from fedshield import __version__
 from fedshield.errors import FedShieldError, UserError
+
+if TYPE_CHECKING:
+    from fedshield.cost import Cost
+    from fedshield.plan import Plan
 
 app = typer.Typer(
     name="fedshield",
@@ -32,6 +36,8 @@ app.add_typer(model_app, name="model")
 out_console = Console(highlight=False, soft_wrap=True)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
+STOPPED = 130
+
 PlanArgument = Annotated[Path | None, typer.Argument(help="A plan (YAML). See examples/.")]
 SetOption = Annotated[
     list[str] | None,
@@ -44,7 +50,11 @@ RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 def main() -> None:
     """Entry point: every error that is ours becomes one line and an exit status."""
     try:
-        app(standalone_mode=False)
+        # typer hands back the status of an Exit, and of a Ctrl-C (130), as a number.
+        status = app(standalone_mode=False)
+        if status == STOPPED:
+            _say_error("stopped")
+        sys.exit(status if isinstance(status, int) else 0)
     except UserError as error:
         _say_error(str(error))
         sys.exit(2)
@@ -55,10 +65,11 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _say_error("stopped")
-        sys.exit(130)
+        sys.exit(STOPPED)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
-            _say_error(f"{error.format_message()}; see fedshield --help")
+            if error.format_message():  # empty when the help was asked for by giving nothing
+                _say_error(f"{error.format_message()}; see fedshield --help")
             sys.exit(2)
         raise
 
@@ -219,19 +230,22 @@ def plan(
     if as_json:
         print(json.dumps(cost.to_json(), indent=1))
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in _cost_lines(loaded, cost):
+        out_console.print(f"{name:<24} {value}", markup=False)
+
+
+def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
     scheme = f"{cost.scheme} {cost.scheme_parameters}".strip()
+    unprotected = ": NO protection, the coordinator reads every update"
     ups, downs = cost.upload_bytes_per_site_round, cost.download_bytes_per_site_round
-    rows = (
+    where = f"this machine's {cost.device} ({cost.precision}), all sites one after the other"
+    if loaded.model.quantization != "none" and cost.device == "cpu":
+        where += f"; a {loaded.model.quantization} run needs CUDA"
+    return [
         ("plan", f"{cost.name}: {cost.sites} sites, {cost.rounds} rounds"),
         (
             "scheme",
-            scheme
-            + (
-                f", {cost.security_bits} bits"
-                if cost.security_bits
-                else ": NO protection, the coordinator reads every update"
-            ),
+            scheme + (f", {cost.security_bits} bits" if cost.security_bits else unprotected),
         ),
         ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
         ("trainable values", f"{cost.trainable_values:,}"),
@@ -244,16 +258,9 @@ def plan(
         ),
         ("down in total", _bytes(cost.total_download_bytes)),
         ("peak memory, about", _bytes(cost.peak_memory_bytes)),
-        (
-            "time, about",
-            f"{_duration(cost.estimated_s)} on this machine's {cost.device} "
-            f"({cost.precision}), all sites one after the other",
-        ),
+        ("time, about", f"{_duration(cost.estimated_s)} on {where}"),
         ("plan hash", cost.plan_sha256),
-    )
-    for name, value in rows:
-        table.add_row(name, value)
-    out_console.print(table)
+    ]
 
 
 # -- after a run ---------------------------------------------------------------------------

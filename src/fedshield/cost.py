@@ -25,6 +25,8 @@ from fedshield.types import AdapterSpec, Layout
 
 #: Share of peak matrix speed that a training step reaches (measured on SmolLM2-135M, CPU).
 EFFICIENCY = 0.45
+#: Seconds to start, and per training step of a model too small to keep the machine busy.
+START_S, CALL_S = 3.0, 0.02
 #: Python, torch, transformers and TenSEAL before any model is loaded.
 PROCESS_BYTES = 650_000_000
 #: Seconds per value, one core: TenSEAL encrypting, adding one upload, opening.
@@ -255,11 +257,12 @@ def _seconds(plan: Plan, base_values: int, spec: AdapterSpec, device: str, preci
     evaluated = plan.data.heldout_rows * tokens
     operations = base_values * (4 * trained + 2 * evaluated) * sites * plan.rounds
     speed = _matrix_speed(device, precision) * EFFICIENCY
+    calls = training.steps * training.gradient_accumulation * sites * plan.rounds
     crypto = 0.0
     if plan.scheme.name == "ckks":
         encrypt, add, opening = _CKKS_S[plan.scheme.parameter_set]
         crypto = spec.num_values * (encrypt + add + opening) * sites * plan.rounds
-    return operations / speed + crypto
+    return START_S + calls * CALL_S + operations / speed + crypto
 
 
 def _matrix_speed(device: str, precision: str) -> float:

@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from fedshield.errors import PlanError
 from fedshield.types import Exchange
 
+#: Numbers such as 1e-4, which YAML 1.1 takes for text; a plan is read and written as YAML 1.2.
+YAML_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
 MAX_SITES = 64
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -45,7 +53,7 @@ class AdapterPlan(_Section):
     """LoRA. Defaults are the paper's."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
-    alpha: Annotated[float, Field(gt=0)] = 64.0
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     dropout: Rate = 0.05
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     train: Literal["ab"] = "ab"
@@ -107,6 +115,18 @@ class DataPlan(_Section):
                 raise ValueError(f"pool|()|at least one source when split is {self.split}")
             if self.num_sites is None:
                 raise ValueError(f"num_sites|None|a number of sites when split is {self.split}")
+            for index, source in enumerate(self.pool):
+                for key in ("heldout_source", "heldout_rows"):
+                    value = getattr(source, key)
+                    if value is not None:
+                        raise ValueError(
+                            f"pool.{index}.{key}|{value!r}|none in a pool: every site holds out "
+                            "data.heldout_rows of its share"
+                        )
+        if self.dirichlet_column is not None and self.split != "dirichlet":
+            raise ValueError(
+                f"dirichlet_column|{self.dirichlet_column!r}|none when split is {self.split}"
+            )
         if len(self.sites) > MAX_SITES:
             raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
         return self
@@ -124,12 +144,12 @@ class TrainingPlan(_Section):
     steps: PositiveInt = 10
     batch_size: PositiveInt = 16
     gradient_accumulation: PositiveInt = 1
-    max_length: Annotated[int, Field(ge=8)] = 512
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    max_length: Annotated[int, Field(ge=8, lt=2**31)] = 512
+    learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 5e-5
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
@@ -155,7 +175,7 @@ class PruningPlan(_Section):
     mask: Literal["local"] = "local"
     initial_rate: Rate = 0.2
     target_rate: Rate = 0.5
-    start_round: Annotated[int, Field(ge=0)] | None = None
+    start_round: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     target_round: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -173,7 +193,7 @@ class PruningPlan(_Section):
 class EncodingPlan(_Section):
     """How values become numbers that can be encrypted and summed."""
 
-    grid_bits: Annotated[int, Field(ge=8, le=22)] = Field(
+    grid_bits: Annotated[int, Field(ge=19, le=22)] = Field(
         default=22, description="ckks: values are rounded to multiples of 2^-grid_bits"
     )
 
@@ -193,7 +213,7 @@ class SchemePlan(_Section):
         known = SCHEME_PARAMETERS[self.name]
         if self.parameters is not None and self.parameters not in known:
             raise ValueError(
-                f"parameters|{self.parameters}|"
+                f"parameters|{self.parameters!r}|"
                 + (f"one of {', '.join(known)}" if known else "no parameters")
                 + f" when scheme.name is {self.name}"
             )
@@ -217,7 +237,7 @@ class SpeedPlan(_Section):
     """Settings that change how fast a run is, never what it computes or protects."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     eval_batch_size: PositiveInt = 8
 
 
@@ -254,7 +274,8 @@ class Plan(_Section):
                 if value is not None and value > self.rounds:
                     raise ValueError(f"pruning.{key}|{value}|at most rounds ({self.rounds})")
         if self.scheme.name == "ckks" and len(self.data.site_names()) < 2:
-            raise ValueError("data.sites|1 site|at least 2 sites to sum over when scheme is ckks")
+            key = "sites" if self.data.split == "by-site" else "num_sites"
+            raise ValueError(f"data.{key}|1 site|at least 2 sites to sum over when scheme is ckks")
         if self.model.quantization != "none" and self.model.name in ("smollm2-135m", "tiny-llama"):
             raise ValueError(
                 f"model.quantization|{self.model.quantization}|none for the built-in "
@@ -273,7 +294,16 @@ class Plan(_Section):
         return plan
 
     def resolve(self, path: str) -> Path:
-        return (self._base_dir / Path(path).expanduser()).resolve()
+        """A path of the plan, made absolute. Raises `PlanError` if it cannot be one."""
+        try:
+            found = (self._base_dir / Path(path).expanduser()).resolve()
+            found.exists()  # refuses a name that is too long
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise PlanError(
+                f"{path[:60]!r}: expected a path, but {reason}; check the plan"
+            ) from None
+        return found
 
     def canonical(self) -> bytes:
         """Canonical JSON of what is agreed between the parties: all but speed and output."""
@@ -285,9 +315,20 @@ class Plan(_Section):
 
     def to_yaml(self) -> str:
         """The plan with every default written out, as it is run."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
+        return yaml.dump(
+            self.model_dump(mode="json"),
+            Dumper=_Dumper,
+            sort_keys=False,
+            allow_unicode=True,
+            width=100,
         )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that quotes a text which reads as a number in YAML 1.2."""
+
+
+_Dumper.add_implicit_resolver(*YAML_FLOAT)
 
 
 # -- schedules that the plan defines ---------------------------------------------------------

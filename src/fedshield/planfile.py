@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedshield.errors import PlanError
-from fedshield.plan import SCHEME_PARAMETERS, Plan
+from fedshield.plan import SCHEME_PARAMETERS, YAML_FLOAT, Plan
 
 #: What people coming from other tools type first, and where it lives here.
 _ALIASES = {
@@ -35,7 +34,17 @@ _ALIASES = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 1e-4 as a number (YAML 1.2)."""
+    """Safe YAML of what JSON can say: 1e-4 is a number and a date is text, as in YAML 1.2.
+    Refused are a key given twice, tags, and aliases (a few of them can stand for gigabytes)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        where = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise PlanError(f"{where}: expected no YAML alias, got *{event.anchor}; write it out")
+        if event.tag is not None:
+            raise PlanError(f"{where}: expected no YAML tag, got {event.tag!r}; leave it out")
+        return super().compose_node(parent, index)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -44,33 +53,39 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             line = key_node.start_mark.line + 1
-            raise PlanError(f"line {line}: expected a text key, got {key!r}; put it in quotes")
+            raise PlanError(
+                f"line {line}: expected a text key, got {_short(key)}; put it in quotes"
+            )
         if key in seen:
             raise PlanError(
-                f"line {key_node.start_mark.line + 1}: key '{key}' is given twice; keep one of them"
+                f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one of them"
             )
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
 
 
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
+_Loader.add_implicit_resolver(*YAML_FLOAT)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except PlanError as error:
-        raise PlanError(f"{where}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PlanError(f"{where}, {error}") from None
+    except RecursionError:
+        raise PlanError(f"{where}: expected YAML, but it is nested too deeply; mend it") from None
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise PlanError(f"{where}{line}: expected YAML, but {problem}; mend the file") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        problem = problem.removeprefix("but ")
+        raise PlanError(f"{where}{line}: expected YAML, but {problem}; mend it") from None
 
 
 def load_plan(path: Path, overrides: Sequence[str] = ()) -> tuple[Plan, list[str]]:
@@ -79,22 +94,26 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> tuple[Plan, list[str
     `overrides` are `key.path=value` texts, the value read as YAML. Returns the plan and notes
     to show the user. Raises `PlanError`.
     """
-    if path.is_dir():
-        raise PlanError(f"{path}: expected a plan file (YAML), got a folder; name the file in it")
+    where = _shown(str(path))
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise PlanError(f"{path}: expected a plan file, found none; check the path") from None
-    except UnicodeDecodeError:
-        raise PlanError(f"{path}: expected YAML text in UTF-8, got other bytes") from None
-    except OSError as error:
+    except IsADirectoryError:
         raise PlanError(
-            f"{path}: cannot be read ({error.strerror}); check its permissions"
+            f"{where}: expected a plan file (YAML), got a folder; name the file in it"
         ) from None
-    raw = _parse_yaml(text, str(path))
+    except FileNotFoundError:
+        raise PlanError(f"{where}: expected a plan file, found none; check the path") from None
+    except UnicodeDecodeError:
+        raise PlanError(
+            f"{where}: expected YAML text in UTF-8, got other bytes; convert the file"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(f"{where}: cannot be read ({reason}); check the file") from None
+    raw = _parse_yaml(text, where)
     if not isinstance(raw, dict):
         kind = "an empty file" if raw is None else type(raw).__name__
-        raise PlanError(f"{path}: expected a mapping of plan keys, got {kind}; see examples/")
+        raise PlanError(f"{where}: expected a mapping of plan keys, got {kind}; see examples/")
     notes = _apply_overrides(raw, overrides)
     return parse_plan(raw, base_dir=path.resolve().parent), notes
 
@@ -103,9 +122,14 @@ def parse_plan(raw: dict[str, Any], *, base_dir: Path) -> Plan:
     """Check a mapping as a plan. Raises `PlanError` with one line about the first problem."""
     try:
         # Through JSON, so that strict types mean the same for lists, tuples and YAML scalars.
-        plan = Plan.model_validate_json(json.dumps(raw, allow_nan=True, default=str))
+        plan = Plan.model_validate_json(json.dumps(raw, ensure_ascii=False).encode())
     except ValidationError as error:
-        raise PlanError(_explain(error, raw)) from None
+        raise PlanError(_explain(error)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PlanError(
+            f"plan: expected text, numbers, lists and mappings, but {problem}; mend it"
+        ) from None
     return plan.with_base_dir(base_dir)
 
 
@@ -116,16 +140,19 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise PlanError(f"--set {text}: expected KEY=VALUE, as in --set training.steps=4")
-        paths[key] = _parse_yaml(value, f"--set {key}")
+            raise PlanError(
+                f"--set {_shown(text)}: expected KEY=VALUE, as in --set training.steps=4"
+            )
+        paths[key] = _parse_yaml(value, f"--set {_shown(key)}")
     for key, value in paths.items():
         target: Any = raw
         *parents, last = key.split(".")
         for parent in parents:
-            if not isinstance(target.get(parent), dict):
-                target[parent] = {}
-            target = target[parent]
-        target[last] = value
+            place = _place(target, parent, key)
+            if isinstance(target, dict) and not isinstance(target.get(place), dict | list):
+                target[place] = {}
+            target = target[place]
+        target[_place(target, last, key)] = value
     scheme = raw.get("scheme")
     if "scheme.name" in paths and "scheme.parameters" not in paths and isinstance(scheme, dict):
         old = scheme.get("parameters")
@@ -135,15 +162,32 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
     return notes
 
 
+def _place(target: Any, part: str, key: str) -> str | int:
+    """Where `part` of an override's `key` lies in `target`: a key, or a place in a list."""
+    if not isinstance(target, list):
+        return part
+    if part.isdecimal() and len(part) < 9 and int(part) < len(target):
+        return int(part)
+    raise PlanError(
+        f"--set {_shown(key)}: expected a place in a list of {len(target)} (from 0), got "
+        f"{_shown(part)}; set the whole list"
+    )
+
+
 # -- explaining ----------------------------------------------------------------------------
 
 
-def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
+def _shown(text: str) -> str:
+    """A key or path as it can stand in one line."""
+    return text if text and text.isprintable() else repr(text)
+
+
+def _explain(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # An unknown key explains more than the missing one that it was meant to be.
     first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
     loc = tuple(str(part) for part in first["loc"] if part != "[key]")
-    key = ".".join(loc)
+    key = ".".join(map(_shown, loc)) or "plan"
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     kind, context = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":
@@ -152,8 +196,8 @@ def _explain(error: ValidationError, raw: dict[str, Any]) -> str:
         return f"{key}: expected a value, got nothing; add the key{more}"
     if kind == "value_error":
         name, _, rest = str(context["error"]).partition("|")
-        value, _, expected = rest.partition("|")
-        full = ".".join([*loc, name]) if name else key
+        value, _, expected = rest.rpartition("|")
+        full = ".".join([*loc, name])
         return f"{full}: expected {expected}, got {value}{more}"
     if loc and loc[-1] and "[key]" in [str(part) for part in first["loc"]]:
         return (
@@ -178,6 +222,7 @@ def _expected(kind: str, context: dict[str, Any], message: str) -> str:
         "model_attributes_type": "a mapping of keys",
         "dict_type": "a mapping of keys",
         "tuple_type": "a list",
+        "json_invalid": "keys nested less deeply",
     }
     if kind in simple:
         return simple[kind]

@@ -17,10 +17,8 @@ def ramp_rounds(plan: Plan) -> tuple[int, int]:
     (40 and 200 of 200 rounds)."""
     start = plan.pruning.start_round
     target = plan.pruning.target_round
-    return (
-        plan.rounds // 5 if start is None else start,
-        plan.rounds if target is None else target,
-    )
+    last = plan.rounds if target is None else target
+    return min(plan.rounds // 5, last) if start is None else start, last
 
 
 def rate_at(plan: Plan, round_number: int) -> float:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
@@ -118,7 +119,12 @@ class RunFolder:
     # -- state and plan --------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self._json("run.json")
+        state = self._json("run.json")
+        if not isinstance(state, dict):
+            raise RunFolderError(
+                f"{self.path / 'run.json'}: expected the state of a run, got something else; "
+                "restore it or start a new run"
+            )
         return state
 
     def write_state(self, state: dict[str, Any]) -> None:
@@ -197,23 +203,17 @@ class SiteStore:
     def save(self, completed_rounds: int, state: AdapterState) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         target = self._file(completed_rounds)
-        temporary = target.with_name(f".{target.name}.part")
-        save_file(
-            {"adapter": np.array(state.values)},
-            temporary,
-            metadata={"sha256": state.sha256(), "spec": state.spec.sha256()},
-        )
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _sync_folder(self.path)
+        metadata = {"sha256": state.sha256(), "spec": state.spec.sha256()}
+        write_atomic(target, save({"adapter": np.array(state.values)}, metadata=metadata))
         for old in self.rounds()[:-KEPT_STATES]:
             self._file(old).unlink(missing_ok=True)
 
     def rounds(self) -> list[int]:
         """Rounds whose adapter is here, ascending."""
         return sorted(
-            int(path.stem.partition("-")[2]) for path in self.path.glob("round-*.safetensors")
+            int(path.stem.partition("-")[2])
+            for path in self.path.glob("round-*.safetensors")
+            if re.fullmatch(r"round-\d{6,}", path.stem)
         )
 
     def load(self, completed_rounds: int, spec: AdapterSpec) -> AdapterState:

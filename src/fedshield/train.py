@@ -8,6 +8,7 @@ seed, the site and the round, so a round repeats exactly on one machine, whateve
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -56,8 +57,10 @@ class LocalTrainer:
         self._host.write(state)
         model = self._host.model
         if training.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+            with warnings.catch_warnings():
+                # transformers renames the method on its way to version 6.
+                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+                model.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = self._host.trainable()
         optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
         losses: list[float] = []

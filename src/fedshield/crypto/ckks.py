@@ -127,7 +127,8 @@ class CkksScheme:
             raise CryptoError("sum: not on the grid (wrong key, damaged block or too much noise)")
         if np.abs(values).max(initial=0) >= self.parameters.sum_limit:
             raise CryptoError(f"sum: a value is at or over the limit {self.parameters.sum_limit:g}")
-        exact: Float64 = rounded * self._grid
+        # Adding zero turns -0.0 into 0.0: the sign of a zero would be a bit of the noise.
+        exact: Float64 = rounded * self._grid + 0.0
         return exact
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +102,11 @@ def read(
 
 def _raw_rows(plan: Plan, source: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
     if source.startswith("sample:"):
-        yield from _jsonl(samples.path(source.removeprefix("sample:")), source)
+        try:
+            sample = samples.path(source.removeprefix("sample:"))
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from None
+        yield from _jsonl(sample, source)
     elif source.startswith("hub:"):
         yield from _hub(source.removeprefix("hub:"), split, key)
     else:
@@ -115,8 +120,9 @@ def _raw_rows(plan: Plan, source: str, split: str, key: str) -> Iterator[tuple[s
                 f"{key}: expected a file ending in {', '.join(SUFFIXES)}, got {path.name}; "
                 "convert it"
             )
-        reader = _jsonl if ".jsonl" in path.suffixes[-2:] else _csv
-        yield from (_parquet if path.suffix == ".parquet" else reader)(path, path.name)
+        kind = path.name.removesuffix(".gz").rpartition(".")[2]
+        reader = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind]
+        yield from reader(path, path.name)
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:
@@ -128,7 +134,7 @@ def _lines(path: Path, name: str) -> Iterator[str]:
         raise DataError(
             f"{name}: expected UTF-8 text, got other bytes ({error.reason}); convert the file"
         ) from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{name}: cannot be read ({error}); check the file") from None
 
 
@@ -139,20 +145,20 @@ def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Any]]:
         where = f"{name}:{number}"
         try:
             yield where, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield where, _BadRow(f"expected a JSON object, got text that is not JSON ({error})")
 
 
 def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(_lines(path, name), strict=True)
     try:
+        header = reader.fieldnames or ()
+        if len(set(header)) < len(header):
+            raise DataError(f"{name}: expected every column once, got {_list(header)}; mend it")
         for row in reader:
             where = f"{name}:{reader.line_num}"
             if None in row or None in row.values():
-                yield (
-                    where,
-                    _BadRow(f"expected {len(reader.fieldnames or ())} fields, got another number"),
-                )
+                yield where, _BadRow(f"expected {len(header)} fields, got another number")
             else:
                 yield where, row
     except csv.Error as error:
@@ -171,8 +177,8 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{name}: row {number}", row
-    except pyarrow.ArrowException as error:
-        first = str(error).splitlines()[0][:120]
+    except (pyarrow.ArrowException, OSError) as error:
+        first = (str(error).splitlines() or [""])[0][:120]
         raise DataError(f"{name}: expected a Parquet file, but {first}; convert it") from None
 
 
@@ -205,7 +211,7 @@ def _row(raw: Any, where: str, columns: ColumnsPlan, label_column: str | None, s
         raise _BadRow(f"expected an object with named fields, got {type(raw).__name__}")
     label = source
     if label_column is not None:
-        if label_column not in raw:
+        if raw.get(label_column) is None:
             raise _BadRow(f"expected the column {label_column} to split by, found none")
         label = str(raw[label_column])
     turns = columns.messages or next((name for name in _TURNS if name in raw), None)
@@ -228,9 +234,12 @@ def _first(raw: dict[str, Any], names: tuple[str, ...], what: str) -> str:
         if name in raw:
             return name
     raise _BadRow(
-        f"expected {what} in one of {', '.join(names)} (or messages), found columns "
-        f"{', '.join(map(str, list(raw)[:8])) or 'none'}"
+        f"expected {what} in one of {', '.join(names)} (or messages), found columns {_list(raw)}"
     )
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:8]) or "none"
 
 
 def _text(raw: dict[str, Any], name: str, *, required: bool) -> str:
@@ -241,7 +250,16 @@ def _text(raw: dict[str, Any], name: str, *, required: bool) -> str:
         raise _BadRow(f"expected text in {name}, got {type(value).__name__}")
     if required and not value.strip():
         raise _BadRow(f"expected text in {name}, got an empty one")
-    return value.strip()
+    return _unicode(value, name)
+
+
+def _unicode(text: str, name: str) -> str:
+    """The text, stripped. JSON can spell half a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _BadRow(f"expected Unicode text in {name}, got half a surrogate pair") from None
+    return text.strip()
 
 
 def _turns(raw: dict[str, Any], name: str) -> tuple[tuple[str, str], ...]:
@@ -259,7 +277,7 @@ def _turns(raw: dict[str, Any], name: str) -> tuple[tuple[str, str], ...]:
                 f"expected a known role and some content in every turn of {name}, got role "
                 f"{str(turn.get('role', turn.get('from')))[:20]!r}"
             )
-        found.append((role, content.strip()))
+        found.append((role, _unicode(content, name)))
     if found[-1][0] != "assistant":
         found = found[: max((k + 1 for k, t in enumerate(found) if t[0] == "assistant"), default=0)]
     if len(found) < 2 or "user" not in {role for role, _ in found}:

@@ -1,11 +1,16 @@
 """Each site's training and held-out examples: split, tokenised once, everything counted.
 
-Splits: one source per site; a pool dealt out evenly (IID); a pool dealt out by a Dirichlet
-distribution over a label (Hsu et al., arXiv 1909.06335). All from the plan's seed.
+Splits: one source per site, whose last rows are held out; a pool dealt out evenly (IID); a pool
+dealt out by a Dirichlet distribution over a label (Hsu et al., arXiv 1909.06335). All from the
+plan's seed.
+
+A row that spells one of the tokenizer's control tokens is a bad row: in the chat it would not be
+text but a command, such as the end of a turn.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +20,7 @@ import numpy as np
 from fedshield.data.rows import Row, Rows, read
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, tokenise
-from fedshield.plan import Plan
+from fedshield.plan import Plan, SourcePlan
 from fedshield.seeds import derive
 
 DIRICHLET_TRIES = 100
@@ -25,8 +30,8 @@ DIRICHLET_TRIES = 100
 class SiteData:
     """One site's examples, and what became of every row that is not among them.
 
-    `skipped_rows`: malformed or empty; `duplicate_rows`: training rows equal to a held-out
-    row; `no_response_rows`: nothing of the answer is left within max_length;
+    `skipped_rows`: malformed, empty or with a control token; `duplicate_rows`: training rows
+    equal to a held-out row; `no_response_rows`: nothing of the answer is left within max_length;
     `truncated_rows`, `truncated_tokens`: cut at max_length.
     """
 
@@ -56,6 +61,7 @@ class SiteData:
 
 @dataclass(frozen=True)
 class _Share:
+    key: str
     source: str
     train: Sequence[Row]
     heldout: Sequence[Row]
@@ -67,33 +73,65 @@ def load_sites(
     plan: Plan, tokenizer: Any, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, SiteData]:
     """Every site's data, by name. Raises `DataError`."""
-    shares = _by_site(plan) if plan.data.split == "by-site" else _pooled(plan)
+    marks = _control_tokens(tokenizer)
+    shares = _by_site(plan, marks) if plan.data.split == "by-site" else _pooled(plan, marks)
     sites: dict[str, SiteData] = {}
     for name in sorted(shares):
         say(f"tokenising {name}")
-        sites[name] = _tokenised(plan, name, shares[name], tokenizer)
+        sites[name] = _tokenised(plan, shares[name], tokenizer)
     return sites
+
+
+# -- reading -------------------------------------------------------------------------------
+
+
+def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Finds any text that the tokenizer takes for one of its special tokens."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    texts = {*tokenizer.all_special_tokens, *added} - {""}
+    longest_first = sorted(texts, key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _read(
+    plan: Plan,
+    source: str,
+    settings: SourcePlan,
+    key: str,
+    marks: re.Pattern[str],
+    label_column: str | None = None,
+) -> Rows:
+    """All rows of a source that are usable with this tokenizer. Raises `DataError`."""
+    rule = plan.data.on_bad_row
+    found = read(plan, source, settings, key=key, on_bad_row=rule, label_column=label_column)
+    good: list[Row] = []
+    skipped, first = found.skipped, found.first_skipped
+    for row in found.rows:
+        mark = next((hit for _, content in row.messages if (hit := marks.search(content))), None)
+        if mark is None:
+            good.append(row)
+            continue
+        bad = f"{row.where}: expected text without control tokens, got the tokenizer's {mark[0]}"
+        if rule == "refuse":
+            raise DataError(f"{bad}; mend the row, or set data.on_bad_row: skip")
+        skipped += 1
+        first = first or bad
+    if not good:
+        raise DataError(f"{key}: expected rows in {source}, got {skipped} unusable ones ({first})")
+    return Rows(tuple(good), skipped, first)
 
 
 # -- splitting -----------------------------------------------------------------------------
 
 
-def _by_site(plan: Plan) -> dict[str, _Share]:
+def _by_site(plan: Plan, marks: re.Pattern[str]) -> dict[str, _Share]:
     shares: dict[str, _Share] = {}
     for name, settings in plan.data.sites.items():
         key = f"data.sites.{name}"
-        found = read(
-            plan, settings.source, settings, key=f"{key}.source", on_bad_row=plan.data.on_bad_row
-        )
+        found = _read(plan, settings.source, settings, f"{key}.source", marks)
         wanted = settings.heldout_rows or plan.data.heldout_rows
         if settings.heldout_source is not None:
-            other = read(
-                plan,
-                settings.heldout_source,
-                settings,
-                key=f"{key}.heldout_source",
-                on_bad_row=plan.data.on_bad_row,
-            )
+            other = _read(plan, settings.heldout_source, settings, f"{key}.heldout_source", marks)
             train, heldout = found.rows, other.rows[:wanted]
             skipped, first = (
                 found.skipped + other.skipped,
@@ -103,20 +141,20 @@ def _by_site(plan: Plan) -> dict[str, _Share]:
             _enough(len(found.rows), wanted, key)
             train, heldout = found.rows[:-wanted], found.rows[-wanted:]
             skipped, first = found.skipped, found.first_skipped
-        shares[name] = _Share(settings.source, train[: settings.rows], heldout, skipped, first)
+        shares[name] = _Share(key, settings.source, train[: settings.rows], heldout, skipped, first)
     return shares
 
 
-def _pooled(plan: Plan) -> dict[str, _Share]:
+def _pooled(plan: Plan, marks: re.Pattern[str]) -> dict[str, _Share]:
     data = plan.data
     found: list[Rows] = [
-        read(
+        _read(
             plan,
             settings.source,
             settings,
-            key=f"data.pool.{index}.source",
-            on_bad_row=data.on_bad_row,
-            label_column=data.dirichlet_column if data.split == "dirichlet" else None,
+            f"data.pool.{index}.source",
+            marks,
+            label_column=data.dirichlet_column,
         )
         for index, settings in enumerate(data.pool)
     ]
@@ -139,6 +177,7 @@ def _pooled(plan: Plan) -> dict[str, _Share]:
     first = next((part.first_skipped for part in found if part.first_skipped), "")
     return {
         name: _Share(
+            f"data.pool ({name})",
             f"{source} ({data.split} {place + 1} of {len(names)})",
             mine[: -data.heldout_rows],
             mine[-data.heldout_rows :],
@@ -185,9 +224,14 @@ def _enough(available: int, heldout: int, key: str) -> None:
 # -- tokenising ----------------------------------------------------------------------------
 
 
-def _tokenised(plan: Plan, name: str, share: _Share, tokenizer: Any) -> SiteData:
+def _tokenised(plan: Plan, share: _Share, tokenizer: Any) -> SiteData:
     held = {row.messages for row in share.heldout}
     train = [row for row in share.train if row.messages not in held]
+    if not train:
+        raise DataError(
+            f"{share.key}: expected training rows other than the held-out ones, got only equal "
+            f"ones ({len(share.train)}); add rows"
+        )
     max_length = plan.training.max_length
     parts: dict[str, tuple[Tokens, ...]] = {}
     lost = cut_rows = cut_tokens = 0
@@ -199,7 +243,7 @@ def _tokenised(plan: Plan, name: str, share: _Share, tokenizer: Any) -> SiteData
         cut_tokens += sum(tokens.num_dropped for tokens in all_tokens)
         if not kept:
             raise DataError(
-                f"data.sites.{name}: expected {part} rows with an answer within "
+                f"{share.key}: expected {part} rows with an answer within "
                 f"training.max_length {max_length}, got none of {len(all_tokens)}; raise max_length"
             )
         parts[part] = kept

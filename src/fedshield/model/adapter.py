@@ -39,8 +39,10 @@ def attach(model: Any, adapter: AdapterPlan) -> Any:
 
     _check_targets(model, adapter)
     with warnings.catch_warnings():
-        # PEFT asks transformers for a property by its old name; nothing a user could do.
+        # PEFT asks transformers for a property by its old name, and says that it turns the
+        # weights of GPT-2's layers round by itself; nothing a user could do.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         return get_peft_model(model, lora_config(adapter))
 
 

@@ -24,6 +24,21 @@ BUILT_IN = (SMOLLM2, tiny.NAME)
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
+#: Besides the weights: all that the model's shape, its tokens and its chat template are read from.
+_HASHED = {
+    "config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+}
+
 # What `fedshield plan` needs to know of the embedded model before it has been built.
 _SMOLLM2_CONFIG = {
     "model_type": "llama",
@@ -261,13 +276,7 @@ def folder_sha256(folder: Path) -> str:
     """Digest over names and contents of weights, config and tokenizer files."""
     total = hashlib.sha256(b"fedshield base model 1")
     for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name in (
-            "config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "tokenizer.model",
-            "chat_template.jinja",
-        ):
+        if path.suffix == ".safetensors" or path.name in _HASHED:
             digest = hashlib.sha256()
             with path.open("rb") as file:
                 while chunk := file.read(1 << 22):
@@ -304,15 +313,27 @@ def _weights(folder: Path, plan: Plan, dtype: Any, device: str) -> Any:
     if plan.model.quantization != "none":
         extra["quantization_config"] = _quantization_config(plan, dtype)
         extra["device_map"] = {"": device}
+    load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **extra
+        model, found = load(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **extra,
         )
     except Exception as error:
         raise ModelError(
             f"model.name {plan.model.name}: expected weights that fit its config, got "
             f"{type(error).__name__}: {_first_line(error)}; the folder is damaged or no causal LM"
         ) from None
+    if found["missing_keys"]:  # transformers would fill them with random numbers and go on
+        missing = sorted(found["missing_keys"])
+        raise ModelError(
+            f"model.name {plan.model.name}: expected weights for the whole model, got none for "
+            f"{missing[0]} ({len(missing)} missing); complete the folder"
+        )
     return model if extra else model.to(device)
 
 

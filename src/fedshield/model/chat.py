@@ -13,14 +13,15 @@ from fedshield.errors import ModelError
 
 Message = dict[str, str]
 
-#: Used when the tokenizer has no template, or the plan says `chat_template: fallback`.
+#: Used when the tokenizer has no template, or the plan says `chat_template: fallback`. It asks
+#: with no space at the end: many tokenizers make one token of a space and the word after it.
 FALLBACK_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token + '\\n' }}"
     "{% elif m['role'] == 'system' %}{{ m['content'] + '\\n' }}"
     "{% else %}{{ 'User: ' + m['content'] + '\\n' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
 
@@ -43,7 +44,9 @@ def use_template(tokenizer: Any, choice: str) -> str:
         return "tokenizer"
     if tokenizer.eos_token is None:
         raise ModelError("model: the tokenizer has no end-of-text token; add one to its config")
-    tokenizer.chat_template = FALLBACK_TEMPLATE
+    # A template writes all special tokens itself: also the first one, where texts begin with it.
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + FALLBACK_TEMPLATE
     return "fallback"
 
 
@@ -72,8 +75,11 @@ def tokenise(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
     ]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
+    # A token that the answer shares with the prompt's last white space is the answer's.
     labels = [
-        token if any(low <= start and end <= high and end > start for low, high in spans) else -100
+        token
+        if any(low < end <= high and not text[start:low].strip() for low, high in spans)
+        else -100
         for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
     return Tokens(
@@ -83,14 +89,25 @@ def tokenise(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
 
 def _answer_span(tokenizer: Any, messages: list[Message], turn: int, text: str) -> tuple[int, int]:
     upto = render(tokenizer, messages[: turn + 1])
-    before = render(tokenizer, messages[:turn], generate=True)
+    asked = render(tokenizer, messages[:turn], generate=True)
     if text.startswith(upto):
+        if upto.startswith(asked):
+            return len(asked), len(upto)
+        # Asking writes what answering does not (say, the start of a thought): from the answer on.
+        before = render(tokenizer, messages[:turn])
         if upto.startswith(before):
-            return len(before), len(upto)
-        at = upto.rfind(messages[turn]["content"].strip())
-        if at >= 0:
-            return at, len(upto)
+            shared = max(_shared_length(asked, upto), len(before))
+            content = messages[turn]["content"].strip()
+            at = upto.find(content, shared)
+            at = upto.rfind(content, len(before)) if at < 0 else at
+            if at >= 0:
+                return at, len(upto)
     raise ModelError(
         "chat template: does not render turns one after the other, so answers cannot be told "
         "from prompts; set model.chat_template: fallback"
     )
+
+
+def _shared_length(left: str, right: str) -> int:
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -24,6 +24,7 @@ from fedshield.types import AdapterState
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
     """A folder that appears complete or not at all, in place of an earlier one."""
+    out = out.resolve()
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -42,6 +43,7 @@ def save_adapter(state: AdapterState, plan: Plan, card: str, out: Path) -> None:
     config.inference_mode = True
     config.base_model_name_or_path = plan.model.name
     config.revision = plan.model.revision
+    config.target_modules = sorted(plan.adapter.targets)  # PEFT keeps a set: no order of its own
     tensors = {
         tensor.name: state.values[place].reshape(tensor.shape)
         for tensor, place in zip(state.spec.tensors, state.spec.slices().values(), strict=True)

@@ -1,0 +1,52 @@
+# Two commands matter: `make run` and `make test`. Both set up what they need.
+PYTHON ?= python3
+# A CUDA build of torch is what PyPI has for most platforms. For the smaller CPU build where pip
+# does not choose it by itself: make run TORCH_PIP_ARGS='--index-url <PyTorch CPU index>'
+TORCH_PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: run test lint types unit e2e clean
+
+run: $(VENV)/.installed
+	$(BIN)/fedshield model fetch
+	$(BIN)/fedshield run examples/quickstart.yaml
+
+test: lint types unit
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+
+# Long runs: kills at many moments, the embedded model, the quickstart.
+e2e: $(VENV)/.installed-dev
+	$(BIN)/fedshield model fetch
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.11" if v < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: other packages would otherwise choose its build.
+$(VENV)/.torch: $(VENV)/bin/python constraints.txt
+	$(PIP) $(TORCH_PIP_ARGS) torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,411 @@
+"""Whole runs through the command line and the in-process engine, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedshield.engines import inprocess
+from fedshield.planfile import parse_plan
+from fedshield.runfolder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "examples" / "tiny.yaml"
+FEDSHIELD = [sys.executable, "-m", "fedshield.cli"]
+SUMMARY_KEYS = {
+    "scheme",
+    "rounds",
+    "sites",
+    "trainable_values",
+    "upload_bytes",
+    "download_bytes",
+    "initial_heldout_loss",
+    "final_heldout_loss",
+    "wall_s",
+    "plan_sha256",
+    "adapter_sha256",
+}
+
+
+def command(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*FEDSHIELD, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=ROOT
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def small_plan(**changes: Any) -> Any:
+    """The tiny example, smaller still."""
+    raw = yaml.safe_load(TINY.read_text())
+    raw |= {"rounds": 3, "evaluation": {"prompts": []}}
+    raw["data"]["heldout_rows"] = 6
+    for site in raw["data"]["sites"].values():
+        site["rows"] = 40
+    raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 96}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            raw.setdefault(section, {})[name] = value
+        else:
+            raw[section] = value
+    return raw
+
+
+def run_small(out: Path, **changes: Any) -> dict[str, Any]:
+    plan = parse_plan(small_plan(**changes), base_dir=ROOT / "examples")
+    inprocess.run(plan, out)
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    return summary
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    command("run", TINY, "--out", out)
+    return out
+
+
+# -- what a run leaves -----------------------------------------------------------------------
+
+
+def test_a_run_leaves_every_file_and_lowers_every_loss(tiny_run: Path) -> None:
+    for name in ("metrics.jsonl", "summary.json", "plan.yaml", "report.html", "answers.json"):
+        assert (tiny_run / name).stat().st_size > 0, name
+    assert {path.name for path in (tiny_run / "journal").iterdir()} == {
+        "bank.jsonl",
+        "hospital.jsonl",
+        "school.jsonl",
+    }
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY_KEYS
+    assert summary["scheme"] == "ckks"
+    assert summary["rounds"] == 4
+    assert summary["sites"] == ["bank", "hospital", "school"]
+    for site in summary["sites"]:
+        assert (
+            summary["final_heldout_loss"]["sites"][site]
+            < summary["initial_heldout_loss"]["sites"][site]
+        )
+    rows = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["round"], row["site"]) for row in rows] == [
+        (number, site) for number in (1, 2, 3, 4) for site in summary["sites"]
+    ]
+    assert summary["upload_bytes"] == summary["setup_upload_bytes"] + sum(
+        row["upload_bytes"] for row in rows
+    )
+    # The paper's ramp in its proportions: 4 // 5 = 0 to round 4, from 0.2 to 0.5.
+    assert [row["pruning_rate"] for row in rows[::3]] == pytest.approx([0.275, 0.35, 0.425, 0.5])
+
+
+def test_no_key_material_and_no_pickle_in_a_run_folder(tiny_run: Path) -> None:
+    files = [path for path in tiny_run.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files if not path.name.startswith(".")}
+    assert kinds <= {".json", ".jsonl", ".yaml", ".html", ".md", ".safetensors"}
+    for path in files:
+        assert b"PRIVATE" not in path.read_bytes()
+
+
+def test_the_adapter_loads_with_plain_peft(tiny_run: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    from fedshield.model import tiny
+
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        model = PeftModel.from_pretrained(tiny.build(), tiny_run / "adapter")
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        tuned = model(input_ids=ids).logits
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits
+    assert (tuned - base).abs().max() > 0.1
+    card = (tiny_run / "adapter" / "README.md").read_text()
+    assert "4 of 4" in card
+    assert "sample:medical" in card
+    assert "CKKS" in card
+
+
+def test_generate_and_export(tiny_run: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    answer = json.loads(command("generate", tiny_run, "hello", "--json").stdout)
+    assert set(answer) == {"prompt", "base", "tuned"}
+    merged = tmp_path / "merged"
+    command("export", tiny_run, "--merge", merged)
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    ids = tokenizer("hello", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        assert torch.isfinite(model(input_ids=ids).logits).all()
+    assert (
+        "expected a new or empty folder"
+        in command("export", tiny_run, "--merge", merged, code=2).stderr
+    )
+
+
+def test_a_finished_run_is_not_resumed(tiny_run: Path) -> None:
+    assert "finished" in command("run", "--resume", tiny_run, code=2).stderr
+
+
+# -- the same plan, other schemes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", ["lean", "paper"])
+def test_ckks_and_plain_end_alike(tmp_path: Path, parameters: str) -> None:
+    plain = run_small(tmp_path / "plain", scheme={"name": "plain"})
+    ckks = run_small(tmp_path / "ckks", scheme={"name": "ckks", "parameters": parameters})
+    for site in plain["sites"]:
+        assert ckks["final_heldout_loss"]["sites"][site] == pytest.approx(
+            plain["final_heldout_loss"]["sites"][site], rel=1e-3
+        )
+    assert ckks["upload_bytes"] > 5 * plain["upload_bytes"]
+
+
+def test_same_plan_and_seed_same_adapter_another_seed_another(tmp_path: Path) -> None:
+    first = run_small(tmp_path / "1")
+    assert run_small(tmp_path / "2")["adapter_sha256"] == first["adapter_sha256"]
+    assert run_small(tmp_path / "3", seed=8)["adapter_sha256"] != first["adapter_sha256"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter__exchange": "delta"},
+        {"scheme__weights": "public"},
+        {"scheme__weights": "equal"},
+        {"pruning": {"method": "none"}},
+        {"data": {"split": "iid", "num_sites": 4, "heldout_rows": 6,
+                  "pool": [{"source": "sample:maths", "rows": 120}]}},
+        {"data": {"split": "dirichlet", "num_sites": 2, "heldout_rows": 6, "dirichlet_alpha": 0.9,
+                  "pool": [{"source": "sample:maths", "rows": 80},
+                           {"source": "sample:code", "rows": 80}]}},
+    ],
+    ids=["delta", "public", "equal", "dense", "iid", "dirichlet"],
+)  # fmt: skip
+def test_variants_of_the_plan_run_and_learn(tmp_path: Path, changes: dict[str, Any]) -> None:
+    summary = run_small(tmp_path / "run", **changes)
+    assert summary["final_heldout_loss"]["mean"] < summary["initial_heldout_loss"]["mean"]
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(tmp_path: Path) -> None:
+    from fedshield.errors import RoundFailed
+
+    with pytest.raises(RoundFailed, match=r"the loss became|expected finite"):
+        run_small(
+            tmp_path / "run",
+            training__learning_rate=1e30,
+            training__min_learning_rate=1e30,
+            training__max_grad_norm=None,
+        )
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert state["status"] == "failed"
+    assert "learning_rate" in state["reason"] or "diverged" in state["reason"]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# -- killed and resumed --------------------------------------------------------------------------
+
+# Run in a process of its own: it kills itself, with the signal that cannot be caught, just
+# before or after the n-th write that a run makes.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import fedshield.runfolder as runfolder, fedshield.protocol.journal as journal
+from fedshield.engines import inprocess
+from fedshield.planfile import load_plan
+fatal, when = int(sys.argv[1]), sys.argv[2]
+count = 0
+def deadly(inner):
+    def wrapped(*args, **kwargs):
+        global count
+        count += 1
+        if count == fatal and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = inner(*args, **kwargs)
+        if count == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return wrapped
+runfolder.write_atomic = deadly(runfolder.write_atomic)
+runfolder.SiteStore.save = deadly(runfolder.SiteStore.save)
+runfolder.RunFolder.append_metrics = deadly(runfolder.RunFolder.append_metrics)
+journal.Journal._append = deadly(journal.Journal._append)
+inprocess.run(load_plan(Path(sys.argv[3]))[0], Path(sys.argv[4]))
+print("writes", count)
+"""
+
+
+def killed_run(plan: Path, out: Path, fatal: int, when: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, str(fatal), when, str(plan), str(out)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("small")
+    plan = folder / "plan.yaml"
+    plan.write_text(yaml.safe_dump(small_plan()))
+    command("run", plan, "--out", folder / "whole")
+    summary = json.loads((folder / "whole" / "summary.json").read_text())
+    return plan, summary["adapter_sha256"]
+
+
+def resumed_hash(out: Path) -> str:
+    inprocess.resume(out)
+    summary = json.loads((out / "summary.json").read_text())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert (out / "report.html").exists()
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+    return str(summary["adapter_sha256"])
+
+
+@pytest.mark.parametrize(
+    ("fatal", "when"),
+    [(5, "before"), (10, "after"), (13, "after"), (16, "before"), (22, "after"), (31, "before")],
+)
+def test_a_killed_run_resumes_to_the_same_adapter(
+    small: tuple[Path, str], tmp_path: Path, fatal: int, when: str
+) -> None:
+    plan, expected = small
+    done = killed_run(plan, tmp_path / "run", fatal, when)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert resumed_hash(tmp_path / "run") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_write(small: tuple[Path, str], tmp_path: Path, when: str) -> None:
+    plan, expected = small
+    fatal = 4  # the first three make the folder itself
+    while True:
+        out = tmp_path / f"run-{fatal}"
+        if killed_run(plan, out, fatal, when).returncode == 0:
+            break
+        if json.loads((out / "run.json").read_text())["status"] != "finished":
+            assert resumed_hash(out) == expected, f"killed {when} write {fatal}"
+        fatal += 1
+    assert fatal > 35
+
+
+def test_killed_twice_and_at_random_moments(small: tuple[Path, str], tmp_path: Path) -> None:
+    plan, expected = small
+    out = tmp_path / "run"
+    for attempt, pause in enumerate((0.4, 0.9)):
+        arguments = ["run", plan, "--out", out] if attempt == 0 else ["run", "--resume", out]
+        process = subprocess.Popen(
+            [*FEDSHIELD, *map(str, arguments)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        before = sessions(out)
+        while sessions(out) == before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    if RunFolder.open(out).state()["status"] == "finished":
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["adapter_sha256"] == expected
+    else:
+        assert resumed_hash(out) == expected
+
+
+def sessions(out: Path) -> int:
+    try:
+        return int(json.loads((out / "run.json").read_text())["sessions"])
+    except (OSError, ValueError):
+        return 0
+
+
+def test_ctrl_c_stops_cleanly_and_can_be_resumed(small: tuple[Path, str], tmp_path: Path) -> None:
+    plan, expected = small
+    raw = yaml.safe_load(plan.read_text())
+    long = tmp_path / "long.yaml"
+    long.write_text(yaml.safe_dump(raw))
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [*FEDSHIELD, "run", str(long), "--out", str(out), "--set", "training.steps=2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "journal" / "bank.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert f"fedshield run --resume {out}" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    assert resumed_hash(out) == expected
+
+
+def test_two_processes_do_not_work_on_one_run(tiny_run: Path, tmp_path: Path) -> None:
+    from fedshield.errors import RunFolderError
+
+    folder = RunFolder.open(tiny_run)
+    with folder.locked(), pytest.raises(RunFolderError, match="another process"):
+        inprocess.resume(tiny_run)
+
+
+# -- plans -------------------------------------------------------------------------------------
+
+
+def test_the_papers_plan_is_costed_without_weights() -> None:
+    cost = json.loads(command("plan", "examples/paper.yaml", "--json").stdout)
+    assert cost["trainable_values"] == 16_777_216  # design notes; arXiv 2506.05640's adapter
+    assert cost["rounds"] == len(cost["upload_bytes_per_site_round"]) == 200
+    # 81 bytes a value: 1.36 GB a site and round.
+    assert cost["upload_bytes_per_site_round"][0] == pytest.approx(1.36e9, rel=0.01)
+    assert cost["total_upload_bytes"] == pytest.approx(3 * 200 * 1.36e9, rel=0.01)
+    assert cost["peak_memory_bytes"] > 6.7e9
+    assert cost["estimated_s"] > 0
+
+
+def test_set_overrides_any_key_for_plan_and_run(tmp_path: Path) -> None:
+    overrides = ["--set", "scheme.name=ckks", "--set", "scheme.parameters=paper"]
+    lean = json.loads(command("plan", TINY, "--json").stdout)
+    paper = json.loads(command("plan", TINY, "--json", *overrides).stdout)
+    assert paper["scheme_parameters"] == "paper"
+    assert paper["total_upload_bytes"] > 1.5 * lean["total_upload_bytes"]
+    more = ["--set", "rounds=1", "--set", "training.steps=1", "--set", "evaluation.prompts=[]"]
+    command("run", TINY, "--out", tmp_path / "run", *overrides, *more)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["scheme_parameters"], summary["rounds"]) == ("paper", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_quickstart_lowers_every_sites_loss(tmp_path: Path) -> None:
+    command_line = [*FEDSHIELD, "run", "examples/quickstart.yaml", "--out", str(tmp_path / "run")]
+    subprocess.run(command_line, cwd=ROOT, check=True, timeout=1100)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for site in summary["sites"]:
+        assert (
+            summary["final_heldout_loss"]["sites"][site]
+            < summary["initial_heldout_loss"]["sites"][site]
+        )
