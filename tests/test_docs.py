@@ -1,0 +1,107 @@
+"""Documents that run: commands of the README, keys of the plan's reference, links."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from fedshield.cost import estimate
+from fedshield.crypto.scheme import CKKS
+from fedshield.errors import ProtocolCode
+from fedshield.plan import Plan, SourcePlan
+from fedshield.planfile import load_plan
+from fedshield.protocol import messages
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name, info in model.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found += keys(annotation, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    commands = [line.removeprefix("$ ").partition(" #")[0] for line in block.splitlines()]
+    assert len(commands) == 5
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "fedshield"
+        # Run folders of the reader land in a temporary place here.
+        arguments = [
+            str(tmp_path / argument) if argument.startswith("runs/") else argument
+            for argument in arguments
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "fedshield.cli", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "runs" / "tiny" / "report.html").exists()
+    assert (tmp_path / "runs" / "tiny-merged" / "model.safetensors").exists()
+
+
+def test_the_plans_reference_has_every_key_and_no_other() -> None:
+    text = (ROOT / "docs" / "plan.md").read_text()
+    documented = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
+    source = set(SourcePlan.model_fields)
+    assert documented - source - {"split"} == set(keys(Plan))
+    assert source <= documented | {"split"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_example_is_a_plan_with_a_cost(path: Path) -> None:
+    plan, _ = load_plan(path)
+    assert estimate(plan).total_upload_bytes > 0
+    # Examples say what differs from the defaults in words that the plan knows.
+    assert set(yaml.safe_load(path.read_text())) <= set(Plan.model_fields)
+
+
+def test_the_protocol_page_names_every_message_field_and_code() -> None:
+    text = (ROOT / "docs" / "protocol.md").read_text()
+    for kind in messages.Message.__subclasses__():
+        fields = ", ".join(item.name for item in dataclasses.fields(kind))
+        words = re.sub(r"\s+", " ", text)
+        assert f"`{kind.kind}` {{{fields}}}" in words, kind.kind
+    for code in get_args(ProtocolCode):
+        assert f"`{code}`" in text
+    assert "12 vectors (`paper`) or 68 (`lean`)" in text
+    assert (CKKS["paper"].ciphertexts_per_block, CKKS["lean"].ciphertexts_per_block) == (12, 68)
+    assert (CKKS["lean"].sum_limit, CKKS["paper"].sum_limit) == (2.0**11, 2.0**18)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+def test_the_readme_says_of_the_model_that_it_is_dequantised() -> None:
+    for path in (ROOT / "README.md", ROOT / "docs" / "plan.md", ROOT / "NOTICE"):
+        text = path.read_text()
+        if "SmolLM2-135M-Instruct" in text:
+            assert "Q4_1" in text, path.name
