@@ -186,8 +186,16 @@ def _data(run: Run) -> Row:
     skipped_words = (
         "Skipped rows: not recorded for every site."
         if skipped is None
+        else "No row was skipped."
+        if skipped == 0
         else f"{_were(skipped, 'row')} skipped and not used."
     )
+    for key, reason in (
+        ("duplicate_rows", "dropped from training because a held-out row is the same"),
+        ("no_response_rows", "dropped because nothing of the answer was left within the limit"),
+    ):
+        if dropped := total_of(site.get(key, 0) for site in sites.values()):
+            skipped_words += f" {_were(dropped, 'row')} {reason}."
     if cut is None:
         cut_words = "Truncated rows: not recorded for every site."
     elif cut == 0:
