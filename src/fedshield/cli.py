@@ -110,15 +110,15 @@ def run(
     assert plan is not None
     loaded, notes = load_plan(plan, overrides or ())
     _print_notes(notes)
-    folder = out or _default_out(loaded.output.dir, loaded.name, loaded.base_dir)
+    folder = out or _default_out(loaded)
     _watched(folder, lambda events: inprocess.run(loaded, folder, events))
 
 
-def _default_out(configured: str | None, name: str, base_dir: Path) -> Path:
-    if configured is not None:
-        return base_dir / Path(configured).expanduser()
+def _default_out(plan: Plan) -> Path:
+    if plan.output.dir is not None:
+        return plan.resolve(plan.output.dir)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name}-{stamp}"
+    return Path("runs") / f"{plan.name}-{stamp}"
 
 
 def _watched(path: Path, action: Callable[[_Watch], Any]) -> None:
@@ -127,7 +127,7 @@ def _watched(path: Path, action: Callable[[_Watch], Any]) -> None:
         with watch:
             action(watch)
     except (KeyboardInterrupt, FedShieldError) as error:
-        if (path / "run.json").exists() and not isinstance(error, UserError):
+        if not isinstance(error, UserError) and (path / "run.json").exists():
             err_console.print(f"To go on: fedshield run --resume {path}", markup=False)
         raise
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))

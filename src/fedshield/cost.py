@@ -82,9 +82,9 @@ def estimate(plan: Plan) -> Cost:
     up, down = messages_of.summed(layout)
     setup_up, setup_down = messages_of.setup()
     names = plan.data.site_names()
-    # The first round may carry fewer receipts than the others (none follow a set-up without
-    # a weights phase).
-    without = messages_of.receipts_bytes() if plan.scheme.weights != "private" else 0
+    # The first round carries the receipts of the weights phase, or none where there was none.
+    first = messages_of.receipts_bytes("weights") if plan.scheme.weights == "private" else 0
+    without = messages_of.receipts_bytes("round") - first
     up_rounds = [up] * plan.rounds
     down_rounds = [down - without if number == 0 else down for number in range(plan.rounds)]
     return Cost(
@@ -149,11 +149,11 @@ class _Sizes:
             sizes.append(len(framing.pack([b""] * count)) + count * self._chosen.ciphertext_bytes)
         return sizes
 
-    def receipts_bytes(self) -> int:
-        """What the receipts of the last sum add to a `work` command."""
+    def receipts_bytes(self, phase: str) -> int:
+        """What the receipts of the last sum, made in `phase`, add to a `work` command."""
         receipt = messages.Receipt(bytes(32))
         filled = {
-            name: bytes(int(self._up(receipt, "round") - self._mean_name) + len(name))
+            name: bytes(int(self._up(receipt, phase) - self._mean_name) + len(name))
             for name in self._names
         }
         empty = self._down(messages.Work({}), "round")
@@ -178,7 +178,7 @@ class _Sizes:
         down += sum(self._down(fetch, phase) + self._down(deliver, phase) + s for s in sizes)
         if phase == "round":
             up += done  # evaluate
-            down += self._down(messages.Evaluate(), phase) + self.receipts_bytes()
+            down += self._down(messages.Evaluate(), phase) + self.receipts_bytes("round")
         return round(up), round(down)
 
     def setup(self) -> tuple[int, int]:

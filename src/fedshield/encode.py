@@ -93,9 +93,11 @@ def encode_count(num_examples: int, layout: Layout) -> EncodedUpdate:
     return EncodedUpdate(np.asarray(digits, dtype=np.float64), layout, 0)
 
 
-def decode_count(opened: OpenedSum) -> int:
-    """The total of the counts."""
+def decode_count(opened: OpenedSum, num_sites: int) -> int:
+    """The total of the counts. Raises `CryptoError` for digits that no sum of counts has."""
     scaled = np.rint(opened.values * COUNT_BASE)
+    if scaled.min() < 0 or scaled.max() > num_sites * (COUNT_BASE - 1):
+        raise CryptoError("weights: expected a sum of example counts, got something else")
     return int(sum(int(digit) * COUNT_BASE**place for place, digit in enumerate(scaled)))
 
 

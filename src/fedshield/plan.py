@@ -325,10 +325,16 @@ class Plan(_Section):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes a text which reads as a number in YAML 1.2."""
+    """Safe YAML that quotes a text which reads as a number in YAML 1.2, and one with any kind of
+    line end, so that each comes back as it was."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = None if data.splitlines() == [data] else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
 _Dumper.add_implicit_resolver(*YAML_FLOAT)
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 # -- schedules that the plan defines ---------------------------------------------------------

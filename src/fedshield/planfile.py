@@ -186,10 +186,10 @@ def _explain(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     # An unknown key explains more than the missing one that it was meant to be.
     first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    loc = tuple(str(part) for part in first["loc"] if part != "[key]")
+    kind, context = first["type"], first.get("ctx", {})
+    loc = tuple(str(part) for part in first["loc"])
     key = ".".join(map(_shown, loc)) or "plan"
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    kind, context = first["type"], first.get("ctx", {})
     if kind == "extra_forbidden":
         return f"{key}: unknown key (value {_short(first['input'])}); {_nearest(loc)}{more}"
     if kind == "missing":
@@ -199,10 +199,10 @@ def _explain(error: ValidationError) -> str:
         value, _, expected = rest.rpartition("|")
         full = ".".join([*loc, name])
         return f"{full}: expected {expected}, got {value}{more}"
-    if loc and loc[-1] and "[key]" in [str(part) for part in first["loc"]]:
+    if kind == "string_pattern_mismatch" and loc[-1] == "[key]":  # pydantic's mark, not a key
         return (
-            f"{'.'.join(loc[:-1])}: expected a site name of small letters, digits and dashes "
-            f"(at most 31), got {_short(loc[-1])}; rename the site{more}"
+            f"{'.'.join(loc[:-2])}: expected a site name of small letters, digits and dashes "
+            f"(at most 31), got {_short(loc[-2])}; rename the site{more}"
         )
     expected = _expected(kind, context, first["msg"])
     return f"{key}: expected {expected}, got {_short(first['input'])}{more}"

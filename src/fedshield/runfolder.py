@@ -68,7 +68,13 @@ class RunFolder:
     @classmethod
     def check_free(cls, path: Path) -> None:
         """Raises `RunFolderError` unless `path` is absent or an empty folder."""
-        if path.is_symlink() or path.exists():
+        try:
+            taken = path.is_symlink() or path.exists()
+        except OSError as error:
+            raise RunFolderError(
+                f"{path}: expected a place to write to, but {error.strerror}; choose another --out"
+            ) from None
+        if taken:
             if not path.is_dir():
                 raise RunFolderError(
                     f"{path}: expected a folder for the run, got a file; use --out"
@@ -120,7 +126,7 @@ class RunFolder:
 
     def state(self) -> dict[str, Any]:
         state = self._json("run.json")
-        if not isinstance(state, dict):
+        if not isinstance(state, dict) or not {"status", "plan_sha256"} <= state.keys():
             raise RunFolderError(
                 f"{self.path / 'run.json'}: expected the state of a run, got something else; "
                 "restore it or start a new run"
@@ -154,16 +160,19 @@ class RunFolder:
     # -- metrics ---------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole rows; a last line cut by a kill is left out."""
+        """All rows up to the first that is not whole: a kill can cut the last one."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         rows: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+                break
+            rows.append(row)
         return rows
 
     def append_metrics(self, rows: Sequence[dict[str, Any]]) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from fedshield.data.sites import SiteData
-from fedshield.errors import RoundFailed
+from fedshield.errors import ModelError, RoundFailed
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.chat import Tokens
 from fedshield.plan import Plan, learning_rate
@@ -49,6 +50,8 @@ class LocalTrainer:
         self._on_step = on_step
         forward = inspect.signature(host.model.get_base_model().forward)
         self._can_cut_logits = "logits_to_keep" in forward.parameters
+        if plan.training.gradient_checkpointing:
+            _keep_no_activations(host.model)
 
     def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
         """`training.steps` optimiser steps from `state`. Returns the update and the mean loss
@@ -56,11 +59,6 @@ class LocalTrainer:
         training = self._plan.training
         self._host.write(state)
         model = self._host.model
-        if training.gradient_checkpointing:
-            with warnings.catch_warnings():
-                # transformers renames the method on its way to version 6.
-                warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
-                model.gradient_checkpointing_enable({"use_reentrant": False})
         parameters = self._host.trainable()
         optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
         losses: list[float] = []
@@ -163,3 +161,20 @@ class LocalTrainer:
                 batch.append(rows[int(order[at % len(rows)])])
                 at += 1
             yield batch
+
+
+def _keep_no_activations(model: Any) -> None:
+    """Have the layers compute their activations a second time on the way back. Sites share the
+    model, and transformers adds hooks at every call: once is enough. Raises `ModelError`."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return
+    with warnings.catch_warnings():
+        # transformers renames the method on its way to version 6.
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*")
+        try:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        except ValueError:
+            raise ModelError(
+                "training.gradient_checkpointing: expected a model that can do it, got "
+                f"{type(model.get_base_model()).__name__}; set it to false"
+            ) from None

@@ -4,7 +4,8 @@
       -> EncryptedUpdate -> EncryptedSum -> OpenedSum -> AdapterState'
 
 All are frozen. Arrays are made read-only when a value is built, so that a step can only hand
-on something new. The coordinator sees `EncryptedUpdate` and `EncryptedSum`, nothing else.
+on something new; values with arrays compare by identity. The coordinator sees
+`EncryptedUpdate` and `EncryptedSum`, nothing else.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AdapterSpec:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdapterState:
     """The global adapter. `values`: float32, shape (spec.num_values,)."""
 
@@ -93,7 +94,7 @@ class AdapterState:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdapterUpdate:
     """A site's adapter after local training. `values`: float32, shape (num_values,), the
     trained parameters; `start` is the global adapter that training began from."""
@@ -106,7 +107,7 @@ class AdapterUpdate:
         _frozen(self.values, np.float32, self.start.spec.num_values, "AdapterUpdate.values")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """Kept coordinates. `kept`: bool, shape (num_values,); `rate`: the share pruned."""
 
@@ -121,7 +122,7 @@ class Mask:
         return int(self.kept.size - np.count_nonzero(self.kept))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrunedUpdate:
     """What a site contributes, pruned coordinates set to zero.
 
@@ -173,7 +174,7 @@ class Layout:
         return hashlib.sha256(text.encode()).digest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedUpdate:
     """Numbers ready to be encrypted. `slots`: float64, shape (layout.num_slots,), weighted by
     the site's share and, for an encrypting scheme, whole multiples of the layout's grid."""
@@ -213,7 +214,7 @@ class EncryptedSum:
     blocks: tuple[bytes, ...] = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpenedSum:
     """What the sites open: the sum over the contributors, and nothing about any one of them.
 

@@ -205,9 +205,11 @@ def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(tmp_path: Path)
     with pytest.raises(RoundFailed, match=r"the loss became|expected finite"):
         run_small(
             tmp_path / "run",
-            training__learning_rate=1e30,
-            training__min_learning_rate=1e30,
+            training__learning_rate=1000.0,
+            training__min_learning_rate=1000.0,
             training__max_grad_norm=None,
+            training__optimizer="sgd",
+            training__steps=12,
         )
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert state["status"] == "failed"

@@ -5,11 +5,9 @@ Nothing in this module can hold a secret key: `CkksAdder` refuses a context that
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from fedshield.crypto import framing
+from fedshield.crypto import framing, received
 from fedshield.crypto.scheme import BLOCK_BYTES, SchemeParameters
 from fedshield.errors import CryptoError
 
@@ -21,6 +19,8 @@ class PlainAdder:
         if not 0 < len(block) <= BLOCK_BYTES or len(block) % 4:
             raise CryptoError(f"plain block: expected whole float32 values, got {len(block)} bytes")
         values = np.frombuffer(block, dtype="<f4").astype(np.float64)
+        if not np.isfinite(values).all():
+            raise CryptoError("plain block: expected finite numbers, got NaN or infinity")
         if total is None:
             return values
         assert isinstance(total, np.ndarray)
@@ -32,32 +32,29 @@ class PlainAdder:
 
     def result(self, total: object) -> bytes:
         assert isinstance(total, np.ndarray)
+        if np.abs(total).max(initial=0) > np.finfo(np.float32).max:
+            raise CryptoError("plain sum: expected values that float32 holds, got larger ones")
         return total.astype("<f4").tobytes()
 
 
 class CkksAdder:
     """Adds CKKS ciphertexts with TenSEAL, from the public context.
 
-    Raises `CryptoError` for a context that does not parse or that holds a secret key, Galois
-    keys or relinearisation keys beyond what addition needs.
+    Raises `CryptoError` for a context that does not parse, is not of the named set, or holds a
+    secret key, Galois keys or relinearisation keys: addition needs none of them.
     """
 
     def __init__(self, parameters: SchemeParameters, public: bytes) -> None:
-        import tenseal
-
-        self._tenseal = tenseal
         self._parameters = parameters
-        try:
-            self._context = tenseal.context_from(public, n_threads=1)
-        except Exception as error:  # TenSEAL raises bare ValueError/RuntimeError
-            raise CryptoError(f"public context: does not parse ({type(error).__name__})") from None
-        if self._context.has_secret_key() or self._context.has_galois_keys():
-            raise CryptoError(
-                "public context: expected public material, got a secret or Galois key"
-            )
+        self._context = received.context(public, parameters, "public context")
+        if self._context.has_secret_key():
+            raise CryptoError("public context: expected public material, got a secret key")
 
     def add(self, total: object | None, block: bytes) -> object:
-        vectors = [self._vector(raw) for raw in framing.unpack(block, self._parameters)]
+        vectors = [
+            received.vector(self._context, raw, self._parameters)
+            for raw in framing.unpack(block, self._parameters)
+        ]
         if total is None:
             return vectors
         assert isinstance(total, list)
@@ -71,9 +68,3 @@ class CkksAdder:
     def result(self, total: object) -> bytes:
         assert isinstance(total, list)
         return framing.pack([vector.serialize() for vector in total])
-
-    def _vector(self, raw: bytes) -> Any:
-        try:
-            return self._tenseal.ckks_vector_from(self._context, raw)
-        except Exception as error:
-            raise CryptoError(f"ciphertext: does not parse ({type(error).__name__})") from None

@@ -1,9 +1,13 @@
-"""Scheme `ckks`: the paper's. One key pair for all sites of a run, additions only.
+"""Scheme `ckks`: the paper's. One key for all sites of a run, additions only.
 
 Notable: values are rounded to a fixed grid before they are encrypted and the opened sum is
 rounded to the same grid, half a step of which lies more than ten noise deviations away. So
 the opened sum is exact, and no raw approximate decryption, which would carry the key's noise
 (Li and Micciancio, EUROCRYPT 2021), ever leaves `open`.
+
+The sites hold the secret key, so they encrypt with it. Encryption with a public key adds noise
+that is a multiple of the secret: up to fifteen times as much in the slots where the key happens
+to be large, which at 16 sites is more than the grid leaves room for.
 
 Limits, to be said wherever this scheme is chosen: any one site together with the coordinator
 can read every site; a coordinator that does not follow the protocol can have one site's
@@ -19,14 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from fedshield.crypto import framing
-from fedshield.crypto.scheme import CKKS, SchemeParameters
+from fedshield.crypto import framing, received
+from fedshield.crypto.scheme import CKKS, MODULUS_BITS, SCALE_BITS, SchemeParameters
 from fedshield.errors import CryptoError
 from fedshield.types import Float64
 
-#: Coefficient modulus bits per set; the last prime is SEAL's special prime.
-MODULUS_BITS = {"paper": (60, 40, 40, 60), "lean": (53, 53)}
-SCALE_BITS = 40
 #: An opened value further than this many grid steps from the grid means that the noise is not
 #: what it should be: reject rather than round to a neighbour.
 GRID_TOLERANCE = 0.25
@@ -35,25 +36,23 @@ GRID_TOLERANCE = 0.25
 class CkksScheme:
     """A site's half, with the run's secret key. `repr` shows the key id only."""
 
-    def __init__(self, parameters: SchemeParameters, context: Any, grid_bits: int) -> None:
+    def __init__(
+        self, parameters: SchemeParameters, context: Any, grid_bits: int, secret: bytes
+    ) -> None:
         self.parameters = parameters
         self._context = context
         self._grid = 2.0**-grid_bits
         self.number_format = f"ckks grid 2^-{grid_bits} scale 2^{SCALE_BITS}"
-        self.public = context.serialize(
-            save_public_key=True,
-            save_secret_key=False,
-            save_galois_keys=False,
-            save_relin_keys=False,
-        )
-        self.key_id = hashlib.sha256(b"fedshield ckks key" + self.public).digest()[:16]
+        self.public = _serialize(context, secret=False)
+        self._secret = secret
+        self.key_id = hashlib.sha256(b"fedshield ckks key" + secret).digest()[:16]
 
     def __repr__(self) -> str:
         return f"CkksScheme({self.parameters.name}, key {self.key_id.hex()[:8]})"
 
     @classmethod
     def generate(cls, parameter_set: str, grid_bits: int) -> CkksScheme:
-        """A new key pair, from SEAL's generator seeded by the operating system."""
+        """A new key, from SEAL's generator seeded by the operating system."""
         import tenseal
 
         chosen = CKKS[parameter_set]
@@ -62,34 +61,24 @@ class CkksScheme:
             2 * chosen.values_per_ciphertext,
             -1,
             list(MODULUS_BITS[parameter_set]),
+            encryption_type=tenseal.ENCRYPTION_TYPE.SYMMETRIC,
             n_threads=1,
         )
         context.global_scale = 2.0**SCALE_BITS
-        return cls(chosen, _additions_only(context), grid_bits)
+        return cls.from_secret(parameter_set, _serialize(context, secret=True), grid_bits)
 
     @classmethod
     def from_secret(cls, parameter_set: str, secret: bytes, grid_bits: int) -> CkksScheme:
         """From another site's `secret()`. Raises `CryptoError` if it does not fit."""
-        import tenseal
-
-        try:
-            context = tenseal.context_from(secret, n_threads=1)
-        except Exception as error:
-            raise CryptoError(f"run key: does not parse ({type(error).__name__})") from None
+        chosen = CKKS[parameter_set]
+        context = received.context(secret, chosen, "run key")
         if not context.has_secret_key():
             raise CryptoError("run key: expected a secret key, got public material only")
-        return cls(CKKS[parameter_set], _additions_only(context), grid_bits)
+        return cls(chosen, context, grid_bits, secret)
 
     def secret(self) -> bytes:
         """The context with its secret key. To be sealed to another site, never sent or kept."""
-        return bytes(
-            self._context.serialize(
-                save_public_key=True,
-                save_secret_key=True,
-                save_galois_keys=False,
-                save_relin_keys=False,
-            )
-        )
+        return self._secret
 
     def encrypt(self, slots: Float64) -> Iterator[bytes]:
         import tenseal
@@ -108,32 +97,41 @@ class CkksScheme:
             )
 
     def open(self, blocks: Sequence[bytes], num_slots: int) -> Float64:
-        import tenseal
-
         parts: list[Float64] = []
+        left = num_slots
         for block in blocks:
             for raw in framing.unpack(block, self.parameters):
+                vector = received.vector(self._context, raw, self.parameters)
+                expected = min(left, self.parameters.values_per_ciphertext)
+                if vector.size() != expected:
+                    raise CryptoError(
+                        f"sum: expected a ciphertext of {expected} values, got {vector.size()}"
+                    )
+                left -= expected
                 try:
-                    vector = tenseal.ckks_vector_from(self._context, raw)
                     parts.append(np.asarray(vector.decrypt(), dtype=np.float64))
                 except Exception as error:
                     raise CryptoError(f"sum: does not open ({type(error).__name__})") from None
+        if left:
+            raise CryptoError(f"sum: expected {num_slots} values, {left} of them are missing")
         values = np.concatenate(parts) if parts else np.zeros(0)
-        if values.size != num_slots:
-            raise CryptoError(f"sum: expected {num_slots} values, got {values.size}")
         steps = values / self._grid
         rounded = np.rint(steps)
         if not np.isfinite(steps).all() or np.abs(steps - rounded).max(initial=0) > GRID_TOLERANCE:
             raise CryptoError("sum: not on the grid (wrong key, damaged block or too much noise)")
-        if np.abs(values).max(initial=0) >= self.parameters.sum_limit:
-            raise CryptoError(f"sum: a value is at or over the limit {self.parameters.sum_limit:g}")
         # Adding zero turns -0.0 into 0.0: the sign of a zero would be a bit of the noise.
         exact: Float64 = rounded * self._grid + 0.0
+        if np.abs(exact).max(initial=0) >= self.parameters.sum_limit:
+            raise CryptoError(f"sum: a value is at or over the limit {self.parameters.sum_limit:g}")
         return exact
 
 
-def _additions_only(context: Any) -> Any:
-    context.auto_relin = False
-    context.auto_rescale = False
-    context.auto_mod_switch = False
-    return context
+def _serialize(context: Any, *, secret: bool) -> bytes:
+    return bytes(
+        context.serialize(
+            save_public_key=False,
+            save_secret_key=secret,
+            save_galois_keys=False,
+            save_relin_keys=False,
+        )
+    )

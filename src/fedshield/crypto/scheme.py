@@ -22,7 +22,8 @@ class SchemeParameters:
     """A named parameter set.
 
     `ciphertext_bytes` is the measured size of one fresh serialised ciphertext (its last digits
-    vary with the compressor); it is used for estimates and to bound what is accepted.
+    vary with the compressor); it is used for estimates and to bound what is accepted. The two
+    key sizes are those of the serialised contexts, without and with the secret key.
     """
 
     scheme: str
@@ -58,9 +59,12 @@ PLAIN = SchemeParameters("plain", "", None, 1, 4, 0, 0, sum_limit=float(2**100))
 # rows of the HomomorphicEncryption.org tables (218 and 109 bits; the 2024 guideline, ePrint
 # 2024/463, has the same or looser rows for ternary secrets).
 CKKS: dict[str, SchemeParameters] = {
-    "lean": SchemeParameters("ckks", "lean", 128, 2048, 61_400, 123_000, 184_300, 2.0**11),
-    "paper": SchemeParameters("ckks", "paper", 128, 4096, 331_400, 465_000, 697_700, 2.0**18),
+    "lean": SchemeParameters("ckks", "lean", 128, 2048, 61_400, 80, 61_500, 2.0**11),
+    "paper": SchemeParameters("ckks", "paper", 128, 4096, 331_400, 100, 232_800, 2.0**18),
 }
+#: Coefficient modulus bits per set; the last prime is SEAL's special prime.
+MODULUS_BITS = {"paper": (60, 40, 40, 60), "lean": (53, 53)}
+SCALE_BITS = 40
 
 
 def parameters(scheme: str, name: str) -> SchemeParameters:
@@ -82,7 +86,7 @@ class SiteScheme(Protocol):
     """A site's half: it holds the key."""
 
     parameters: SchemeParameters
-    #: Names the key without telling it: a digest of public material.
+    #: Names the key without telling it: a digest.
     key_id: bytes
     #: How numbers are laid out; part of the layout, so that all sites agree on it.
     number_format: str

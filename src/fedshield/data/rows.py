@@ -90,7 +90,7 @@ def read(
         good.append(row)
     if not good:
         raise DataError(
-            f"{key}: expected rows in {source}, got "
+            f"{key}: expected rows in {_line(source)}, got "
             + (f"{skipped} unusable ones ({first})" if skipped else "none")
             + "; check the file and data columns"
         )
@@ -110,19 +110,19 @@ def _raw_rows(plan: Plan, source: str, split: str, key: str) -> Iterator[tuple[s
     elif source.startswith("hub:"):
         yield from _hub(source.removeprefix("hub:"), split, key)
     else:
-        path = plan.resolve(source)
+        path, shown = plan.resolve(source), _line(source)
         if path.is_dir():
-            raise DataError(f"{key}: expected a data file, got the folder {source}; name a file")
+            raise DataError(f"{key}: expected a data file, got the folder {shown}; name a file")
         if not path.exists():
-            raise DataError(f"{key}: expected a data file, found none at {source}; check the path")
+            raise DataError(f"{key}: expected a data file, found none at {shown}; check the path")
         if not path.name.endswith(SUFFIXES):
             raise DataError(
-                f"{key}: expected a file ending in {', '.join(SUFFIXES)}, got {path.name}; "
+                f"{key}: expected a file ending in {', '.join(SUFFIXES)}, got {_line(path.name)}; "
                 "convert it"
             )
         kind = path.name.removesuffix(".gz").rpartition(".")[2]
         reader = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind]
-        yield from reader(path, path.name)
+        yield from reader(path, _line(path.name))
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:
@@ -178,8 +178,8 @@ def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
                 number += 1
                 yield f"{name}: row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        first = (str(error).splitlines() or [""])[0][:120]
-        raise DataError(f"{name}: expected a Parquet file, but {first}; convert it") from None
+        problem = _line(str(error).partition("\n")[0])
+        raise DataError(f"{name}: expected a Parquet file, but {problem}; convert it") from None
 
 
 def _hub(name: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
@@ -189,7 +189,7 @@ def _hub(name: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
         config = datasets.DownloadConfig(local_files_only=offline())
         loaded = datasets.load_dataset(name, split=split, download_config=config)
     except Exception as error:
-        first = (str(error).splitlines() or [""])[0][:160]
+        first = _line(str(error).partition("\n")[0])
         hint = (
             "HF_HUB_OFFLINE is set and it is not cached"
             if offline()
@@ -239,7 +239,12 @@ def _first(raw: dict[str, Any], names: tuple[str, ...], what: str) -> str:
 
 
 def _list(names: Iterable[str]) -> str:
-    return ", ".join(list(names)[:8]) or "none"
+    return _line(", ".join(list(names)[:8])) or "none"
+
+
+def _line(text: str) -> str:
+    """Text of a file's or a library's making, as it can stand in a one-line message."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:160]
 
 
 def _text(raw: dict[str, Any], name: str, *, required: bool) -> str:

@@ -117,7 +117,7 @@ def _read(
         skipped += 1
         first = first or bad
     if not good:
-        raise DataError(f"{key}: expected rows in {source}, got {skipped} unusable ones ({first})")
+        raise DataError(f"{key}: expected rows, got {skipped} unusable ones ({first}); mend them")
     return Rows(tuple(good), skipped, first)
 
 

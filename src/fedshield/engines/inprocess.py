@@ -17,7 +17,14 @@ from typing import Any, Protocol
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.data.sites import SiteData, load_sites
-from fedshield.errors import CryptoError, FedShieldError, ProtocolError, RoundFailed, RunFolderError
+from fedshield.errors import (
+    CryptoError,
+    FedShieldError,
+    ModelError,
+    ProtocolError,
+    RoundFailed,
+    RunFolderError,
+)
 from fedshield.model import export
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
@@ -186,6 +193,12 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
     base = load(plan, watch.note)
     if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
         watch.note("chat template: the stated fallback (User: / Assistant:)")
+    longest = getattr(base.model.config, "max_position_embeddings", None)
+    if longest is not None and plan.training.max_length > longest:
+        raise ModelError(
+            f"training.max_length: expected at most what {plan.model.name} reads ({longest} "
+            f"tokens), got {plan.training.max_length}; lower it"
+        )
     data = load_sites(plan, base.tokenizer, watch.note)
     for site, found in data.items():
         for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):

@@ -50,16 +50,20 @@ def _check_targets(model: Any, adapter: AdapterPlan) -> None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
+    # An output layer that shares its weights with the embeddings would change them in a merge.
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    shared = model.get_output_embeddings() if tied else None
     leaves = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
+        if isinstance(module, nn.Linear | Conv1D) and module is not shared
     }
     for target in adapter.targets:
         if target not in leaves:
             close = difflib.get_close_matches(target, leaves, n=1)
             raise ModelError(
-                f"adapter.targets: expected linear layers of this model, got {target}; "
+                "adapter.targets: expected linear layers of this model with weights of their "
+                f"own, got {target}; "
                 + (f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(leaves))}")
             )
 

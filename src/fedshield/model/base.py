@@ -118,6 +118,7 @@ def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
 
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it warns of is checked and said in one line
     dtype = getattr(torch, precision)
     name = plan.model.name
     if plan.model.quantization != "none":
@@ -265,7 +266,7 @@ def _read_config(path: Path, what: str) -> Any:
         fields = json.loads(path.read_text(encoding="utf-8"))
         kind = fields["model_type"]
         return AutoConfig.for_model(**fields) if kind else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers has its own for a field that does not fit
         raise ModelError(
             f"{what}: expected a Hugging Face config with a known model_type, got "
             f"{type(error).__name__}: {_first_line(error)}; mend or replace {path.name}"
@@ -313,9 +314,9 @@ def _weights(folder: Path, plan: Plan, dtype: Any, device: str) -> Any:
     if plan.model.quantization != "none":
         extra["quantization_config"] = _quantization_config(plan, dtype)
         extra["device_map"] = {"": device}
-    load: Any = AutoModelForCausalLM.from_pretrained
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
     try:
-        model, found = load(
+        model, found = from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=True,
@@ -368,5 +369,4 @@ def _quantization_config(plan: Plan, dtype: Any) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160] if text else "no further word"
+    return " ".join(str(error).split())[:160] or "no further word"

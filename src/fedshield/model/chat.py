@@ -96,10 +96,9 @@ def _answer_span(tokenizer: Any, messages: list[Message], turn: int, text: str) 
         # Asking writes what answering does not (say, the start of a thought): from the answer on.
         before = render(tokenizer, messages[:turn])
         if upto.startswith(before):
-            shared = max(_shared_length(asked, upto), len(before))
             content = messages[turn]["content"].strip()
-            at = upto.find(content, shared)
-            at = upto.rfind(content, len(before)) if at < 0 else at
+            shared = _shared_length(asked, upto)
+            at = upto.find(content, max(len(before), shared - len(content)))
             if at >= 0:
                 return at, len(upto)
     raise ModelError(

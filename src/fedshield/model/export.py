@@ -27,7 +27,12 @@ def _whole_folder(out: Path) -> Iterator[Path]:
     out = out.resolve()
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"{out}: expected a place to write to, but {error.strerror}; choose another"
+        ) from None
     try:
         yield part
         if out.exists():

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numpy as np
+
 from fedshield.seeds import derive
 
 NAME = "tiny-llama"
@@ -46,18 +48,17 @@ def build() -> Any:
     from transformers import LlamaForCausalLM
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(0, NAME))
         model = LlamaForCausalLM(config())
-        generator = torch.Generator().manual_seed(derive(0, NAME, "weights"))
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.dim() == 2:  # wide enough that adapters find something to steer
-                    spread = (
-                        1.0 if "embed" in name or "lm_head" in name else parameter.shape[1] ** -0.5
-                    )
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
-                    if "lm_head" in name:
-                        parameter.mul_(parameter.shape[1] ** -0.5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() != 2:
+                continue
+            # Philox, not torch's generator: the same weights on every version and platform.
+            generator = np.random.Generator(np.random.Philox(derive(0, NAME, name)))
+            # Wide embeddings, so that adapters find something to steer.
+            spread = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
+            values = generator.standard_normal(tuple(parameter.shape)) * spread
+            parameter.copy_(torch.from_numpy(values.astype(np.float32)))
     return model
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -73,12 +74,14 @@ class Coordinator:
     def start(self) -> None:
         """Invite, agree on a context, have the run's keys made and passed on, sum the weights,
         and measure where the model stands. Raises `RoundFailed` if any site fails."""
+        self._binding, self._receipts = Binding(bytes(32), 0, SETUP), {}
         session = os.urandom(16)
         invite = messages.Invite(session, self._plan.canonical(), self._roster.encode())
         setup = Binding(setup_context(self._plan.sha256(), self._roster, session), 0, SETUP)
         raw = self._call_raw(dict.fromkeys(self._roster.names(), invite))
         self._binding = setup
-        joins = read_joins(raw, setup, self._roster)
+        with _refusing():
+            joins = read_joins(raw, setup, self._roster)
         begin = messages.Begin(raw)
         context = session_context(setup, joins)
         after = Binding(context, 0, SETUP)
@@ -96,10 +99,13 @@ class Coordinator:
         offers = self._call({maker: messages.MakeKey()}, messages.KeyOffer)
         offer = offers[maker]
         scheme = self._plan.scheme
-        self._adder = adder(scheme.name, scheme.parameter_set, offer.public)
+        with _refusing():
+            self._adder = adder(scheme.name, scheme.parameter_set, offer.public)
         if set(offer.boxes) != set(others):
             raise RoundFailed(f"{maker} did not make a key for every site; start again")
-        self._call({site: messages.TakeKey(offer.boxes[site]) for site in others}, messages.Done)
+        if others:
+            take = {site: messages.TakeKey(offer.boxes[site]) for site in others}
+            self._call(take, messages.Done)
 
     def round(self, round_number: int) -> RoundOutcome:
         """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed`;
@@ -122,7 +128,8 @@ class Coordinator:
         self._progress("work")
         work = messages.Work(receipts)
         raw = self._call_raw(dict.fromkeys(self._roster.names(), work))
-        uploads = read_uploads(raw, self._binding, self._roster)
+        with _refusing():
+            uploads = read_uploads(raw, self._binding, self._roster)
         self._progress("aggregate")
         started = time.perf_counter()
         total = self._aggregate(uploads)
@@ -193,15 +200,13 @@ class Coordinator:
     def _read_all(
         self, raw: Mapping[str, bytes], kind: type[_M], binding: Binding
     ) -> dict[str, _M]:
-        try:
+        with _refusing():
             return {
                 site: kind.from_body(
                     envelope.unseal(data, kind.kind, binding, site, self._roster.public(site))
                 )
                 for site, data in raw.items()
             }
-        except ProtocolError as error:
-            raise RoundFailed(f"a site's answer was refused: {error}") from None
 
     def _call(
         self,
@@ -217,3 +222,12 @@ class Coordinator:
         self, command: messages.Message, kind: type[_M], replies_in: Binding | None = None
     ) -> dict[str, _M]:
         return self._call(dict.fromkeys(self._roster.names(), command), kind, replies_in)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a site sent and the coordinator cannot use ends the round, not the process."""
+    try:
+        yield
+    except (ProtocolError, CryptoError) as error:
+        raise RoundFailed(f"a site's answer was refused: {error}") from None

@@ -3,11 +3,13 @@
 Append-only JSON lines, each synced to disk before the message it speaks of leaves. This is the
 one file of the protocol that touches a disk: the rules below hold only if the record survives
 a crash. A line that was cut by a crash was never acted on and is dropped; any other damage
-makes the site leave the run.
+makes the site leave the run: each line carries a digest of itself and of the line before, so a
+changed, missing or doubled one is noticed (lines lost from the end are not).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -22,17 +24,28 @@ class Journal:
         self._path = path
         self._uploads: dict[tuple[str, int, str], str] = {}
         self._opened: dict[str, list[str]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            self._load()
+        self._chain = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._load()
+            path.touch()
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise ProtocolError(
+                "journal", f"{path.name}: cannot be read or made ({error.strerror})"
+            ) from None
 
     def _load(self) -> None:
         data = self._path.read_bytes()
-        whole, _, cut = data.rpartition(b"\n")
+        *lines, cut = data.split(b"\n")
         try:
-            for line in whole.splitlines():
-                self._apply(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            for line in lines:
+                record = json.loads(line)
+                if record.pop("check") != self._check(record):
+                    raise ValueError
+                self._apply(record)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ProtocolError(
                 "journal", f"{self._path.name}: damaged; the site cannot tell what it has sent"
             ) from None
@@ -41,7 +54,12 @@ class Journal:
                 file.truncate(len(data) - len(cut))
                 os.fsync(file.fileno())
 
+    def _check(self, record: dict[str, object]) -> str:
+        text = self._chain + json.dumps(record, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def _apply(self, record: dict[str, object]) -> None:
+        self._chain = self._check(record)
         if record["kind"] == "upload":
             key = (str(record["context"]), int(str(record["round"])), str(record["phase"]))
             self._uploads[key] = str(record["digest"])
@@ -54,7 +72,7 @@ class Journal:
             raise KeyError(record["kind"])
 
     def _append(self, record: dict[str, object]) -> None:
-        line = json.dumps(record, sort_keys=True) + "\n"
+        line = json.dumps({**record, "check": self._check(record)}, sort_keys=True) + "\n"
         with self._path.open("ab") as file:
             file.write(line.encode())
             file.flush()
@@ -92,3 +110,12 @@ class Journal:
             )
         if known is None:
             self._append({"kind": "open", "base": base, "contributors": sorted(contributors)})
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name in `folder` as durable as what will be in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

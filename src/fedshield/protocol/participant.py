@@ -38,7 +38,7 @@ from fedshield.protocol.session import (
     setup_context,
     upload_digest,
 )
-from fedshield.types import AdapterState, AdapterUpdate, EncodedUpdate, EncryptedUpdate, OpenedSum
+from fedshield.types import AdapterState, AdapterUpdate, EncodedUpdate, EncryptedUpdate
 
 _M = TypeVar("_M", bound=messages.Message)
 
@@ -200,7 +200,8 @@ class Participant:
         self._read(messages.MakeKey, data)
         if self._keys is not None or self.name != run_keys.maker(self._roster):
             raise ProtocolError("repeated", "this site does not make the run's keys, or has")
-        assert self._run_key is not None
+        if self._run_key is None or not self._peer_keys:
+            raise ProtocolError("repeated", "the session has not begun")
         self._keys = run_keys.make(self._plan)
         return run_keys.offer(
             self._keys,
@@ -213,8 +214,8 @@ class Participant:
 
     def _take_key(self, data: bytes) -> messages.Message:
         command = self._read(messages.TakeKey, data)
-        if self._keys is not None or self._run_key is None:
-            raise ProtocolError("repeated", "this site has the run's keys")
+        if self._keys is not None or self._run_key is None or not self._peer_keys:
+            raise ProtocolError("repeated", "the session has not begun, or the keys are here")
         self._keys = run_keys.take(
             command.box,
             self._plan,
@@ -345,26 +346,27 @@ class Participant:
         announced = self._announced
         if announced is None or len(self._delivered) != len(announced.block_digests):
             raise ProtocolError("repeated", "there is nothing whole to open")
+        # One try: what does not open is not asked for again, or each answer would tell a bit.
+        delivered = self._delivered
+        self._announced, self._delivered, self._upload = None, [], None
         with self._timed("open"):
             opened = encode.decode_sum(
-                scheme.open(self._delivered, encoded.layout.num_slots), encoded.layout
+                scheme.open(delivered, encoded.layout.num_slots), encoded.layout
             )
-        self._announced, self._delivered, self._upload = None, [], None
         if self._binding.phase == WEIGHTS:
-            self._take_weights(opened)
-            tagged = int(opened.values.sum() * encode.COUNT_BASE).to_bytes(8, "big")
+            total = encode.decode_count(opened, len(self._roster.sites))
+            self._take_weights(total)
+            tagged = total.to_bytes(8, "big")
         else:
-            self.state = encode.apply_sum(
-                self.state, opened, self._plan.adapter.exchange, self._weight
-            )
-            self.completed_rounds = self._binding.round_number
-            self._store.save(self.completed_rounds, self.state)
+            state = encode.apply_sum(self.state, opened, self._plan.adapter.exchange, self._weight)
+            # Kept first: a site never stands at a round that it could not load again.
+            self._store.save(self._binding.round_number, state)
+            self.state, self.completed_rounds = state, self._binding.round_number
             tagged = bytes.fromhex(self.state.sha256())
         self._receipt_tag = self._tag(b"model", tagged)
         return messages.Receipt(self._receipt_tag)
 
-    def _take_weights(self, opened: OpenedSum) -> None:
-        total = encode.decode_count(opened)
+    def _take_weights(self, total: int) -> None:
         own = encode.round_count(self._work.num_examples)
         if total < own:
             raise CryptoError("weights: the total is less than this site's own count")

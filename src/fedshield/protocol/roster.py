@@ -17,11 +17,18 @@ COORDINATOR = "coordinator"
 
 @dataclass(frozen=True)
 class Roster:
-    """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key."""
+    """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key.
+
+    Raises `ProtocolError` ('sender') for a site with the coordinator's name."""
 
     sites: dict[str, bytes]
     coordinator: bytes
     demo: bool
+
+    def __post_init__(self) -> None:
+        # Else the coordinator's key would speak for that site.
+        if COORDINATOR in self.sites:
+            raise ProtocolError("sender", f"no site may be named {COORDINATOR!r}; rename it")
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.sites))

@@ -1,0 +1,281 @@
+"""A whole federation in memory: real participants and coordinator, numbers instead of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedshield.crypto import plain
+from fedshield.crypto import scheme as scheme_module
+from fedshield.crypto.keys import SigningKey
+from fedshield.errors import CryptoError, ProtocolError, RoundFailed
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.protocol import codec, envelope, messages
+from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.envelope import Binding
+from fedshield.protocol.journal import Journal
+from fedshield.protocol.participant import Participant, SiteRound
+from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.sites import Replies
+from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, TensorSpec
+
+NAMES = ("bank", "clinic", "hospital", "lab", "surgery")
+COUNTS = {"bank": 41, "clinic": 1234, "hospital": 377, "lab": 9, "surgery": 2660}
+SPEC = AdapterSpec((TensorSpec("a", (30, 10)), TensorSpec("b", (10, 25))), "00" * 32, 2.0)
+
+
+LARGE = AdapterSpec((TensorSpec("a", (60, 50)), TensorSpec("b", (40, 50))), "00" * 32, 2.0)
+
+
+def initial_state(spec: AdapterSpec = SPEC) -> AdapterState:
+    rng = np.random.default_rng(99)
+    return AdapterState(rng.standard_normal(spec.num_values).astype(np.float32), spec)
+
+
+def trained(site: str, state: AdapterState, round_number: int) -> np.ndarray[Any, Any]:
+    """What 'training' gives: float32, a function of site, start and round."""
+    seed = hashlib.sha256(f"{site} {round_number}".encode()).digest()
+    noise = np.random.default_rng(list(seed)).standard_normal(state.spec.num_values)
+    return (state.values * 0.75 + 0.3 * noise).astype(np.float32)
+
+
+@dataclass
+class FakeWork:
+    """`LocalWork` without a model. `fault`: raised, or returned as values, in its next round."""
+
+    site: str
+    num_examples: int
+    fault: Exception | np.ndarray[Any, Any] | None = None
+    trained_rounds: list[int] = field(default_factory=list)
+
+    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
+        self.trained_rounds.append(round_number)
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        values = trained(self.site, state, round_number)
+        if self.fault is not None:
+            values = self.fault.astype(np.float32)
+        return AdapterUpdate(values, state, self.num_examples), 1.0
+
+    def evaluate(self, state: AdapterState) -> float:
+        return float(np.abs(state.values).mean())
+
+
+@dataclass
+class MemoryStore:
+    saved: dict[int, AdapterState] = field(default_factory=dict)
+
+    def save(self, completed_rounds: int, state: AdapterState) -> None:
+        self.saved[completed_rounds] = state
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """One command and its reply, as bytes. `code`: why there is no reply."""
+
+    site: str
+    method: str
+    command: bytes
+    reply: bytes = b""
+    code: str = ""
+
+
+Tamper = Callable[[str, str, bytes], bytes]
+
+
+@dataclass
+class Wire:
+    """`Sites` over participants in memory, recording every byte. `to_site` and `to_coordinator`
+    may change what crosses."""
+
+    participants: Mapping[str, Participant] = field(repr=False)
+    log: list[Crossing] = field(default_factory=list)
+    errors: dict[str, Exception] = field(default_factory=dict)
+    to_site: Tamper = lambda site, method, data: data
+    to_coordinator: Tamper = lambda site, method, data: data
+
+    def names(self) -> Sequence[str]:
+        return tuple(self.participants)
+
+    def call(
+        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
+    ) -> Replies:
+        ok: dict[str, bytes] = {}
+        failed: dict[str, str] = {}
+        for site, data in args.items():
+            command = self.to_site(site, method, data)
+            try:
+                reply = self.participants[site].handle(method, command)
+            except Exception as error:
+                self.errors[site] = error
+                failed[site] = error.code if isinstance(error, ProtocolError) else "crypto"
+                if not isinstance(error, ProtocolError | CryptoError):
+                    failed[site] = "training" if isinstance(error, RoundFailed) else "internal"
+                self.log.append(Crossing(site, method, command, code=failed[site]))
+                continue
+            ok[site] = self.to_coordinator(site, method, reply)
+            self.log.append(Crossing(site, method, command, ok[site]))
+        return Replies(ok, failed)
+
+    def of(self, site: str, method: str) -> list[Crossing]:
+        return [one for one in self.log if (one.site, one.method) == (site, method)]
+
+
+def opened(data: bytes) -> tuple[str, Binding, str, Any]:
+    """Kind, binding, sender and body of an envelope, whoever signed it."""
+    value: Any = codec.decode(data[5 : -envelope.SIGNATURE_BYTES])
+    kind, context, round_number, phase, sender, body = value
+    return kind, Binding(context, round_number, phase), sender, body
+
+
+class Federation:
+    """Participants, their keys and a coordinator over a `Wire`."""
+
+    opened = staticmethod(opened)
+    trained = staticmethod(trained)
+
+    def __init__(
+        self, plan: Plan, folder: Path, num_examples: Mapping[str, int], spec: AdapterSpec
+    ) -> None:
+        self.plan = plan
+        self.spec = spec
+        self.folder = folder
+        self.names = plan.data.site_names()
+        self.keys = {name: SigningKey() for name in self.names}
+        self.server = SigningKey()
+        self.roster = Roster(
+            {name: key.public for name, key in self.keys.items()}, self.server.public, demo=True
+        )
+        self.works = {name: FakeWork(name, num_examples[name]) for name in self.names}
+        self.stores = {name: MemoryStore() for name in self.names}
+        self.seen: dict[str, SiteRound] = {}
+        self.participants = {name: self.participant(name, self.roster) for name in self.names}
+        self.wire = Wire(self.participants)
+        self.coordinator = self.another_coordinator()
+
+    def participant(
+        self, name: str, roster: Roster, state: AdapterState | None = None, completed: int = 0
+    ) -> Participant:
+        return Participant(
+            name=name,
+            plan=self.plan,
+            roster=roster,
+            key=self.keys[name],
+            work=self.works[name],
+            store=self.stores[name],
+            journal=Journal(self.folder / f"{name}.jsonl"),
+            state=initial_state(self.spec) if state is None else state,
+            completed_rounds=completed,
+            observe=lambda record: self.seen.__setitem__(record.site, record),
+        )
+
+    def another_coordinator(self, key: SigningKey | None = None) -> Coordinator:
+        return Coordinator(self.plan, self.roster, self.wire, (key or self.server).sign)
+
+    def run(self, rounds: int) -> Federation:
+        self.coordinator.start()
+        for number in range(1, rounds + 1):
+            self.coordinator.round(number)
+        return self
+
+    # -- acting as a coordinator that does not follow the protocol --------------------------
+
+    def seal(self, message: messages.Message, binding: Binding | None = None) -> bytes:
+        """`message` signed by the coordinator's key, for the session that it is in."""
+        return envelope.seal(
+            message.kind,
+            binding or self.coordinator._binding,
+            COORDINATOR,
+            message.to_body(),
+            self.server.sign,
+        )
+
+    def send(
+        self, site: str, message: messages.Message, binding: Binding | None = None
+    ) -> tuple[str, Any]:
+        """Kind and body of the site's reply to a well-signed command."""
+        reply = self.participants[site].handle(message.kind, self.seal(message, binding))
+        kind, _, _, body = opened(reply)
+        return kind, body
+
+    def refused(self, site: str, message: messages.Message, binding: Binding | None = None) -> str:
+        """The code with which the site refuses a well-signed command."""
+        return self.refused_bytes(site, message.kind, self.seal(message, binding))
+
+    def refused_bytes(self, site: str, method: str, data: bytes) -> str:
+        with pytest.raises(ProtocolError) as caught:
+            self.participants[site].handle(method, data)
+        return caught.value.code
+
+    def work(self, round_number: int) -> dict[str, bytes]:
+        """Have every site work on a round; the signed uploads."""
+        coordinator = self.coordinator
+        binding = coordinator._binding
+        coordinator._binding = Binding(binding.context, round_number, "round")
+        command = messages.Work(coordinator._receipts)
+        return {
+            name: self.participants[name].handle("work", self.seal(command)) for name in self.names
+        }
+
+    def blocks(self, site: str, upload: bytes) -> list[bytes]:
+        """All blocks of a site's upload."""
+        count = len(opened(upload)[3]["block_digests"])
+        return [self.send(site, messages.Fetch(index))[1]["data"] for index in range(count)]
+
+    # -- what holds afterwards ---------------------------------------------------------------
+
+    def states(self) -> dict[str, str]:
+        return {name: one.state.sha256() for name, one in self.participants.items()}
+
+    def state(self) -> AdapterState:
+        """The adapter that all sites hold."""
+        assert len(set(self.states().values())) == 1
+        return self.participants[self.names[0]].state
+
+
+MakeFederation = Callable[..., Federation]
+
+
+@pytest.fixture
+def federation(tmp_path: Path) -> MakeFederation:
+    """`federation('ckks', sites=3, weights='equal', **plan changes)`."""
+    made: list[Federation] = []
+
+    def make(
+        scheme: str = "ckks",
+        sites: int = 3,
+        weights: str = "equal",
+        parameters: str | None = None,
+        large: bool = False,
+        **changes: Any,
+    ) -> Federation:
+        names = NAMES[:sites]
+        raw: dict[str, Any] = {
+            "rounds": 4,
+            "data": {"sites": {name: {"source": "sample:finance"} for name in names}},
+            "pruning": {"method": "none"},
+            "scheme": {"name": scheme, "weights": weights, "parameters": parameters},
+            **changes,
+        }
+        folder = tmp_path / f"federation-{len(made)}"
+        plan = parse_plan(raw, base_dir=tmp_path)
+        made.append(Federation(plan, folder, COUNTS, LARGE if large else SPEC))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture
+def three_blocks(federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) -> MakeFederation:
+    """Federations with an adapter of 5,000 values, which travels in blocks of 2,048 or 2,000."""
+    monkeypatch.setattr(scheme_module, "BLOCK_BYTES", 8000)
+    monkeypatch.setattr(plain, "VALUES_PER_BLOCK", 2000)
+    return partial(federation, large=True)

@@ -1,0 +1,232 @@
+"""Who may import whom, read from the sources: tiers, keys, sockets, printing, unsafe loading.
+
+Imports within functions and under TYPE_CHECKING count like any other: what a module can reach,
+it will one day use.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
+
+#: First part of a module's name below `fedshield` -> its tier. A module imports from its own tier
+#: and from earlier ones. A new room must be placed here.
+TIERS = (
+    {"", "types", "errors", "seeds"},
+    {"plan", "planfile"},
+    {"model", "data", "prune", "encode", "crypto", "privacy"},
+    {"train", "protocol"},
+    {"engines", "audit", "report", "cost", "summary", "runfolder"},
+    {"cli", "__main__"},
+)
+HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
+NETWORK = {
+    *("socket", "socketserver", "ssl", "http", "urllib", "ftplib", "smtplib", "xmlrpc", "asyncio"),
+    *("requests", "httpx", "urllib3", "aiohttp", "websockets", "grpc", "nvflare", "zmq"),
+}
+HOLDS_A_KEY = {
+    *("fedshield.crypto.ckks", "fedshield.crypto.keys"),
+    *("fedshield.crypto.seal", "fedshield.crypto.plain"),
+    *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
+}
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text()) for path in SOURCE.rglob("*.py")}
+MODULES = sorted(TREES)
+
+
+@functools.cache
+def imports_of(module: str) -> frozenset[str]:
+    """Every module that `module` names in an import, and the packages that come with each."""
+    found: set[str] = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import; write it out"
+            assert node.module is not None
+            found.add(node.module)
+            found |= {
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if f"{node.module}.{alias.name}" in TREES
+            }
+    packages = {
+        name.rsplit(".", depth)[0] for name in found for depth in range(name.count(".") + 1)
+    }
+    return frozenset(packages)
+
+
+def reached_from(module: str) -> dict[str, str]:
+    """Module -> the one that imports it, for everything that `module` leads to."""
+    via: dict[str, str] = {}
+    todo = [module]
+    while todo:
+        importer = todo.pop()
+        parents = [importer.rsplit(".", depth)[0] for depth in range(1, importer.count(".") + 1)]
+        for name in (*parents, *(imports_of(importer) if importer in TREES else ())):
+            if name not in via and name != module:
+                via[name] = importer
+                todo.append(name)
+    return via
+
+
+def chain(via: dict[str, str], name: str) -> str:
+    links = [name]
+    while links[-1] in via:
+        links.append(via[links[-1]])
+    return " <- ".join(links)
+
+
+def tier(module: str) -> int:
+    room = module.removeprefix("fedshield").removeprefix(".").split(".")[0]
+    for number, rooms in enumerate(TIERS):
+        if room in rooms:
+            return number
+    raise AssertionError(f"{module} has no tier; place it in TIERS")
+
+
+def within(*packages: str) -> list[str]:
+    return [
+        module
+        for module in MODULES
+        if any(module == name or module.startswith(name + ".") for name in packages)
+    ]
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield module, node
+
+
+def test_the_sources_are_found() -> None:
+    assert {"fedshield", "fedshield.cli", "fedshield.protocol.coordinator"} <= set(MODULES)
+    assert "fedshield.crypto.adders" in reached_from("fedshield.protocol.coordinator")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_from_a_later_tier(module: str) -> None:
+    own = [name for name in imports_of(module) if name.split(".")[0] == "fedshield"]
+    assert [name for name in own if tier(name) > tier(module)] == []
+
+
+def test_every_imported_module_of_ours_exists() -> None:
+    for module in MODULES:
+        own = {name for name in imports_of(module) if name.split(".")[0] == "fedshield"}
+        assert own <= set(MODULES), module
+
+
+@pytest.mark.parametrize("module", within("fedshield.crypto", "fedshield.protocol"))
+def test_crypto_and_protocol_know_no_model_and_no_engine(module: str) -> None:
+    via = reached_from(module)
+    forbidden = [
+        chain(via, name)
+        for name in via
+        if name.split(".")[0] in ("torch", "transformers", "peft", "datasets")
+        or name.startswith(("fedshield.engines", "fedshield.model", "fedshield.data"))
+    ]
+    assert forbidden == []
+
+
+def test_crypto_does_no_io() -> None:
+    for module in within("fedshield.crypto"):
+        assert not imports_of(module) & {"pathlib", "io", "tempfile", "shutil", "subprocess"}
+    opens = [module for module, call in calls() if name_of(call.func) == "open"]
+    assert not set(opens) & set(within("fedshield.crypto"))
+
+
+def test_the_coordinator_cannot_reach_a_key() -> None:
+    """Nothing on any path of imports from the coordinator can hold a secret key."""
+    via = reached_from("fedshield.protocol.coordinator")
+    assert set(MODULES) >= HOLDS_A_KEY
+    assert [chain(via, name) for name in HOLDS_A_KEY & set(via)] == []
+
+
+def test_the_search_for_keys_would_find_one() -> None:
+    """Control: the participant does hold keys, and is seen to."""
+    assert set(reached_from("fedshield.protocol.participant")) >= HOLDS_A_KEY - {
+        "fedshield.protocol.participant"
+    }
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if ".engines" not in name])
+def test_only_engines_open_sockets(module: str) -> None:
+    assert {name for name in imports_of(module) if name.split(".")[0] in NETWORK} <= set()
+
+
+def name_of(node: ast.expr) -> str:
+    """A call's function as dotted text, `''` if it is not a plain name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        base = name_of(node.value)
+        return f"{base}.{node.attr}" if base else ""
+    return ""
+
+
+def test_only_the_command_line_prints() -> None:
+    prints = {"print", "sys.stdout.write", "sys.stderr.write", "pprint.pprint", "rich.print"}
+    found = {module for module, call in calls() if name_of(call.func) in prints}
+    assert found <= {"fedshield.cli"}
+    consoles = {module for module in MODULES if "rich.console" in imports_of(module)}
+    assert consoles <= {"fedshield.cli"}
+
+
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    for module in MODULES:
+        names = {name.split(".")[0] for name in imports_of(module)}
+        assert not names & PICKLES, module
+    evaluating = {"eval", "exec", "compile", "__import__", "importlib.import_module"}
+    loading = {"torch.load", "torch.jit.load", "numpy.load", "np.load", "pandas.read_pickle"}
+    found = {
+        f"{module}:{call.lineno} {name_of(call.func)}"
+        for module, call in calls()
+        if name_of(call.func) in evaluating | loading
+        or any(keyword.arg == "allow_pickle" for keyword in call.keywords)
+    }
+    assert found == set()
+    from_imports = {
+        f"{module}: from {node.module} import {alias.name}"
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if f"{node.module}.{alias.name}" in evaluating | loading
+    }
+    assert from_imports == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fedshield",
+        "import fedshield.cli",
+        "import fedshield.cli; fedshield.cli.app(['--help'], standalone_mode=False)",
+        "import fedshield.plan, fedshield.planfile, fedshield.types",
+        "import fedshield.protocol.coordinator, fedshield.protocol.participant",
+    ],
+    ids=["fedshield", "cli", "--help", "plan", "protocol"],
+)
+def test_importing_loads_nothing_heavy(code: str) -> None:
+    """So that `fedshield --help` answers at once. The schemes load TenSEAL when they are used."""
+    asked = f"{code}\nimport sys\nprint('loaded:', *sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "loaded:"

@@ -1,0 +1,420 @@
+"""One local round: exact repeats, every row in turn, and a loss over the answers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedshield.data.sites import SiteData
+from fedshield.errors import ModelError, RoundFailed
+from fedshield.model import tiny
+from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.chat import Tokens, tokenise
+from fedshield.plan import Plan
+from fedshield.train import LocalTrainer
+from fedshield.types import AdapterState, Float32
+
+MakePlan = Callable[..., Plan]
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+PAD = 256
+
+
+def rows(number: int, start: int = 0) -> tuple[Tokens, ...]:
+    """Conversations of different lengths, each different in its first tokens."""
+    tokenizer = tiny.tokenizer()
+    return tuple(
+        tokenise(
+            tokenizer,
+            [
+                {"role": "user", "content": f"{k}: " + "spell " * (k % 3) + WORDS[k % 10]},
+                {"role": "assistant", "content": " ".join(WORDS[k % 10][: 1 + k % 9])},
+            ],
+            200,
+        )
+        for k in range(start, start + number)
+    )
+
+
+@dataclass
+class Bench:
+    """A trainer on the tiny model, and the rows of each batch that the model was given."""
+
+    plan: Plan
+    site: str = "hospital"
+    num_rows: int = 10
+    pad_token: int = PAD
+    train_rows: tuple[Tokens, ...] = ()
+    steps: list[tuple[int, int, float]] = field(default_factory=list)
+    seen: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.train_rows = self.train_rows or rows(self.num_rows)
+        self.heldout = rows(5, start=50)
+        self.host = AdapterHost(tiny.build(), self.plan.adapter, "ab" * 32)
+        self.host.model.eval()
+        data = SiteData("test", self.train_rows, self.heldout, 0, "", 0, 0, 0, 0)
+        self.trainer = LocalTrainer(
+            self.site,
+            self.plan,
+            data,
+            self.host,
+            self.pad_token,
+            "cpu",
+            on_step=lambda *said: self.steps.append(said),
+        )
+        self.host.model.register_forward_pre_hook(self._watch, with_kwargs=True)
+
+    def _watch(self, _: Any, __: Any, inputs: dict[str, Any]) -> None:
+        known = {tokens.input_ids: place for place, tokens in enumerate(self.train_rows)}
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        batch = [tuple(row[keep == 1].tolist()) for row, keep in zip(ids, mask, strict=True)]
+        self.seen.append([known.get(row, -1) for row in batch])
+
+    @property
+    def start(self) -> AdapterState:
+        """B is not zero, so that A has gradients too."""
+        state = initial_state(self.host.spec, 3)
+        noise = np.random.default_rng(1).standard_normal(state.values.size).astype(np.float32)
+        return AdapterState(state.values + np.float32(0.03) * noise, self.host.spec)
+
+    def train(self, round_number: int = 1, state: AdapterState | None = None) -> Float32:
+        return self.trainer.train(state or self.start, round_number)[0].values
+
+
+def reference(bench: Bench, state: AdapterState, batch: Sequence[Tokens]) -> tuple[float, Float32]:
+    """Mean loss per response token and its gradient: one row at a time, all logits, float64."""
+    host = AdapterHost(tiny.build(), bench.plan.adapter, "ab" * 32)
+    host.write(state)
+    host.model.double().eval()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for tokens in batch:
+        logits = host.model(input_ids=torch.tensor([tokens.input_ids])).logits[0]
+        chances = logits.log_softmax(-1)
+        for place, label in enumerate(tokens.labels):
+            if label != -100:
+                total = total - chances[place - 1, label]
+                count += 1
+    loss = total / count
+    loss.backward()
+    gradient = np.concatenate([p.grad.numpy().reshape(-1) for p in host.trainable()])
+    return loss.item(), gradient
+
+
+# -- repeating -----------------------------------------------------------------------------
+
+
+def test_a_round_repeats_bit_by_bit_whatever_ran_before(make_plan: MakePlan) -> None:
+    plan = make_plan({"adapter.dropout": 0.3})
+    bench = Bench(plan)
+    torch.manual_seed(1)
+    first = bench.train(round_number=2)
+    bench.train(round_number=3)
+    bench.trainer.evaluate(bench.start)
+    torch.manual_seed(2)
+    assert bench.train(round_number=2).tobytes() == first.tobytes()
+    assert Bench(plan).train(round_number=2).tobytes() == first.tobytes()
+    assert first.tobytes() != bench.start.values.tobytes()
+
+
+def test_seed_site_and_round_each_change_a_round(make_plan: MakePlan) -> None:
+    # One row: the order cannot differ, only the dropout.
+    keys = {"adapter.dropout": 0.3, "training.lr_schedule": "constant"}
+    plan = make_plan(keys)
+    found = {
+        Bench(plan, num_rows=1).train(1).tobytes(),
+        Bench(plan, num_rows=1).train(2).tobytes(),
+        Bench(plan, num_rows=1, site="bank").train(1).tobytes(),
+        Bench(make_plan(keys | {"seed": 8}), num_rows=1).train(1).tobytes(),
+    }
+    assert len(found) == 4
+
+
+def test_the_global_random_state_is_left_alone(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan({"adapter.dropout": 0.3}))
+    np.random.seed(4)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    bench.train()
+    bench.trainer.evaluate(bench.start)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_a_round_leaves_the_model_as_it_found_it(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan())
+    base = {
+        name: p.clone() for name, p in bench.host.model.named_parameters() if "lora" not in name
+    }
+    bench.train()
+    assert not bench.host.model.training
+    for name, parameter in bench.host.model.named_parameters():
+        assert parameter.grad is None
+        if name in base:
+            assert torch.equal(parameter, base[name])
+
+
+# -- rows ----------------------------------------------------------------------------------
+
+
+def batches(plan: Plan, rounds: Sequence[int], **keys: Any) -> list[list[int]]:
+    bench = Bench(plan, **keys)
+    for number in rounds:
+        bench.train(number)
+    return bench.seen
+
+
+def test_every_row_comes_once_an_epoch_across_rounds(make_plan: MakePlan) -> None:
+    plan = make_plan({"training": {"steps": 2, "batch_size": 3, "learning_rate": 1e-3}})
+    seen = [row for batch in batches(plan, range(1, 11)) for row in batch]
+    assert len(seen) == 60
+    epochs = [seen[at : at + 10] for at in range(0, 60, 10)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 6  # in another order each time
+
+
+def test_rounds_go_on_where_the_last_one_stopped(make_plan: MakePlan) -> None:
+    training = {"batch_size": 3, "learning_rate": 1e-3}
+    long = batches(make_plan({"training": {**training, "steps": 12}}), [1])
+    short = make_plan({"training": {**training, "steps": 2}})
+    assert batches(short, range(1, 7)) == long
+    assert batches(short, [4]) == long[6:8]  # also in a new process, after a resume
+    half = {**training, "steps": 3, "gradient_accumulation": 2}
+    assert batches(make_plan({"training": half}), [1, 2]) == long
+
+
+def test_sites_and_seeds_have_their_own_order(make_plan: MakePlan) -> None:
+    plan = make_plan()
+    found = [
+        batches(plan, [1]),
+        batches(plan, [2]),
+        batches(plan, [1], site="bank"),
+        batches(make_plan({"seed": 8}), [1]),
+    ]
+    assert len({str(part) for part in found}) == 4
+
+
+def test_fewer_rows_than_a_batch_are_gone_through_again(make_plan: MakePlan) -> None:
+    seen = batches(make_plan(), [1], num_rows=3)
+    assert [len(batch) for batch in seen] == [4, 4, 4]
+    flat = [row for batch in seen for row in batch]
+    assert all(sorted(flat[at : at + 3]) == [0, 1, 2] for at in range(0, 12, 3))
+
+
+# -- the loss and its gradient -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut_logits", [True, False])
+def test_one_step_is_down_the_gradient_of_the_mean_over_response_tokens(
+    make_plan: MakePlan, cut_logits: bool
+) -> None:
+    plan = make_plan(
+        {
+            "rounds": 2,
+            "training.steps": 1,
+            "training.optimizer": "sgd",
+            "training.max_grad_norm": None,
+            "training.learning_rate": 0.5,
+            "training.min_learning_rate": 0.1,
+        }
+    )
+    for number, rate in ((1, 0.5), (2, 0.3)):  # halfway down the cosine
+        bench = Bench(plan)
+        bench.trainer._can_cut_logits = cut_logits
+        update, loss = bench.trainer.train(bench.start, number)
+        batch = [bench.train_rows[row] for row in bench.seen[0]]
+        assert len({tokens.num_response for tokens in batch}) > 1
+        expected, gradient = reference(bench, bench.start, batch)
+        assert loss == pytest.approx(expected, rel=1e-5)
+        step = (update.values.astype(np.float64) - bench.start.values) / -rate
+        np.testing.assert_allclose(step, gradient, rtol=1e-3, atol=2e-6)
+        assert np.abs(gradient).max() > 1e-3
+        assert update.start.sha256() == bench.start.sha256()
+        assert update.num_examples == 10
+
+
+def test_what_follows_the_answer_has_no_loss(make_plan: MakePlan) -> None:
+    tokens = rows(1)[0]
+    longer = Tokens((*tokens.input_ids, 65, 66, 67), (*tokens.labels, -100, -100, -100), 0)
+    plan = make_plan({"training.steps": 1})
+    losses = [
+        Bench(plan, train_rows=given).trainer.train(Bench(plan).start, 1)[1]
+        for given in ((tokens,), (longer,))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_padding_does_not_matter(make_plan: MakePlan) -> None:
+    plan = make_plan({"training.optimizer": "sgd", "training.learning_rate": 0.3})
+    one, two = Bench(plan), Bench(plan, pad_token=7)
+    np.testing.assert_allclose(one.train(), two.train(), rtol=0, atol=1e-7)
+    assert one.trainer.evaluate(one.start) == pytest.approx(two.trainer.evaluate(one.start))
+
+
+def test_accumulated_batches_are_one_large_batch(make_plan: MakePlan) -> None:
+    keys = {"training.optimizer": "sgd", "training.learning_rate": 0.5}
+    large = Bench(make_plan(keys | {"training.batch_size": 8}))
+    small = Bench(make_plan(keys | {"training.gradient_accumulation": 2}))
+    one, two = large.train(), small.train()
+    assert [len(batch) for batch in large.seen] == [8] * 3
+    assert [len(batch) for batch in small.seen] == [4] * 6
+    assert np.abs(one - large.start.values).max() > 1e-2
+    np.testing.assert_allclose(one, two, rtol=0, atol=2e-6)
+    # Each step's loss is over its whole batch as well.
+    np.testing.assert_allclose([s[2] for s in large.steps], [s[2] for s in small.steps], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    make_plan: MakePlan, dropout: float
+) -> None:
+    keys = {"training.optimizer": "sgd", "training.learning_rate": 0.5, "adapter.dropout": dropout}
+    plain = Bench(make_plan(keys))
+    saving = Bench(make_plan(keys | {"training.gradient_checkpointing": True}))
+    saved: list[bool] = []
+    layer = saving.host.model.get_base_model().model.layers[0]
+    layer.self_attn.register_forward_pre_hook(lambda *_: saved.append(torch.is_grad_enabled()))
+    one, two = plain.train(), saving.train()
+    assert len(saved) == 6  # each step's forward, and again on its way back
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-7)
+    np.testing.assert_allclose([s[2] for s in plain.steps], [s[2] for s in saving.steps], rtol=1e-6)
+    assert saving.trainer.evaluate(saving.start) == plain.trainer.evaluate(plain.start)
+
+
+def test_rounds_leave_no_hooks_behind(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan({"training.gradient_checkpointing": True, "training.steps": 1}))
+
+    def hooks() -> int:
+        return sum(len(module._forward_hooks) for module in bench.host.model.modules())
+
+    bench.train(1)
+    first = hooks()
+    bench.train(2)
+    data = SiteData("", bench.train_rows, bench.heldout, 0, "", 0, 0, 0, 0)
+    other = LocalTrainer("bank", bench.plan, data, bench.host, PAD, "cpu")  # on the same model
+    other.train(bench.start, 2)
+    assert hooks() == first
+
+
+def test_a_model_that_cannot_checkpoint_is_named(
+    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(ModelError, match="got LlamaForCausalLM; set it to false"):
+        Bench(make_plan({"training.gradient_checkpointing": True}))
+
+
+# -- learning ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_loss_falls(make_plan: MakePlan, optimizer: str) -> None:
+    rate = {"adamw": 0.02, "sgd": 2.0}[optimizer]
+    keys = {"rounds": 20, "training.optimizer": optimizer, "training.learning_rate": rate}
+    bench = Bench(make_plan(keys))
+    state = initial_state(bench.host.spec, 3)
+    before, losses = bench.trainer.evaluate(state), []
+    for number in range(1, 5):
+        update, loss = bench.trainer.train(state, number)
+        state = AdapterState(update.values.copy(), state.spec)
+        losses.append(loss)
+    assert losses[-1] < losses[0] - 0.3
+    assert bench.trainer.evaluate(state) < before - 0.3
+
+
+def test_the_optimisers_differ_and_adamw_is_new_in_every_round(make_plan: MakePlan) -> None:
+    keys = {"training.lr_schedule": "constant", "training.steps": 1, "training.batch_size": 10}
+    adamw = Bench(make_plan(keys))
+    sgd = Bench(make_plan(keys | {"training.optimizer": "sgd"}))
+    start = adamw.start.values
+    first = adamw.train(1) - start
+    # AdamW's first step is the rate times the gradient's sign; with old moments it is not.
+    # (Where the gradient is near AdamW's epsilon, the step is shorter.)
+    moved = np.abs(first[np.abs(first) > 1e-6])
+    assert np.quantile(np.abs(moved - 0.01), 0.99) < 2e-4
+    np.testing.assert_allclose(adamw.train(2) - start, first, rtol=0, atol=1e-5)
+    assert np.abs(sgd.train(1) - start - first).max() > 1e-3
+
+
+def test_the_step_is_no_longer_than_the_largest_gradient_norm(make_plan: MakePlan) -> None:
+    keys = {
+        "training.optimizer": "sgd",
+        "training.steps": 1,
+        "training.learning_rate": 1.0,
+        "training.max_grad_norm": 0.05,
+    }
+    bench = Bench(make_plan(keys))
+    clipped = bench.train() - bench.start.values
+    free = Bench(make_plan(keys | {"training.max_grad_norm": None}))
+    whole = free.train() - free.start.values
+    assert np.linalg.norm(whole) > 0.1
+    assert np.linalg.norm(clipped) == pytest.approx(0.05, rel=1e-3)
+    np.testing.assert_allclose(
+        clipped / np.linalg.norm(clipped), whole / np.linalg.norm(whole), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weight_decay_pulls_towards_zero(make_plan: MakePlan, optimizer: str) -> None:
+    keys = {"training.optimizer": optimizer, "training.steps": 1, "training.learning_rate": 0.01}
+    free, decayed = (
+        Bench(make_plan(keys | {"training.weight_decay": decay, "training.max_grad_norm": 1e-9}))
+        for decay in (0.0, 0.5)
+    )
+    pulled = decayed.train() - free.train()
+    np.testing.assert_allclose(pulled, -0.01 * 0.5 * free.start.values, rtol=0, atol=2e-6)
+
+
+def test_every_step_is_told_and_the_mean_returned(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan())
+    _, loss = bench.trainer.train(bench.start, 1)
+    assert [(step, steps) for step, steps, _ in bench.steps] == [(1, 3), (2, 3), (3, 3)]
+    assert loss == pytest.approx(np.mean([told for _, _, told in bench.steps]))
+
+
+def test_a_loss_that_is_no_number_fails_the_round_and_no_other(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan())
+    good = bench.train(2)
+    broken = bench.start.values.copy()
+    broken[0] = np.nan
+    with pytest.raises(RoundFailed) as caught:
+        bench.train(2, AdapterState(broken, bench.host.spec))
+    message = str(caught.value)
+    assert message.startswith("hospital: the loss became nan in step 1 of round 2")
+    assert message.endswith("lower training.learning_rate")
+    assert not bench.host.model.training
+    assert bench.train(2).tobytes() == good.tobytes()
+
+
+# -- measuring -----------------------------------------------------------------------------
+
+
+def test_the_heldout_loss_is_the_mean_per_response_token(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan({"adapter.dropout": 0.5}))
+    expected, _ = reference(bench, bench.start, bench.heldout)
+    assert bench.trainer.evaluate(bench.start) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_heldout_loss_does_not_hang_on_the_batch_size(make_plan: MakePlan) -> None:
+    found = []
+    for size in (1, 2, 3, 5, 64):
+        bench = Bench(make_plan({"speed.eval_batch_size": size}))
+        found.append(bench.trainer.evaluate(bench.start))
+        assert len(bench.seen[0]) == min(size, 5)
+    assert found == pytest.approx([found[0]] * 5, rel=1e-6)
+
+
+def test_the_state_that_is_measured_is_the_one_given(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan())
+    first = bench.trainer.evaluate(bench.start)
+    other = bench.trainer.evaluate(initial_state(bench.host.spec, 9))
+    assert other != first
+    bench.train()
+    assert bench.trainer.evaluate(bench.start) == first
