@@ -11,7 +11,7 @@ import pytest
 
 from fedshield.cost import Cost, estimate
 from fedshield.engines import inprocess
-from fedshield.errors import ModelError
+from fedshield.errors import DataError, ModelError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan, parse_plan
 
@@ -216,3 +216,10 @@ def test_the_embedded_model_is_costed_before_it_is_built(
     assert cost.base_model_values == 134_515_008
     assert cost.trainable_values == 30 * 8 * ((576 + 576) + (576 + 192))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_misspelt_sample_is_refused_before_anything_is_loaded() -> None:
+    raw = {"model": {"name": "tiny-llama"}, "data": {"sites": {
+        "a": {"source": "sample:medicla"}, "b": {"source": "sample:maths"}}}}  # fmt: skip
+    with pytest.raises(DataError, match="medical"):
+        estimate(parse_plan(raw, base_dir=Path()))

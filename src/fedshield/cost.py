@@ -14,6 +14,7 @@ from typing import Any
 from fedshield.crypto import framing
 from fedshield.crypto.scheme import BLOCK_BYTES, SchemeParameters, parameters
 from fedshield.crypto.seal import OVERHEAD_BYTES
+from fedshield.data import samples
 from fedshield.encode import update_layout, weights_layout
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
@@ -68,7 +69,11 @@ class Cost:
 
 def estimate(plan: Plan) -> Cost:
     """The cost of `plan` on this machine. Raises `ModelError` if the model's config or the
-    adapter's targets do not fit."""
+    adapter's targets do not fit, `DataError` for a sample that there is none of."""
+    for source in (*plan.data.sites.values(), *plan.data.pool):
+        for name in (source.source, source.heldout_source or ""):
+            if name.startswith("sample:"):  # a misspelt sample is known without any data
+                samples.path(name.removeprefix("sample:"))
     model = empty_model(plan)
     base_values = sum(parameter.numel() for parameter in model.parameters())
     config = model.config

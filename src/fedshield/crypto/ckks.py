@@ -6,8 +6,8 @@ the opened sum is exact, and no raw approximate decryption, which would carry th
 (Li and Micciancio, EUROCRYPT 2021), ever leaves `open`.
 
 The sites hold the secret key, so they encrypt with it. Encryption with a public key adds noise
-that is a multiple of the secret: up to fifteen times as much in the slots where the key happens
-to be large, which at 16 sites is more than the grid leaves room for.
+that is a multiple of the secret: seven to eleven times as much in the worst slot (docs/log.md),
+which at 64 sites and the `paper` set is more than a quarter of a grid step.
 
 Limits, to be said wherever this scheme is chosen: any one site together with the coordinator
 can read every site; a coordinator that does not follow the protocol can have one site's
