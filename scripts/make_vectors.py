@@ -26,12 +26,12 @@ SEED = bytes(range(32))
 def main() -> None:
     uniform = []
     for q in (PRIMES[42], PRIMES[50]):
-        found = sampling.uniform(SEED, "matrix", 3, q, fast=False)
+        found = sampling.uniform(SEED, "matrix", 3, 2, q, fast=False)[1]
         uniform.append(
             {"seed": SEED.hex(), "label": "matrix", "index": 3, "q": q,
              "first": found[:4].tolist(), "last": found[-4:].tolist()}
         )  # fmt: skip
-    errors = sampling.binomial(SEED, "error", 5, fast=False)
+    errors = sampling.binomial(SEED, "error", 5, 2, fast=False)[1]
     binomial = [
         {"seed": SEED.hex(), "label": "error", "index": 5, "first": errors[:16].tolist(),
          "sum": int(errors.sum())}

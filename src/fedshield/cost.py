@@ -214,7 +214,9 @@ class _Sizes:
             up, down = up + count * each_up, down + count * each_down
         up += count * (self._up(messages.Done(), before) + self._up(messages.Done(), "round"))
         down += count * (
-            self._down(messages.Evaluate(), before) + self._down(messages.Finish(), "round")
+            self._down(messages.Evaluate(), before)
+            + self._down(messages.Finish({}), "round")
+            + self.receipts_bytes("round")
         )
         return round(up), round(down)
 

@@ -106,21 +106,21 @@ def decode_sum(slots: Float64, layout: Layout) -> OpenedSum:
     return OpenedSum(slots[: layout.num_values].copy(), reserved, layout)
 
 
-def apply_sum(
-    state: AdapterState, opened: OpenedSum, exchange: Exchange, own_weight: float
-) -> AdapterState:
-    """The next global adapter: the weighted mean over the contributors.
+def apply_sum(state: AdapterState, opened: OpenedSum, exchange: Exchange) -> AdapterState:
+    """The next global adapter: the weighted mean over the whole roster.
 
-    The total weight must lie between the site's own (or a quarter) and one, within what the
-    grid rounds; else the sum is not one of this round's, and `CryptoError` is raised.
+    The total weight must be one, within what the grid rounds, and the mean finite; else the sum
+    is not one of this round's, and `CryptoError` is raised.
     """
     total = opened.reserved[WEIGHT]
     slack = 2.0**-14
-    if not max(own_weight, 0.25) - slack <= total <= 1.0 + slack:
+    if not abs(total - 1.0) <= slack:
         raise CryptoError(f"sum: expected a total weight near 1, got {total:.6g}")
     mean = opened.values / total
     if exchange == "delta":
         mean = state.values.astype(np.float64) + mean
+    if not np.abs(mean).max(initial=0) <= np.finfo(np.float32).max:
+        raise CryptoError("sum: expected a mean that float32 holds, got NaN or larger values")
     return AdapterState(mean.astype(np.float32), state.spec)
 
 

@@ -127,6 +127,8 @@ class DataPlan(_Section):
             raise ValueError(
                 f"dirichlet_column|{self.dirichlet_column!r}|none when split is {self.split}"
             )
+        if "coordinator" in self.sites:
+            raise ValueError("sites|coordinator|site names other than coordinator")
         if len(self.sites) > MAX_SITES:
             raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
         return self

@@ -278,7 +278,7 @@ class TestMessages:
         messages.Deliver(0, b"block"),
         messages.Open(),
         messages.Evaluate(),
-        messages.Finish(),
+        messages.Finish({}),
         messages.Join(b"n", b"k", 3, 0),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),

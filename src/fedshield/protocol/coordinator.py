@@ -30,6 +30,7 @@ from fedshield.protocol.session import (
     read_uploads,
     session_context,
     setup_context,
+    upload_digest,
 )
 from fedshield.protocol.sites import Sites
 from fedshield.types import EncryptedSum
@@ -109,7 +110,8 @@ class Coordinator:
 
     def round(self, round_number: int) -> RoundOutcome:
         """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed`;
-        the sites then keep the model of the round before."""
+        no site then has a model that the others could not open: those that opened stand a round
+        ahead, and a new session goes on from the earliest."""
         outcome = self._sum_once(ROUND, round_number)
         self.completed_rounds = round_number
         self._progress("evaluate")
@@ -117,8 +119,8 @@ class Coordinator:
         return outcome
 
     def finish(self) -> None:
-        """Have every site forget the session's keys."""
-        self._all(messages.Finish(), messages.Done)
+        """Have every site compare the last receipts and forget the session's keys."""
+        self._all(messages.Finish(self._receipts), messages.Done)
 
     # -- summing ---------------------------------------------------------------------------
 
@@ -173,7 +175,7 @@ class Coordinator:
             key_id=first.key_id,
             context=self._binding.context,
             layout_tag=first.layout_tag,
-            contributors=dict.fromkeys(uploads, b""),
+            contributors={site: upload_digest(upload) for site, upload in uploads.items()},
             blocks=tuple(blocks),
         )
 
@@ -190,12 +192,14 @@ class Coordinator:
             args[site] = sealed[id(command)]
         method = next(iter(commands.values())).kind
         replies = self._sites.call(method, args, self._timeout_s)
-        if replies.failed:
-            why = ", ".join(f"{site} ({code})" for site, code in sorted(replies.failed.items()))
+        missing = {site: "no answer" for site in args if site not in replies.ok}
+        if missing or replies.failed:
+            failed = missing | dict(replies.failed)
+            why = ", ".join(f"{site} ({code})" for site, code in sorted(failed.items()))
             raise RoundFailed(
                 f"{method}: no answer from {why}; the model of the last round is kept"
             )
-        return dict(replies.ok)
+        return {site: replies.ok[site] for site in args}
 
     def _read_all(
         self, raw: Mapping[str, bytes], kind: type[_M], binding: Binding

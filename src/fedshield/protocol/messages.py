@@ -140,9 +140,10 @@ class Evaluate(Message):
 
 @dataclass(frozen=True)
 class Finish(Message):
-    """The session is over: forget its keys."""
+    """The session is over: forget its keys. `receipts`: of the last sum."""
 
     kind = "finish"
+    receipts: dict[str, bytes]
 
 
 # -- replies -------------------------------------------------------------------------------

@@ -243,6 +243,9 @@ class Participant:
         except ProtocolError:
             self._binding = before
             raise
+        if self._upload is not None:
+            self._binding = before
+            raise ProtocolError("repeated", "this site has an upload that is not summed yet")
         self._announced, self._delivered = None, []
         if self._receipt_tag:
             self._check_receipts(command.receipts, before)
@@ -358,7 +361,7 @@ class Participant:
             self._take_weights(total)
             tagged = total.to_bytes(8, "big")
         else:
-            state = encode.apply_sum(self.state, opened, self._plan.adapter.exchange, self._weight)
+            state = encode.apply_sum(self.state, opened, self._plan.adapter.exchange)
             # Kept first: a site never stands at a round that it could not load again.
             self._store.save(self._binding.round_number, state)
             self.state, self.completed_rounds = state, self._binding.round_number
@@ -382,8 +385,10 @@ class Participant:
         return messages.Done()
 
     def _finish(self, data: bytes) -> messages.Message:
-        self._read(messages.Finish, data)
+        command = self._read(messages.Finish, data)
         binding = self._binding
+        if self._receipt_tag:
+            self._check_receipts(command.receipts, binding)
         self._forget()
         self._binding = binding  # the reply still belongs to this session
         return messages.Done()

@@ -138,12 +138,13 @@ class Ring:
         return out
 
     def pack_words(self, words: Int64, bits: int) -> bytes:
+        """Bit stream of N words, lowest bits first; N * bits / 8 bytes."""
         if self.fast:
             from fedshield.crypto.rlwe import kernels
 
-            out = np.zeros(words.size * bits // 8, dtype=np.uint8)
+            out = np.zeros(-(-words.size * bits // 64), dtype="<u8")
             kernels.pack_words(words, bits, out)
-            return out.tobytes()
+            return out.tobytes()[: words.size * bits // 8]
         shifts = np.arange(bits, dtype=np.int64)
         stream = ((words[:, None] >> shifts) & 1).astype(np.uint8).reshape(-1)
         return np.packbits(stream, bitorder="little").tobytes()
@@ -153,7 +154,8 @@ class Ring:
         if self.fast:
             from fedshield.crypto.rlwe import kernels
 
-            kernels.add_words(np.frombuffer(packed + bytes(8), dtype=np.uint8), bits, total)
+            padded = packed + bytes(16 - len(packed) % 8)
+            kernels.add_words(np.frombuffer(padded, dtype="<u8"), bits, total)
             return
         stream = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")
         places = np.int64(1) << np.arange(bits, dtype=np.int64)

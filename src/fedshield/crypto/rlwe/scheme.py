@@ -30,7 +30,8 @@ class OneTimeKey:
 
     def secret(self, fast: bool = True) -> Int64:
         """s: (N,), magnitude at most 42. What is shared out, and summed."""
-        return sampling.binomial(self.seed, SECRET, 0, fast)
+        secret: Int64 = sampling.binomial(self.seed, SECRET, 0, 1, fast)[0]
+        return secret
 
 
 def num_blocks(num_values: int, parameters: RlweParameters) -> int:
@@ -43,7 +44,6 @@ def encrypt(
     context: bytes,
     parameters: RlweParameters,
     *,
-    first_block: int = 0,
     fast: bool = True,
 ) -> Iterator[bytes]:
     """One upload block (`parameters.bytes_per_block` bytes) per N * D values.
@@ -61,10 +61,9 @@ def encrypt(
     errors = np.empty((LANES, RING_DEGREE), dtype=np.int64)
     for start in range(0, blocks, LANES):
         count = min(LANES, blocks - start)
-        for lane in range(count):
-            index = first_block + start + lane
-            a[lane] = sampling.uniform(context, MATRIX, index, p.q, fast)
-            errors[lane] = sampling.binomial(key.seed, ERROR, index, fast)
+        group = start // LANES
+        a[:count] = sampling.uniform(context, MATRIX, group, count, p.q, fast)
+        errors[:count] = sampling.binomial(key.seed, ERROR, group, count, fast)
         a[count:], errors[count:] = 0, 0
         product = here.multiply_back(a, transformed)
         low = start * p.values_per_block
@@ -136,7 +135,6 @@ def open_sum(
     context: bytes,
     parameters: RlweParameters,
     *,
-    first_block: int = 0,
     fast: bool = True,
 ) -> Opened:
     """The sum of `num_sites` vectors from the server's blocks and the sum of the keys.
@@ -160,9 +158,8 @@ def open_sum(
     a = np.zeros((LANES, RING_DEGREE), dtype=np.int64)
     for start in range(0, len(blocks), LANES):
         part = blocks[start : start + LANES]
-        for lane in range(len(part)):
-            index = first_block + start + lane
-            a[lane] = sampling.uniform(context, MATRIX, index, p.q, fast)
+        group = start // LANES
+        a[: len(part)] = sampling.uniform(context, MATRIX, group, len(part), p.q, fast)
         product = here.multiply_back(a, transformed)
         for lane, block in enumerate(part):
             if len(block) != size:
@@ -197,8 +194,7 @@ def _open_block(
         return float(kernels.open_block(total, product, lane, middle, p.dropped, p.delta, p.q, out))
     y = ((total << p.dropped) + middle) % p.q
     v = (y - product.reshape(RING_DEGREE, LANES)[:, lane]) % p.q
-    v = np.where(v > p.q // 2, v - p.q, v)
-    sign = np.where(v < 0, -1, 1)
-    out[:] = sign * ((np.abs(v) + p.delta // 2) // p.delta)
+    v = np.where(v > p.q - 1 - p.q // 2, v - p.q, v)
+    out[:] = (v + p.delta // 2) // p.delta
     left = (v - out * p.delta).astype(np.float64)
     return float(np.dot(left, left))
