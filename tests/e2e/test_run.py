@@ -233,10 +233,11 @@ def deadly(inner):
     def wrapped(*args, **kwargs):
         global count
         count += 1
-        if count == fatal and when == "before":
+        mine = count
+        if mine == fatal and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         result = inner(*args, **kwargs)
-        if count == fatal:
+        if mine == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
     return wrapped
