@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.data.sites import SiteData, load_sites
+from fedshield.engines.events import Events, Quiet
 from fedshield.errors import (
     CryptoError,
     FedShieldError,
@@ -41,34 +42,6 @@ from fedshield.summary import PHASES, summarise
 from fedshield.types import AdapterState
 
 SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
-
-
-class Events(Protocol):
-    """What a user interface may want to show. All calls come from the running thread."""
-
-    def note(self, text: str) -> None: ...
-
-    def phase(self, round_number: int, phase: str, site: str) -> None: ...
-
-    def step(self, round_number: int, site: str, step: int, steps: int, loss: float) -> None: ...
-
-    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None: ...
-
-
-class Quiet:
-    """Events that nobody watches."""
-
-    def note(self, text: str) -> None:
-        pass
-
-    def phase(self, round_number: int, phase: str, site: str) -> None:
-        pass
-
-    def step(self, round_number: int, site: str, step: int, steps: int, loss: float) -> None:
-        pass
-
-    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None:
-        pass
 
 
 @dataclass
@@ -232,10 +205,14 @@ def _session(
     before_s = float(state["wall_s"])
     state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
     state.pop("reason", None)
+
+    def elapsed() -> float:
+        return before_s + time.perf_counter() - started
+
     folder.write_state(state)
     try:
-        _rounds(folder, plan, base, data, host, watch, state)
-        state["wall_s"] = before_s + time.perf_counter() - started
+        _rounds(folder, plan, base, data, host, watch, state, elapsed)
+        state["wall_s"] = elapsed()
         adapter = _current(folder, plan, host)
         _finish(folder, plan, base, data, host, adapter, watch, state)
         state["status"] = "finished"
@@ -245,7 +222,7 @@ def _session(
         state["reason"] = "stopped by the user" if stopped else str(error)[:500]
         raise
     finally:
-        state["wall_s"] = before_s + time.perf_counter() - started
+        state["wall_s"] = elapsed()
         folder.write_state(state)
 
 
@@ -265,6 +242,7 @@ def _rounds(
     host: AdapterHost,
     watch: Events,
     state: dict[str, Any],
+    elapsed: Callable[[], float],
 ) -> None:
     from fedshield.train import LocalTrainer
 
@@ -322,6 +300,7 @@ def _rounds(
             outcome = coordinator.round(number)
             rows = _rows(outcome, seen, sites.traffic, participants)
             folder.append_metrics(rows)
+            state["wall_s"] = elapsed()
             folder.write_state(state)
             watch.round_done(number, rows)
         coordinator.finish()
