@@ -22,9 +22,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 TIERS = (
     {"", "types", "errors", "seeds"},
     {"plan", "planfile"},
-    {"model", "data", "prune", "encode", "crypto", "privacy"},
+    {"model", "data", "prune", "encode", "quantise", "crypto", "privacy"},
     {"train", "protocol"},
-    {"engines", "audit", "report", "cost", "summary", "runfolder"},
+    {"engines", "audit", "report", "cost", "summary", "runfolder", "bench"},
     {"cli", "__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}

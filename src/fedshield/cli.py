@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+bench_app = typer.Typer(help="Measure it here.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 out_console = Console(highlight=False, soft_wrap=True)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -311,6 +313,56 @@ def model_fetch() -> None:
 
     path = smollm2.ensure(say=lambda text: err_console.print(text, style="dim", markup=False))
     out_console.print(str(path), markup=False)
+
+
+@bench_app.command("crypto")
+def bench_crypto(
+    values: Annotated[int, typer.Option(help="Values of a site's update.")] = 1_000_000,
+    sites: Annotated[int, typer.Option(help="Sites whose updates are summed.")] = 3,
+    threads: Annotated[int, typer.Option(help="Threads; one is what is measured.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Bytes, speed and exactness of every scheme on the same work, one thread each."""
+    from fedshield import bench
+
+    if threads != 1:
+        raise UserError(f"--threads: expected 1, got {threads}; every scheme is measured on one")
+    _print_notes(bench.missing_peers())
+    rows = []
+    for row in bench.crypto_rows(values, sites):
+        rows.append(row)
+        if not as_json:
+            _print_bench_row(row, first=len(rows) == 1)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+
+
+@bench_app.command("crypto-row", hidden=True)
+def bench_crypto_row(index: int, values: int, sites: int) -> None:
+    """One row, in this process: what `bench crypto` starts for each scheme."""
+    from fedshield import bench
+
+    print(json.dumps(bench.measure(index, values, sites)))
+
+
+def _print_bench_row(row: dict[str, Any], *, first: bool) -> None:
+    if first:
+        out_console.print(
+            f"{row['values']:,} values, {row['sites']} sites, one thread; million values a second",
+            markup=False,
+        )
+        out_console.print(
+            "scheme  parameters                        bits  bytes/value  x float32  "
+            "encrypt      add     open  exact  peak memory"
+        )
+    speeds = (row[f"{what}_values_per_s"] / 1e6 for what in ("encode_encrypt", "add", "open"))
+    encrypt, add, opening = (f"{speed:>8.2f}" for speed in speeds)
+    out_console.print(
+        f"{row['scheme']:<7} {row['parameters']:<33} {row['bits']:>4} "
+        f"{row['bytes_per_value']:>12.3f} {row['expansion_vs_float32']:>10.3f} "
+        f"{encrypt} {add} {opening}  {'yes' if row['exact'] else 'no':<5}  {_bytes(row['peak_rss_bytes'])}",
+        markup=False,
+    )
 
 
 # -- words ---------------------------------------------------------------------------------
