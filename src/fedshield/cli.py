@@ -356,13 +356,13 @@ def _print_bench_row(row: dict[str, Any], *, first: bool) -> None:
             "encrypt      add     open  exact  peak memory"
         )
     speeds = (row[f"{what}_values_per_s"] / 1e6 for what in ("encode_encrypt", "add", "open"))
-    encrypt, add, opening = (f"{speed:>8.2f}" for speed in speeds)
-    out_console.print(
-        f"{row['scheme']:<7} {row['parameters']:<33} {row['bits']:>4} "
-        f"{row['bytes_per_value']:>12.3f} {row['expansion_vs_float32']:>10.3f} "
-        f"{encrypt} {add} {opening}  {'yes' if row['exact'] else 'no':<5}  {_bytes(row['peak_rss_bytes'])}",
-        markup=False,
-    )
+    columns = [
+        f"{row['scheme']:<7} {row['parameters']:<33} {row['bits']:>4}",
+        f"{row['bytes_per_value']:>12.3f} {row['expansion_vs_float32']:>10.3f}",
+        *(f"{speed:>8.2f}" for speed in speeds),
+        f" {'yes' if row['exact'] else 'no':<5}  {_bytes(row['peak_rss_bytes'])}",
+    ]
+    out_console.print(" ".join(columns), markup=False)
 
 
 # -- words ---------------------------------------------------------------------------------
