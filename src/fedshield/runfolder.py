@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +94,14 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, plan: Plan, state: dict[str, Any]) -> RunFolder:
         cls.check_free(path)
-        path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path)
-        write_atomic(path / "plan.yaml", plan.to_yaml())
-        folder.write_state(state)
-        return folder
+        path = path.resolve()
+        part = path.with_name(f".{path.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        write_atomic(part / "plan.yaml", plan.to_yaml())
+        cls(part).write_state(state)
+        os.replace(part, path)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:

@@ -298,7 +298,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_every_write(small: tuple[Path, str], tmp_path: Path, when: str) -> None:
     plan, expected = small
-    fatal = 4  # the first three make the folder itself
+    fatal = 3  # the first two make the folder, which appears whole or not at all
     while True:
         out = tmp_path / f"run-{fatal}"
         if killed_run(plan, out, fatal, when).returncode == 0:
@@ -365,6 +365,24 @@ def test_ctrl_c_stops_cleanly_and_can_be_resumed(small: tuple[Path, str], tmp_pa
     assert "Traceback" not in stderr
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
     assert resumed_hash(out) == expected
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
+    from fedshield.errors import RunFolderError
+
+    data = tmp_path / "rows.jsonl"
+    rows = [json.dumps({"prompt": f"say {k}", "response": f"{k} it is"}) for k in range(30)]
+    data.write_text("\n".join(rows))
+    raw = small_plan(rounds=1)
+    raw["data"]["sites"]["bank"] = {"source": str(data)}
+    raw["training"]["learning_rate"] = 1000.0
+    raw["training"]["max_grad_norm"] = None
+    raw["training"] |= {"optimizer": "sgd", "steps": 12, "min_learning_rate": 0.0}
+    with pytest.raises(Exception, match=r"the loss became|expected finite"):
+        inprocess.run(parse_plan(raw, base_dir=tmp_path), tmp_path / "run")
+    data.write_text("\n".join(rows[:-1]))
+    with pytest.raises(RunFolderError, match="bank's data"):
+        inprocess.resume(tmp_path / "run")
 
 
 def test_two_processes_do_not_work_on_one_run(tiny_run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ text but a command, such as the end of a turn.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,16 @@ class SiteData:
     no_response_rows: int
     truncated_rows: int
     truncated_tokens: int
+
+    def sha256(self) -> str:
+        """Digest of the tokenised rows, in order: the same data again, or not."""
+        digest = hashlib.sha256(b"fedshield site data 1")
+        for part in (self.train, self.heldout):
+            digest.update(len(part).to_bytes(8, "big"))
+            for tokens in part:
+                row = np.asarray([*tokens.input_ids, -1, *tokens.labels, -2], dtype="<i4")
+                digest.update(row.tobytes())
+        return digest.hexdigest()
 
     def counts(self) -> dict[str, int | str]:
         return {

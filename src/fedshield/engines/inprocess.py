@@ -122,6 +122,7 @@ def run(plan: Plan, out: Path, events: Events | None = None) -> RunFolder:
             "plan_sha256": plan.sha256(),
             "base_dir": str(plan.base_dir),
             "base_model_sha256": base.sha256,
+            "data_sha256": {site: found.sha256() for site, found in data.items()},
             "precision": base.precision,
             "device": base.device,
             "started": _now(),
@@ -152,6 +153,12 @@ def resume(path: Path, events: Events | None = None) -> RunFolder:
                 raise RunFolderError(
                     f"{path}: expected the run's {key} {state[key][:16]}, got {now[:16]}; "
                     "resume where the same base model and precision are"
+                )
+        for site, found in data.items():
+            if state["data_sha256"][site] != found.sha256():
+                raise RunFolderError(
+                    f"{path}: expected {site}'s data as the run began with, got other rows; "
+                    "restore them, or start a new run"
                 )
         _session(folder, plan, base, data, host, watch)
     return folder
