@@ -22,7 +22,8 @@ from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.participant import Participant, SiteRound
+from fedshield.protocol.local import SiteRound
+from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.sites import Replies
 from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, TensorSpec

@@ -11,18 +11,16 @@ import datetime
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events, Quiet
+from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.errors import (
-    CryptoError,
     FedShieldError,
     ModelError,
-    ProtocolError,
     RoundFailed,
     RunFolderError,
 )
@@ -33,73 +31,15 @@ from fedshield.model.chat import use_template
 from fedshield.plan import Plan
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.participant import Participant, SiteRound
+from fedshield.protocol.local import SiteRound
+from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.sites import Replies
 from fedshield.runfolder import RunFolder, write_atomic
 from fedshield.seeds import derive
 from fedshield.summary import PHASES, summarise
 from fedshield.types import AdapterState
 
 SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
-
-
-@dataclass
-class Traffic:
-    """Bytes of signed messages, by site, as they crossed."""
-
-    up: dict[str, int] = field(default_factory=dict)
-    down: dict[str, int] = field(default_factory=dict)
-
-    def take(self) -> tuple[dict[str, int], dict[str, int]]:
-        """What crossed since the last call."""
-        taken = self.up, self.down
-        self.up, self.down = {}, {}
-        return taken
-
-
-class InProcessSites:
-    """`Sites` over participants in this process. A site's error goes on as a code only; the
-    error itself stays in `errors`, which is the site operator's."""
-
-    def __init__(
-        self,
-        participants: Mapping[str, Participant],
-        before_call: Callable[[str, str], None] = lambda *_: None,
-    ) -> None:
-        self._participants = dict(sorted(participants.items()))
-        self._before_call = before_call
-        self.traffic = Traffic()
-        self.errors: dict[str, Exception] = {}
-
-    def names(self) -> Sequence[str]:
-        return tuple(self._participants)
-
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
-        ok: dict[str, bytes] = {}
-        failed: dict[str, str] = {}
-        for site, data in args.items():
-            self._before_call(site, method)
-            self.traffic.down[site] = self.traffic.down.get(site, 0) + len(data)
-            try:
-                reply = self._participants[site].handle(method, data)
-            except Exception as error:
-                self.errors[site] = error
-                failed[site] = _code(error)
-                continue
-            self.traffic.up[site] = self.traffic.up.get(site, 0) + len(reply)
-            ok[site] = reply
-        return Replies(ok, failed)
-
-
-def _code(error: Exception) -> str:
-    if isinstance(error, ProtocolError):
-        return error.code
-    if isinstance(error, CryptoError):
-        return "crypto"
-    return "training" if isinstance(error, RoundFailed) else "internal"
 
 
 # -- running -------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 from fedshield import encode, prune
 from fedshield.crypto.keys import RunKey, SigningKey
@@ -26,6 +26,7 @@ from fedshield.plan import Plan, learning_rate
 from fedshield.protocol import envelope, messages, run_keys
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.local import LocalWork, SiteRound, Store
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import (
     NONCE_BYTES,
@@ -38,45 +39,9 @@ from fedshield.protocol.session import (
     setup_context,
     upload_digest,
 )
-from fedshield.types import AdapterState, AdapterUpdate, EncodedUpdate, EncryptedUpdate
+from fedshield.types import AdapterState, EncodedUpdate, EncryptedUpdate
 
 _M = TypeVar("_M", bound=messages.Message)
-
-
-class LocalWork(Protocol):
-    """What a site does with its own data."""
-
-    num_examples: int
-
-    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
-        """One local round from `state`: the update, and the mean training loss."""
-
-    def evaluate(self, state: AdapterState) -> float:
-        """Mean loss per response token on the site's held-out rows."""
-
-
-class Store(Protocol):
-    """Where a site keeps its global adapter between rounds."""
-
-    def save(self, completed_rounds: int, state: AdapterState) -> None:
-        """Keep durably, all or nothing, and keep the round before as well."""
-
-
-@dataclass(frozen=True)
-class SiteRound:
-    """What one site saw in one round. It stays with the site's operator."""
-
-    round_number: int
-    site: str
-    train_loss: float = float("nan")
-    heldout_loss_before: float = float("nan")
-    heldout_loss_after: float = float("nan")
-    num_examples: int = 0
-    learning_rate: float = 0.0
-    pruning_rate: float = 0.0
-    pruned_values: int = 0
-    clipped_values: int = 0
-    wall_s: dict[str, float] = field(default_factory=dict)
 
 
 class Participant:

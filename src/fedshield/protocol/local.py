@@ -1,0 +1,45 @@
+"""What a participant needs of its own house: work on its data, a place to keep its adapter, and
+someone to tell what it measured. None of it crosses to another party."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedshield.types import AdapterState, AdapterUpdate
+
+
+class LocalWork(Protocol):
+    """What a site does with its own data."""
+
+    num_examples: int
+
+    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
+        """One local round from `state`: the update, and the mean training loss."""
+
+    def evaluate(self, state: AdapterState) -> float:
+        """Mean loss per response token on the site's held-out rows."""
+
+
+class Store(Protocol):
+    """Where a site keeps its global adapter between rounds."""
+
+    def save(self, completed_rounds: int, state: AdapterState) -> None:
+        """Keep durably, all or nothing, and keep the round before as well."""
+
+
+@dataclass(frozen=True)
+class SiteRound:
+    """What one site saw in one round. It stays with the site's operator."""
+
+    round_number: int
+    site: str
+    train_loss: float = float("nan")
+    heldout_loss_before: float = float("nan")
+    heldout_loss_after: float = float("nan")
+    num_examples: int = 0
+    learning_rate: float = 0.0
+    pruning_rate: float = 0.0
+    pruned_values: int = 0
+    clipped_values: int = 0
+    wall_s: dict[str, float] = field(default_factory=dict)
