@@ -175,10 +175,7 @@ def _session(
 
 def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:
     sites = plan.data.site_names()
-    completed = _common_round(folder, sites)
-    if completed == 0:
-        return initial_state(host.spec, derive(plan.seed, "adapter"))
-    return folder.site_store(sites[0]).load(completed, host.spec)
+    return _site_state(folder, plan, host, sites[0], _common_round(folder, sites))
 
 
 def _rounds(
