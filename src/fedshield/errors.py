@@ -33,7 +33,13 @@ ProtocolCode = Literal[
     "disagree",
     "journal",
     "scheme",
+    "cohort",
+    "vote",
+    "share",
+    "busy",
 ]
+
+CryptoCode = Literal["crypto", "key-sum", "residual", "tag", "weight"]
 
 
 class FedShieldError(Exception):
@@ -70,7 +76,12 @@ class ProtocolError(FedShieldError):
 
 
 class CryptoError(FedShieldError):
-    """A key, ciphertext or sealed box that does not open or does not fit."""
+    """A key, ciphertext or sealed box that does not open or does not fit. `code` is what may be
+    told to other parties: why a sum was rejected, and nothing of its contents."""
+
+    def __init__(self, message: str, code: CryptoCode = "crypto") -> None:
+        super().__init__(message)
+        self.code: CryptoCode = code
 
 
 class RoundFailed(FedShieldError):

@@ -7,23 +7,28 @@ are one operator's. A roster that organisations review and countersign builds on
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec
+from fedshield.protocol.quorum import Rules
 
 COORDINATOR = "coordinator"
 
 
 @dataclass(frozen=True)
 class Roster:
-    """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key.
+    """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key; `rules`: who
+    may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
+    nothing for a demonstration.
 
     Raises `ProtocolError` ('sender') for a site with the coordinator's name."""
 
     sites: dict[str, bytes]
     coordinator: bytes
+    rules: Rules
     demo: bool
+    charter: bytes = b""
 
     def __post_init__(self) -> None:
         # Else the coordinator's key would speak for that site.
@@ -32,6 +37,10 @@ class Roster:
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.sites))
+
+    def index(self, name: str) -> int:
+        """A site's place in the sorted roster, from 0: it holds the shares at x = index + 1."""
+        return self.names().index(name)
 
     def public(self, name: str) -> bytes:
         """The signing key of a site, or of the coordinator. Raises `ProtocolError`."""
@@ -43,7 +52,10 @@ class Roster:
 
     def encode(self) -> bytes:
         sites: dict[str, codec.Value] = dict(self.sites)
-        return codec.encode(["fedshield roster 1", sites, self.coordinator, int(self.demo)])
+        rules: list[codec.Value] = [*astuple(self.rules)]
+        return codec.encode(
+            ["fedshield roster 2", sites, self.coordinator, rules, self.charter, int(self.demo)]
+        )
 
     def sha256(self) -> bytes:
         return hashlib.sha256(self.encode()).digest()

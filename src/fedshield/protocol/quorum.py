@@ -1,0 +1,115 @@
+"""Who may open what: the numbers c, T, Q and min_cohort of a federation, and the rules between
+them, checked before anything runs.
+
+    c           sites that may collude with the coordinator
+    T           shares that open a sum
+    Q           matching votes on the contributing set before any site answers
+    min_cohort  least number of contributors of a sum
+
+The coordinator chooses who 'dropped out', so T - 1 is not the number of colluders that is
+tolerated: two different sets can be opened unless any two quorums share an honest site.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedshield.errors import PlanError
+
+Server = Literal["malicious", "semi-honest"]
+OpenTo = Literal["peers", "server"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The quorums of `num_sites` sites. Build with `resolve`, which checks them."""
+
+    num_sites: int
+    max_colluding: int
+    threshold: int
+    votes: int
+    min_cohort: int
+    server: Server = "malicious"
+
+    def in_words(self) -> str:
+        """One paragraph for the people who sign it."""
+        k, c = self.num_sites, self.max_colluding
+        lost_before = k - self.min_cohort
+        lost_after = k - max(self.threshold, self.votes)
+        sites = "site" if c == 1 else "sites"
+        vote = (
+            f"{self.votes} matching votes before any site answers"
+            if self.votes
+            else "no vote (the coordinator is trusted to follow the protocol)"
+        )
+        return (
+            f"{k} sites, of which up to c={c} may collude with the coordinator without learning "
+            f"more than a sum over the others; {c + 1} colluding {'site' if c == 0 else 'sites'} "
+            f"can open single updates with its help. A sum is over at least "
+            f"min_cohort={self.min_cohort} contributors, needs T={self.threshold} answers and "
+            f"{vote} (Q={self.votes}). A round survives {lost_before} lost before they upload "
+            f"and {lost_after} lost after; tolerated colluders: {c} {sites}."
+        )
+
+
+def resolve(
+    num_sites: int,
+    *,
+    max_colluding: int | None = None,
+    threshold: int | None = None,
+    votes: int | None = None,
+    min_cohort: int | None = None,
+    server: Server = "malicious",
+) -> Rules:
+    """The rules of a federation; what is not given takes its default.
+
+    Defaults: c = max(1, (K-1)//3); min_cohort = max(T, c+2); against a malicious coordinator
+    T = Q = (K+c)//2 + 1, or T = Q = c+1 where min_cohort = K, since only one set can then be
+    opened; against a semi-honest one T = max(2, c+1) and no vote. Raises `PlanError` for numbers
+    that would let a tolerated coalition open a single update, or that no round could meet.
+    """
+    k = num_sites
+    c = max(1, (k - 1) // 3) if max_colluding is None else max_colluding
+    if not 0 <= c <= k - 2:
+        raise PlanError(
+            f"scheme.max_colluding: expected 0 to {k - 2} for {k} sites (a sum must be over at "
+            f"least c + 2 of them), got {c}; "
+            + (
+                "with two sites each learns the other's update from the sum: set it to 0 to "
+                "accept that"
+                if k == 2
+                else "lower it or add sites"
+            )
+        )
+    general = (k + c) // 2 + 1
+    if server == "semi-honest":
+        least_t, least_q = c + 1, 0
+        default_t = max(2, c + 1)
+    elif (min_cohort is None and max(general, c + 2) >= k) or min_cohort == k:
+        least_t = least_q = c + 1
+        default_t = max(2, c + 1)
+        min_cohort = k
+    else:
+        least_t = least_q = default_t = general
+    t = default_t if threshold is None else threshold
+    if not least_t <= t <= k:
+        raise PlanError(
+            f"scheme.threshold: expected {least_t} to {k} for {k} sites with c={c} and a {server} "
+            f"coordinator, got {t}; leave it out for {default_t}"
+        )
+    default_q = 0 if server == "semi-honest" else t
+    q = default_q if votes is None else votes
+    if not least_q <= q <= k:
+        raise PlanError(
+            f"scheme.votes: expected {least_q} to {k} for {k} sites with c={c} and a {server} "
+            f"coordinator, got {q}; leave it out for {default_q}"
+        )
+    least_cohort = max(t, c + 2)
+    cohort = least_cohort if min_cohort is None else min_cohort
+    if not least_cohort <= cohort <= k:
+        raise PlanError(
+            f"scheme.min_cohort: expected {least_cohort} to {k} (at least T={t} and c+2={c + 2}), "
+            f"got {cohort}; leave it out for {least_cohort}"
+        )
+    return Rules(k, c, t, q, cohort, server)
