@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
     {"", "types", "errors", "seeds"},
-    {"plan", "planfile"},
+    {"plan", "planfile", "quorum"},
     {"model", "data", "prune", "encode", "quantise", "crypto", "privacy"},
     {"train", "protocol"},
     {"engines", "audit", "report", "cost", "summary", "runfolder", "bench"},

@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec
-from fedshield.protocol.quorum import Rules
+from fedshield.quorum import Rules
 
 COORDINATOR = "coordinator"
 
