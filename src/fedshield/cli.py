@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. The only place that prints.
+"""The command line: parse, call, print. Nothing else prints, but for `cli_roster`.
 
 Exit status: 0 done, 1 a run failed, 2 something that the user can mend, 130 stopped by Ctrl-C.
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedshield import __version__
+from fedshield import __version__, cli_roster
 from fedshield.errors import FedShieldError, UserError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ model_app = typer.Typer(help="The embedded base model.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 bench_app = typer.Typer(help="Measure it here.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+app.command()(cli_roster.keygen)
+app.add_typer(cli_roster.roster_app, name="roster")
 out_console = Console(highlight=False, soft_wrap=True)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True)
 

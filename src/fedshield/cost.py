@@ -2,7 +2,8 @@
 
 Bytes are counted on real messages with dummy contents, the same ones that will cross; only the
 length of a CKKS ciphertext is a measured mean (it varies by a few parts in ten thousand with
-the compressor). Memory and seconds are estimates; their rules are beside the numbers.
+the compressor); `rlwe` and `plain` are exact. Memory and seconds are estimates; their rules are
+beside the numbers.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedshield.crypto import framing
-from fedshield.crypto.scheme import BLOCK_BYTES, SchemeParameters, parameters
+from fedshield.crypto import shamir
+from fedshield.crypto.scheme import BLOCK_BYTES, parameters
 from fedshield.crypto.seal import OVERHEAD_BYTES
 from fedshield.data import samples
-from fedshield.encode import update_layout, weights_layout
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
 from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages
+from fedshield.protocol.ciphers import SchemeFacts, block_sizes, facts, layouts
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.types import AdapterSpec, Layout
@@ -30,16 +31,20 @@ EFFICIENCY = 0.45
 START_S, CALL_S = 3.0, 0.02
 #: Python, torch, transformers and TenSEAL before any model is loaded.
 PROCESS_BYTES = 650_000_000
-#: Seconds per value, one core: TenSEAL encrypting, adding one upload, opening.
-_CKKS_S = {"paper": (2.0e-6, 4.5e-7, 6.0e-7), "lean": (1.1e-6, 1.7e-7, 3.7e-7)}
+#: Seconds per value, one core: encrypting, adding one upload, opening.
+_CRYPTO_S = {
+    ("ckks", "paper"): (2.0e-6, 4.5e-7, 6.0e-7),
+    ("ckks", "lean"): (1.1e-6, 1.7e-7, 3.7e-7),
+    ("rlwe", ""): (2.5e-8, 3.0e-9, 2.5e-8),
+}
 
 
 @dataclass(frozen=True)
 class Cost:
     """`fedshield plan --json` prints these fields. Bytes are whole signed messages.
 
-    `upload_bytes_per_site_round`: by round, of one site; `setup_*`: opening and closing the
-    session, all sites together; totals: all sites, all rounds, set-up included.
+    `upload_bytes_per_site_round`: by round, of one site on the mean; `setup_*`: opening and
+    closing the session, all sites together; totals: all sites, all rounds, set-up included.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Cost:
     scheme: str
     scheme_parameters: str
     security_bits: int | None
+    quorums: str
     base_model_values: int
     trainable_values: int
     upload_bytes_per_site_round: list[int]
@@ -81,34 +87,30 @@ def estimate(plan: Plan) -> Cost:
     # A quantised base can be costed on a machine without CUDA: nothing is loaded.
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
-    chosen = parameters(plan.scheme.name, plan.scheme.parameter_set)
-    layout = update_layout(spec, chosen, "")
-    messages_of = _Sizes(plan, chosen)
-    up, down = messages_of.summed(layout)
-    setup_up, setup_down = messages_of.setup()
+    scheme = facts(plan)
+    layout, weights = layouts(plan, spec)
+    sizes = _Sizes(plan)
+    up, down = sizes.summed(layout)
+    setup_up, setup_down = sizes.setup(weights)
     names = plan.data.site_names()
-    # The first round carries the receipts of the weights phase, or none where there was none.
-    first = messages_of.receipts_bytes("weights") if plan.scheme.weights == "private" else 0
-    without = messages_of.receipts_bytes("round") - first
-    up_rounds = [up] * plan.rounds
-    down_rounds = [down - without if number == 0 else down for number in range(plan.rounds)]
     return Cost(
         name=plan.name,
         sites=len(names),
         rounds=plan.rounds,
         scheme=plan.scheme.name,
-        scheme_parameters=plan.scheme.parameter_set,
-        security_bits=chosen.security_bits,
+        scheme_parameters=scheme.parameters,
+        security_bits=scheme.security_bits,
+        quorums=plan.rules().in_words() if plan.scheme.name == "rlwe" else "",
         base_model_values=base_values,
         trainable_values=spec.num_values,
-        upload_bytes_per_site_round=up_rounds,
-        download_bytes_per_site_round=down_rounds,
+        upload_bytes_per_site_round=[round(up / len(names))] * plan.rounds,
+        download_bytes_per_site_round=[round(down / len(names))] * plan.rounds,
         setup_upload_bytes=setup_up,
         setup_download_bytes=setup_down,
-        total_upload_bytes=len(names) * sum(up_rounds) + setup_up,
-        total_download_bytes=len(names) * sum(down_rounds) + setup_down,
+        total_upload_bytes=plan.rounds * up + setup_up,
+        total_download_bytes=plan.rounds * down + setup_down,
         plaintext_float32_upload_bytes=4 * spec.num_values * len(names) * plan.rounds,
-        peak_memory_bytes=_peak_memory(plan, config, base_values, spec, chosen, precision),
+        peak_memory_bytes=_peak_memory(plan, config, base_values, spec, scheme, precision),
         estimated_s=round(_seconds(plan, base_values, spec, device, precision), 1),
         device=device,
         precision=precision,
@@ -119,106 +121,104 @@ def estimate(plan: Plan) -> Cost:
 class _Sizes:
     """Lengths of the messages of a run, found by sealing dummies of the same shape."""
 
-    def __init__(self, plan: Plan, chosen: SchemeParameters) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._chosen = chosen
-        names = plan.data.site_names()
-        self._names = names
-        self._roster = Roster(dict.fromkeys(names, bytes(32)), bytes(32), demo=True)
-        # Sites differ in the length of their names only; the mean name stands for all.
-        self._mean_name = sum(map(len, names)) / len(names)
+        self._names = plan.data.site_names()
+        rules = plan.rules()
+        self._roster = Roster(dict.fromkeys(self._names, bytes(32)), bytes(32), rules, demo=True)
+        self._shared = plan.scheme.name == "rlwe"
 
-    def _up(self, message: messages.Message, phase: str) -> float:
-        return self._sealed(message, "", phase) + self._mean_name
-
-    def _down(self, message: messages.Message, phase: str) -> int:
-        return self._sealed(message, COORDINATOR, phase)
-
-    def _sealed(self, message: messages.Message, sender: str, phase: str) -> int:
+    def _size(self, message: messages.Message, phase: str, sender: str = COORDINATOR) -> int:
         binding = Binding(bytes(32), 0, phase)
         sealed = envelope.seal(
             message.kind, binding, sender, message.to_body(), lambda _: bytes(64)
         )
         return len(sealed)
 
-    def _block_sizes(self, layout: Layout) -> list[int]:
-        sizes: list[int] = []
-        left = layout.num_slots
-        while left > 0:
-            slots = min(left, layout.values_per_block)
-            left -= slots
-            if self._plan.scheme.name == "plain":
-                sizes.append(4 * slots)
-                continue
-            count = -(-slots // self._chosen.values_per_ciphertext)
-            sizes.append(len(framing.pack([b""] * count)) + count * self._chosen.ciphertext_bytes)
-        return sizes
-
-    def receipts_bytes(self, phase: str) -> int:
-        """What the receipts of the last sum, made in `phase`, add to a `work` command."""
-        receipt = messages.Receipt(bytes(32))
-        filled = {
-            name: bytes(int(self._up(receipt, phase) - self._mean_name) + len(name))
-            for name in self._names
-        }
-        empty = self._down(messages.Work({}), "round")
-        return self._down(messages.Work(filled), "round") - empty
+    def _signed(self, message: messages.Message, phase: str) -> dict[str, bytes]:
+        """This message of every site, as it is passed on."""
+        return {name: bytes(self._size(message, phase, name)) for name in self._names}
 
     def summed(self, layout: Layout, phase: str = "round") -> tuple[int, int]:
-        """Bytes up and down, for one site, of one sum over `layout`."""
-        sizes = self._block_sizes(layout)
+        """Bytes up and down, of all sites together, of one sum over `layout`."""
+        names, sizes = self._names, block_sizes(self._plan, layout)
         digests = tuple(bytes(32) for _ in sizes)
-        upload = messages.Upload(bytes(16), bytes(32), digests)
-        uploads = {
-            name: bytes(int(self._up(upload, phase) - self._mean_name) + len(name))
-            for name in self._names
-        }
-        done = self._up(messages.Done(), phase)
-        empty_block = self._up(messages.Block(0, b""), phase)
-        up = self._up(upload, phase) + self._up(messages.Receipt(bytes(32)), phase)
-        up += sum(empty_block + size + done for size in sizes) + done  # blocks, announce
-        down = self._down(messages.Work({}), phase) + self._down(messages.Open(), phase)
-        down += self._down(messages.Announce(uploads, digests), phase)
-        fetch, deliver = messages.Fetch(0), messages.Deliver(0, b"")
-        down += sum(self._down(fetch, phase) + self._down(deliver, phase) + s for s in sizes)
-        if phase == "round":
-            up += done  # evaluate
-            down += self._down(messages.Evaluate(), phase) + self.receipts_bytes("round")
-        return round(up), round(down)
+        box = bytes(shamir.SHARE_BYTES + OVERHEAD_BYTES)
+        clear = self._plan.scheme.open_to == "server"
+        round_key = messages.RoundKey(bytes(32), bytes(32), {})
+        vote = messages.Vote(bytes(32), bytes(32))
 
-    def setup(self) -> tuple[int, int]:
+        def others(name: str, value: bytes) -> dict[str, bytes]:
+            found = {other: value for other in names if other != name}
+            return found if self._shared else {}
+
+        def upload(name: str) -> messages.Upload:
+            return messages.Upload(bytes(16), bytes(32), digests, others(name, bytes(32)))
+
+        uploads = {name: bytes(self._size(upload(name), phase, name)) for name in names}
+        round_keys, votes = self._signed(round_key, phase), self._signed(vote, phase)
+        up = down = 0
+        for name in names:
+            boxes = others(name, box)
+            answer = messages.Answer({} if clear else boxes, bytes(8192) if clear else b"")
+            answers = others(name, bytes(8192) if clear else box)
+            replies: list[messages.Message] = [round_key, upload(name), vote, answer]
+            commands: list[messages.Message] = [
+                messages.Prepare(),
+                messages.Work(round_keys),
+                messages.Announce(uploads, digests),
+                messages.Quorum(votes),
+                messages.Open(answers),
+            ]
+            if self._shared:
+                replies += [messages.Shares(boxes), messages.Held({})]
+                commands += [messages.FetchShares(), messages.Hold(uploads, boxes)]
+            replies += [messages.Receipt(bytes(32))]
+            if phase == "round":
+                replies += [messages.Done()]
+                commands += [messages.Evaluate()]
+            replies += [messages.Block(0, b""), messages.Done()] * len(sizes)
+            commands += [messages.Fetch(0), messages.Deliver(0, b"")] * len(sizes)
+            up += sum(self._size(reply, phase, name) for reply in replies)
+            down += sum(self._size(command, phase) for command in commands)
+        up += len(names) * sum(uploaded for uploaded, _ in sizes)
+        down += len(names) * sum(summed for _, summed in sizes)
+        return up, down
+
+    def setup(self, weights: Layout) -> tuple[int, int]:
         """Bytes up and down of all sites together: opening and closing one session."""
-        names, count = self._names, len(self._names)
-        invite = messages.Invite(bytes(16), self._plan.canonical(), self._roster.encode())
+        names, plan = self._names, self._plan
+        invite = messages.Invite(bytes(16), plan.canonical(), self._roster.encode())
         join = messages.Join(bytes(32), bytes(32), 0, 0)
-        joins = {
-            name: bytes(int(self._up(join, "setup") - self._mean_name) + len(name))
-            for name in names
-        }
-        up = count * (self._up(join, "setup") + self._up(messages.Ready(bytes(32)), "setup"))
-        down = count * (self._down(invite, "setup") + self._down(messages.Begin(joins), "setup"))
-        secret = bytes(32 + self._chosen.secret_key_bytes + OVERHEAD_BYTES)
+        begin = messages.Begin(self._signed(join, "setup"))
+        secret_bytes = public_bytes = 0
+        if plan.scheme.name == "ckks":
+            chosen = parameters("ckks", plan.scheme.parameter_set)
+            secret_bytes, public_bytes = chosen.secret_key_bytes, chosen.public_key_bytes
+        secret = bytes(32 + secret_bytes + OVERHEAD_BYTES)
         maker, *others = names
         boxes = {
-            name: bytes(self._sealed(messages.KeyBox(name, bytes(16), secret), maker, "setup"))
+            name: bytes(self._size(messages.KeyBox(name, bytes(16), secret), "setup", maker))
             for name in others
         }
-        offer = messages.KeyOffer(bytes(self._chosen.public_key_bytes), boxes)
-        up += self._up(offer, "setup") + (count - 1) * self._up(messages.Done(), "setup")
-        down += self._down(messages.MakeKey(), "setup")
-        down += sum(self._down(messages.TakeKey(box), "setup") for box in boxes.values())
+        up = self._size(messages.KeyOffer(bytes(public_bytes), boxes), "setup", maker)
+        up += sum(self._size(messages.Done(), "setup", name) for name in others)
+        down = self._size(messages.MakeKey(), "setup")
+        down += sum(self._size(messages.TakeKey(box), "setup") for box in boxes.values())
         before = "setup"
-        if self._plan.scheme.weights == "private":
+        if plan.scheme.weights == "private":
             before = "weights"
-            each_up, each_down = self.summed(weights_layout(self._chosen, ""), "weights")
-            up, down = up + count * each_up, down + count * each_down
-        up += count * (self._up(messages.Done(), before) + self._up(messages.Done(), "round"))
-        down += count * (
-            self._down(messages.Evaluate(), before)
-            + self._down(messages.Finish({}), "round")
-            + self.receipts_bytes("round")
-        )
-        return round(up), round(down)
+            up_weights, down_weights = self.summed(weights, "weights")
+            up, down = up + up_weights, down + down_weights
+        finish = messages.Finish(self._signed(messages.Receipt(bytes(32)), "round"))
+        for name in names:
+            up += self._size(join, "setup", name)
+            up += self._size(messages.Ready(bytes(32)), "setup", name)
+            up += self._size(messages.Done(), before, name)
+            up += self._size(messages.Done(), "round", name)
+            down += self._size(invite, "setup") + self._size(begin, "setup")
+            down += self._size(messages.Evaluate(), before) + self._size(finish, "round")
+        return up, down
 
 
 def _peak_memory(
@@ -226,7 +226,7 @@ def _peak_memory(
     config: Any,
     base_values: int,
     spec: AdapterSpec,
-    chosen: SchemeParameters,
+    scheme: SchemeFacts,
     precision: str,
 ) -> int:
     """One process with all sites: base, adapter with gradients and AdamW's two moments, the
@@ -245,7 +245,7 @@ def _peak_memory(
     logits = tokens * vocabulary * (bytes_per_value + 8)
     sites = len(plan.data.site_names())
     vectors = spec.num_values * (4 * 4 + (4 + 8 * 3) + 4 * sites)
-    ciphertext = spec.num_values * chosen.bytes_per_value * (sites + 2) + 4 * BLOCK_BYTES
+    ciphertext = spec.num_values * scheme.bytes_per_value * (sites + 2) + 4 * BLOCK_BYTES
     return int(
         PROCESS_BYTES + base_values * base_bytes + activations + logits + vectors + ciphertext
     )
@@ -266,8 +266,8 @@ def _seconds(plan: Plan, base_values: int, spec: AdapterSpec, device: str, preci
     speed = _matrix_speed(device, precision) * EFFICIENCY
     calls = training.steps * training.gradient_accumulation * sites * plan.rounds
     crypto = 0.0
-    if plan.scheme.name == "ckks":
-        encrypt, add, opening = _CKKS_S[plan.scheme.parameter_set]
+    if plan.scheme.name != "plain":
+        encrypt, add, opening = _CRYPTO_S[plan.scheme.name, plan.scheme.parameter_set]
         crypto = spec.num_values * (encrypt + add + opening) * sites * plan.rounds
     return START_S + calls * CALL_S + operations / speed + crypto
 

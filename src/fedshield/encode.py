@@ -106,21 +106,30 @@ def decode_sum(slots: Float64, layout: Layout) -> OpenedSum:
     return OpenedSum(slots[: layout.num_values].copy(), reserved, layout)
 
 
-def apply_sum(state: AdapterState, opened: OpenedSum, exchange: Exchange) -> AdapterState:
-    """The next global adapter: the weighted mean over the whole roster.
+def apply_sum(
+    state: AdapterState, opened: OpenedSum, exchange: Exchange, least_weight: float | None = None
+) -> AdapterState:
+    """The next global adapter: the weighted mean over the contributors.
 
-    The total weight must be one, within what the grid rounds, and the mean finite; else the sum
-    is not one of this round's, and `CryptoError` is raised.
+    The total weight must be one, within what a grid rounds; or, where sites may be missing, in
+    [least_weight, 1 + 2^-20]. Else, or if the mean is not finite, the sum is not one of this
+    round's, and `CryptoError` ('weight') is raised.
     """
     total = opened.reserved[WEIGHT]
-    slack = 2.0**-14
-    if not abs(total - 1.0) <= slack:
-        raise CryptoError(f"sum: expected a total weight near 1, got {total:.6g}")
+    low, high = (1 - 2.0**-14, 1 + 2.0**-14)
+    if least_weight is not None:
+        low, high = least_weight - 2.0**-20, 1 + 2.0**-20
+    if not low <= total <= high:
+        raise CryptoError(
+            f"sum: expected a total weight of {low:.4g} to {high:.4g}, got {total:.6g}", "weight"
+        )
     mean = opened.values / total
     if exchange == "delta":
         mean = state.values.astype(np.float64) + mean
     if not np.abs(mean).max(initial=0) <= np.finfo(np.float32).max:
-        raise CryptoError("sum: expected a mean that float32 holds, got NaN or larger values")
+        raise CryptoError(
+            "sum: expected a mean that float32 holds, got NaN or larger values", "weight"
+        )
     return AdapterState(mean.astype(np.float32), state.spec)
 
 

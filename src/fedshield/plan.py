@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from fedshield.errors import PlanError
+from fedshield.quorum import OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text; a plan is read and written as YAML 1.2.
@@ -57,7 +58,7 @@ class AdapterPlan(_Section):
     dropout: Rate = 0.05
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     train: Literal["ab"] = "ab"
-    exchange: Exchange = "parameters"
+    exchange: Exchange = "delta"
 
 
 class ColumnsPlan(_Section):
@@ -198,17 +199,37 @@ class EncodingPlan(_Section):
     grid_bits: Annotated[int, Field(ge=19, le=22)] = Field(
         default=22, description="ckks: values are rounded to multiples of 2^-grid_bits"
     )
+    bits: Annotated[int, Field(ge=2, le=16)] = Field(
+        default=16, description="rlwe: bits of a value; the sites share its range by weight"
+    )
+    headroom: bool = Field(
+        default=False, description="rlwe: `bits` for each site, and room in the sum for all"
+    )
+    error_feedback: bool = Field(
+        default=True, description="what a round leaves out is added to the site's next update"
+    )
 
 
-SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {"plain": (), "ckks": ("lean", "paper")}
+SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "rlwe": (),
+    "ckks": ("lean", "paper"),
+    "plain": (),
+}
+_QUORUM_KEYS = ("max_colluding", "threshold", "votes", "min_cohort")
 
 
 class SchemePlan(_Section):
     """Privacy: how updates are protected on the way, and what the coordinator may learn."""
 
-    name: Literal["plain", "ckks"] = "ckks"
+    name: Literal["rlwe", "ckks", "plain"] = "rlwe"
     parameters: str | None = None
     weights: Literal["private", "public", "equal"] = "private"
+    max_colluding: Annotated[int, Field(ge=0, lt=MAX_SITES)] | None = None
+    threshold: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
+    votes: Annotated[int, Field(ge=0, le=MAX_SITES)] | None = None
+    min_cohort: Annotated[int, Field(ge=2, le=MAX_SITES)] | None = None
+    server: Server = "malicious"
+    open_to: OpenTo = "peers"
 
     @model_validator(mode="after")
     def _consistent(self) -> SchemePlan:
@@ -219,6 +240,14 @@ class SchemePlan(_Section):
                 + (f"one of {', '.join(known)}" if known else "no parameters")
                 + f" when scheme.name is {self.name}"
             )
+        if self.name != "rlwe":
+            for key in (*_QUORUM_KEYS, "server", "open_to"):
+                value = getattr(self, key)
+                if value != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key}|{value!r}|none when scheme.name is {self.name}: only rlwe has a "
+                        "threshold, the others open the whole roster's sum under one key"
+                    )
         return self
 
     @property
@@ -275,15 +304,38 @@ class Plan(_Section):
                 value = getattr(self.pruning, key)
                 if value is not None and value > self.rounds:
                     raise ValueError(f"pruning.{key}|{value}|at most rounds ({self.rounds})")
-        if self.scheme.name == "ckks" and len(self.data.site_names()) < 2:
+        num_sites = len(self.data.site_names())
+        if self.scheme.name != "plain" and num_sites < 2:
             key = "sites" if self.data.split == "by-site" else "num_sites"
-            raise ValueError(f"data.{key}|1 site|at least 2 sites to sum over when scheme is ckks")
+            raise ValueError(
+                f"data.{key}|1 site|at least 2 sites to sum over when scheme is {self.scheme.name}"
+            )
+        try:
+            self.rules()
+        except PlanError as error:
+            key, _, text = str(error).partition(": expected ")
+            expected, _, got = text.partition(", got ")
+            raise ValueError(f"{key}|{got}|{expected}") from None
         if self.model.quantization != "none" and self.model.name in ("smollm2-135m", "tiny-llama"):
             raise ValueError(
                 f"model.quantization|{self.model.quantization}|none for the built-in "
                 f"{self.model.name}"
             )
         return self
+
+    def rules(self) -> Rules:
+        """Who may open what. Without a threshold, only the whole roster's sum is opened."""
+        num_sites, scheme = len(self.data.site_names()), self.scheme
+        if scheme.name != "rlwe":
+            return Rules(num_sites, 0, 0, num_sites, num_sites)
+        return resolve(
+            num_sites,
+            max_colluding=scheme.max_colluding,
+            threshold=scheme.threshold,
+            votes=scheme.votes,
+            min_cohort=scheme.min_cohort,
+            server=scheme.server,
+        )
 
     @property
     def base_dir(self) -> Path:

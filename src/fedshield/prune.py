@@ -54,12 +54,24 @@ def magnitude_mask(values: Float32, spec: AdapterSpec, rate: float) -> Mask:
     return Mask(kept, rate)
 
 
-def prune(update: AdapterUpdate, plan: Plan, round_number: int) -> PrunedUpdate:
+def prune(
+    update: AdapterUpdate, plan: Plan, round_number: int, carried: Float32 | None = None
+) -> PrunedUpdate:
     """What the site contributes in this round: by the plan's `adapter.exchange`, its trained
-    parameters or their difference from the global adapter, pruned by magnitude."""
+    parameters or their difference from the global adapter, pruned by magnitude.
+
+    `carried`: float32, (num_values,), what earlier rounds left out; it is added first. A pruned
+    difference is left out and kept for the next round; pruned parameters are zeros on purpose
+    (the paper) and are not.
+    """
     exchange = plan.adapter.exchange
     values = update.values
     if exchange == "delta":
         values = (update.values - update.start.values).astype(np.float32)
+    if carried is not None:
+        values = values + carried
     mask = magnitude_mask(values, update.start.spec, rate_at(plan, round_number))
-    return PrunedUpdate(np.where(mask.kept, values, np.float32(0)), mask, exchange)
+    keep_back = exchange == "delta" and plan.encoding.error_feedback
+    zeros = np.zeros_like(values)
+    left_out = np.where(mask.kept, zeros, values) if keep_back else zeros
+    return PrunedUpdate(np.where(mask.kept, values, zeros), mask, exchange, left_out)

@@ -1,7 +1,8 @@
 """Float values to small integers, rounded up or down at random so that the mean is right.
 
 Rounding takes its uniform numbers from a counter-based generator (splitmix64, Steele et al.,
-OOPSLA 2014) keyed by a derived seed: not a secret, repeatable, and independent of order.
+OOPSLA 2014) keyed by a derived seed: not a secret, repeatable, and independent of order, so that
+a vector can be quantised tensor by tensor.
 """
 
 from __future__ import annotations
@@ -11,39 +12,82 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedshield.errors import CryptoError
 from fedshield.types import Float32
 
-Int64 = NDArray[np.int64]
+Digits = NDArray[np.int16] | NDArray[np.int32]
 
 _GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _kernel: Any = None
 
 
 def quantise(
-    values: Float32, clip: float, limit: int, seed: int, fast: bool = True
-) -> tuple[Int64, int]:
-    """Integers in [-limit, limit] for values in [-clip, clip], stochastically rounded.
+    values: Float32,
+    scale: float,
+    limit: int,
+    seed: int,
+    *,
+    start: int = 0,
+    out: Digits | None = None,
+    residual: Float32 | None = None,
+    fast: bool = True,
+) -> tuple[Digits, int]:
+    """clip(floor(value * scale + u), -limit, limit), u uniform in [0, 1).
 
-    `values`: float32, (n,). Returns int64 (n,) and how many values lay beyond the clip.
+    `values`: float32, (n,). `start`: the place of values[0] in a longer vector that shares the
+    seed (0 to 2^64 - 1). `out`: int16 or int32, (n,), made here if not given: int16 where
+    `limit` fits. `residual`: float32, (n,), filled with value - digit / scale; may be `values`.
+
+    Returns the digits and how many values were clipped, |value * scale| > limit. Raises
+    `CryptoError` for NaN or infinity, `ValueError` for arguments that fit no vector.
     """
-    if not (clip > 0 and limit >= 1):
-        raise ValueError(f"expected a positive clip and limit, got {clip} and {limit}")
-    scale = limit / clip
-    if fast:
-        out = np.empty(values.size, dtype=np.int64)
-        clipped = _compiled()(values, scale, limit, np.uint64(seed), out)
-        return out, int(clipped)
+    if not (0 < scale < float("inf") and 1 <= limit < 2**31 and start >= 0):
+        raise ValueError(
+            f"quantise: expected a positive scale and limit and a start from 0, got {scale}, "
+            f"{limit} and {start}"
+        )
+    if out is None:
+        out = np.empty(values.shape, dtype=np.int16 if limit < 2**15 else np.int32)
+    arrays = [values, out] if residual is None else [values, out, residual]
+    if (
+        any(one.shape != (values.size,) for one in arrays)
+        or any(one.dtype != np.float32 for one in (arrays[0], *arrays[2:]))
+        or out.dtype not in (np.int16, np.int32)
+        or limit > np.iinfo(out.dtype).max
+    ):
+        raise ValueError(
+            "quantise: expected float32 (n,) and digits int16 or int32 (n,) that hold the limit, "
+            f"got {[(one.dtype.name, one.shape) for one in arrays]} and limit {limit}"
+        )
+    work = _compiled() if fast else _reference
+    no_residual = np.empty(0, np.float32)
+    clipped, bad = work(
+        values, scale, limit, np.uint64(seed), np.uint64(start), out,
+        no_residual if residual is None else residual,
+    )  # fmt: skip
+    if bad:
+        raise CryptoError(f"quantise: expected finite values, got {bad} that are NaN or infinite")
+    return out, int(clipped)
+
+
+def _reference(
+    values: Any, scale: float, limit: int, seed: Any, start: Any, out: Any, residual: Any
+) -> tuple[int, int]:
     with np.errstate(over="ignore"):
-        index = np.arange(1, values.size + 1, dtype=np.uint64)
-        z = np.uint64(seed) + index * np.uint64(_GAMMA)
+        index = np.arange(1, values.size + 1, dtype=np.uint64) + start
+        z = seed + index * np.uint64(_GAMMA)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
         z ^= z >> np.uint64(31)
     uniform = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    steps = values.astype(np.float64) * scale
-    rounded = np.floor(steps + uniform)
-    clipped = int(np.count_nonzero(np.abs(steps) > limit))
-    return np.clip(rounded, -limit, limit).astype(np.int64), clipped
+    bad = int(np.count_nonzero(~np.isfinite(values)))
+    wide = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    steps = wide * scale
+    rounded = np.clip(np.floor(steps + uniform), -limit, limit)
+    out[:] = rounded.astype(out.dtype)
+    if residual.size:
+        residual[:] = wide - rounded * (1.0 / scale)
+    return int(np.count_nonzero(np.abs(steps) > limit)), bad
 
 
 def _compiled() -> Any:
@@ -55,16 +99,26 @@ def _compiled() -> Any:
     return _kernel
 
 
-def _quantise(values: Any, scale: float, limit: int, seed: Any, out: Any) -> Any:
+def _quantise(
+    values: Any, scale: float, limit: int, seed: Any, start: Any, out: Any, residual: Any
+) -> Any:
     clipped = np.int64(0)
+    bad = np.int64(0)
     top = np.float64(limit)
+    step = 1.0 / scale
+    keep = residual.shape[0] > 0
     for j in range(out.shape[0]):
-        z = seed + np.uint64(j + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = seed + (start + np.uint64(j + 1)) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
         uniform = np.float64(z >> np.uint64(11)) * 2.0**-53
-        steps = np.float64(values[j]) * scale
+        value = np.float64(values[j])
+        bad += np.int64(not abs(value) < np.inf)
+        steps = value * scale
         clipped += np.int64(abs(steps) > top)
-        out[j] = np.int64(min(max(np.floor(steps + uniform), -top), top))
-    return clipped
+        rounded = min(max(np.floor(steps + uniform), -top), top)
+        out[j] = np.int32(rounded)
+        if keep:
+            residual[j] = np.float32(value - rounded * step)
+    return clipped, bad

@@ -16,6 +16,7 @@ No key is ever written here.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from safetensors.numpy import save
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
-from fedshield.types import AdapterSpec, AdapterState
+from fedshield.types import AdapterSpec, AdapterState, SiteMemory
 
 KEPT_STATES = 2
 
@@ -208,16 +209,23 @@ class RunFolder:
 
 
 class SiteStore:
-    """A site's own folder: its global adapter after each of the last two rounds."""
+    """A site's own folder: after each of the last two rounds, its global adapter and what it
+    carries to the next."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def save(self, completed_rounds: int, state: AdapterState) -> None:
+    def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         target = self._file(completed_rounds)
         metadata = {"sha256": state.sha256(), "spec": state.spec.sha256()}
-        write_atomic(target, save({"adapter": np.array(state.values)}, metadata=metadata))
+        tensors = {
+            "adapter": np.array(state.values),
+            "residual": np.array(memory.residual),
+            "clip": np.array(memory.clip),
+        }
+        metadata["memory"] = _memory_sha256(memory)
+        write_atomic(target, save(tensors, metadata=metadata))
         for old in self.rounds()[:-KEPT_STATES]:
             self._file(old).unlink(missing_ok=True)
 
@@ -229,21 +237,31 @@ class SiteStore:
             if re.fullmatch(r"round-\d{6,}", path.stem)
         )
 
-    def load(self, completed_rounds: int, spec: AdapterSpec) -> AdapterState:
+    def load(self, completed_rounds: int, spec: AdapterSpec) -> tuple[AdapterState, SiteMemory]:
         """Raises `RunFolderError` if the file is damaged or made for another adapter."""
         path = self._file(completed_rounds)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 values = file.get_tensor("adapter")
+                residual, clip = file.get_tensor("residual"), file.get_tensor("clip")
             state = AdapterState(values.astype(np.float32), spec)
+            memory = SiteMemory(residual.astype(np.float32), clip.astype(np.float32))
         except (OSError, SafetensorError, ValueError) as error:
             raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
-        if metadata.get("spec") != spec.sha256() or metadata.get("sha256") != state.sha256():
+        shapes = (memory.residual.size, memory.clip.size) == (spec.num_values, len(spec.tensors))
+        kept = {"spec": spec.sha256(), "sha256": state.sha256(), "memory": _memory_sha256(memory)}
+        if not shapes or any(metadata.get(key) != value for key, value in kept.items()):
             raise RunFolderError(
                 f"{path}: expected this run's adapter, got a damaged or foreign one; restore it"
             )
-        return state
+        return state, memory
 
     def _file(self, completed_rounds: int) -> Path:
         return self.path / f"round-{completed_rounds:06d}.safetensors"
+
+
+def _memory_sha256(memory: SiteMemory) -> str:
+    digest = hashlib.sha256(memory.residual.astype("<f4", copy=False).tobytes())
+    digest.update(memory.clip.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()

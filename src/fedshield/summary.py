@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 import resource
@@ -9,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fedshield
-from fedshield.crypto.scheme import CKKS, parameters
+from fedshield.crypto.scheme import CKKS
 from fedshield.data.sites import SiteData
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.protocol.ciphers import facts
 from fedshield.types import AdapterState
 
 PHASES = ("train", "prune", "encode", "encrypt", "aggregate", "open", "evaluate")
@@ -29,7 +31,7 @@ def summarise(
     """summary.json. Losses are means per response token; the mean over sites is unweighted."""
     names = plan.data.site_names()
     num_rounds = max(row["round"] for row in rows)
-    chosen = parameters(plan.scheme.name, plan.scheme.parameter_set)
+    scheme = facts(plan)
     num_values = adapter.spec.num_values
     paper = CKKS["paper"]
     paper_ciphertexts = -(-num_values // paper.values_per_ciphertext)
@@ -43,12 +45,17 @@ def summarise(
     return {
         "name": plan.name,
         "scheme": plan.scheme.name,
-        "scheme_parameters": plan.scheme.parameter_set,
-        "security_bits": chosen.security_bits,
+        "scheme_parameters": scheme.parameters,
+        "security_bits": scheme.security_bits,
+        "quorums": dataclasses.asdict(plan.rules()),
+        "quorums_in_words": plan.rules().in_words() if plan.scheme.name == "rlwe" else "",
+        "open_to": plan.scheme.open_to,
+        "bits": plan.encoding.bits if plan.scheme.name == "rlwe" else None,
         "weights": plan.scheme.weights,
         "rounds": num_rounds,
         "rounds_planned": plan.rounds,
         "sites": list(names),
+        "lost_sites": state.get("lost_sites", {}),
         "model": {"name": base.name, "sha256": base.sha256, "note": base.note},
         "adapter": {
             "rank": plan.adapter.rank,

@@ -128,14 +128,19 @@ class PrunedUpdate:
 
     `values`: float32, shape (num_values,). With exchange 'parameters' (the paper) they are the
     pruned parameters themselves; with 'delta', the pruned difference from the global adapter.
+
+    `left_out`: what was pruned and the site keeps for its next update, same shape; zeros where
+    nothing is kept back.
     """
 
     values: Float32 = field(repr=False)
     mask: Mask
     exchange: Exchange
+    left_out: Float32 = field(repr=False)
 
     def __post_init__(self) -> None:
         _frozen(self.values, np.float32, self.mask.kept.shape[0], "PrunedUpdate.values")
+        _frozen(self.left_out, np.float32, self.mask.kept.shape[0], "PrunedUpdate.left_out")
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,50 @@ class EncodedUpdate:
     slots: Float64 = field(repr=False)
     layout: Layout
     num_clipped: int
+    #: What a scheme with integers leaves out, see `EncodedIntegers`; here nothing.
+    residual: Float32 | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _frozen(self.slots, np.float64, self.layout.num_slots, "EncodedUpdate.slots")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedIntegers:
+    """Small integers ready to be encrypted and summed exactly.
+
+    `digits`: int16 or int32, shape (layout.num_values,), the site's weighted values in steps of
+    each tensor's clip; `reserved`: a non-negative integer for each reserved slot; `residual`:
+    float32, shape (layout.num_values,), what clipping and rounding left out, before weighting.
+    """
+
+    digits: NDArray[np.signedinteger] = field(repr=False)
+    reserved: tuple[int, ...]
+    layout: Layout
+    num_clipped: int
+    residual: Float32 = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.digits.shape != (self.layout.num_values,):
+            raise ValueError(f"EncodedIntegers.digits: got shape {self.digits.shape}")
+        self.digits.flags.writeable = False
+        _frozen(self.residual, np.float32, self.layout.num_values, "EncodedIntegers.residual")
+
+
+@dataclass(frozen=True, eq=False)
+class SiteMemory:
+    """What a site carries from round to round beside the adapter.
+
+    `residual`: float32, (num_values,), everything left out so far (pruned, clipped, rounded): the
+    site's own. `clip`: float32, (number of tensors,): the largest magnitude of a contribution in
+    the next round, from public state and therefore the same at every site.
+    """
+
+    residual: Float32 = field(repr=False)
+    clip: Float32 = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _frozen(self.residual, np.float32, self.residual.shape[0], "SiteMemory.residual")
+        _frozen(self.clip, np.float32, self.clip.shape[0], "SiteMemory.clip")
 
 
 @dataclass(frozen=True)

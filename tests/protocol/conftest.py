@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,13 @@ from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.session import read_round_keys, round_context
 from fedshield.protocol.sites import Replies
-from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, TensorSpec
+from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
 
-NAMES = ("bank", "clinic", "hospital", "lab", "surgery")
+NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n in range(11)))
 COUNTS = {"bank": 41, "clinic": 1234, "hospital": 377, "lab": 9, "surgery": 2660}
+COUNTS |= {name: 100 + 37 * n for n, name in enumerate(NAMES[5:])}
 SPEC = AdapterSpec((TensorSpec("a", (30, 10)), TensorSpec("b", (10, 25))), "00" * 32, 2.0)
 
 
@@ -73,9 +75,11 @@ class FakeWork:
 @dataclass
 class MemoryStore:
     saved: dict[int, AdapterState] = field(default_factory=dict)
+    memories: dict[int, SiteMemory] = field(default_factory=dict)
 
-    def save(self, completed_rounds: int, state: AdapterState) -> None:
+    def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self.saved[completed_rounds] = state
+        self.memories[completed_rounds] = memory
 
 
 @dataclass(frozen=True)
@@ -117,9 +121,9 @@ class Wire:
                 reply = self.participants[site].handle(method, command)
             except Exception as error:
                 self.errors[site] = error
-                failed[site] = error.code if isinstance(error, ProtocolError) else "crypto"
-                if not isinstance(error, ProtocolError | CryptoError):
-                    failed[site] = "training" if isinstance(error, RoundFailed) else "internal"
+                failed[site] = "training" if isinstance(error, RoundFailed) else "internal"
+                if isinstance(error, ProtocolError | CryptoError):
+                    failed[site] = error.code
                 self.log.append(Crossing(site, method, command, code=failed[site]))
                 continue
             ok[site] = self.to_coordinator(site, method, reply)
@@ -153,7 +157,10 @@ class Federation:
         self.keys = {name: SigningKey() for name in self.names}
         self.server = SigningKey()
         self.roster = Roster(
-            {name: key.public for name, key in self.keys.items()}, self.server.public, demo=True
+            {name: key.public for name, key in self.keys.items()},
+            self.server.public,
+            plan.rules(),
+            demo=True,
         )
         self.works = {name: FakeWork(name, num_examples[name]) for name in self.names}
         self.stores = {name: MemoryStore() for name in self.names}
@@ -163,7 +170,12 @@ class Federation:
         self.coordinator = self.another_coordinator()
 
     def participant(
-        self, name: str, roster: Roster, state: AdapterState | None = None, completed: int = 0
+        self,
+        name: str,
+        roster: Roster,
+        state: AdapterState | None = None,
+        completed: int = 0,
+        memory: SiteMemory | None = None,
     ) -> Participant:
         return Participant(
             name=name,
@@ -175,6 +187,7 @@ class Federation:
             journal=Journal(self.folder / f"{name}.jsonl"),
             state=initial_state(self.spec) if state is None else state,
             completed_rounds=completed,
+            memory=memory,
             observe=lambda record: self.seen.__setitem__(record.site, record),
         )
 
@@ -193,7 +206,7 @@ class Federation:
         """`message` signed by the coordinator's key, for the session that it is in."""
         return envelope.seal(
             message.kind,
-            binding or self.coordinator._binding,
+            binding or self.binding,
             COORDINATOR,
             message.to_body(),
             self.server.sign,
@@ -216,15 +229,34 @@ class Federation:
             self.participants[site].handle(method, data)
         return caught.value.code
 
+    @property
+    def binding(self) -> Binding:
+        """What the coordinator's commands belong to at this moment."""
+        return self.coordinator._calls.binding
+
+    @binding.setter
+    def binding(self, binding: Binding) -> None:
+        self.coordinator._calls.binding = binding
+
+    def prepare(self, round_number: int, phase: str = "round") -> dict[str, bytes]:
+        """Every site's signed key for a sum that begins."""
+        session = self.coordinator._session.context
+        self.binding = Binding(session, round_number, phase)
+        command = self.seal(messages.Prepare())
+        return {name: one.handle("prepare", command) for name, one in self.participants.items()}
+
+    def summing(self, round_keys: Mapping[str, bytes]) -> Binding:
+        """What messages belong to once these round keys are known."""
+        keys = read_round_keys(dict(round_keys), self.binding, self.roster, 1)
+        return replace(self.binding, context=round_context(self.binding, keys))
+
     def work(self, round_number: int) -> dict[str, bytes]:
         """Have every site work on a round; the signed uploads."""
-        coordinator = self.coordinator
-        binding = coordinator._binding
-        coordinator._binding = Binding(binding.context, round_number, "round")
-        command = messages.Work(coordinator._receipts)
-        return {
-            name: self.participants[name].handle("work", self.seal(command)) for name in self.names
-        }
+        keys = self.prepare(round_number)
+        command = self.seal(messages.Work(keys))
+        uploads = {name: one.handle("work", command) for name, one in self.participants.items()}
+        self.binding = self.summing(keys)
+        return uploads
 
     def blocks(self, site: str, upload: bytes) -> list[bytes]:
         """All blocks of a site's upload."""
@@ -263,6 +295,8 @@ def federation(tmp_path: Path) -> MakeFederation:
             "rounds": 4,
             "data": {"sites": {name: {"source": "sample:finance"} for name in names}},
             "pruning": {"method": "none"},
+            # Fake training moves values by about one: clips must reach as far.
+            "training": {"learning_rate": 0.5, "steps": 10, "lr_schedule": "constant"},
             "scheme": {"name": scheme, "weights": weights, "parameters": parameters},
             **changes,
         }

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedshield.types import Float64
+
+if TYPE_CHECKING:
+    from fedshield.crypto.rlwe.params import RlweParameters
 
 #: Blocks are what travels in one message; a constant, because all parties must cut alike.
 BLOCK_BYTES = 4 * 1024 * 1024
@@ -98,8 +101,27 @@ class SiteScheme(Protocol):
         """The sum in `blocks`, float64 of shape (num_slots,). Raises `CryptoError`."""
 
 
-def adder(scheme: str, parameter_set: str, public: bytes) -> Adder:
-    """The coordinator's adder for a scheme, from public material only."""
+#: The failure bound of rlwe counts this many coefficients in a run: more than any plan has, and
+#: dearer by a few hundredths of a bit only. So parties need not agree on a run's length.
+RUN_COEFFICIENTS = 1 << 40
+
+
+def rlwe_parameters(num_sites: int, bits: int, headroom: bool) -> RlweParameters:
+    """The packing of scheme `rlwe`, the same at every party. Raises `CryptoError`."""
+    from fedshield.crypto.rlwe.params import choose
+
+    return choose(num_sites, bits, RUN_COEFFICIENTS, headroom=headroom)
+
+
+def adder(
+    scheme: str, parameter_set: str, public: bytes, packing: RlweParameters | None = None
+) -> Adder:
+    """The coordinator's adder for a scheme, from public material only. `packing`: of rlwe."""
+    if scheme == "rlwe":
+        from fedshield.crypto.rlwe.adder import RlweAdder
+
+        assert packing is not None
+        return RlweAdder(packing)
     chosen = parameters(scheme, parameter_set)
     if scheme == "plain":
         from fedshield.crypto.adders import PlainAdder

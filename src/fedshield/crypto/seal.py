@@ -7,6 +7,8 @@ are bound into the key; the box opens for no one else and nowhere else.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import struct
 
@@ -25,25 +27,49 @@ _NONCE = bytes(12)
 
 
 def seal(
-    secret: bytes, key: RunKey, peer: bytes, *, purpose: str, context: bytes, names: tuple[str, str]
+    secret: bytes,
+    key: RunKey,
+    peer: bytes,
+    *,
+    purpose: str,
+    context: bytes,
+    names: tuple[str, str],
+    associated: bytes = b"",
+    salt_key: bytes | None = None,
 ) -> bytes:
-    """A box for the holder of `peer` (X25519 public, 32 bytes). `names`: sender, receiver."""
+    """A box for the holder of `peer` (X25519 public, 32 bytes). `names`: sender, receiver;
+    `associated`: what the box speaks of, bound to it but not in it.
+
+    `salt_key`: 32 secret bytes from which the salt is derived together with the content, so that
+    a cloned machine with the same random bytes never seals two contents under one key; without
+    it, the salt is random."""
     salt = os.urandom(SALT_BYTES)
+    if salt_key is not None:
+        parts = (purpose.encode(), context, *map(str.encode, names), associated, secret)
+        digest = b"".join(hashlib.sha256(part).digest() for part in parts)
+        salt = hmac.digest(salt_key, digest, "sha256")
     derived = _derive(key, peer, salt, purpose, context, names, (key.public, peer))
-    return salt + ChaCha20Poly1305(derived).encrypt(_NONCE, secret, None)
+    return salt + ChaCha20Poly1305(derived).encrypt(_NONCE, secret, associated)
 
 
 def unseal(
-    box: bytes, key: RunKey, peer: bytes, *, purpose: str, context: bytes, names: tuple[str, str]
+    box: bytes,
+    key: RunKey,
+    peer: bytes,
+    *,
+    purpose: str,
+    context: bytes,
+    names: tuple[str, str],
+    associated: bytes = b"",
 ) -> bytes:
-    """What was sealed. `names` as in `seal`. Raises `CryptoError` if the box was not made by
-    that sender for this receiver, purpose and context, or was changed."""
+    """What was sealed. `names` and `associated` as in `seal`. Raises `CryptoError` if the box was
+    not made by that sender for this receiver, purpose and context, or was changed."""
     if len(box) < OVERHEAD_BYTES:
         raise CryptoError(f"sealed box: expected at least {OVERHEAD_BYTES} bytes, got {len(box)}")
     salt = box[:SALT_BYTES]
     derived = _derive(key, peer, salt, purpose, context, names, (peer, key.public))
     try:
-        return ChaCha20Poly1305(derived).decrypt(_NONCE, box[SALT_BYTES:], None)
+        return ChaCha20Poly1305(derived).decrypt(_NONCE, box[SALT_BYTES:], associated)
     except InvalidTag:
         raise CryptoError(
             f"sealed box from {names[0]}: does not open (changed, or made for another run)"

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshield.crypto.rlwe.params import ETA, MAX_SITES, RING_DEGREE
-from fedshield.crypto.rlwe.ring import Int64
 from fedshield.crypto.rlwe.sampling import Stream
 from fedshield.errors import CryptoError
 
@@ -22,6 +21,7 @@ LANE_BITS = 15
 ELEMENTS = RING_DEGREE // 2
 SHARE_BYTES = 4 * ELEMENTS
 
+Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 _P = np.uint64(PRIME)
 

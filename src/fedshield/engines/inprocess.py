@@ -8,9 +8,10 @@ with new keys that goes on from the last round that every site has kept.
 from __future__ import annotations
 
 import datetime
+import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.plan import Plan
+from fedshield.protocol.ciphers import parameters_of
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import least_sites
 from fedshield.runfolder import RunFolder, write_atomic
 from fedshield.seeds import derive
 from fedshield.summary import PHASES, summarise
-from fedshield.types import AdapterState
+from fedshield.types import AdapterState, SiteMemory
 
 SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
 
@@ -110,6 +113,8 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
 
         torch.set_num_threads(plan.speed.threads)
     watch.note(f"loading {plan.model.name}")
+    if plan.scheme.name == "rlwe":
+        parameters_of(plan)  # a packing that cannot sum is refused before anything is loaded
     base = load(plan, watch.note)
     if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
         watch.note("chat template: the stated fallback (User: / Assistant:)")
@@ -127,15 +132,18 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
     return base, data, AdapterHost(base.model, plan.adapter, base.sha256)
 
 
-def _common_round(folder: RunFolder, sites: Sequence[str]) -> int:
-    """The last round that every site has kept and whose metrics are whole."""
-    measured: dict[int, int] = {}
-    for row in folder.metrics():
-        measured[row["round"]] = measured.get(row["round"], 0) + 1
-    complete = {0, *(number for number, rows in measured.items() if rows == len(sites))}
-    for site in sites:
-        complete &= {0, *folder.site_store(site).rounds()}
-    return max(complete)
+def _common_round(folder: RunFolder, plan: Plan) -> int:
+    """The last round that enough sites have kept to go on from, and whose metrics are whole."""
+    rows = folder.metrics()
+    complete = {
+        row["round"]
+        for row in rows
+        if sum(other["round"] == row["round"] for other in rows) == row["sites_in_round"]
+    }
+    least = least_sites(plan.rules())
+    kept = [set(folder.site_store(site).rounds()) for site in plan.data.site_names()]
+    found = [r for r in complete if sum(r in rounds for rounds in kept) >= least]
+    return max(found, default=0)
 
 
 def _session(
@@ -174,8 +182,12 @@ def _session(
 
 
 def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:
-    sites = plan.data.site_names()
-    return _site_state(folder, plan, host, sites[0], _common_round(folder, sites))
+    """The adapter of the last finished round, which any site that has kept it can give."""
+    completed = max(row["round"] for row in folder.metrics())
+    for site in plan.data.site_names():
+        if completed in folder.site_store(site).rounds():
+            return folder.site_store(site).load(completed, host.spec)[0]
+    raise RunFolderError(f"{folder.path}: expected round {completed} at some site, found none")
 
 
 def _rounds(
@@ -191,7 +203,7 @@ def _rounds(
     from fedshield.train import LocalTrainer
 
     names = plan.data.site_names()
-    completed = _common_round(folder, names)
+    completed = _common_round(folder, plan)
     folder.rewind_metrics(completed)
     if completed >= plan.rounds:
         return
@@ -200,7 +212,10 @@ def _rounds(
     keys = {name: SigningKey() for name in names}
     coordinator_key = SigningKey()
     roster = Roster(
-        {name: key.public for name, key in keys.items()}, coordinator_key.public, demo=True
+        {name: key.public for name, key in keys.items()},
+        coordinator_key.public,
+        plan.rules(),
+        demo=True,
     )
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
@@ -216,8 +231,9 @@ def _rounds(
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
-    participants = {
-        name: Participant(
+    def participant(name: str) -> Participant:
+        stands, state, memory = _site_state(folder, plan, host, name, completed)
+        return Participant(
             name=name,
             plan=plan,
             roster=roster,
@@ -225,12 +241,13 @@ def _rounds(
             work=trainer(name),
             store=folder.site_store(name),
             journal=Journal(folder.journal_path(name)),
-            state=_site_state(folder, plan, host, name, completed),
-            completed_rounds=completed,
+            state=state,
+            completed_rounds=stands,
+            memory=memory,
             observe=lambda record: seen.__setitem__(record.site, record),
         )
-        for name in names
-    }
+
+    participants = {name: participant(name) for name in names}
     sites = InProcessSites(
         participants,
         before_call=lambda site, method: watch.phase(current["round"], method, site),
@@ -241,7 +258,11 @@ def _rounds(
         _add_setup_traffic(state, sites.traffic)
         for number in range(completed + 1, plan.rounds + 1):
             current["round"] = number
+            seen.clear()
             outcome = coordinator.round(number)
+            for site, why in outcome.lost.items():
+                watch.note(f"round {number}: {site} was lost at {why}; going on without it")
+                state.setdefault("lost_sites", {})[site] = f"round {number}, {why}"
             rows = _rows(outcome, seen, sites.traffic, participants)
             folder.append_metrics(rows)
             state["wall_s"] = elapsed()
@@ -255,10 +276,12 @@ def _rounds(
 
 def _site_state(
     folder: RunFolder, plan: Plan, host: AdapterHost, site: str, completed: int
-) -> AdapterState:
-    if completed == 0:
-        return initial_state(host.spec, derive(plan.seed, "adapter"))
-    return folder.site_store(site).load(completed, host.spec)
+) -> tuple[int, AdapterState, SiteMemory | None]:
+    """Where a site stands: at round `completed`, or before it if it was lost on the way."""
+    kept = [number for number in folder.site_store(site).rounds() if number <= completed]
+    if not kept or completed == 0:
+        return 0, initial_state(host.spec, derive(plan.seed, "adapter")), None
+    return max(kept), *folder.site_store(site).load(max(kept), host.spec)
 
 
 def _with_site_errors(
@@ -307,6 +330,9 @@ def _rows(
                 "pruning_rate": record.pruning_rate,
                 "pruned_values": record.pruned_values,
                 "clipped_values": record.clipped_values,
+                "contributors": list(record.contributors),
+                "sites_in_round": len(seen),
+                "mean_train_loss": _or_none(record.mean_train_loss),
                 "upload_bytes": up.get(name, 0),
                 "download_bytes": down.get(name, 0),
                 "adapter_sha256": participants[name].state.sha256(),
@@ -314,6 +340,11 @@ def _rows(
             }
         )
     return rows
+
+
+def _or_none(value: float) -> float | None:
+    """NaN, which JSON has no word for, as null."""
+    return None if math.isnan(value) else value
 
 
 # -- ending --------------------------------------------------------------------------------

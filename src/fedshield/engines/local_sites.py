@@ -64,5 +64,5 @@ def _code(error: Exception) -> str:
     if isinstance(error, ProtocolError):
         return error.code
     if isinstance(error, CryptoError):
-        return "crypto"
+        return error.code
     return "training" if isinstance(error, RoundFailed) else "internal"

@@ -1,9 +1,12 @@
 """The coordinator: it tells sites when to act, adds what it cannot read, and hands back the sum.
 
-It holds public material only: signing keys of the roster, the scheme's public context, and
+It holds public material only: signing keys of the roster, the scheme's public parameters, and
 ciphertexts as they pass. Nothing that this module imports can hold a key that opens anything
-(a test follows its imports). Blocks are pulled one at a time, added and dropped, so its memory
-is one aggregate, however many sites there are.
+(a test follows its imports). One site's blocks are pulled, checked, added and dropped before the
+next site's, so its memory is one upload and one aggregate, however many sites there are.
+
+A site that fails or does not answer is out for the rest of the session. A sum goes on as long as
+the roster's quorums can be met, else it stops and every site keeps the model that it has.
 """
 
 from __future__ import annotations
@@ -13,38 +16,42 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
 
-from fedshield.crypto.scheme import Adder, adder
+from fedshield.crypto.scheme import Adder, adder, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan import Plan
-from fedshield.protocol import envelope, messages
+from fedshield.protocol import messages
+from fedshield.protocol.caller import Caller
 from fedshield.protocol.envelope import Binding, Sign
-from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import (
     ROUND,
     SETUP,
     WEIGHTS,
+    aggregate_digest,
+    contributors_digest,
+    least_sites,
     read_joins,
+    read_round_keys,
     read_uploads,
+    round_context,
     session_context,
     setup_context,
-    upload_digest,
 )
 from fedshield.protocol.sites import Sites
-from fedshield.types import EncryptedSum
-
-_M = TypeVar("_M", bound=messages.Message)
 
 
 @dataclass(frozen=True)
 class RoundOutcome:
-    """What the coordinator knows of a finished round: no value of any model."""
+    """What the coordinator knows of a finished round: no value of any model. `lost`: site -> at
+    which message it was lost, and why, in this round."""
 
     round_number: int
     aggregate_sha256: str
     aggregate_s: float
+    contributors: tuple[str, ...]
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -61,171 +68,302 @@ class Coordinator:
     ) -> None:
         self._plan = plan
         self._roster = roster
-        self._sites = sites
-        self._sign = sign
-        self._timeout_s = timeout_s
+        self._calls = Caller(roster, sites, sign, timeout_s)
         self._progress = progress
-        self._binding = Binding(bytes(32), 0, SETUP)
+        self._session = self._calls.binding
         self._adder: Adder | None = None
         self._receipts: dict[str, bytes] = {}
         self.completed_rounds = 0
+        self._threshold = plan.scheme.name == "rlwe"
+
+    @property
+    def active(self) -> list[str]:
+        """Sites that still answer."""
+        return self._calls.active
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """The others: at which message, and why."""
+        return self._calls.lost
 
     # -- a session -------------------------------------------------------------------------
 
     def start(self) -> None:
         """Invite, agree on a context, have the run's keys made and passed on, sum the weights,
-        and measure where the model stands. Raises `RoundFailed` if any site fails."""
-        self._binding, self._receipts = Binding(bytes(32), 0, SETUP), {}
+        and measure where the model stands. Raises `RoundFailed` below the roster's quorums."""
+        self._calls.reset()
+        self._receipts = {}
         session = os.urandom(16)
         invite = messages.Invite(session, self._plan.canonical(), self._roster.encode())
         setup = Binding(setup_context(self._plan.sha256(), self._roster, session), 0, SETUP)
-        raw = self._call_raw(dict.fromkeys(self._roster.names(), invite))
-        self._binding = setup
+        found = self._calls.gather(self._calls.everyone(invite), messages.Join, setup)
+        self._calls.require("invite", len(found), self._least)
+        found = self._furthest(found)
+        raw = {site: data for site, (data, _) in found.items()}
         with _refusing():
-            joins = read_joins(raw, setup, self._roster)
-        begin = messages.Begin(raw)
+            joins = read_joins(raw, setup, self._roster, self._least)
+        self._calls.binding = setup
         context = session_context(setup, joins)
         after = Binding(context, 0, SETUP)
-        for site, ready in self._all(begin, messages.Ready, replies_in=after).items():
-            if ready.context != context:
-                raise RoundFailed(f"{site} derived another session; start again")
-        self.completed_rounds = min(join.completed_rounds for join in joins.values())
-        self._share_keys()
+        ready = self._calls.gather(dict.fromkeys(joins, messages.Begin(raw)), messages.Ready, after)
+        self._calls.drop(
+            {site: "context" for site, (_, reply) in ready.items() if reply.context != context},
+            "begin",
+        )
+        self._calls.require("begin", len(self.active), self._least)
+        self._session = self._calls.binding = after
+        self.completed_rounds = next(iter(joins.values())).completed_rounds
+        self._share_keys(min(joins))
         if self._plan.scheme.weights == "private":
             self._sum_once(WEIGHTS, 0)
-        self._all(messages.Evaluate(), messages.Done)
+        self._evaluate()
 
-    def _share_keys(self) -> None:
-        maker, *others = self._roster.names()
-        offers = self._call({maker: messages.MakeKey()}, messages.KeyOffer)
-        offer = offers[maker]
-        scheme = self._plan.scheme
+    def _furthest(
+        self, found: dict[str, tuple[bytes, messages.Join]]
+    ) -> dict[str, tuple[bytes, messages.Join]]:
+        """Those that stand at the latest round that enough sites have; the others are out."""
+        rounds = {site: join.completed_rounds for site, (_, join) in found.items()}
+        for number in sorted(set(rounds.values()), reverse=True):
+            here = {site: found[site] for site in rounds if rounds[site] == number}
+            if len(here) >= self._least:
+                self._calls.drop(dict.fromkeys(set(found) - set(here), "round"), "invite")
+                return here
+        stand = ", ".join(f"{site} {number}" for site, number in sorted(rounds.items()))
+        raise RoundFailed(
+            f"the sites stand at different rounds ({stand}) and no {self._least} of them at the "
+            "same; take them back to a round that enough of them have kept"
+        )
+
+    def _share_keys(self, maker: str) -> None:
+        """The first site of the session makes the run's keys; each other gets its box."""
+        offers = self._calls.gather({maker: messages.MakeKey()}, messages.KeyOffer)
+        if maker not in offers:
+            raise RoundFailed(
+                f"make-key: no answer from {maker} ({self._calls.why(maker)}); start again"
+            )
+        offer = offers[maker][1]
+        scheme, encoding = self._plan.scheme, self._plan.encoding
+        packing = None
+        if self._threshold:
+            packing = rlwe_parameters(len(self._roster.sites), encoding.bits, encoding.headroom)
         with _refusing():
-            self._adder = adder(scheme.name, scheme.parameter_set, offer.public)
-        if set(offer.boxes) != set(others):
+            self._adder = adder(scheme.name, scheme.parameter_set, offer.public, packing)
+        others = [site for site in self.active if site != maker]
+        if not set(others) <= set(offer.boxes):
             raise RoundFailed(f"{maker} did not make a key for every site; start again")
-        if others:
-            take = {site: messages.TakeKey(offer.boxes[site]) for site in others}
-            self._call(take, messages.Done)
+        take = {site: messages.TakeKey(offer.boxes[site]) for site in others}
+        self._calls.gather(take, messages.Done)
+        self._calls.require("take-key", len(self.active), self._least)
 
     def round(self, round_number: int) -> RoundOutcome:
-        """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed`;
-        no site then has a model that the others could not open: those that opened stand a round
-        ahead, and a new session goes on from the earliest."""
+        """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed` if
+        the quorums cannot be met; what was voted for stays bound (protocol.md, section 8)."""
+        before = dict(self.lost)
         outcome = self._sum_once(ROUND, round_number)
         self.completed_rounds = round_number
         self._progress("evaluate")
-        self._all(messages.Evaluate(), messages.Done)
-        return outcome
+        self._evaluate()
+        lost = {site: why for site, why in self.lost.items() if site not in before}
+        return RoundOutcome(
+            round_number, outcome.aggregate_sha256, outcome.aggregate_s, outcome.contributors, lost
+        )
+
+    def _evaluate(self) -> None:
+        self._calls.gather(self._calls.everyone(messages.Evaluate()), messages.Done)
+        self._calls.require("evaluate", len(self.active), self._least_opened)
 
     def finish(self) -> None:
         """Have every site compare the last receipts and forget the session's keys."""
-        self._all(messages.Finish(self._receipts), messages.Done)
+        finish = messages.Finish(self._receipts)
+        self._calls.gather(self._calls.everyone(finish), messages.Done)
+        self._calls.require("finish", len(self.active), self._least_opened)
 
     # -- summing ---------------------------------------------------------------------------
 
     def _sum_once(self, phase: str, round_number: int) -> RoundOutcome:
-        receipts, self._receipts = self._receipts, {}
-        self._binding = Binding(self._binding.context, round_number, phase)
+        rules = self._roster.rules
+        self._calls.binding = Binding(self._session.context, round_number, phase)
         self._progress("work")
-        work = messages.Work(receipts)
-        raw = self._call_raw(dict.fromkeys(self._roster.names(), work))
+        keys = self._calls.gather(self._calls.everyone(messages.Prepare()), messages.RoundKey)
+        self._calls.require("prepare", len(keys), self._least)
+        raw_keys = {site: raw for site, (raw, _) in keys.items()}
+        wanted = self._bound({site: key for site, (_, key) in keys.items()})
         with _refusing():
-            uploads = read_uploads(raw, self._binding, self._roster)
+            read = read_round_keys(raw_keys, self._calls.binding, self._roster, self._least)
+        summing = Binding(round_context(self._calls.binding, read), round_number, phase)
+        work = messages.Work(raw_keys)
+        uploads = self._calls.gather(self._calls.everyone(work), messages.Upload, summing)
+        self._calls.binding = summing
+        raw = {site: data for site, (data, _) in uploads.items()}
+        with _refusing():
+            read_uploads(raw, summing, self._roster)
+        found = {site: upload for site, (_, upload) in uploads.items()}
+        if wanted is not None:
+            found = {site: found[site] for site in found if site in wanted}
+            self._calls.require("work", len(found), len(wanted))
+        self._calls.require("work", len(found), rules.min_cohort)
+        self._same_shape(found)
+        found = self._pass_shares(found, raw)
         self._progress("aggregate")
         started = time.perf_counter()
-        total = self._aggregate(uploads)
-        announce = messages.Announce(
-            raw, tuple(hashlib.sha256(block).digest() for block in total.blocks)
+        found, blocks = self._aggregate(found)
+        self._calls.require(
+            "fetch", len(found), rules.min_cohort if wanted is None else len(wanted)
         )
+        digests = tuple(hashlib.sha256(block).digest() for block in blocks)
         aggregate_s = time.perf_counter() - started
-        self._all(announce, messages.Done)
-        for index, block in enumerate(total.blocks):
-            self._all(messages.Deliver(index, block), messages.Done)
+        answers = self._vote_and_answer({site: raw[site] for site in found}, found, digests)
+        for index, block in enumerate(blocks):
+            deliver = messages.Deliver(index, block)
+            self._calls.gather(self._calls.everyone(deliver), messages.Done)
+            self._calls.require("deliver", len(self.active), self._least_opened)
         self._progress("open")
-        self._receipts = self._call_raw(dict.fromkeys(self._roster.names(), messages.Open()))
-        receipts_read = self._read_all(self._receipts, messages.Receipt, self._binding)
-        if len({receipt.model_tag for receipt in receipts_read.values()}) != 1:
+        opening: dict[str, messages.Message] = {}
+        for site in self.active:
+            boxes = {
+                holder: answer.share
+                if self._plan.scheme.open_to == "server"
+                else answer.boxes[site]
+                for holder, answer in answers.items()
+                if holder != site and (answer.share or site in answer.boxes)
+            }
+            opening[site] = messages.Open(boxes)
+        receipts = self._calls.gather(opening, messages.Receipt)
+        self._calls.require("open", len(receipts), self._least_opened)
+        self._receipts = {site: data for site, (data, _) in receipts.items()}
+        if len({receipt.model_tag for _, receipt in receipts.values()}) != 1:
             raise RoundFailed("the sites opened different sums; the run stops here")
-        digest = hashlib.sha256(b"".join(announce.block_digests)).hexdigest()
-        return RoundOutcome(round_number, digest, aggregate_s)
+        digest = hashlib.sha256(b"".join(digests)).hexdigest()
+        return RoundOutcome(round_number, digest, aggregate_s, tuple(sorted(found)))
 
-    def _aggregate(self, uploads: Mapping[str, messages.Upload]) -> EncryptedSum:
+    def _bound(self, keys: Mapping[str, messages.RoundKey]) -> set[str] | None:
+        """The set that was voted for from this model before, if any: no other will be opened."""
+        bound = {tuple(sorted(key.bound)) for key in keys.values() if key.bound}
+        if not bound:
+            return None
+        names = " and ".join(", ".join(one) for one in sorted(bound))
+        if len(bound) > 1:
+            raise RoundFailed(
+                f"different sets were voted for from this model ({names}); it cannot go on"
+            )
+        wanted = set(bound.pop())
+        if not wanted <= set(keys):
+            raise RoundFailed(
+                f"a sum over {names} was voted for from this model, and any other would give a "
+                f"site away; {', '.join(sorted(wanted - set(keys)))} must be back first"
+            )
+        return wanted
+
+    def _same_shape(self, uploads: dict[str, messages.Upload]) -> None:
         first = next(iter(uploads.values()))
         for site, upload in uploads.items():
             if upload.key_id != first.key_id or upload.layout_tag != first.layout_tag:
                 raise RoundFailed(f"{site} used another key or layout than the others")
             if len(upload.block_digests) != len(first.block_digests):
                 raise RoundFailed(f"{site} announced a different number of blocks")
-        assert self._adder is not None, "start() comes first"
-        blocks: list[bytes] = []
-        for index in range(len(first.block_digests)):
-            total: object | None = None
-            for site, upload in uploads.items():
-                block = self._call({site: messages.Fetch(index)}, messages.Block)[site]
-                if hashlib.sha256(block.data).digest() != upload.block_digests[index]:
-                    raise RoundFailed(f"{site}: block {index} is not the one it announced")
-                try:
-                    total = self._adder.add(total, block.data)
-                except CryptoError as error:
-                    raise RoundFailed(f"{site}: block {index}: {error}") from None
-            blocks.append(self._adder.result(total))
-        return EncryptedSum(
-            scheme=self._plan.scheme.name,
-            key_id=first.key_id,
-            context=self._binding.context,
-            layout_tag=first.layout_tag,
-            contributors={site: upload_digest(upload) for site, upload in uploads.items()},
-            blocks=tuple(blocks),
+
+    def _pass_shares(
+        self, uploads: dict[str, messages.Upload], raw: Mapping[str, bytes]
+    ) -> dict[str, messages.Upload]:
+        """Every dealer's sealed shares to their holders; the dealers that remain in the sum."""
+        if not self._threshold:
+            return uploads
+        fetched = self._calls.gather(
+            dict.fromkeys(uploads, messages.FetchShares()), messages.Shares
         )
+        dealers = {site: uploads[site] for site in fetched}
+        self._calls.require("fetch-shares", len(dealers), self._roster.rules.min_cohort)
+        hold: dict[str, messages.Message] = {}
+        for holder in self.active:
+            shares = {
+                dealer: found.boxes[holder]
+                for dealer, (_, found) in fetched.items()
+                if dealer != holder and holder in found.boxes
+            }
+            hold[holder] = messages.Hold({site: raw[site] for site in dealers}, shares)
+        held = self._calls.gather(hold, messages.Held)
+        complaints = {site: set(reply.complaints) for site, (_, reply) in held.items()}
+        content = [site for site in complaints if not complaints[site]]
+        if len(content) >= self._least_answers:
+            return dealers
+        # Too few could answer: leave out those that were complained of.
+        blamed = set().union(*complaints.values())
+        return {site: upload for site, upload in dealers.items() if site not in blamed}
+
+    def _aggregate(
+        self, uploads: Mapping[str, messages.Upload]
+    ) -> tuple[dict[str, messages.Upload], list[bytes]]:
+        """The sum over those whose blocks all came and fitted, and who they are."""
+        assert self._adder is not None, "start() comes first"
+        totals: list[object] = []
+        added: dict[str, messages.Upload] = {}
+        for site, upload in uploads.items():
+            blocks = self._pull(site, upload)
+            if blocks is None:
+                continue
+            try:
+                totals = [
+                    self._adder.add(totals[index] if totals else None, block)
+                    for index, block in enumerate(blocks)
+                ]
+            except CryptoError as error:
+                # The running total may hold part of it: there is nothing whole to go on with.
+                raise RoundFailed(f"{site}: {error}") from None
+            added[site] = upload
+        return added, [self._adder.result(total) for total in totals]
+
+    def _pull(self, site: str, upload: messages.Upload) -> list[bytes] | None:
+        blocks: list[bytes] = []
+        for index, digest in enumerate(upload.block_digests):
+            found = self._calls.gather({site: messages.Fetch(index)}, messages.Block)
+            if site not in found:
+                return None
+            data = found[site][1].data
+            if hashlib.sha256(data).digest() != digest:
+                if not self._threshold:
+                    raise RoundFailed(f"{site}: block {index} is not the one it announced")
+                self._calls.drop({site: "digest"}, "fetch")
+                return None
+            blocks.append(data)
+        return blocks
+
+    def _vote_and_answer(
+        self,
+        raw: dict[str, bytes],
+        uploads: dict[str, messages.Upload],
+        digests: tuple[bytes, ...],
+    ) -> dict[str, messages.Answer]:
+        rules = self._roster.rules
+        announce = messages.Announce(raw, digests)
+        votes = self._calls.gather(self._calls.everyone(announce), messages.Vote)
+        expected = messages.Vote(contributors_digest(uploads), aggregate_digest(digests))
+        matching = {site: data for site, (data, vote) in votes.items() if vote == expected}
+        self._calls.require("announce", len(matching), max(rules.votes, self._least_answers))
+        quorum = messages.Quorum(matching)
+        replies = self._calls.gather(dict.fromkeys(matching, quorum), messages.Answer)
+        answers = {
+            site: answer
+            for site, (_, answer) in replies.items()
+            if answer.boxes or answer.share or not self._threshold
+        }
+        self._calls.require("quorum", len(answers), self._least_answers)
+        return answers
 
     # -- calling ---------------------------------------------------------------------------
 
-    def _call_raw(self, commands: Mapping[str, messages.Message]) -> dict[str, bytes]:
-        sealed: dict[int, bytes] = {}
-        args: dict[str, bytes] = {}
-        for site, command in commands.items():
-            if id(command) not in sealed:
-                sealed[id(command)] = envelope.seal(
-                    command.kind, self._binding, COORDINATOR, command.to_body(), self._sign
-                )
-            args[site] = sealed[id(command)]
-        method = next(iter(commands.values())).kind
-        replies = self._sites.call(method, args, self._timeout_s)
-        missing = {site: "no answer" for site in args if site not in replies.ok}
-        if missing or replies.failed:
-            failed = missing | dict(replies.failed)
-            why = ", ".join(f"{site} ({code})" for site, code in sorted(failed.items()))
-            raise RoundFailed(
-                f"{method}: no answer from {why}; the model of the last round is kept"
-            )
-        return {site: replies.ok[site] for site in args}
+    @property
+    def _least(self) -> int:
+        """Sites needed for a sum to be worth beginning."""
+        return least_sites(self._roster.rules)
 
-    def _read_all(
-        self, raw: Mapping[str, bytes], kind: type[_M], binding: Binding
-    ) -> dict[str, _M]:
-        with _refusing():
-            return {
-                site: kind.from_body(
-                    envelope.unseal(data, kind.kind, binding, site, self._roster.public(site))
-                )
-                for site, data in raw.items()
-            }
+    @property
+    def _least_answers(self) -> int:
+        return self._roster.rules.threshold if self._threshold else self._roster.rules.num_sites
 
-    def _call(
-        self,
-        commands: Mapping[str, messages.Message],
-        kind: type[_M],
-        replies_in: Binding | None = None,
-    ) -> dict[str, _M]:
-        raw = self._call_raw(commands)
-        self._binding = replies_in or self._binding
-        return self._read_all(raw, kind, self._binding)
-
-    def _all(
-        self, command: messages.Message, kind: type[_M], replies_in: Binding | None = None
-    ) -> dict[str, _M]:
-        return self._call(dict.fromkeys(self._roster.names(), command), kind, replies_in)
+    @property
+    def _least_opened(self) -> int:
+        """Sites that must take the new model: one is enough for it not to be lost."""
+        return 1 if self._threshold else self._roster.rules.num_sites
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""A site's memory of what it has let out: one upload and one opened set per round.
+"""A site's memory of what it has let out: one upload, one vote, one answer a round, and one
+opened set for each base model.
 
 Append-only JSON lines, each synced to disk before the message it speaks of leaves. This is the
 one file of the protocol that touches a disk: the rules below hold only if the record survives
@@ -22,7 +23,8 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._uploads: dict[tuple[str, int, str], str] = {}
+        # (kind, session, round, phase) -> digest of what left.
+        self._left: dict[tuple[str, str, int, str], str] = {}
         self._opened: dict[str, list[str]] = {}
         self._chain = ""
         try:
@@ -60,16 +62,16 @@ class Journal:
 
     def _apply(self, record: dict[str, object]) -> None:
         self._chain = self._check(record)
-        if record["kind"] == "upload":
-            key = (str(record["context"]), int(str(record["round"])), str(record["phase"]))
-            self._uploads[key] = str(record["digest"])
-        elif record["kind"] == "open":
+        kind = str(record["kind"])
+        if kind not in ("upload", "vote", "answer"):
+            raise KeyError(kind)
+        key = (kind, str(record["session"]), int(str(record["round"])), str(record["phase"]))
+        self._left[key] = str(record["digest"])
+        if kind == "vote":
             contributors = record["contributors"]
             if not isinstance(contributors, list):
                 raise TypeError
             self._opened[str(record["base"])] = [str(name) for name in contributors]
-        else:
-            raise KeyError(record["kind"])
 
     def _append(self, record: dict[str, object]) -> None:
         line = json.dumps({**record, "check": self._check(record)}, sort_keys=True) + "\n"
@@ -79,37 +81,65 @@ class Journal:
             os.fsync(file.fileno())
         self._apply(record)
 
-    def upload(self, context: bytes, round_number: int, phase: str, digest: bytes) -> None:
-        """Record an upload, before it leaves. A second, different one for the same context,
-        round and phase raises 'repeated'."""
-        key = (context.hex(), round_number, phase)
-        known = self._uploads.get(key)
+    def upload(self, session: bytes, round_number: int, phase: str, digest: bytes) -> None:
+        """Record an upload, before it leaves. A second, different one in the same session, round
+        and phase raises 'repeated'."""
+        self._once("upload", session, round_number, phase, digest, {})
+
+    def vote(
+        self,
+        session: bytes,
+        round_number: int,
+        phase: str,
+        digest: bytes,
+        base: str,
+        contributors: list[str],
+    ) -> None:
+        """Record a vote to open the sum over `contributors`, before it leaves. `base`: the
+        digest of the model that the round started from. A second vote, or a different set from
+        the same base, raises 'repeated': the difference of two such sums would be the
+        difference of the sets. A vote binds even if the round fails after it."""
+        known = self._opened.get(base)
+        if known is not None and known != sorted(contributors):
+            raise ProtocolError(
+                "repeated", f"a sum over {', '.join(known)} was voted for from this model already"
+            )
+        more = {"base": base, "contributors": sorted(contributors)}
+        self._once("vote", session, round_number, phase, digest, more)
+
+    def answer(self, session: bytes, round_number: int, phase: str, digest: bytes) -> None:
+        """Record an answer, before it leaves. A second, different one raises 'repeated'."""
+        self._once("answer", session, round_number, phase, digest, {})
+
+    def bound(self, base: str) -> tuple[str, ...]:
+        """The only set that may still be opened from `base`; empty if any may."""
+        return tuple(self._opened.get(base, ()))
+
+    def _once(
+        self,
+        kind: str,
+        session: bytes,
+        round_number: int,
+        phase: str,
+        digest: bytes,
+        more: dict[str, object],
+    ) -> None:
+        known = self._left.get((kind, session.hex(), round_number, phase))
         if known is not None and known != digest.hex():
             raise ProtocolError(
-                "repeated", f"round {round_number} ({phase}): another upload has been sent"
+                "repeated", f"round {round_number} ({phase}): another {kind} has been sent"
             )
         if known is None:
             self._append(
                 {
-                    "kind": "upload",
-                    "context": key[0],
+                    "kind": kind,
+                    "session": session.hex(),
                     "round": round_number,
                     "phase": phase,
                     "digest": digest.hex(),
+                    **more,
                 }
             )
-
-    def open(self, base: str, contributors: list[str]) -> None:
-        """Record which set is opened from the base `base` (the digest of the model that the
-        round started from). A different set from the same base raises 'repeated': the
-        difference of the two sums would be the difference of the sets."""
-        known = self._opened.get(base)
-        if known is not None and known != sorted(contributors):
-            raise ProtocolError(
-                "repeated", f"a sum over {', '.join(known)} was opened from this model already"
-            )
-        if known is None:
-            self._append({"kind": "open", "base": base, "contributors": sorted(contributors)})
 
 
 def _sync_folder(folder: Path) -> None:

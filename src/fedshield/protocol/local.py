@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedshield.types import AdapterState, AdapterUpdate
+from fedshield.types import AdapterState, AdapterUpdate, SiteMemory
 
 
 class LocalWork(Protocol):
@@ -24,8 +24,8 @@ class LocalWork(Protocol):
 class Store(Protocol):
     """Where a site keeps its global adapter between rounds."""
 
-    def save(self, completed_rounds: int, state: AdapterState) -> None:
-        """Keep durably, all or nothing, and keep the round before as well."""
+    def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
+        """Keep both durably, all or nothing, and keep the round before as well."""
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,7 @@ class SiteRound:
     pruning_rate: float = 0.0
     pruned_values: int = 0
     clipped_values: int = 0
+    #: Who is in the opened sum, and their weighted mean training loss if the scheme carries it.
+    contributors: tuple[str, ...] = ()
+    mean_train_loss: float = float("nan")
     wall_s: dict[str, float] = field(default_factory=dict)

@@ -91,11 +91,34 @@ class TakeKey(Message):
 
 
 @dataclass(frozen=True)
+class Prepare(Message):
+    """A sum begins: make an ephemeral key for it."""
+
+    kind = "prepare"
+
+
+@dataclass(frozen=True)
 class Work(Message):
-    """Contribute to this round and phase. `receipts`: the last round's signed `Receipt`s."""
+    """Contribute to this sum. `round_keys`: the signed `RoundKey` of every site in it."""
 
     kind = "work"
-    receipts: dict[str, bytes]
+    round_keys: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class FetchShares(Message):
+    """Send the sealed shares of the one-time key."""
+
+    kind = "fetch-shares"
+
+
+@dataclass(frozen=True)
+class Hold(Message):
+    """Every contributor's signed `Upload`, and its sealed share for this holder."""
+
+    kind = "hold"
+    uploads: dict[str, bytes]
+    shares: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -125,10 +148,21 @@ class Deliver(Message):
 
 
 @dataclass(frozen=True)
+class Quorum(Message):
+    """The signed `Vote`s for what was announced: answer with the share of the sum's key."""
+
+    kind = "quorum"
+    votes: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Open(Message):
-    """Open what was delivered and take it as the new global adapter (or weight total)."""
+    """Open what was delivered and take it as the new global adapter (or weight total).
+
+    `answers`: holder -> its share of the sum's key, sealed to this site."""
 
     kind = "open"
+    answers: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -190,13 +224,62 @@ class KeyBox(Message):
 
 
 @dataclass(frozen=True)
+class RoundKey(Message):
+    """A site's ephemeral X25519 key for one sum, a keyed tag of the model that it starts from,
+    and the only set that it may still open from there (empty if any)."""
+
+    kind = "round-key"
+    key: bytes
+    model_tag: bytes
+    bound: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Upload(Message):
-    """What a site will hand over: journalled by the site before it is sent."""
+    """What a site will hand over: journalled by the site before it is sent.
+
+    `share_digests`: holder -> SHA-256 of the sealed share for it."""
 
     kind = "upload"
     key_id: bytes
     layout_tag: bytes
     block_digests: tuple[bytes, ...]
+    share_digests: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Shares(Message):
+    """Sealed shares of a site's one-time key: holder -> box."""
+
+    kind = "shares"
+    boxes: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Held(Message):
+    """Whose shares this holder has, and a complaint for each that it lacks (dealer -> code)."""
+
+    kind = "held"
+    complaints: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Vote(Message):
+    """For opening one sum: digests of the contributing set and of the aggregate."""
+
+    kind = "vote"
+    contributors: bytes
+    aggregate: bytes
+
+
+@dataclass(frozen=True)
+class Answer(Message):
+    """The share of the sum's key: sealed to each peer, or in the clear where the plan opens to
+    the server (`share`)."""
+
+    kind = "answer"
+    boxes: dict[str, bytes]
+    share: bytes
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,24 @@
 """One site's side of the protocol: from a coordinator's command to a signed reply.
 
-Order of a session: join -> begin -> (make-key | take-key) -> weights -> for each round:
-work -> fetch... -> announce -> deliver... -> open -> evaluate; then finish. A command out of
-order, for another run, or not signed by the coordinator's key in the roster is refused.
+Order of a session: join -> begin -> (make-key | take-key) -> one sum of the weights -> for each
+round one sum, then evaluate; last finish. A sum: prepare -> work -> fetch... -> fetch-shares ->
+hold -> announce -> quorum -> deliver... -> open (summation.py). A command out of order, for
+another run, or not signed by the coordinator's key in the roster is refused.
 
 What is trained and measured is behind `LocalWork`, so that nothing here knows a model.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import TypeVar
 
-from fedshield import encode, prune
 from fedshield.crypto.keys import RunKey, SigningKey
-from fedshield.crypto.scheme import SiteScheme
 from fedshield.errors import CryptoError, ProtocolError
-from fedshield.plan import Plan, learning_rate
+from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages, run_keys
+from fedshield.protocol.ciphers import Cipher, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import LocalWork, SiteRound, Store
@@ -33,19 +28,21 @@ from fedshield.protocol.session import (
     ROUND,
     SETUP,
     WEIGHTS,
+    least_sites,
     read_joins,
-    read_uploads,
     session_context,
     setup_context,
-    upload_digest,
 )
-from fedshield.types import AdapterState, EncodedUpdate, EncryptedUpdate
+from fedshield.protocol.site_model import SiteModel
+from fedshield.protocol.summation import Member, Summation, tag
+from fedshield.types import AdapterState, OpenedSum, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
 
 
 class Participant:
-    """A site. `handle` is its only door."""
+    """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden its
+    one-time keys against a cloned machine."""
 
     def __init__(
         self,
@@ -58,29 +55,35 @@ class Participant:
         journal: Journal,
         state: AdapterState,
         completed_rounds: int,
+        memory: SiteMemory | None = None,
         heldout_loss: float | None = None,
+        secret: bytes | None = None,
         observe: Callable[[SiteRound], None] = lambda _: None,
     ) -> None:
+        if roster.rules != plan.rules():
+            raise ProtocolError("context", "the roster's quorums are not the plan's")
         self.name = name
-        self.state = state
-        self.completed_rounds = completed_rounds
+        self._model = SiteModel(
+            name, plan, work, store, state, completed_rounds, memory, heldout_loss
+        )
         self._plan = plan
         self._roster = roster
         self._key = key
-        self._work = work
-        self._store = store
         self._journal = journal
+        self._secret = secret or os.urandom(32)
         self._observe = observe
-        self._heldout_loss = heldout_loss
-        self._record = SiteRound(completed_rounds, name)
         self._commands: dict[str, Callable[[bytes], messages.Message]] = {
             "invite": self._invite,
             "begin": self._begin,
             "make-key": self._make_key,
             "take-key": self._take_key,
+            "prepare": self._prepare,
             "work": self._contribute,
             "fetch": self._fetch,
+            "fetch-shares": self._fetch_shares,
+            "hold": self._hold,
             "announce": self._announce,
+            "quorum": self._quorum,
             "deliver": self._deliver,
             "open": self._open,
             "evaluate": self._evaluate,
@@ -91,15 +94,28 @@ class Participant:
     def _forget(self) -> None:
         """Drop everything of a session, its keys first."""
         self._keys: run_keys.RunKeys | None = None
+        self._cipher: Cipher | None = None
+        self._sum: Summation | None = None
         self._run_key: RunKey | None = None
         self._peer_keys: dict[str, bytes] = {}
-        self._binding = Binding(bytes(32), 0, SETUP)
+        self._session = self._binding = Binding(bytes(32), 0, SETUP)
         self._join: messages.Join | None = None
         self._weight = 0.0
-        self._upload: tuple[EncryptedUpdate, EncodedUpdate, bytes] | None = None
-        self._announced: messages.Announce | None = None
-        self._delivered: list[bytes] = []
+        self._weights_total = 0
+        self._left_out_of_weights = False
         self._receipt_tag = b""
+
+    @property
+    def state(self) -> AdapterState:
+        return self._model.state
+
+    @property
+    def memory(self) -> SiteMemory:
+        return self._model.memory
+
+    @property
+    def completed_rounds(self) -> int:
+        return self._model.completed_rounds
 
     # -- the door --------------------------------------------------------------------------
 
@@ -137,7 +153,7 @@ class Participant:
             nonce=os.urandom(NONCE_BYTES),
             run_key=self._run_key.public,
             completed_rounds=self.completed_rounds,
-            num_examples=encode.round_count(self._work.num_examples) if public else 0,
+            num_examples=self._model.num_examples if public else 0,
         )
         self._binding = Binding(
             setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP
@@ -146,14 +162,15 @@ class Participant:
 
     def _begin(self, data: bytes) -> messages.Message:
         begin = self._read(messages.Begin, data)
-        joins = read_joins(begin.joins, self._binding, self._roster)
-        if joins[self.name] != self._join:
+        least = least_sites(self._roster.rules)
+        joins = read_joins(begin.joins, self._binding, self._roster, least)
+        if joins.get(self.name) != self._join:
             raise ProtocolError("disagree", "this site's own join was replaced")
-        # Sites that were killed at different moments go on from the earliest round.
-        if self.completed_rounds != min(join.completed_rounds for join in joins.values()):
-            raise ProtocolError("round", "sites stand at different rounds; roll back to the least")
+        if {join.completed_rounds for join in joins.values()} != {self.completed_rounds}:
+            raise ProtocolError("round", "the session's sites stand at different rounds")
         self._peer_keys = {site: join.run_key for site, join in joins.items()}
-        self._binding = Binding(session_context(self._binding, joins), 0, SETUP)
+        self._session = Binding(session_context(self._binding, joins), 0, SETUP)
+        self._binding = self._session
         if self._plan.scheme.weights == "equal":
             self._weight = 1.0 / len(joins)
         elif self._plan.scheme.weights == "public":
@@ -163,14 +180,14 @@ class Participant:
 
     def _make_key(self, data: bytes) -> messages.Message:
         self._read(messages.MakeKey, data)
-        if self._keys is not None or self.name != run_keys.maker(self._roster):
-            raise ProtocolError("repeated", "this site does not make the run's keys, or has")
         if self._run_key is None or not self._peer_keys:
             raise ProtocolError("repeated", "the session has not begun")
-        self._keys = run_keys.make(self._plan)
+        if self._keys is not None or self.name != run_keys.maker(self._peer_keys):
+            raise ProtocolError("repeated", "this site does not make the run's keys, or has")
+        keys = run_keys.make(self._plan)
+        self._take(keys)
         return run_keys.offer(
-            self._keys,
-            self._roster,
+            keys,
             self._run_key,
             self._peer_keys,
             self._binding,
@@ -181,172 +198,130 @@ class Participant:
         command = self._read(messages.TakeKey, data)
         if self._keys is not None or self._run_key is None or not self._peer_keys:
             raise ProtocolError("repeated", "the session has not begun, or the keys are here")
-        self._keys = run_keys.take(
-            command.box,
-            self._plan,
-            self._roster,
-            self.name,
-            self._run_key,
-            self._peer_keys,
-            self._binding,
+        self._take(
+            run_keys.take(
+                command.box,
+                self._plan,
+                self._roster,
+                self.name,
+                self._run_key,
+                self._peer_keys,
+                self._binding,
+            )
         )
         return messages.Done()
 
-    # -- one round -------------------------------------------------------------------------
+    def _take(self, keys: run_keys.RunKeys) -> None:
+        self._keys = keys
+        if keys.scheme is not None:
+            self._cipher = SharedKey(self._plan, keys.scheme, len(self._roster.sites))
+        else:
+            self._cipher = OneTimeKeys(parameters_of(self._plan), keys.group_key, self._secret)
 
-    def _contribute(self, data: bytes) -> messages.Message:
-        scheme = self._ready_scheme()
-        weights = self._binding.phase == SETUP and self._plan.scheme.weights == "private"
-        before = self._binding
-        self._binding = (
-            Binding(before.context, 0, WEIGHTS)
-            if weights
-            else Binding(before.context, self.completed_rounds + 1, ROUND)
+    # -- one sum ---------------------------------------------------------------------------
+
+    def _prepare(self, data: bytes) -> messages.Message:
+        keys, cipher = self._ready()
+        weighing = (
+            self._plan.scheme.weights == "private"
+            and not self._weights_total
+            and not self._left_out_of_weights
         )
+        session, base = self._session.context, f"{ROUND} {self.state.sha256()}"
+        wanted = Binding(session, self.completed_rounds + 1, ROUND)
+        if weighing:
+            wanted, base = Binding(session, 0, WEIGHTS), f"{WEIGHTS} {session.hex()}"
+        before, self._binding = self._binding, wanted
         try:
-            command = self._read(messages.Work, data)
+            self._read(messages.Prepare, data)
+            if self._sum is not None:
+                raise ProtocolError("repeated", "this site is in a sum that is not opened yet")
+            if self._left_out_of_weights:
+                raise ProtocolError("cohort", "this site's weight was not summed in this session")
         except ProtocolError:
             self._binding = before
             raise
-        if self._upload is not None:
-            self._binding = before
-            raise ProtocolError("repeated", "this site has an upload that is not summed yet")
-        self._announced, self._delivered = None, []
-        if self._receipt_tag:
-            self._check_receipts(command.receipts, before)
-        if weights:
-            encoded = encode.encode_count(
-                encode.round_count(self._work.num_examples),
-                encode.weights_layout(scheme.parameters, scheme.number_format),
-            )
-        else:
-            encoded = self._train_and_encode(scheme)
-        with self._timed("encrypt"):
-            blocks = tuple(scheme.encrypt(encoded.slots))
-        upload = messages.Upload(
-            key_id=scheme.key_id,
-            layout_tag=self._tag(b"layout", encoded.layout.sha256()),
-            block_digests=tuple(hashlib.sha256(block).digest() for block in blocks),
+        member = Member(
+            self.name,
+            self._roster,
+            self._plan.scheme.open_to,
+            self._journal,
+            self._key.sign,
+            keys.group_key,
         )
-        digest = upload_digest(upload)
-        self._journal.upload(
-            self._binding.context, self._binding.round_number, self._binding.phase, digest
-        )
-        encrypted = EncryptedUpdate(
-            self._plan.scheme.name, scheme.key_id, self._binding.context, upload.layout_tag, blocks
-        )
-        self._upload = (encrypted, encoded, digest)
-        return upload
+        agreed = self._model.agreed() + self._weights_total.to_bytes(8, "big")
+        self._sum = Summation(member, cipher, wanted, base, agreed)
+        return self._sum.round_key()
 
-    def _train_and_encode(self, scheme: SiteScheme) -> EncodedUpdate:
-        round_number = self._binding.round_number
-        self._record = SiteRound(round_number, self.name)
-        with self._timed("train"):
-            update, train_loss = self._work.train(self.state, round_number)
-        with self._timed("prune"):
-            pruned = prune.prune(update, self._plan, round_number)
-        with self._timed("encode"):
-            encrypting = self._plan.scheme.name == "ckks"
-            encoded = encode.encode_update(
-                pruned,
-                self._weight,
-                encode.update_layout(self.state.spec, scheme.parameters, scheme.number_format),
-                grid_bits=self._plan.encoding.grid_bits if encrypting else None,
-                slot_limit=scheme.parameters.sum_limit / (2 * len(self._roster.sites)),
-            )
-        self._record = replace(
-            self._record,
-            train_loss=train_loss,
-            num_examples=update.num_examples,
-            learning_rate=learning_rate(self._plan, round_number),
-            pruning_rate=pruned.mask.rate,
-            pruned_values=pruned.mask.num_pruned,
-            clipped_values=encoded.num_clipped,
-        )
-        return encoded
+    def _contribute(self, data: bytes) -> messages.Message:
+        command = self._read(messages.Work, data)
+        current = self._current()
+        current.begin(command)
+        self._binding = current.binding
+        _, cipher = self._ready()
+        if self._binding.phase == WEIGHTS:
+            encoded = cipher.encode_count(self._model.num_examples)
+        else:
+            round_number = self._binding.round_number
+            encoded = self._model.contribution(round_number, cipher, self._weight)
+        with self._model.timed("encrypt"):
+            return current.contribute(encoded)
 
     def _fetch(self, data: bytes) -> messages.Message:
         index = self._read(messages.Fetch, data).index
-        encrypted = self._current_upload()[0]
-        if not 0 <= index < len(encrypted.blocks):
-            raise ProtocolError("size", f"block {index} of {len(encrypted.blocks)} was asked for")
-        return messages.Block(index, encrypted.blocks[index])
+        return messages.Block(index, self._current().fetch(index))
+
+    def _fetch_shares(self, data: bytes) -> messages.Message:
+        self._read(messages.FetchShares, data)
+        return messages.Shares(self._current().shares())
+
+    def _hold(self, data: bytes) -> messages.Message:
+        command = self._read(messages.Hold, data)
+        with self._model.timed("open"):
+            return self._current().hold(command)
 
     def _announce(self, data: bytes) -> messages.Message:
-        command = self._read(messages.Announce, data)
-        encrypted, encoded, digest = self._current_upload()
-        uploads = read_uploads(command.uploads, self._binding, self._roster)
-        # Only the whole roster is ever opened: a sum over fewer would tell more about each.
-        if set(uploads) != set(self._roster.names()):
-            missing = sorted(set(self._roster.names()) - set(uploads))
-            raise ProtocolError("not-in-set", f"the sum leaves out {', '.join(missing)}")
-        if upload_digest(uploads[self.name]) != digest:
-            raise ProtocolError("digest", "this site's own upload was replaced")
-        for site, upload in uploads.items():
-            if not hmac.compare_digest(upload.layout_tag, encrypted.layout_tag):
-                raise ProtocolError("layout", f"{site} laid its values out differently")
-            if upload.key_id != encrypted.key_id:
-                raise ProtocolError("scheme", f"{site} encrypted under another key")
-        if len(command.block_digests) != encoded.layout.num_blocks:
-            raise ProtocolError("size", "the sum has a wrong number of blocks")
-        base = f"{self._binding.phase} {self.state.sha256()}"
-        self._journal.open(base, list(uploads))
-        self._announced, self._delivered = command, []
-        return messages.Done()
+        return self._current().announce(self._read(messages.Announce, data))
+
+    def _quorum(self, data: bytes) -> messages.Message:
+        command = self._read(messages.Quorum, data)
+        with self._model.timed("open"):
+            return self._current().quorum(command)
 
     def _deliver(self, data: bytes) -> messages.Message:
-        command = self._read(messages.Deliver, data)
-        announced = self._announced
-        if announced is None or command.index != len(self._delivered):
-            raise ProtocolError("repeated", f"block {command.index} came out of turn")
-        if command.index >= len(announced.block_digests):
-            raise ProtocolError("size", f"block {command.index} was not announced")
-        expected = announced.block_digests[command.index]
-        if hashlib.sha256(command.block).digest() != expected:
-            raise ProtocolError("digest", f"block {command.index} is not the one announced")
-        self._delivered.append(command.block)
+        self._current().deliver(self._read(messages.Deliver, data))
         return messages.Done()
 
     def _open(self, data: bytes) -> messages.Message:
-        self._read(messages.Open, data)
-        scheme = self._ready_scheme()
-        encoded = self._current_upload()[1]
-        announced = self._announced
-        if announced is None or len(self._delivered) != len(announced.block_digests):
-            raise ProtocolError("repeated", "there is nothing whole to open")
+        command = self._read(messages.Open, data)
+        current = self._current()
+        weighing = self._binding.phase == WEIGHTS
+        with self._model.timed("open"):
+            opened = current.open(command, None if weighing else self.state.spec, self.memory.clip)
         # One try: what does not open is not asked for again, or each answer would tell a bit.
-        delivered = self._delivered
-        self._announced, self._delivered, self._upload = None, [], None
-        with self._timed("open"):
-            opened = encode.decode_sum(
-                scheme.open(delivered, encoded.layout.num_slots), encoded.layout
-            )
-        if self._binding.phase == WEIGHTS:
-            total = encode.decode_count(opened, len(self._roster.sites))
-            self._take_weights(total)
-            tagged = total.to_bytes(8, "big")
+        self._sum = None
+        if weighing:
+            self._take_weights(opened, current)
+            tagged = self._weights_total.to_bytes(8, "big")
         else:
-            state = encode.apply_sum(self.state, opened, self._plan.adapter.exchange)
-            # Kept first: a site never stands at a round that it could not load again.
-            self._store.save(self._binding.round_number, state)
-            self.state, self.completed_rounds = state, self._binding.round_number
+            self._model.take(opened, self._binding.round_number, self._weight, current.contributors)
             tagged = bytes.fromhex(self.state.sha256())
-        self._receipt_tag = self._tag(b"model", tagged)
+        self._receipt_tag = self._tag(b"receipt", tagged)
         return messages.Receipt(self._receipt_tag)
 
-    def _take_weights(self, total: int) -> None:
-        own = encode.round_count(self._work.num_examples)
-        if total < own:
-            raise CryptoError("weights: the total is less than this site's own count")
+    def _take_weights(self, opened: OpenedSum, current: Summation) -> None:
+        assert self._cipher is not None
+        total = self._cipher.count(opened, len(current.contributors))
+        own = self._model.num_examples
+        if current.in_set and total < own:
+            raise CryptoError("weights: the total is less than this site's own count", "weight")
+        self._weights_total = total
+        self._left_out_of_weights = not current.in_set
         self._weight = own / total
 
     def _evaluate(self, data: bytes) -> messages.Message:
         self._read(messages.Evaluate, data)
-        with self._timed("evaluate"):
-            loss = self._work.evaluate(self.state)
-        before = loss if self._heldout_loss is None else self._heldout_loss
-        self._heldout_loss = loss
-        self._observe(replace(self._record, heldout_loss_before=before, heldout_loss_after=loss))
+        self._observe(self._model.evaluate())
         return messages.Done()
 
     def _finish(self, data: bytes) -> messages.Message:
@@ -360,37 +335,29 @@ class Participant:
 
     # -- helpers ---------------------------------------------------------------------------
 
-    def _ready_scheme(self) -> SiteScheme:
-        if self._keys is None:
+    def _ready(self) -> tuple[run_keys.RunKeys, Cipher]:
+        if self._keys is None or self._cipher is None:
             raise ProtocolError("scheme", "the run's keys are not here yet")
-        return self._keys.scheme
+        return self._keys, self._cipher
 
-    def _current_upload(self) -> tuple[EncryptedUpdate, EncodedUpdate, bytes]:
-        if self._upload is None:
-            raise ProtocolError("repeated", "this site has no upload in this round")
-        return self._upload
+    def _current(self) -> Summation:
+        if self._sum is None:
+            raise ProtocolError("repeated", "this site is in no sum")
+        return self._sum
 
     def _check_receipts(self, receipts: dict[str, bytes], binding: Binding) -> None:
-        """Every site must have opened the same model in the round before."""
-        for site in self._roster.names():
-            if site not in receipts:
-                raise ProtocolError("disagree", f"{site}'s receipt of the last round is missing")
+        """Every site that opened the last sum must have opened the same; at least as many as a
+        round needs must have."""
+        least = least_sites(self._roster.rules) if self._plan.scheme.name != "rlwe" else 1
+        if len(receipts) < least:
+            raise ProtocolError("disagree", "receipts of the last sum are missing")
+        for site in sorted(receipts):
             receipt = messages.Receipt.from_body(
                 envelope.unseal(receipts[site], "receipt", binding, site, self._roster.public(site))
             )
-            if not hmac.compare_digest(receipt.model_tag, self._receipt_tag):
+            if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
 
     def _tag(self, label: bytes, value: bytes) -> bytes:
-        binding = self._binding
-        message = label + binding.context + binding.round_number.to_bytes(8, "big") + value
         assert self._keys is not None
-        return hmac.digest(self._keys.group_key, message, "sha256")
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._record.wall_s[phase] = self._record.wall_s.get(phase, 0.0) + (
-            time.perf_counter() - start
-        )
+        return tag(self._keys.group_key, self._binding, label, value)

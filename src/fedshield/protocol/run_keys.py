@@ -1,14 +1,15 @@
 """The keys of one run: made by one site, sealed to each other site, relayed by the coordinator.
 
-Two keys travel in one box: the scheme's secret (ckks; nothing for plain) and a group key with
-which sites tag what must agree between them, so that the coordinator can compare tags without
-learning what they are of. Boxes are signed by their maker: the coordinator cannot put its own
-key in their place.
+Two keys travel in one box: the scheme's secret (ckks; nothing for plain and rlwe) and a group key
+with which sites tag what must agree between them, so that the coordinator can compare tags
+without learning what they are of. Boxes are signed by their maker: the coordinator cannot put
+its own key in their place.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from fedshield.crypto.ckks import CkksScheme
@@ -30,26 +31,39 @@ GROUP_KEY_BYTES = 32
 class RunKeys:
     """What every site holds during a run, and the coordinator never."""
 
-    scheme: SiteScheme
+    #: The scheme with the run's key; none for rlwe, where every sum has its own keys.
+    scheme: SiteScheme | None
     group_key: bytes = field(repr=False)
 
+    @property
+    def key_id(self) -> bytes:
+        return self.scheme.key_id if self.scheme is not None else bytes(16)
 
-def maker(roster: Roster) -> str:
-    """The site that makes the keys: the first by name."""
-    return roster.names()[0]
+
+def maker(sites: Iterable[str]) -> str:
+    """The site that makes the keys: the first by name of those in the session."""
+    return min(sites)
 
 
 def make(plan: Plan) -> RunKeys:
     """New keys, from the operating system's generator."""
-    scheme: SiteScheme = PlainScheme()
-    if plan.scheme.name == "ckks":
-        scheme = CkksScheme.generate(plan.scheme.parameter_set, plan.encoding.grid_bits)
-    return RunKeys(scheme, os.urandom(GROUP_KEY_BYTES))
+    return RunKeys(_scheme(plan, None), os.urandom(GROUP_KEY_BYTES))
+
+
+def _scheme(plan: Plan, secret: bytes | None) -> SiteScheme | None:
+    """The plan's scheme with a new key, or with the key in `secret`."""
+    if plan.scheme.name == "rlwe":
+        return None
+    if plan.scheme.name == "plain":
+        return PlainScheme()
+    chosen, grid_bits = plan.scheme.parameter_set, plan.encoding.grid_bits
+    if secret is None:
+        return CkksScheme.generate(chosen, grid_bits)
+    return CkksScheme.from_secret(chosen, secret, grid_bits)
 
 
 def offer(
     keys: RunKeys,
-    roster: Roster,
     run_key: RunKey,
     peer_keys: dict[str, bytes],
     binding: Binding,
@@ -57,12 +71,12 @@ def offer(
 ) -> messages.KeyOffer:
     """The maker's reply: public material, and a signed box for each other site. `peer_keys`:
     every site's X25519 public key in this session."""
-    me = maker(roster)
+    me = maker(peer_keys)
     public = secret = b""
     if isinstance(keys.scheme, CkksScheme):
         public, secret = keys.scheme.public, keys.scheme.secret()
     boxes: dict[str, bytes] = {}
-    for receiver in roster.names():
+    for receiver in sorted(peer_keys):
         if receiver == me:
             continue
         box = seal(
@@ -73,7 +87,7 @@ def offer(
             context=binding.context,
             names=(me, receiver),
         )
-        body = messages.KeyBox(receiver, keys.scheme.key_id, box).to_body()
+        body = messages.KeyBox(receiver, keys.key_id, box).to_body()
         boxes[receiver] = envelope.seal(messages.KeyBox.kind, binding, me, body, sign)
     return messages.KeyOffer(public, boxes)
 
@@ -89,7 +103,7 @@ def take(
 ) -> RunKeys:
     """The keys out of a signed box. Raises `ProtocolError` or `CryptoError` unless the maker
     made it for this site and session, and the key is the announced one."""
-    sender = maker(roster)
+    sender = maker(peer_keys)
     found = messages.KeyBox.from_body(
         envelope.unseal(data, messages.KeyBox.kind, binding, sender, roster.public(sender))
     )
@@ -104,9 +118,7 @@ def take(
         names=(sender, receiver),
     )
     group_key, secret = opened[:GROUP_KEY_BYTES], opened[GROUP_KEY_BYTES:]
-    scheme: SiteScheme = PlainScheme()
-    if plan.scheme.name == "ckks":
-        scheme = CkksScheme.from_secret(plan.scheme.parameter_set, secret, plan.encoding.grid_bits)
-    if scheme.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES:
+    keys = RunKeys(_scheme(plan, secret), group_key)
+    if keys.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES:
         raise ProtocolError("disagree", "the run's key is not the one that was announced")
-    return RunKeys(scheme, group_key)
+    return keys

@@ -11,10 +11,11 @@ from fedshield.errors import ProtocolError
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import Roster
+from fedshield.quorum import Rules
 
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
 NONCE_BYTES = 32
-RUN_KEY_BYTES = 32
+KEY_BYTES = 32
 
 
 def setup_context(plan_sha256: str, roster: Roster, session: bytes) -> bytes:
@@ -33,15 +34,17 @@ def session_context(setup: Binding, joins: dict[str, messages.Join]) -> bytes:
     return envelope.run_context("session", *parts)
 
 
-def read_joins(raw: dict[str, bytes], binding: Binding, roster: Roster) -> dict[str, messages.Join]:
-    """Every roster site's signed `Join`, checked. Raises `ProtocolError`."""
-    if set(raw) != set(roster.names()):
-        raise ProtocolError("not-in-set", "the session must hold exactly the roster's sites")
+def read_joins(
+    raw: dict[str, bytes], binding: Binding, roster: Roster, least: int
+) -> dict[str, messages.Join]:
+    """The signed `Join`s of at least `least` roster sites, checked. Raises `ProtocolError`."""
+    if len(raw) < least:
+        raise ProtocolError("cohort", f"expected at least {least} sites in a session, {len(raw)}")
     joins: dict[str, messages.Join] = {}
     for site, data in sorted(raw.items()):
         body = envelope.unseal(data, "join", binding, site, roster.public(site))
         join = messages.Join.from_body(body)
-        if len(join.nonce) != NONCE_BYTES or len(join.run_key) != RUN_KEY_BYTES:
+        if len(join.nonce) != NONCE_BYTES or len(join.run_key) != KEY_BYTES:
             raise ProtocolError("size", f"{site}: nonce and run key are 32 bytes each")
         if join.num_examples < 0 or join.completed_rounds < 0:
             raise ProtocolError("malformed", f"{site}: negative counts")
@@ -49,6 +52,36 @@ def read_joins(raw: dict[str, bytes], binding: Binding, roster: Roster) -> dict[
     if len({join.nonce for join in joins.values()}) != len(joins):
         raise ProtocolError("repeated", "two sites sent the same nonce")
     return joins
+
+
+def read_round_keys(
+    raw: dict[str, bytes], binding: Binding, roster: Roster, least: int
+) -> dict[str, messages.RoundKey]:
+    """The signed `RoundKey`s of at least `least` sites, checked. Raises `ProtocolError`."""
+    if len(raw) < least:
+        raise ProtocolError("cohort", f"expected at least {least} sites in a round, got {len(raw)}")
+    keys: dict[str, messages.RoundKey] = {}
+    for site, data in sorted(raw.items()):
+        body = envelope.unseal(data, "round-key", binding, site, roster.public(site))
+        key = messages.RoundKey.from_body(body)
+        if len(key.key) != KEY_BYTES or len(key.model_tag) != 32:
+            raise ProtocolError("size", f"{site}: round key and model tag are 32 bytes each")
+        keys[site] = key
+    if len({key.key for key in keys.values()}) != len(keys):
+        raise ProtocolError("repeated", "two sites sent the same round key")
+    return keys
+
+
+def round_context(session: Binding, keys: dict[str, messages.RoundKey]) -> bytes:
+    """The context of one sum: bound to the session, round, phase and every ephemeral key."""
+    parts: list[bytes] = [
+        session.context,
+        codec.encode(session.round_number),
+        session.phase.encode(),
+    ]
+    for site in sorted(keys):
+        parts += [site.encode(), keys[site].key, keys[site].model_tag]
+    return envelope.run_context("round", *parts)
 
 
 def read_uploads(
@@ -63,6 +96,38 @@ def read_uploads(
     }
 
 
+def least_sites(rules: Rules) -> int:
+    """How many sites must be there for a sum to be worth beginning."""
+    return max(rules.min_cohort, rules.threshold, rules.votes)
+
+
 def upload_digest(upload: messages.Upload) -> bytes:
-    """H(upload): over the key id, the layout tag and every block's digest."""
-    return hashlib.sha256(codec.encode(upload.to_body())).digest()
+    """H(upload): over the key id, the layout tag and every block's digest. What a sealed share
+    is bound to, so the shares themselves are not in it."""
+    value: list[codec.Value] = [upload.key_id, upload.layout_tag, list(upload.block_digests)]
+    return hashlib.sha256(codec.encode(value)).digest()
+
+
+def shares_digest(upload: messages.Upload) -> bytes:
+    """H(sealed shares) of one dealer."""
+    shares: dict[str, codec.Value] = dict(upload.share_digests)
+    return hashlib.sha256(codec.encode(shares)).digest()
+
+
+def upload_record(upload: messages.Upload) -> bytes:
+    """What a site journals: the whole message."""
+    return hashlib.sha256(upload_digest(upload) + shares_digest(upload)).digest()
+
+
+def contributors_digest(uploads: dict[str, messages.Upload]) -> bytes:
+    """Digest of U: the list of (site, H(upload), H(sealed shares)), by name."""
+    value: list[codec.Value] = [
+        [site, upload_digest(uploads[site]), shares_digest(uploads[site])]
+        for site in sorted(uploads)
+    ]
+    return hashlib.sha256(codec.encode(value)).digest()
+
+
+def aggregate_digest(block_digests: tuple[bytes, ...]) -> bytes:
+    """H(aggregate), from its blocks' digests."""
+    return hashlib.sha256(codec.encode(list(block_digests))).digest()

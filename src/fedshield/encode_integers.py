@@ -1,0 +1,198 @@
+"""From float updates to small integers whose sum is exact, for `rlwe`.
+
+A tensor's values are cut to its clip, which every site computes from the same public state,
+scaled by the site's weight and rounded at random to steps of clip / M, M being the largest digit
+of a sum; so weighted sites share one range and honest sums cannot overflow. Weight, training
+loss and a one for each contributor travel beside the values as reserved integers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedshield.crypto.rlwe.params import RlweParameters
+from fedshield.errors import CryptoError
+from fedshield.plan import Plan, learning_rate
+from fedshield.quantise import quantise
+from fedshield.seeds import derive
+from fedshield.types import (
+    AdapterSpec,
+    AdapterState,
+    EncodedIntegers,
+    Float32,
+    Float64,
+    Layout,
+    OpenedSum,
+    PrunedUpdate,
+)
+
+CONTRIBUTORS, WEIGHT, LOSS, COUNT = "contributors", "weight", "loss", "count"
+#: Reserved integers of an update and of the weights phase: name -> bits that a site may send.
+UPDATE_RESERVED = {CONTRIBUTORS: 1, WEIGHT: 31, LOSS: 31}
+WEIGHTS_RESERVED = {CONTRIBUTORS: 1, COUNT: 30}
+WEIGHT_STEP = 2.0**-30
+LOSS_STEP = 2.0**-20
+MAX_LOSS = 1024.0
+#: A clip follows the last mean update: this many times its largest value, never more than
+#: doubled from round to round, never below this share of where it began.
+CLIP_MARGIN = 2.0
+CLIP_GROWTH = 2.0
+CLIP_FLOOR = 2.0**-10
+
+
+# -- layouts -------------------------------------------------------------------------------
+
+
+def _layout(
+    spec_sha256: str, num_values: int, reserved: dict[str, int], parameters: RlweParameters
+) -> Layout:
+    bits = ",".join(map(str, reserved.values()))
+    return Layout(
+        spec_sha256=spec_sha256,
+        num_values=num_values,
+        reserved=tuple(reserved),
+        values_per_block=parameters.values_per_block,
+        number_format=f"rlwe {parameters.name} reserved {bits}",
+    )
+
+
+def update_layout(spec: AdapterSpec, parameters: RlweParameters) -> Layout:
+    return _layout(spec.sha256(), spec.num_values, UPDATE_RESERVED, parameters)
+
+
+def weights_layout(parameters: RlweParameters) -> Layout:
+    return _layout("weights", 0, WEIGHTS_RESERVED, parameters)
+
+
+# -- clips ---------------------------------------------------------------------------------
+
+
+def _reach(plan: Plan, round_number: int) -> float:
+    """How far local training can move a parameter in a round: AdamW takes steps of about the
+    learning rate; SGD's are bounded by the clipped gradient."""
+    training = plan.training
+    reach = learning_rate(plan, round_number) * training.steps
+    if training.optimizer == "sgd":
+        reach *= training.max_grad_norm or 1.0
+    return max(reach, 1e-12)
+
+
+def first_clip(plan: Plan, state: AdapterState) -> Float32:
+    """The clip of each tensor in round 1: float32, (number of tensors,)."""
+    return _bound(plan, state, 1).astype(np.float32)
+
+
+def _bound(plan: Plan, state: AdapterState, round_number: int) -> Float64:
+    """The largest magnitude that training can be expected to give in a round."""
+    reach = _reach(plan, round_number)
+    bound = np.full(len(state.spec.tensors), reach)
+    if plan.adapter.exchange == "parameters":
+        bound += _largest(state.values.astype(np.float64), state.spec)
+    return bound
+
+
+def _largest(values: Float64, spec: AdapterSpec) -> Float64:
+    places = spec.slices().values()
+    return np.array([np.abs(values[place]).max(initial=0.0) for place in places])
+
+
+def next_clip(
+    plan: Plan, clip: Float32, before: AdapterState, after: AdapterState, next_round: int
+) -> Float32:
+    """The clip of round `next_round`, from the states before and after the one just summed and
+    the `clip` that was in force: public, so every site finds the same."""
+    floor = _bound(plan, before, 1) * CLIP_FLOOR
+    if plan.adapter.exchange == "parameters":
+        wanted = _bound(plan, after, min(next_round, plan.rounds))
+    else:
+        moved = after.values.astype(np.float64) - before.values.astype(np.float64)
+        wanted = CLIP_MARGIN * _largest(moved, before.spec)
+    grown = np.minimum(wanted, CLIP_GROWTH * clip.astype(np.float64))
+    return np.maximum(grown, floor).astype(np.float32)
+
+
+# -- encoding ------------------------------------------------------------------------------
+
+
+def encode_update(
+    pruned: PrunedUpdate,
+    spec: AdapterSpec,
+    clip: Float32,
+    weight: float,
+    train_loss: float,
+    parameters: RlweParameters,
+    seed: int,
+) -> EncodedIntegers:
+    """The site's digits and reserved integers. `clip`: (number of tensors,); `seed`: of the
+    stochastic rounding, from the plan's seed, not a secret.
+
+    Raises `CryptoError` for values that are not finite, and for a weight too small for the bits.
+    """
+    limit = parameters.site_limit(weight)
+    top = parameters.max_digit
+    digits: NDArray[np.int16] | NDArray[np.int32]
+    digits = np.empty(spec.num_values, dtype=np.int16 if top < 2**15 else np.int32)
+    residual = np.empty(spec.num_values, dtype=np.float32)
+    clipped = 0
+    for place, bound in zip(spec.slices().values(), clip.tolist(), strict=True):
+        _, more = quantise(
+            pruned.values[place],
+            weight * top / bound,
+            limit,
+            seed,
+            start=place.start,
+            out=digits[place],
+            residual=residual[place],
+        )
+        clipped += more
+    if not math.isfinite(train_loss):
+        raise CryptoError("update: expected a finite training loss; training diverged")
+    loss = min(max(train_loss, 0.0), MAX_LOSS)
+    reserved = (1, round(weight / WEIGHT_STEP), round(weight * loss / LOSS_STEP))
+    layout = update_layout(spec, parameters)
+    return EncodedIntegers(digits, reserved, layout, clipped, residual)
+
+
+def encode_count(num_examples: int, parameters: RlweParameters) -> EncodedIntegers:
+    """The site's example count, rounded, as a reserved integer."""
+    if not 0 < num_examples < 1 << WEIGHTS_RESERVED[COUNT]:
+        raise ValueError(f"expected 1 to 2^{WEIGHTS_RESERVED[COUNT]} - 1 examples")
+    none = np.zeros(0, dtype=np.int16)
+    layout = weights_layout(parameters)
+    return EncodedIntegers(none, (1, num_examples), layout, 0, np.zeros(0, dtype=np.float32))
+
+
+def rounding_seed(plan: Plan, site: str, round_number: int) -> int:
+    return derive(plan.seed, "rounding", site, round_number)
+
+
+# -- decoding ------------------------------------------------------------------------------
+
+
+def decode_sum(
+    values: np.ndarray[tuple[int], np.dtype[np.int64]],
+    reserved: tuple[int, ...],
+    layout: Layout,
+    num_contributors: int,
+    spec: AdapterSpec | None = None,
+    clip: Float32 | None = None,
+    parameters: RlweParameters | None = None,
+) -> OpenedSum:
+    """The opened integers as the weighted sum of values. Raises `CryptoError` ('weight') if the
+    number of contributors is not the one that was voted for."""
+    named = dict(zip(layout.reserved, map(float, reserved), strict=True))
+    if named[CONTRIBUTORS] != num_contributors:
+        raise CryptoError(
+            f"sum: expected {num_contributors} contributors, got {named[CONTRIBUTORS]:g}", "weight"
+        )
+    sums = values.astype(np.float64)
+    if spec is not None and clip is not None and parameters is not None:
+        for place, bound in zip(spec.slices().values(), clip.tolist(), strict=True):
+            sums[place] *= bound / parameters.max_digit
+    if WEIGHT in named:
+        named[WEIGHT] *= WEIGHT_STEP
+        named[LOSS] *= LOSS_STEP
+    return OpenedSum(sums, named, layout)

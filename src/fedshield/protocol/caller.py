@@ -1,0 +1,91 @@
+"""How the coordinator calls sites, and who is lost when one does not answer rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.protocol import envelope, messages
+from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.session import SETUP
+from fedshield.protocol.sites import Sites
+
+_M = TypeVar("_M", bound=messages.Message)
+
+
+class Caller:
+    """Signed commands out, checked replies in. `binding` is what commands belong to; `active`
+    are the sites that still answer, `lost` says of the others at which message and why."""
+
+    def __init__(self, roster: Roster, sites: Sites, sign: Sign, timeout_s: float | None) -> None:
+        self._roster = roster
+        self._sites = sites
+        self._sign = sign
+        self._timeout_s = timeout_s
+        self.reset()
+
+    def reset(self) -> None:
+        """A new session: everyone is asked again."""
+        self.binding = Binding(bytes(32), 0, SETUP)
+        self.active: list[str] = list(self._roster.names())
+        self.lost: dict[str, str] = {}
+
+    def everyone(self, command: messages.Message) -> dict[str, messages.Message]:
+        return dict.fromkeys(self.active, command)
+
+    def require(self, method: str, have: int, need: int) -> None:
+        """Raises `RoundFailed`, naming who is lost, if fewer than `need` are left."""
+        if have >= need:
+            return
+        why = ", ".join(f"{site} ({self.why(site)})" for site in sorted(self.lost))
+        wanted = "" if need == len(self._roster.sites) else f"; {have} of {need} needed are left"
+        raise RoundFailed(
+            f"{method}: no answer from {why}{wanted}; the model of the last round is kept"
+        )
+
+    def why(self, site: str) -> str:
+        """The reason alone."""
+        return self.lost[site].partition(": ")[2]
+
+    def drop(self, failed: Mapping[str, str], method: str) -> None:
+        """These are out: site -> why, at `method`."""
+        for site, code in failed.items():
+            self.lost[site] = f"{method}: {code}"
+        self.active = [site for site in self.active if site not in failed]
+
+    def gather(
+        self,
+        commands: Mapping[str, messages.Message],
+        kind: type[_M],
+        replies_in: Binding | None = None,
+    ) -> dict[str, tuple[bytes, _M]]:
+        """The signed replies and what they say, of the sites that answered rightly; the others
+        are out of the session."""
+        if not commands:
+            return {}
+        sealed: dict[int, bytes] = {}
+        args: dict[str, bytes] = {}
+        for site, command in commands.items():
+            if id(command) not in sealed:
+                sealed[id(command)] = envelope.seal(
+                    command.kind, self.binding, COORDINATOR, command.to_body(), self._sign
+                )
+            args[site] = sealed[id(command)]
+        method = next(iter(commands.values())).kind
+        replies = self._sites.call(method, args, self._timeout_s)
+        failed = {site: "no answer" for site in args if site not in replies.ok}
+        failed |= {site: code for site, code in replies.failed.items() if site in args}
+        found: dict[str, tuple[bytes, _M]] = {}
+        binding = replies_in or self.binding
+        for site, data in replies.ok.items():
+            if site not in args or site in failed:
+                continue
+            try:
+                body = envelope.unseal(data, kind.kind, binding, site, self._roster.public(site))
+                found[site] = (data, kind.from_body(body))
+            except ProtocolError as error:
+                failed[site] = f"its answer was refused: {error}"
+        self.drop(failed, method)
+        return {site: found[site] for site in args if site in found}

@@ -1,0 +1,392 @@
+"""One sum at one site: an ephemeral key, an upload, shares, one vote, one answer, the opening.
+
+The rules that keep a single update closed are all here, each where it acts:
+- one upload, one vote and one answer in a session, round and phase, journalled before they leave;
+- only a set of at least min_cohort and T contributors, with this site's own entry unchanged;
+- from one base model only one set, for ever (the vote binds);
+- an answer only after Q matching votes of distinct roster sites, and only over exactly that set;
+- a holder that lacks a share complains; a partial sum is never sent.
+
+The X25519 key and the one-time key live in this object only and go with it: after a restart a
+site has nothing to answer an interrupted round with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+
+from fedshield.crypto import shamir
+from fedshield.crypto.keys import RunKey
+from fedshield.crypto.seal import seal, unseal
+from fedshield.errors import CryptoError, ProtocolError
+from fedshield.protocol import envelope, messages
+from fedshield.protocol.ciphers import Cipher, Encoded, Sealed
+from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.journal import Journal
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import (
+    aggregate_digest,
+    contributors_digest,
+    least_sites,
+    read_round_keys,
+    read_uploads,
+    round_context,
+    upload_digest,
+    upload_record,
+)
+from fedshield.quorum import OpenTo
+from fedshield.types import AdapterSpec, Float32, Layout, OpenedSum
+
+SHARE, ANSWER = "share", "answer"
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who this site is in a session."""
+
+    name: str
+    roster: Roster
+    open_to: OpenTo
+    journal: Journal
+    sign: Sign
+    group_key: bytes = field(repr=False)
+
+
+class Summation:
+    """A sum from its beginning to its end. Methods take commands in order, each once.
+
+    `session`: the session's context with this sum's round and phase; `base`: what the sum starts
+    from, as the journal knows it; `agreed`: what all sites must agree on before it (the model).
+    """
+
+    def __init__(
+        self, member: Member, cipher: Cipher, session: Binding, base: str, agreed: bytes
+    ) -> None:
+        self._member = member
+        self._cipher = cipher
+        self._session = session
+        self._base = base
+        self._key = RunKey()
+        self._model_tag = self._tag_in(session, b"model", agreed)
+        #: What messages after `work` are bound to; until then the session's.
+        self.binding = session
+        #: Whether this site's upload is in the sum; known from `announce` on.
+        self.in_set = True
+        self.contributors: tuple[str, ...] = ()
+        self._peers: dict[str, bytes] = {}
+        self._sealed: Sealed | None = None
+        self._salt_key: bytes | None = None
+        self._upload: messages.Upload | None = None
+        self._layout: Layout | None = None
+        self._boxes: dict[str, bytes] = {}
+        # Dealer -> its share here, and the record of the upload that it belongs to.
+        self._held: dict[str, shamir.UInt64] = {}
+        self._held_for: dict[str, bytes] = {}
+        self._took_shares = False
+        self._announced: messages.Announce | None = None
+        self._vote: messages.Vote | None = None
+        self._own_answer: shamir.UInt64 | None = None
+        self._answered = False
+        self._delivered: list[bytes] = []
+
+    # -- keys and upload -------------------------------------------------------------------
+
+    def round_key(self) -> messages.RoundKey:
+        bound = dict.fromkeys(self._member.journal.bound(self._base), b"")
+        return messages.RoundKey(self._key.public, self._model_tag, bound)
+
+    def begin(self, command: messages.Work) -> None:
+        """Take every site's ephemeral key; from here on messages are bound to all of them."""
+        if self._peers:
+            raise ProtocolError("repeated", "this site has begun this sum already")
+        least = least_sites(self._member.roster.rules)
+        keys = read_round_keys(command.round_keys, self._session, self._member.roster, least)
+        own = keys.get(self._member.name)
+        if own is None or own.key != self._key.public:
+            raise ProtocolError("disagree", "this site's own round key was replaced")
+        for site, key in keys.items():
+            if not hmac.compare_digest(key.model_tag, self._model_tag):
+                raise ProtocolError("disagree", f"{site} starts from another model")
+        self._peers = {site: key.key for site, key in keys.items()}
+        self.binding = Binding(
+            round_context(self._session, keys), self._session.round_number, self._session.phase
+        )
+
+    def contribute(self, encoded: Encoded) -> messages.Upload:
+        """Encrypt, share the key out, journal, and say what will be handed over."""
+        if not self._peers or self._upload is not None:
+            raise ProtocolError("repeated", "this site has an upload in this sum")
+        context = self.binding.context
+        sealed = self._cipher.encrypt(encoded, context)
+        upload = messages.Upload(
+            key_id=self._cipher.key_id,
+            layout_tag=self._tag_in(self.binding, b"layout", encoded.layout.sha256()),
+            block_digests=tuple(hashlib.sha256(block).digest() for block in sealed.blocks),
+            share_digests={},
+        )
+        if sealed.secret is not None:
+            self._share_out(sealed, upload_digest(upload))
+            digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
+            upload = messages.Upload(
+                upload.key_id, upload.layout_tag, upload.block_digests, digests
+            )
+        self._member.journal.upload(
+            self._session.context,
+            self._session.round_number,
+            self._session.phase,
+            upload_record(upload),
+        )
+        self._sealed, self._upload, self._layout = sealed, upload, encoded.layout
+        return upload
+
+    def _share_out(self, sealed: Sealed, digest: bytes) -> None:
+        assert sealed.secret is not None
+        me, roster = self._member.name, self._member.roster
+        self._salt_key = hmac.digest(sealed.share_seed, b"salts", "sha256")
+        shares = shamir.share(
+            sealed.secret, roster.rules.threshold, len(roster.sites), sealed.share_seed
+        )
+        self._held[me] = shares[roster.index(me)]
+        for holder, public in self._peers.items():
+            if holder != me:
+                share = shamir.to_bytes(shares[roster.index(holder)])
+                self._boxes[holder] = self._seal(share, holder, public, SHARE, digest)
+
+    def _seal(self, content: bytes, to: str, public: bytes, purpose: str, about: bytes) -> bytes:
+        return seal(
+            content,
+            self._key,
+            public,
+            purpose=purpose,
+            context=self.binding.context,
+            names=(self._member.name, to),
+            associated=about,
+            salt_key=self._salt_key,
+        )
+
+    def fetch(self, index: int) -> bytes:
+        blocks = self._contributed()[0].blocks
+        if not 0 <= index < len(blocks):
+            raise ProtocolError("size", f"block {index} of {len(blocks)} was asked for")
+        return blocks[index]
+
+    def shares(self) -> dict[str, bytes]:
+        self._contributed()
+        return self._boxes
+
+    def _contributed(self) -> tuple[Sealed, messages.Upload]:
+        if self._sealed is None or self._upload is None:
+            raise ProtocolError("repeated", "this site has no upload in this sum")
+        return self._sealed, self._upload
+
+    # -- shares of others ------------------------------------------------------------------
+
+    def hold(self, command: messages.Hold) -> messages.Held:
+        """Open the shares sealed to this site; complain of each that is missing or wrong."""
+        if self._took_shares:
+            raise ProtocolError("repeated", "this site has taken the shares of this sum")
+        uploads = self._read_uploads(command.uploads)
+        self._took_shares = True
+        complaints: dict[str, bytes] = {}
+        for dealer, upload in uploads.items():
+            if dealer == self._member.name or not self._cipher.one_time:
+                continue
+            box = command.shares.get(dealer)
+            if box is None:
+                complaints[dealer] = b"missing"
+                continue
+            try:
+                self._held[dealer] = self._open_share(box, dealer, upload)
+                self._held_for[dealer] = upload_record(upload)
+            except CryptoError:
+                complaints[dealer] = b"share"
+        return messages.Held(complaints)
+
+    def _open_share(self, box: bytes, dealer: str, upload: messages.Upload) -> shamir.UInt64:
+        expected = upload.share_digests.get(self._member.name, b"")
+        if not hmac.compare_digest(hashlib.sha256(box).digest(), expected):
+            raise CryptoError(f"share of {dealer}: not the one that it signed for")
+        return shamir.from_bytes(self._unseal(box, dealer, SHARE, upload_digest(upload)))
+
+    def _unseal(self, box: bytes, sender: str, purpose: str, about: bytes) -> bytes:
+        return unseal(
+            box,
+            self._key,
+            self._peers[sender],
+            purpose=purpose,
+            context=self.binding.context,
+            names=(sender, self._member.name),
+            associated=about,
+        )
+
+    def _read_uploads(self, raw: dict[str, bytes]) -> dict[str, messages.Upload]:
+        """Signed uploads of sites in this sum, laid out and keyed as this site's is."""
+        _, own = self._contributed()
+        uploads = read_uploads(raw, self.binding, self._member.roster)
+        for site, upload in uploads.items():
+            if site not in self._peers:
+                raise ProtocolError("not-in-set", f"{site} is not in this sum")
+            if not hmac.compare_digest(upload.layout_tag, own.layout_tag):
+                raise ProtocolError("layout", f"{site} laid its values out differently")
+            if upload.key_id != own.key_id:
+                raise ProtocolError("scheme", f"{site} encrypted under another key")
+        mine = uploads.get(self._member.name)
+        if mine is not None and mine != own:
+            raise ProtocolError("digest", "this site's own upload was replaced")
+        return uploads
+
+    # -- vote and answer -------------------------------------------------------------------
+
+    def announce(self, command: messages.Announce) -> messages.Vote:
+        """Vote for the announced set and aggregate, once."""
+        rules = self._member.roster.rules
+        if self._vote is not None:
+            raise ProtocolError("repeated", "this site has voted on this sum")
+        uploads = self._read_uploads(command.uploads)
+        least = max(rules.min_cohort, rules.threshold)
+        if len(uploads) < least:
+            missing = ", ".join(sorted(set(self._member.roster.names()) - set(uploads)))
+            raise ProtocolError(
+                "cohort", f"expected a sum over at least {least} sites, it leaves out {missing}"
+            )
+        assert self._layout is not None
+        if len(command.block_digests) != self._cipher.num_blocks(self._layout):
+            raise ProtocolError("size", "the sum has a wrong number of blocks")
+        vote = messages.Vote(contributors_digest(uploads), aggregate_digest(command.block_digests))
+        self._member.journal.vote(
+            self._session.context,
+            self._session.round_number,
+            self._session.phase,
+            hashlib.sha256(self.binding.context + vote.contributors + vote.aggregate).digest(),
+            self._base,
+            list(uploads),
+        )
+        for site, upload in uploads.items():
+            # A dealer that signed two uploads: the share here is for the other one.
+            if site != self._member.name and self._held_for.get(site) != upload_record(upload):
+                self._held.pop(site, None)
+        self._announced, self._vote = command, vote
+        self.contributors = tuple(sorted(uploads))
+        self.in_set = self._member.name in uploads
+        return vote
+
+    def quorum(self, command: messages.Quorum) -> messages.Answer:
+        """Answer with the share of the sum's key, once, after Q matching votes."""
+        vote, rules = self._voted(), self._member.roster.rules
+        if self._answered:
+            raise ProtocolError("repeated", "this site has answered for this sum")
+        matching = 0
+        for site, data in sorted(command.votes.items()):
+            public = self._member.roster.public(site)
+            found = messages.Vote.from_body(
+                envelope.unseal(data, "vote", self.binding, site, public)
+            )
+            if found != vote:
+                raise ProtocolError("vote", f"{site} voted for another set or another sum")
+            matching += 1
+        if matching < rules.votes:
+            raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {matching}")
+        about = vote.contributors + vote.aggregate
+        lacking = [site for site in self.contributors if site not in self._held]
+        boxes: dict[str, bytes] = {}
+        clear = b""
+        if self._cipher.one_time and not lacking:
+            self._own_answer = shamir.add_shares([self._held[one] for one in self.contributors])
+            content = shamir.to_bytes(self._own_answer)
+            if self._member.open_to == "server":
+                clear = content
+            else:
+                for peer, public in self._peers.items():
+                    if peer != self._member.name:
+                        boxes[peer] = self._seal(content, peer, public, ANSWER, about)
+        answer = messages.Answer(boxes, clear)
+        self._member.journal.answer(
+            self._session.context,
+            self._session.round_number,
+            self._session.phase,
+            hashlib.sha256(self.binding.context + about).digest(),
+        )
+        self._answered = True
+        # What was one dealer's goes as soon as it is in the sum.
+        self._held.clear()
+        return answer
+
+    def _voted(self) -> messages.Vote:
+        if self._vote is None:
+            raise ProtocolError("repeated", "this site has not voted on this sum")
+        return self._vote
+
+    # -- opening ---------------------------------------------------------------------------
+
+    def deliver(self, command: messages.Deliver) -> None:
+        announced = self._announced
+        if announced is None or command.index != len(self._delivered):
+            raise ProtocolError("repeated", f"block {command.index} came out of turn")
+        if command.index >= len(announced.block_digests):
+            raise ProtocolError("size", f"block {command.index} was not announced")
+        expected = announced.block_digests[command.index]
+        if hashlib.sha256(command.block).digest() != expected:
+            raise ProtocolError("digest", f"block {command.index} is not the one announced")
+        self._delivered.append(command.block)
+
+    def open(self, command: messages.Open, spec: AdapterSpec | None, clip: Float32) -> OpenedSum:
+        """The checked sum. Raises `CryptoError` if any check fails; there is one try."""
+        announced, layout = self._announced, self._layout
+        if (
+            announced is None
+            or layout is None
+            or not self._answered
+            or len(self._delivered) != len(announced.block_digests)
+        ):
+            raise ProtocolError("repeated", "there is nothing whole to open")
+        delivered, self._delivered, self._announced = self._delivered, [], None
+        key_sum = self._key_sum(command.answers) if self._cipher.one_time else None
+        return self._cipher.open(
+            delivered,
+            layout,
+            key_sum,
+            len(self.contributors),
+            self.binding.context,
+            spec,
+            clip,
+        )
+
+    def _key_sum(self, answers: dict[str, bytes]) -> shamir.Int64:
+        """The sum of the keys from at least T answers; all that came must agree."""
+        vote, roster = self._voted(), self._member.roster
+        about = vote.contributors + vote.aggregate
+        shares: dict[int, shamir.UInt64] = {}
+        if self._own_answer is not None:
+            shares[roster.index(self._member.name)] = self._own_answer
+        unreadable: list[str] = []
+        for holder, raw in sorted(answers.items()):
+            if holder == self._member.name:
+                continue
+            if holder not in self._peers:
+                raise ProtocolError("not-in-set", f"{holder} is not in this sum")
+            content = raw
+            try:
+                if self._member.open_to == "peers":
+                    content = self._unseal(raw, holder, ANSWER, about)
+                shares[roster.index(holder)] = shamir.from_bytes(content)
+            except CryptoError:
+                unreadable.append(holder)
+        if len(shares) < roster.rules.threshold:
+            worse = f"; unreadable from {', '.join(unreadable)}" if unreadable else ""
+            raise ProtocolError(
+                "share", f"expected {roster.rules.threshold} answers, got {len(shares)}{worse}"
+            )
+        return shamir.reconstruct(shares, roster.rules.threshold, len(self.contributors))
+
+    # -- helpers ---------------------------------------------------------------------------
+
+    def _tag_in(self, binding: Binding, label: bytes, value: bytes) -> bytes:
+        return tag(self._member.group_key, binding, label, value)
+
+
+def tag(group_key: bytes, binding: Binding, label: bytes, value: bytes) -> bytes:
+    """What must agree between sites and tells the coordinator nothing: HMAC-SHA256."""
+    message = label + binding.context + binding.round_number.to_bytes(8, "big") + value
+    return hmac.digest(group_key, message, "sha256")
