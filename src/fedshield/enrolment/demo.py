@@ -1,0 +1,67 @@
+"""A demonstration roster: one operator makes every key, so it protects nobody, and says so in
+what is signed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedshield.enrolment.cards import PRIVATE_MODE, PUBLIC_MODE, KeyFile
+from fedshield.enrolment.files import RosterError, sync_folder, write_new
+from fedshield.enrolment.roster import SignedRoster
+from fedshield.enrolment.terms import Allowed, Asked
+from fedshield.protocol.roster import COORDINATOR
+
+ROSTER_FILE = "roster.json"
+
+
+def demonstration(
+    sites: Sequence[str], asked: Asked | None = None, allowed: Allowed | None = None
+) -> tuple[SignedRoster, dict[str, KeyFile]]:
+    """A roster that all sites have signed, and everyone's keys by name."""
+    names = [*sites, COORDINATOR]
+    if len(set(names)) < len(names):
+        raise RosterError(
+            f"--sites: expected names of their own, other than {COORDINATOR}, got "
+            f"{','.join(sites)[:80]!r}; leave one of them out"
+        )
+    keys = {name: KeyFile.make(name) for name in names}
+    cards = tuple(keys[name].card() for name in sites)
+    roster = SignedRoster(
+        keys[COORDINATOR].card(), cards, asked or Asked(), allowed or Allowed(), demo=True
+    )
+    roster.rules()
+    for name in sites:
+        roster = roster.countersigned(keys[name], [other for other in sites if other != name])
+    return roster, keys
+
+
+def write_demonstration(
+    folder: Path, sites: Sequence[str], asked: Asked | None = None, allowed: Allowed | None = None
+) -> SignedRoster:
+    """A new folder with `roster.json`, and everyone's key file and card; whole or not at all."""
+    roster, keys = demonstration(sites, asked, allowed)
+    if os.path.lexists(folder):
+        raise RosterError(
+            f"{folder}: expected no folder there yet, found one; choose another --out"
+        )
+    try:
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise RosterError(
+            f"{folder}: expected a place to write to, but {error.strerror}; choose another --out"
+        ) from None
+    try:
+        for name, key_file in keys.items():
+            write_new(part / f"{name}.key", key_file.to_text(), PRIVATE_MODE)
+            write_new(part / f"{name}.card.json", key_file.card().to_text(), PUBLIC_MODE)
+        write_new(part / ROSTER_FILE, roster.to_text(), PUBLIC_MODE)
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    return roster

@@ -1,0 +1,250 @@
+"""The files of enrolment: JSON that is read strictly, and written whole and never over another.
+
+Every file says in its first key what it is. Unknown, missing and repeated keys, wrong types and
+oversized files are refused; no error repeats a value that could be a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, Literal
+
+from fedshield.errors import UserError
+from fedshield.plan import SITE_NAME
+
+Kind = Literal["card 1", "key 1", "roster 1"]
+KIND_KEY = "fedshield"
+MAX_BYTES: dict[Kind, int] = {"card 1": 4096, "key 1": 4096, "roster 1": 1024 * 1024}
+WORDS: dict[str, str] = {
+    "card 1": "a card (NAME.card.json)",
+    "key 1": "a key file (NAME.key)",
+    "roster 1": "a roster",
+}
+
+
+class RosterError(UserError):
+    """A card, key file or roster that cannot be used as it is."""
+
+
+def check_name(name: str, where: str) -> None:
+    if re.fullmatch(SITE_NAME, name) is None:
+        raise RosterError(
+            f"{where}: expected a name of 1 to 31 characters a-z, 0-9 and '-', the first no '-', "
+            f"got {name[:40]!r}; choose another name"
+        )
+
+
+def read_document(path: Path, kind: Kind) -> tuple[Fields, os.stat_result]:
+    """What is in the file, and the state of the file that was read. Raises `RosterError`."""
+    wanted = WORDS[kind]
+    try:
+        # Without O_NONBLOCK a pipe would keep us waiting.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RosterError(f"{path}: expected {wanted}, but {reason}; check the path") from None
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise RosterError(f"{path}: expected {wanted}, got no regular file; check the path")
+        raw = _read(handle, MAX_BYTES[kind] + 1)
+    finally:
+        os.close(handle)
+    if len(raw) > MAX_BYTES[kind]:
+        raise RosterError(
+            f"{path}: expected {wanted} of at most {MAX_BYTES[kind]} bytes, got more; "
+            "ask for the file again"
+        )
+    try:
+        value = json.loads(
+            raw.decode(), object_pairs_hook=_no_repeats, parse_constant=_no_constants
+        )
+    except (ValueError, RecursionError) as error:
+        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise RosterError(
+            f"{path}: expected {wanted}, got damaged JSON ({reason[:80]}); ask for the file again"
+        ) from None
+    got = value.get(KIND_KEY) if isinstance(value, dict) else None
+    if got != kind:
+        _refuse_kind(path, kind, got)
+    fields = Fields(value, "")
+    fields.text(KIND_KEY)
+    return fields, status
+
+
+def _read(handle: int, limit: int) -> bytes:
+    parts: list[bytes] = []
+    while limit > 0 and (part := os.read(handle, limit)):
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts)
+
+
+def _refuse_kind(path: Path, kind: Kind, got: object) -> None:
+    wanted = WORDS[kind]
+    if got == "key 1":
+        raise RosterError(
+            f"{path}: expected {wanted}, got a private key file; never send it to anyone, and "
+            "make new keys if it has left its site"
+        )
+    if isinstance(got, str) and got in WORDS:
+        raise RosterError(f"{path}: expected {wanted}, got {WORDS[got]}; give the other file")
+    if isinstance(got, str) and got.split(" ")[0] == kind.split(" ")[0]:
+        raise RosterError(
+            f"{path}: expected version {kind!r}, got {got[:40]!r}; all parties need the same "
+            "version of FedShield"
+        )
+    raise RosterError(f"{path}: expected {wanted}, got something else; check the path")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:40]!r} is there twice")
+        found[key] = value
+    return found
+
+
+def _no_constants(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+class Fields:
+    """The keys of one JSON object, each taken with its type; `done` refuses what is left."""
+
+    def __init__(self, value: object, where: str) -> None:
+        self._where = where
+        if not isinstance(value, dict):
+            raise RosterError(f"{where}: expected an object with keys; ask for the file again")
+        self._left: dict[str, Any] = dict(value)
+
+    def _take(self, key: str, expected: str) -> Any:
+        if key not in self._left:
+            raise RosterError(
+                f"{self.path(key)}: expected {expected}, found none; ask for the file again"
+            )
+        return self._left.pop(key)
+
+    def path(self, key: str) -> str:
+        return f"{self._where}.{key}" if self._where else key
+
+    def _wrong(self, key: str, expected: str) -> RosterError:
+        return RosterError(
+            f"{self.path(key)}: expected {expected}, got something else; ask for the file again"
+        )
+
+    def text(self, key: str) -> str:
+        value = self._take(key, "text")
+        if not isinstance(value, str):
+            raise self._wrong(key, "text")
+        return value
+
+    def hexadecimal(self, key: str, size: int) -> bytes:
+        expected = f"{2 * size} digits of 0-9 and a-f"
+        value = self._take(key, expected)
+        if not isinstance(value, str) or re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value) is None:
+            raise self._wrong(key, expected)
+        return bytes.fromhex(value)
+
+    def maybe_hexadecimal(self, key: str, size: int) -> bytes:
+        """Nothing for null."""
+        if key in self._left and self._left[key] is None:
+            del self._left[key]
+            return b""
+        return self.hexadecimal(key, size)
+
+    def maybe_number(self, key: str) -> int | None:
+        value = self._take(key, "a whole number or null")
+        if value is not None and type(value) is not int:
+            raise self._wrong(key, "a whole number or null")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self._take(key, "true or false")
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def items(self, key: str) -> list[Any]:
+        value = self._take(key, "a list")
+        if not isinstance(value, list):
+            raise self._wrong(key, "a list")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self.items(key)
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(key, "a list of texts")
+        return tuple(values)
+
+    def inner(self, key: str) -> Fields:
+        return Fields(self._take(key, "an object with keys"), self.path(key))
+
+    def names(self) -> tuple[str, ...]:
+        """The keys that are left."""
+        return tuple(self._left)
+
+    def done(self) -> None:
+        if self._left:
+            key = next(iter(self._left))
+            raise RosterError(
+                f"{self.path(key[:40])!r}: unknown key; all parties need the same version of "
+                "FedShield, or the file was changed by hand"
+            )
+
+
+def to_text(kind: Kind, fields: dict[str, Any]) -> str:
+    return json.dumps({KIND_KEY: kind, **fields}, indent=1) + "\n"
+
+
+def write_new(path: Path, text: str, mode: int) -> None:
+    """Write a file that is not there yet, with `mode` from its first moment, synced to disk;
+    whole or not at all. Raises `RosterError`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, mode)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        try:
+            if os.fstat(handle).st_mode & 0o777 & ~mode:
+                raise RosterError(
+                    f"{path}: expected a file system that keeps file modes (it must be "
+                    f"{mode:04o}), got one that does not; choose another --out"
+                )
+            raw = text.encode()
+            while raw:
+                raw = raw[os.write(handle, raw) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        sync_folder(path.parent)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from None
+        raise
+
+
+def _cannot_write(path: Path, error: OSError) -> RosterError:
+    if isinstance(error, FileExistsError):
+        return RosterError(
+            f"{path}: expected no file there yet, found one, and it is never overwritten; "
+            "move it away or choose another --out"
+        )
+    return RosterError(
+        f"{path}: expected a place to write to, but {error.strerror}; choose another --out"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
