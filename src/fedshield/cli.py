@@ -251,6 +251,7 @@ def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
             "scheme",
             scheme + (f", {cost.security_bits} bits" if cost.security_bits else unprotected),
         ),
+        *([("who may open", cost.quorums)] if cost.quorums else []),
         ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
         ("trainable values", f"{cost.trainable_values:,}"),
         ("up per site and round", _bytes(ups[-1])),

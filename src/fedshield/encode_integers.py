@@ -133,8 +133,9 @@ def encode_update(
     """
     limit = parameters.site_limit(weight)
     top = parameters.max_digit
-    digits: NDArray[np.int16] | NDArray[np.int32]
-    digits = np.empty(spec.num_values, dtype=np.int16 if top < 2**15 else np.int32)
+    digits: NDArray[np.int16] | NDArray[np.int32] = np.empty(spec.num_values, dtype=np.int16)
+    if top >= 2**15:
+        digits = np.empty(spec.num_values, dtype=np.int32)
     residual = np.empty(spec.num_values, dtype=np.float32)
     clipped = 0
     for place, bound in zip(spec.slices().values(), clip.tolist(), strict=True):

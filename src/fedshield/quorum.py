@@ -37,19 +37,19 @@ class Rules:
         k, c = self.num_sites, self.max_colluding
         lost_before = k - self.min_cohort
         lost_after = k - max(self.threshold, self.votes)
-        sites = "site" if c == 1 else "sites"
+        colluding = f"up to c={c} of them and the coordinator" if c else "the coordinator"
+        beyond = "1 site" if c == 0 else f"{c + 1} sites"
         vote = (
-            f"{self.votes} matching votes before any site answers"
+            f"{self.votes} matching votes on the set first (Q={self.votes})"
             if self.votes
-            else "no vote (the coordinator is trusted to follow the protocol)"
+            else "no vote: the coordinator is trusted to follow the protocol (Q=0)"
         )
         return (
-            f"{k} sites, of which up to c={c} may collude with the coordinator without learning "
-            f"more than a sum over the others; {c + 1} colluding {'site' if c == 0 else 'sites'} "
-            f"can open single updates with its help. A sum is over at least "
-            f"min_cohort={self.min_cohort} contributors, needs T={self.threshold} answers and "
-            f"{vote} (Q={self.votes}). A round survives {lost_before} lost before they upload "
-            f"and {lost_after} lost after; tolerated colluders: {c} {sites}."
+            f"{k} sites. Together, {colluding} learn of an honest site's update no more than a "
+            f"sum that it is part of; with {beyond} colluding that no longer holds, and single "
+            f"updates may be opened. A sum has at least min_cohort={self.min_cohort} contributors; "
+            f"opening it takes T={self.threshold} answers, and {vote}. A round survives "
+            f"{lost_before} lost before uploading and {lost_after} lost after."
         )
 
 

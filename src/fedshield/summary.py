@@ -17,6 +17,7 @@ from fedshield.plan import Plan
 from fedshield.protocol.ciphers import facts
 from fedshield.types import AdapterState
 
+LEARNING = ("train", "prune", "evaluate")
 PHASES = ("train", "prune", "encode", "encrypt", "aggregate", "open", "evaluate")
 
 
@@ -40,6 +41,10 @@ def summarise(
         sites = {row["site"]: row[key] for row in rows if row["round"] == number}
         return {"sites": sites, "mean": sum(sites.values()) / len(sites)}
 
+    # Everything in a round that is not learning: encoding, encryption, shares, signatures,
+    # messages, journals, opening, storing.
+    rounds_s = sum({row["round"]: row["round_s"] for row in rows}.values())
+    learning_s = sum(row["wall_s"][phase] for row in rows for phase in LEARNING)
     upload = sum(row["upload_bytes"] for row in rows)
     download = sum(row["download_bytes"] for row in rows)
     return {
@@ -74,6 +79,8 @@ def summarise(
         "initial_heldout_loss": losses(1, "heldout_loss_before"),
         "final_heldout_loss": losses(num_rounds, "heldout_loss_after"),
         "wall_s": round(state["wall_s"], 3),
+        "rounds_s": round(rounds_s, 3),
+        "protection_share": round(1 - learning_s / rounds_s, 5) if rounds_s else None,
         "phase_s": {phase: round(sum(row["wall_s"][phase] for row in rows), 3) for phase in PHASES},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "clipped_values": sum(row["clipped_values"] for row in rows),

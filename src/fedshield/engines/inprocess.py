@@ -259,11 +259,13 @@ def _rounds(
         for number in range(completed + 1, plan.rounds + 1):
             current["round"] = number
             seen.clear()
+            round_started = time.perf_counter()
             outcome = coordinator.round(number)
+            round_s = time.perf_counter() - round_started
             for site, why in outcome.lost.items():
                 watch.note(f"round {number}: {site} was lost at {why}; going on without it")
                 state.setdefault("lost_sites", {})[site] = f"round {number}, {why}"
-            rows = _rows(outcome, seen, sites.traffic, participants)
+            rows = _rows(outcome, seen, sites.traffic, participants, round_s)
             folder.append_metrics(rows)
             state["wall_s"] = elapsed()
             folder.write_state(state)
@@ -311,8 +313,10 @@ def _rows(
     seen: Mapping[str, SiteRound],
     traffic: Traffic,
     participants: Mapping[str, Participant],
+    round_s: float,
 ) -> list[dict[str, Any]]:
-    """metrics.jsonl's rows of a round. The coordinator's adding time is shared out evenly."""
+    """metrics.jsonl's rows of a round. The coordinator's adding time is shared out evenly;
+    `round_s` is the whole round's, all sites one after the other, the same in each row."""
     up, down = traffic.take()
     rows = []
     for name, record in sorted(seen.items()):
@@ -337,6 +341,7 @@ def _rows(
                 "download_bytes": down.get(name, 0),
                 "adapter_sha256": participants[name].state.sha256(),
                 "wall_s": {phase: wall_s[phase] for phase in PHASES},
+                "round_s": round(round_s, 6),
             }
         )
     return rows

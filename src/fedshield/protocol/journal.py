@@ -104,7 +104,7 @@ class Journal:
             raise ProtocolError(
                 "repeated", f"a sum over {', '.join(known)} was voted for from this model already"
             )
-        more = {"base": base, "contributors": sorted(contributors)}
+        more: dict[str, object] = {"base": base, "contributors": sorted(contributors)}
         self._once("vote", session, round_number, phase, digest, more)
 
     def answer(self, session: bytes, round_number: int, phase: str, digest: bytes) -> None:

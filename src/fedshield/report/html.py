@@ -57,7 +57,12 @@ def view(run: Run) -> Row:
     return {
         "name": words(run.summary.get("name")),
         "run": run,
-        "protection": protection.describe(scheme, len(run.sites)),
+        "protection": protection.describe(
+            scheme,
+            len(run.sites),
+            quorums=str(run.summary.get("quorums_in_words") or ""),
+            open_to=str(run.summary.get("open_to") or "peers"),
+        ),
         "scheme": words(run.summary.get("scheme")),
         "scheme_parameters": words(run.summary.get("scheme_parameters")),
         "security": _security(scheme, run.summary.get("security_bits")),
@@ -256,6 +261,7 @@ def _facts(run: Run) -> Mapping[str, list[tuple[str, str, bool]]]:
             ("Started", words(summary.get("started")), False),
             ("Finished", words(summary.get("finished")), False),
             ("Resumed", _resumed(resumed), False),
+            ("Lost sites", _lost(mapping(summary.get("lost_sites"))), False),
         ],
         "hashes": [
             ("Plan, sha256", words(summary.get("plan_sha256")), True),
@@ -267,6 +273,10 @@ def _facts(run: Run) -> Mapping[str, list[tuple[str, str, bool]]]:
             for name, version in sorted(mapping(summary.get("versions")).items())
         ],
     }
+
+
+def _lost(sites: Mapping[str, Any]) -> str:
+    return "; ".join(f"{site}: {why}" for site, why in sorted(sites.items())) or "none"
 
 
 def _resumed(times: float | None) -> str:

@@ -149,7 +149,8 @@ _RLWE = Protection(
         "the roster declares collude with the coordinator, then together they learn no more "
         "about an honest site in a round than the sum over the honest sites of that set. "
         "This rests on the hardness of RLWE, on fresh randomness at every site, and on correct "
-        "software; it is a design argument, not something that this run measured."
+        "software; it is a design argument, not something that this run measured. A sum that "
+        "opened was checked against keyed tags, so it is the exact sum of what the sites encoded."
     ),
     limits=(
         "Without the comparison of fingerprints, or with more colluding sites than declared, the "
@@ -190,9 +191,15 @@ _RLWE = Protection(
 _SCHEMES = {"plain": _PLAIN, "ckks": _CKKS, "rlwe": _RLWE}
 
 
-def describe(scheme: str, num_sites: int) -> Protection:
-    """The words for `scheme`, with what a group of one or two sites does to any scheme."""
+def describe(
+    scheme: str, num_sites: int, *, quorums: str = "", open_to: str = "peers"
+) -> Protection:
+    """The words for `scheme`, with what a group of one or two sites does to any scheme.
+
+    `quorums`: the run's quorums in words (rlwe); `open_to`: who received the shares of the sum."""
     known = _SCHEMES.get(scheme)
+    if known is not None and scheme == "rlwe":
+        known = _with_quorums(known, quorums, open_to)
     if known is None:
         base = Protection(
             title="Unknown scheme: treat as unprotected",
@@ -222,3 +229,20 @@ def describe(scheme: str, num_sites: int) -> Protection:
         sentence=f"{base.sentence} {small}",
         limits=(small, *base.limits),
     )
+
+
+def _with_quorums(base: Protection, quorums: str, open_to: str) -> Protection:
+    """The threshold scheme with the numbers of this run."""
+    paragraph = f"{base.paragraph} Quorums of this run: {quorums}" if quorums else base.paragraph
+    demo = (
+        "All parties of this run were simulated on one machine, with a demonstration roster made "
+        "for it: nobody compared fingerprints, and whoever controls that machine sees everything."
+    )
+    limits = (demo, *base.limits)
+    if open_to == "server":
+        limits = (
+            "The plan opens to the server: the coordinator receives the shares of each sum, and "
+            "can open it.",
+            *limits,
+        )
+    return replace(base, paragraph=paragraph, limits=limits)

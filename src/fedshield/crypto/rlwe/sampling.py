@@ -1,94 +1,157 @@
-"""Streams of AES-256-CTR and what is drawn from them: uniform residues, binomial errors.
+"""Streams of AES-256 in counter mode and what is drawn from them: residues, binomial errors.
 
 A stream is named by a 32-byte seed, a label and an index; its key is SHA-256 over the three.
 Where the seed is public (the matrix) anyone can expand it; where it is secret, everything drawn
-is. Words are 64-bit little-endian.
+is. Numbers are little-endian, and lie in planes: all low 32-bit halves first, then the rest, so
+that wide words of any length are put together without shifting bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from fedshield.crypto.rlwe.params import ETA, RING_DEGREE
-from fedshield.crypto.rlwe.ring import LANES, Int64
+from fedshield.crypto.rlwe.layout import LANES
+from fedshield.crypto.rlwe.params import RING_DEGREE
+from fedshield.crypto.rlwe.ring import Int64, arithmetic
 
 UInt64 = NDArray[np.uint64]
-#: Streams serve this many blocks each: fewer, longer ones are twice as fast to expand.
-BLOCKS_PER_STREAM = LANES
-_ZEROS = bytes(8 * BLOCKS_PER_STREAM * RING_DEGREE + 4096)
-#: Spare words, for those that are rejected (each with probability below 2^-20).
-_SPARE = 64
+UInt32 = NDArray[np.uint32]
+UInt16 = NDArray[np.uint16]
+UInt8 = NDArray[np.uint8]
+GROUP = LANES * RING_DEGREE
+_ZEROS = bytes(12 * GROUP)
 
 
 class Stream:
-    """AES-256 in counter mode over zeros, from counter 0."""
+    """AES-256-CTR over zeros; the first counter block is the 128-bit big-endian number 2.
+
+    That is what GCM's cipher part computes under a nonce of twelve zero bytes, and where OpenSSL
+    has wide AES instructions it uses them for GCM alone: nearly twice as fast. The GCM tag is
+    not used. A key serves one stream, so the constant nonce is no risk.
+    """
 
     def __init__(self, seed: bytes, label: str, index: int) -> None:
         raw = label.encode()
         key = hashlib.sha256(
-            b"fedshield stream 1" + struct.pack(">I", len(raw)) + raw + seed
+            b"fedshield stream 2" + struct.pack(">I", len(raw)) + raw + seed
             + struct.pack(">Q", index)
         ).digest()  # fmt: skip
-        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+        self._cipher = Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()
+
+    def fill(self, out: UInt8) -> None:
+        """The next out.size bytes, into `out`."""
+        for start in range(0, out.size, len(_ZEROS)):
+            part = out[start : start + len(_ZEROS)]
+            self._cipher.update_into(memoryview(_ZEROS)[: part.size], memoryview(part))
 
     def words(self, count: int) -> UInt64:
-        """The next `count` words."""
-        size = 8 * count
-        zeros = memoryview(_ZEROS)[:size] if size <= len(_ZEROS) else bytes(size)
-        return np.frombuffer(self._cipher.update(zeros), dtype="<u8")
+        """The next `count` 64-bit words."""
+        out = np.empty(8 * count, dtype=np.uint8)
+        self.fill(out)
+        return out.view("<u8")
 
 
-def uniform(
-    seed: bytes, label: str, index: int, num_blocks: int, q: int, fast: bool = True
-) -> Int64:
-    """Residues mod q of `num_blocks` (at most 8) blocks, uniform, (num_blocks, N): the stream's
-    words cut to q's length, those >= q passed over."""
-    stream = Stream(seed, label, index)
+def accepted(stream: Stream, count: int, q: int) -> Int64:
+    """The next `count` residues: 64-bit words cut to q's length, those >= q passed over."""
     mask = np.uint64((1 << q.bit_length()) - 1)
-    count = num_blocks * RING_DEGREE
-    words = stream.words(count + _SPARE)
-    out = np.empty((num_blocks, RING_DEGREE), dtype=np.int64)
-    if fast:
-        from fedshield.crypto.rlwe import kernels
-
-        if kernels.masked(words[:count], mask, out.reshape(-1)) < q:
-            return out
-    found = (words & mask).astype(np.int64)
-    found = found[found < q]
+    found = np.empty(0, dtype=np.int64)
     while found.size < count:
-        more = (stream.words(_SPARE) & mask).astype(np.int64)
+        more = (stream.words(count - found.size) & mask).astype(np.int64)
         found = np.concatenate([found, more[more < q]])
-    out[:] = found[:count].reshape(out.shape)
-    return out
+    return found
 
 
-def binomial(seed: bytes, label: str, index: int, num_blocks: int, fast: bool = True) -> Int64:
-    """Centred binomial integers with eta = 42 (variance 21, magnitude at most 42) for
-    `num_blocks` blocks, (num_blocks, N): bits set in 42 bits less bits set in 42 others.
+@dataclass(frozen=True)
+class Residues:
+    """A group of residues mod q as drawn: bits 0-31, 32-47 and, where q is longer, 48-55 of
+    each, still to be cut to q's length."""
 
-    Three words a, b, c make two integers, N/2 pairs a block; the stream gives, block by block,
-    all a, then all b, then all c. The first N/2 integers come from the low 42 bits of a and of
-    b; the others from the first 42 of (high 22 of a, high 22 of b), and the low 42 of c.
-    """
-    words = Stream(seed, label, index).words(num_blocks * 3 * RING_DEGREE // 2)
-    blocks = words.reshape(num_blocks, 3 * RING_DEGREE // 2)
-    out = np.empty((num_blocks, RING_DEGREE), dtype=np.int64)
-    if fast:
-        from fedshield.crypto.rlwe import kernels
+    low: UInt32
+    middle: UInt16
+    high: UInt8
+    mask: int
 
-        for one, target in zip(blocks, out, strict=True):
-            kernels.binomial(one, target)
-        return out
-    mask, low = np.uint64((1 << ETA) - 1), np.uint64(ETA)
-    a, b, c = np.split(blocks, 3, axis=1)
-    rest = (a >> low) | ((b >> low) << np.uint64(22))
-    for place, plus, minus in ((0, a, b), (1, rest, c)):
-        counts = np.bitwise_count(plus & mask).astype(np.int64)
-        half = slice(place * RING_DEGREE // 2, (place + 1) * RING_DEGREE // 2)
-        out[:, half] = counts - np.bitwise_count(minus & mask)
+    def joined(self) -> Int64:
+        """int64, (32768,), in [0, 2^length of q)."""
+        found = self.low.astype(np.int64) | (self.middle.astype(np.int64) << 32)
+        if self.high.size:
+            found |= self.high.astype(np.int64) << 48
+        return found & self.mask
+
+
+class Matrix:
+    """The public a_j, transformed: group g (0, 1, ...) holds blocks 8g to 8g + 7, residue p the
+    one at place p // 8 of block 8g + p % 8. Groups are drawn in order, into one buffer."""
+
+    def __init__(self, context: bytes, q: int) -> None:
+        self._context = context
+        self._q = q
+        self._stream = Stream(context, "matrix", 0)
+        self._buffer = np.empty((6 if q < 1 << 48 else 7) * GROUP, dtype=np.uint8)
+        self._group = -1
+        self._found = Residues(
+            self._buffer[: 4 * GROUP].view("<u4"),
+            self._buffer[4 * GROUP : 6 * GROUP].view("<u2"),
+            self._buffer[6 * GROUP :],
+            (1 << q.bit_length()) - 1,
+        )
+
+    def next_group(self) -> Residues:
+        """Valid until the next call. Some residues may be >= q (each with probability below
+        2^-20): whoever finds one calls `repair`."""
+        self._group += 1
+        self._stream.fill(self._buffer)
+        return self._found
+
+    def repair(self) -> None:
+        """Replaces residues >= q of the last group, in order of place, by residues from a stream
+        of their own: label "matrix-again", index the group."""
+        places = np.flatnonzero(self._found.joined() >= self._q)
+        again = accepted(Stream(self._context, "matrix-again", self._group), places.size, self._q)
+        self._found.low[places] = again & 0xFFFFFFFF
+        self._found.middle[places] = (again >> 32) & 0xFFFF
+        if self._found.high.size:
+            self._found.high[places] = again >> 48
+
+
+@dataclass(frozen=True)
+class Coins:
+    """84 fair bits for each of m integers: 64 in `words` (m,), 16 in `halves` (m,), and 4 in
+    `nibbles` (m/2,): the low half of byte p is that of integer p, the high half that of p + m/2.
+    The integer is the number of ones less 42: centred binomial, variance 21."""
+
+    words: UInt64
+    halves: UInt16
+    nibbles: UInt8
+
+
+class Noise:
+    """Coins for one group (or `count` integers) after another, into one buffer."""
+
+    def __init__(self, seed: bytes, label: str, count: int = GROUP) -> None:
+        self._stream = Stream(seed, label, 0)
+        self._buffer = np.empty(count * 21 // 2, dtype=np.uint8)
+        self._coins = Coins(
+            self._buffer[: 8 * count].view("<u8"),
+            self._buffer[8 * count : 10 * count].view("<u2"),
+            self._buffer[10 * count :],
+        )
+
+    def next_group(self) -> Coins:
+        """Valid until the next call."""
+        self._stream.fill(self._buffer)
+        return self._coins
+
+
+def binomial(seed: bytes, label: str, count: int, fast: bool = True) -> Int64:
+    """Centred binomial integers with eta = 42 (variance 21, magnitude at most 42): (count,)."""
+    coins = Noise(seed, label, count).next_group()
+    out = np.empty(count, dtype=np.int64)
+    arithmetic(fast).binomial(coins.words, coins.halves, coins.nibbles, out)
     return out

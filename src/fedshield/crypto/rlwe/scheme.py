@@ -1,200 +1,391 @@
-"""Encrypt, add, open: integer vectors in, their exact sum out.
+"""Encrypt, open: integer vectors in, their exact sum out. The sites' half; it holds keys.
 
 For block j: a_j is public, expanded from the round's context; c_j = a_j s + e_j + delta m_j.
-Words c >> d travel, bit-packed; the server adds words as integers; who has S = sum of the s_i
-takes a_j S away, restores the middle of what was dropped, and rounds to the nearest message.
-With the parameters' rule the result is the exact sum, except with probability 2^-64.
+Words c >> d travel, packed; the server adds words as integers (adder.py); who has S = sum of the
+s_i takes a_j S away, restores the middle of what was dropped, and rounds to the nearest message.
+With the parameters' rule the result is the exact sum, except with probability 2^-64; a sum that
+is not is refused by its residue or its tag.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from fedshield.crypto.rlwe import sampling
+from fedshield.crypto.rlwe.layout import LANES, RlweLayout
 from fedshield.crypto.rlwe.params import ERROR_VARIANCE, ETA, RING_DEGREE, RlweParameters
-from fedshield.crypto.rlwe.ring import LANES, Int64, ring
+from fedshield.crypto.rlwe.ring import Int64, arithmetic, ring
+from fedshield.crypto.rlwe.tag import Tagger, digits, joined
 from fedshield.errors import CryptoError
 
-MATRIX, SECRET, ERROR = "matrix", "secret", "error"
+Values = NDArray[np.int16] | NDArray[np.int32] | NDArray[np.int64]
+
+SECRET, ERROR = "secret", "error"
+GROUP = LANES * RING_DEGREE
+
+
+# -- keys ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class OneTimeKey:
-    """A site's key for one vector, drawn from `seed` (32 secret bytes). Used once."""
+    """A site's key for one vector in one context, drawn from `seed` (32 secret bytes)."""
 
     seed: bytes = field(repr=False)
 
     def secret(self, fast: bool = True) -> Int64:
-        """s: (N,), magnitude at most 42. What is shared out, and summed."""
-        secret: Int64 = sampling.binomial(self.seed, SECRET, 0, 1, fast)[0]
-        return secret
+        """s: (4096,) int64, magnitude at most 42. What is shared out, and summed."""
+        return sampling.binomial(self.seed, SECRET, RING_DEGREE, fast)
 
 
-def num_blocks(num_values: int, parameters: RlweParameters) -> int:
-    return -(-num_values // parameters.values_per_block)
+def one_time_key(
+    values: Values,
+    reserved: Sequence[int],
+    context: bytes,
+    layout_sha256: bytes,
+    site_secret: bytes,
+) -> OneTimeKey:
+    """A fresh key for exactly this vector.
+
+    `site_secret`: at least 32 bytes that only this site has. Message, context and layout go into
+    the seed, so that even a cloned machine, whose random bytes repeat, never uses a key twice.
+    """
+    random = os.urandom(32)
+    return OneTimeKey(
+        derive_seed(random, values, reserved, context, layout_sha256, site_secret)
+    )
+
+
+def derive_seed(
+    random: bytes,
+    values: Values,
+    reserved: Sequence[int],
+    context: bytes,
+    layout_sha256: bytes,
+    site_secret: bytes,
+) -> bytes:
+    """The seed from given randomness; for `one_time_key` and for known answers. HKDF-SHA256 of
+    random | site_secret, without salt, over length-prefixed parts."""
+    if len(random) != 32 or len(site_secret) < 32:
+        raise CryptoError(
+            f"one-time key: expected 32 random bytes and a site secret of 32 or more, got "
+            f"{len(random)} and {len(site_secret)}"
+        )
+    info = b""
+    for part in (b"fedshield rlwe seed 1", context, message_digest(values, reserved), layout_sha256):
+        info += struct.pack(">I", len(part)) + part
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(random + site_secret)
+
+
+def message_digest(values: Values, reserved: Sequence[int]) -> bytes:
+    """SHA-256 over bytes a value, their count, the values (little-endian), the number of reserved
+    integers and these (big-endian, 16 bytes each)."""
+    size = values.dtype.itemsize
+    found = hashlib.sha256(b"fedshield rlwe message 1" + struct.pack(">BQ", size, values.size))
+    found.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data)
+    found.update(struct.pack(">I", len(reserved)))
+    for one in reserved:
+        found.update(int(one).to_bytes(16, "big", signed=True))
+    return found.digest()
+
+
+# -- encrypt -------------------------------------------------------------------------------
 
 
 def encrypt(
-    values: Int64,
+    values: Values,
+    reserved: Sequence[int],
     key: OneTimeKey,
     context: bytes,
-    parameters: RlweParameters,
+    layout: RlweLayout,
+    tag_seed: bytes,
     *,
     fast: bool = True,
 ) -> Iterator[bytes]:
-    """One upload block (`parameters.bytes_per_block` bytes) per N * D values.
+    """The chunks of an upload, layout.chunk_bytes(index) bytes each.
 
-    `values`: int64, magnitude at most the site's share of `parameters.max_digit`; more raises
-    `CryptoError`. `context`: 32 bytes that name run, round and phase; the same key must never
-    see two contexts or two vectors.
+    `values`: (layout.num_values,) int16, int32 or int64, magnitude at most the site's share of
+    `max_digit`. `reserved`: non-negative integers within layout.reserved_bits. `context`: 32
+    bytes that name run, round and phase; the same key must never see two contexts or two
+    vectors. `tag_seed`: 32 bytes that the sites share and the server does not have. Raises
+    `CryptoError`, before the first chunk, for anything that does not fit.
     """
-    p, here = parameters, ring(parameters.q, fast)
-    if values.size and int(np.abs(values).max()) > p.max_digit:
+    p = layout.parameters
+    _check_message(values, reserved, layout)
+    tagger = Tagger(tag_seed, layout, fast)
+    return _chunks(values, _slots(reserved, layout), key, context, layout, tagger, p, fast)
+
+
+def _check_message(values: Values, reserved: Sequence[int], layout: RlweLayout) -> None:
+    p = layout.parameters
+    if values.dtype not in (np.int16, np.int32, np.int64) or values.shape != (layout.num_values,):
+        raise CryptoError(
+            f"rlwe: expected {layout.num_values} int16, int32 or int64 values, got "
+            f"{values.dtype} {values.shape}"
+        )
+    # Two passes without a copy; abs would overflow at the lowest integer.
+    if values.size and not -p.max_digit <= int(values.min()) <= int(values.max()) <= p.max_digit:
         raise CryptoError(f"rlwe: expected digits up to {p.max_digit}, got larger ones")
-    transformed = here.forward(key.secret(fast) % p.q)
-    blocks = num_blocks(values.size, p)
-    a = np.empty((LANES, RING_DEGREE), dtype=np.int64)
-    errors = np.empty((LANES, RING_DEGREE), dtype=np.int64)
-    for start in range(0, blocks, LANES):
-        count = min(LANES, blocks - start)
-        group = start // LANES
-        a[:count] = sampling.uniform(context, MATRIX, group, count, p.q, fast)
-        errors[:count] = sampling.binomial(key.seed, ERROR, group, count, fast)
-        a[count:], errors[count:] = 0, 0
-        product = here.multiply_back(a, transformed)
-        low = start * p.values_per_block
-        part = values[low : low + count * p.values_per_block]
-        messages = here.pack_digits(part, p.radix, p.digits, LANES * RING_DEGREE)
-        words = _combine(product, errors, messages.reshape(LANES, RING_DEGREE), p, fast)
-        for lane in range(count):
-            yield here.pack_words(words[lane], p.word_bits)
+    if len(reserved) != len(layout.reserved_bits) or any(
+        one < 0 or one >> bits for one, bits in zip(reserved, layout.reserved_bits, strict=False)
+    ):
+        raise CryptoError(
+            f"rlwe: expected reserved integers of {layout.reserved_bits} bits, got another "
+            "number of them, or one that does not fit"
+        )
 
 
-def _combine(
-    product: Int64, errors: Int64, messages: Int64, p: RlweParameters, fast: bool
-) -> Int64:
-    words = np.empty((LANES, RING_DEGREE), dtype=np.int64)
-    if fast:
-        from fedshield.crypto.rlwe import kernels
-
-        kernels.combine(product, errors, messages, p.delta, p.q, p.dropped, words)
-        return words
-    words[:] = (product.reshape(RING_DEGREE, LANES).T + errors + p.delta * messages) % p.q
-    return words >> p.dropped
+def _slots(reserved: Sequence[int], layout: RlweLayout) -> Int64:
+    """The coefficients of the reserved integers."""
+    parts: list[int] = []
+    for one, count in zip(reserved, layout.reserved_digits, strict=True):
+        parts += digits(int(one), count, layout.slot_bits)
+    return np.array(parts, dtype=np.int64)
 
 
-class Accumulator:
-    """The server's running sum of one block: integers, one addition for each site's block."""
+def _chunks(
+    values: Values,
+    slots: Int64,
+    key: OneTimeKey,
+    context: bytes,
+    layout: RlweLayout,
+    tagger: Tagger,
+    p: RlweParameters,
+    fast: bool,
+) -> Iterator[bytes]:
+    kernels = arithmetic(fast)
+    products = _Products(key.secret(fast), context, p.q, fast)
+    noise = sampling.Noise(key.seed, ERROR)
+    messages = np.empty(GROUP, dtype=np.int64)
+    tags: Int64 | None = None
+    for index in range(layout.num_chunks):
+        blocks = layout.chunk_blocks(index)
+        first = index * layout.blocks_per_chunk
+        out = np.empty(layout.chunk_bytes(index) // 8, dtype="<u8")
+        for start in range(0, blocks, LANES):
+            count = min(LANES, blocks - start)
+            low = (first + start) * RING_DEGREE
+            part = messages[: count * RING_DEGREE]
+            kernels.pack_digits(
+                values[low * p.digits : (low + part.size) * p.digits], p.radix, p.digits, part
+            )
+            _write(part, low, slots, layout.value_coefficients)
+            tagger.add(part)
+            if low + part.size > layout.tag_start:
+                # All that the tags cover has passed: the rest is tags and padding.
+                if tags is None:
+                    tags = np.array(
+                        [
+                            digit
+                            for tag in tagger.tags()
+                            for digit in digits(tag, layout.tag_digits, layout.slot_bits)
+                        ],
+                        dtype=np.int64,
+                    )
+                _write(part, low, tags, layout.tag_start)
+            product = products.next_group(count)
+            coins = noise.next_group()
+            size = RING_DEGREE * p.word_bits // 64
+            kernels.encrypt_blocks(
+                product, coins.words, coins.halves, coins.nibbles, part, p.delta, p.q, p.dropped,
+                p.word_bits, out[start * size : (start + count) * size],
+            )  # fmt: skip
+        yield out.tobytes()
 
-    def __init__(self, parameters: RlweParameters, fast: bool = True) -> None:
-        self._parameters = parameters
-        self._ring = ring(parameters.q, fast)
-        self.words: Int64 = np.zeros(RING_DEGREE, dtype=np.int64)
-        self.num_added = 0
 
-    def add(self, block: bytes) -> None:
-        """Raises `CryptoError` for a block of a wrong length or one site too many."""
-        p = self._parameters
-        if len(block) != p.bytes_per_block:
-            raise CryptoError(f"rlwe block: expected {p.bytes_per_block} bytes, got {len(block)}")
-        if self.num_added >= p.num_sites:
-            raise CryptoError(f"rlwe sum: expected at most {p.num_sites} blocks, got another")
-        self._ring.add_words(block, p.word_bits, self.words)
-        self.num_added += 1
+def _write(part: Int64, low: int, coefficients: Int64, start: int) -> None:
+    """Into `part`, which begins at coefficient `low`, what it holds of `coefficients`, which
+    begin at `start`."""
+    begin, end = max(start, low), min(start + coefficients.size, low + part.size)
+    if begin < end:
+        part[begin - low : end - low] = coefficients[begin - start : end - start]
 
-    def result(self) -> bytes:
-        return self._ring.pack_words(self.words, self._parameters.sum_word_bits)
+
+class _Products:
+    """a_j s for one group of blocks after another."""
+
+    def __init__(self, secret: Int64, context: bytes, q: int, fast: bool) -> None:
+        here = ring(q)
+        self._kernels: Any = arithmetic(fast)
+        self._q = q
+        transformed = secret % q
+        self._kernels.forward_transform(transformed, here)
+        # The inverse transform's factor 1/N, once for all blocks.
+        scaled = np.array([w * here.n_inverse % q for w in transformed.tolist()], dtype=np.int64)
+        self._prepared = self._kernels.prepare(scaled, here)
+        self._matrix = sampling.Matrix(context, q)
+        self._out = np.empty(GROUP, dtype=np.float64)
+
+    def next_group(self, count: int) -> NDArray[np.float64]:
+        """(count * 4096,), congruent mod q to the products of `count` blocks, interleaved."""
+        a = self._matrix.next_group()
+        multiply = self._kernels.multiply_back
+        if multiply(a.low, a.middle, a.high, a.mask, self._prepared, self._out) >= self._q:
+            self._matrix.repair()
+            multiply(a.low, a.middle, a.high, a.mask, self._prepared, self._out)
+        if count == LANES:
+            return self._out
+        return np.ascontiguousarray(self._out.reshape(RING_DEGREE, LANES)[:, :count]).reshape(-1)
+
+
+# -- open ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Opened:
-    """`values`: int64, the exact sum. `mean_squares`: of what is left over, by block; near
-    K(21 + (4^d - 1)/12) when key, block and bits are right, delta^2/12 when not."""
+    """`values`: int64, (n,), the exact sum; `reserved`: the sums of the reserved integers.
+    `mean_squares`: of what is left over, by block; near |U|(21 + (4^d - 1)/12) when key, block
+    and bits are right, delta^2/12 when not."""
 
-    values: NDArray[np.int64] = field(repr=False)
-    mean_squares: tuple[float, ...]
+    values: Int64 = field(repr=False)
+    reserved: tuple[int, ...]
+    mean_squares: tuple[float, ...] = field(repr=False)
 
 
-def residual_limit(num_sites: int, parameters: RlweParameters) -> float:
+def residual_limit(num_contributors: int, parameters: RlweParameters) -> float:
     """A block's mean square of what is left over must stay below this. It tells a wrong key or
-    block from the right one; a change by a multiple of delta leaves no trace here and is for the
-    protocol's keyed tag to find."""
+    block from the right one; a change by a multiple of delta leaves no trace here: that is for
+    the tag to find."""
     rounding = ((1 << 2 * parameters.dropped) - 1) / 12
-    return 2 * num_sites * (ERROR_VARIANCE + rounding)
+    return 2 * num_contributors * (ERROR_VARIANCE + rounding)
 
 
 def open_sum(
-    blocks: Sequence[bytes] | Iterable[bytes],
+    chunks: Iterable[bytes],
     key_sum: Int64,
-    num_values: int,
-    num_sites: int,
+    num_contributors: int,
     context: bytes,
-    parameters: RlweParameters,
+    layout: RlweLayout,
+    tag_seed: bytes,
     *,
     fast: bool = True,
 ) -> Opened:
-    """The sum of `num_sites` vectors from the server's blocks and the sum of the keys.
+    """The sum of the vectors of `num_contributors` sites (those of the opened set, at most
+    num_sites) from the server's chunks and the sum of exactly their keys.
 
-    Raises `CryptoError` if the key sum is out of range, a block has a wrong length, or what is
-    left over is too large in any block (wrong key, context, order or bits).
+    Raises `CryptoError`: code `key-sum` if that is out of range, `residual` if what is left over
+    is too large in any block (wrong key, context, set, order or bits), `tag` if the opened
+    vector does not fit its tags, `crypto` for chunks of wrong lengths or words too large.
+    Nothing is returned before all of it was checked.
     """
-    p, here = parameters, ring(parameters.q, fast)
-    if key_sum.shape != (RING_DEGREE,) or int(np.abs(key_sum).max()) > ETA * num_sites:
-        raise CryptoError(f"rlwe key sum: expected magnitudes up to {ETA * num_sites}")
-    transformed = here.forward(key_sum % p.q)
-    middle = num_sites * ((1 << p.dropped) - 1) // 2
-    size = RING_DEGREE * p.sum_word_bits // 8
-    blocks = list(blocks)
-    if len(blocks) != num_blocks(num_values, p):
+    p = layout.parameters
+    if not 1 <= num_contributors <= p.num_sites:
+        raise CryptoError(f"rlwe sum: expected 1 to {p.num_sites} sites, got {num_contributors}")
+    if (
+        key_sum.shape != (RING_DEGREE,)
+        or key_sum.dtype != np.int64
+        or not -ETA * num_contributors <= int(key_sum.min())
+        or not int(key_sum.max()) <= ETA * num_contributors
+    ):
         raise CryptoError(
-            f"rlwe sum: expected {num_blocks(num_values, p)} blocks, got {len(blocks)}"
+            f"rlwe key sum: expected {RING_DEGREE} magnitudes up to {ETA * num_contributors}",
+            "key-sum",
         )
-    coefficients = np.empty((len(blocks), RING_DEGREE), dtype=np.int64)
-    squares: list[float] = []
-    a = np.zeros((LANES, RING_DEGREE), dtype=np.int64)
-    for start in range(0, len(blocks), LANES):
-        part = blocks[start : start + LANES]
-        group = start // LANES
-        a[: len(part)] = sampling.uniform(context, MATRIX, group, len(part), p.q, fast)
-        product = here.multiply_back(a, transformed)
-        for lane, block in enumerate(part):
-            if len(block) != size:
-                raise CryptoError(f"rlwe sum: expected blocks of {size} bytes, got {len(block)}")
-            total = np.zeros(RING_DEGREE, dtype=np.int64)
-            here.add_words(block, p.sum_word_bits, total)
-            out = coefficients[start + lane]
-            squares.append(_open_block(total, product, lane, middle, p, out, fast) / RING_DEGREE)
-    limit = residual_limit(num_sites, p)
-    for index, found in enumerate(squares):
+    tagger = Tagger(tag_seed, layout, fast)
+    products = _Products(key_sum, context, p.q, fast)
+    values = np.empty(layout.num_values, dtype=np.int64)
+    extra = np.zeros(layout.num_coefficients - layout.value_coefficients, dtype=np.int64)
+    squares = np.zeros(layout.num_blocks)
+    for low, messages in _messages(chunks, products, num_contributors, layout, squares, fast):
+        part = values[low * p.digits : (low + messages.size) * p.digits]
+        arithmetic(fast).unpack_digits(messages, p.radix, p.digits, part)
+        _read(messages, low, extra, layout.value_coefficients)
+        _blank(messages, low, layout.tag_start, layout.tag_coefficients)
+        tagger.add(messages)
+    mean_squares = tuple((squares / RING_DEGREE).tolist())
+    limit = residual_limit(num_contributors, p)
+    for index, found in enumerate(mean_squares):
         if found >= limit:
             raise CryptoError(
                 f"rlwe sum: block {index} leaves {found:.3g} where at most {limit:.3g} is "
-                "expected (wrong key, context or bits)"
+                "expected (wrong key, context or bits)",
+                "residual",
             )
-    values = here.unpack_digits(coefficients.reshape(-1), p.radix, p.digits, num_values)
-    return Opened(values, tuple(squares))
+    return Opened(
+        values, _check_extra(extra.tolist(), tagger, num_contributors, layout), mean_squares
+    )
 
 
-def _open_block(
-    total: Int64,
-    product: Int64,
-    lane: int,
-    middle: int,
-    p: RlweParameters,
-    out: Int64,
+def _check_extra(
+    extra: list[int], tagger: Tagger, num_contributors: int, layout: RlweLayout
+) -> tuple[int, ...]:
+    """The sums of the reserved integers, after the tags were found to fit."""
+    s, q = layout.slot_bits, layout.parameters.q
+    at = sum(layout.reserved_digits)
+    for tag in tagger.tags():
+        if not _fits(tag, joined(extra[at : at + layout.tag_digits], s), q):
+            raise CryptoError("rlwe sum: the opened vector does not fit its tag", "tag")
+        at += layout.tag_digits
+    found, at = [], 0
+    for count, bits in zip(layout.reserved_digits, layout.reserved_bits, strict=True):
+        one = joined(extra[at : at + count], s)
+        if not 0 <= one <= num_contributors * ((1 << bits) - 1):
+            raise CryptoError("rlwe sum: a reserved integer is larger than the sites can make it")
+        found.append(one)
+        at += count
+    return tuple(found)
+
+
+def _fits(tag: int, opened: int, q: int) -> bool:
+    return opened % q == tag
+
+
+def _messages(
+    chunks: Iterable[bytes],
+    products: _Products,
+    num_contributors: int,
+    layout: RlweLayout,
+    squares: NDArray[np.float64],
     fast: bool,
-) -> float:
-    if fast:
-        from fedshield.crypto.rlwe import kernels
+) -> Iterator[tuple[int, Int64]]:
+    """Place and opened coefficients of one group after another; the latter valid until the
+    next. Fills in `squares`, by block."""
+    p = layout.parameters
+    middle = num_contributors * ((1 << p.dropped) - 1) // 2
+    most = num_contributors * ((1 << p.word_bits) - 1)
+    size = RING_DEGREE * p.sum_word_bits // 64
+    out = np.empty(GROUP, dtype=np.int64)
+    index = 0
+    for index, chunk in enumerate(chunks, 1):
+        expected = layout.sum_chunk_bytes(index - 1)
+        if len(chunk) != expected:
+            raise CryptoError(f"rlwe sum: expected a chunk of {expected} bytes, got {len(chunk)}")
+        packed = np.frombuffer(chunk, dtype="<u8")
+        first = (index - 1) * layout.blocks_per_chunk
+        blocks = layout.chunk_blocks(index - 1)
+        for start in range(0, blocks, LANES):
+            count = min(LANES, blocks - start)
+            part = out[: count * RING_DEGREE]
+            largest = arithmetic(fast).open_blocks(
+                packed[start * size : (start + count) * size], p.sum_word_bits,
+                products.next_group(count), middle, p.dropped, p.delta, p.q, part,
+                squares[first + start : first + start + count],
+            )  # fmt: skip
+            if largest > most:
+                raise CryptoError("rlwe sum: a word is larger than the sites can make it")
+            yield (first + start) * RING_DEGREE, part
+    if index != layout.num_chunks:
+        raise CryptoError(f"rlwe sum: expected {layout.num_chunks} chunks, got {index}")
 
-        return float(kernels.open_block(total, product, lane, middle, p.dropped, p.delta, p.q, out))
-    y = ((total << p.dropped) + middle) % p.q
-    v = (y - product.reshape(RING_DEGREE, LANES)[:, lane]) % p.q
-    v = np.where(v > p.q - 1 - p.q // 2, v - p.q, v)
-    out[:] = (v + p.delta // 2) // p.delta
-    left = (v - out * p.delta).astype(np.float64)
-    return float(np.dot(left, left))
+
+def _read(part: Int64, low: int, out: Int64, start: int) -> None:
+    """The inverse of `_write`: into `out`, whose place is `start`, what `part` holds of it."""
+    begin, end = max(start, low), min(start + out.size, low + part.size)
+    if begin < end:
+        out[begin - start : end - start] = part[begin - low : end - low]
+
+
+def _blank(part: Int64, low: int, start: int, count: int) -> None:
+    begin, end = max(start, low), min(start + count, low + part.size)
+    if begin < end:
+        part[begin - low : end - low] = 0

@@ -1,0 +1,161 @@
+"""The arithmetic in plain numpy, to be read beside kernels.py: same functions, same results.
+
+A *group* is eight blocks that are transformed together, interleaved: place p of a group's
+arrays is coefficient p // 8 of ring element p % 8. A *block* is 4096 consecutive coefficients of
+the vector; on the wire its words are 64 bit streams side by side, word c in stream c % 64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedshield.crypto.rlwe.params import ETA, RING_DEGREE
+from fedshield.crypto.rlwe.ring import Float64, Int64, Ring
+
+STREAMS = 64
+
+
+def multiply_mod(a: Int64, b: Int64 | int, q: int) -> Int64:
+    """a * b mod q, elementwise, exact for 0 <= a, b < q < 2^50, without floats: b in 13-bit
+    pieces."""
+    left = a.astype(np.uint64)
+    right = np.asarray(b, dtype=np.uint64)
+    modulus = np.uint64(q)
+    total = np.zeros(np.broadcast(left, right).shape, dtype=np.uint64)
+    for shift in (39, 26, 13, 0):
+        piece = (right >> np.uint64(shift)) & np.uint64(0x1FFF)
+        total = ((total << np.uint64(13)) + left * piece) % modulus
+    return total.astype(np.int64)
+
+
+def forward_transform(x: Int64, here: Ring) -> None:
+    """Forward negacyclic NTT in place, (N,) in [0, q), natural to bit-reversed order."""
+    q, roots = here.q, here.roots
+    width, groups = RING_DEGREE // 2, 1
+    while groups < RING_DEGREE:
+        pairs = x.reshape(groups, 2, width)
+        u = pairs[:, 0].copy()
+        v = multiply_mod(pairs[:, 1], roots[groups : 2 * groups, None], q)
+        pairs[:, 0] = (u + v) % q
+        pairs[:, 1] = (u - v) % q
+        width, groups = width // 2, groups * 2
+
+
+def prepare(w: Int64, here: Ring) -> Any:
+    """A transformed key, (N,) in [0, q), in the form that multiply_back takes."""
+    return w, here
+
+
+def multiply_back(
+    low: Any, middle: Any, high: Any, mask: int, prepared: Any, out: Float64
+) -> int:
+    """The inverse transform (without the factor 1/N) of a group of residues times the prepared
+    key; into `out`, (32768,), congruent mod q and less than q in magnitude. Returns the largest
+    residue: from q on, `out` is wrong."""
+    w, here = prepared
+    q = here.q
+    a = low.astype(np.int64) | (middle.astype(np.int64) << 32)
+    if high.size:
+        a |= high.astype(np.int64) << 48
+    a = (a & mask).reshape(RING_DEGREE, -1).T
+    x = multiply_mod(a, w[None, :], q)
+    width, half = 1, RING_DEGREE // 2
+    while half >= 1:
+        pairs = x.reshape(a.shape[0], half, 2, width)
+        u, v = pairs[:, :, 0].copy(), pairs[:, :, 1].copy()
+        roots = here.inverse_roots[half : 2 * half][None, :, None]
+        pairs[:, :, 0] = (u + v) % q
+        pairs[:, :, 1] = multiply_mod((u - v) % q, roots, q)
+        width, half = width * 2, half // 2
+    out[:] = x.T.reshape(-1)
+    return int(a.max())
+
+
+def binomial(words: Any, halves: Any, nibbles: Any, out: Int64) -> None:
+    """out[p] = ones among 84 bits, less 42; see sampling.Coins."""
+    out[:] = np.bitwise_count(words).astype(np.int64) + np.bitwise_count(halves) - ETA
+    out += np.bitwise_count(np.concatenate([nibbles & 15, nibbles >> 4]))
+
+
+def pack_digits(values: Any, radix: int, digits: int, out: Int64) -> None:
+    """out[c] = sum over k of values[c * digits + k] * radix^k; missing values are zero."""
+    padded = np.zeros(out.size * digits, dtype=np.int64)
+    padded[: values.size] = values
+    out[:] = 0
+    for k in reversed(range(digits)):
+        out *= radix
+        out += padded.reshape(-1, digits)[:, k]
+
+
+def unpack_digits(coefficients: Int64, radix: int, digits: int, out: Int64) -> None:
+    """The balanced digits of each coefficient: the inverse of pack_digits."""
+    half, rest = (radix - 1) // 2, coefficients.copy()
+    table = np.empty((coefficients.size, digits), dtype=np.int64)
+    for k in range(digits):
+        quotient = (rest + half) // radix
+        table[:, k] = rest - quotient * radix
+        rest = quotient
+    out[:] = table.reshape(-1)[: out.size]
+
+
+def inner_products(messages: Int64, v: Int64, q: int, out: Int64) -> None:
+    """out[block, r] = <messages of the block, v[r]> mod q; |messages| < q/2, v: (k, N)."""
+    for r in range(v.shape[0]):
+        products = multiply_mod(messages.reshape(-1, RING_DEGREE) % q, v[r], q)
+        out[:, r] = products.sum(axis=1) % q  # 4096 terms below 2^50 fit
+
+
+def encrypt_blocks(
+    product: Float64, words: Any, halves: Any, nibbles: Any, messages: Int64,
+    delta: int, q: int, dropped: int, bits: int, out: Any,
+) -> None:  # fmt: skip
+    """((product + error + delta * message) mod q) >> dropped, packed: `bits` * 64 64-bit words a
+    block, for the blocks that `messages` holds."""
+    count = messages.size
+    errors = np.empty(words.size, dtype=np.int64)
+    binomial(words, halves, nibbles, errors)
+    c = (product[:count].astype(np.int64) + errors[:count] + delta * messages) % q
+    pack_words(c >> dropped, bits, out)
+
+
+def pack_words(words: Int64, bits: int, out: Any) -> None:
+    """Blocks of 4096 words of `bits` bits. Word c goes to stream c % 64, lowest bits first, at
+    bit (c // 64) * bits; 64-bit word t of stream s lies at t * 64 + s."""
+    places = np.arange(bits, dtype=np.uint64)
+    for block, one in enumerate(words.astype(np.uint64).reshape(-1, STREAMS, STREAMS)):
+        stream = ((one.T[:, :, None] >> places) & np.uint64(1)).astype(np.uint8)
+        packed = np.packbits(stream.reshape(STREAMS, -1), axis=1, bitorder="little")
+        size = STREAMS * bits
+        out[block * size : (block + 1) * size] = packed.view("<u8").T.reshape(-1)
+
+
+def unpack_words(packed: Any, bits: int) -> Int64:
+    """The inverse of pack_words."""
+    places = np.int64(1) << np.arange(bits, dtype=np.int64)
+    columns = np.ascontiguousarray(packed.reshape(-1, bits, STREAMS).transpose(0, 2, 1))
+    stream = np.unpackbits(columns.view(np.uint8), bitorder="little")
+    words = stream.reshape(-1, STREAMS, STREAMS, bits).astype(np.int64) @ places
+    return np.ascontiguousarray(words.transpose(0, 2, 1)).reshape(-1)
+
+
+def add_words(packed: Any, bits: int, total: Int64) -> None:
+    """total += the packed words."""
+    total += unpack_words(packed, bits)
+
+
+def open_blocks(
+    packed: Any, bits: int, product: Float64, middle: int, dropped: int, delta: int, q: int,
+    out: Int64, squares: Float64,
+) -> int:  # fmt: skip
+    """From summed words to messages: v = word * 2^d + middle - product, centred mod q;
+    out = floor((v + delta//2) / delta). squares[block] = sum of (v - delta * out)^2. Returns the
+    largest word."""
+    words = unpack_words(packed, bits)
+    v = ((words << dropped) + middle - product[: words.size].astype(np.int64)) % q
+    v = np.where(v > q // 2, v - q, v)
+    out[:] = (v + delta // 2) // delta
+    left = (v - out * delta).astype(np.float64).reshape(-1, RING_DEGREE)
+    squares[:] = (left * left).sum(axis=1)
+    return int(words.max())
