@@ -1,0 +1,478 @@
+"""`fedshield keygen` and `fedshield roster`, through the command line, and the page that a
+consortium follows."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from fedshield import cli, runfolder
+from fedshield.enrolment import KeyFile, SignedRoster
+
+PAGE = Path(__file__).parents[1] / "docs" / "roster.md"
+PARTIES = ("coordinator", "bank", "clinic", "hospital")
+SITES = PARTIES[1:]
+
+
+class Done(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`run('roster', 'verify', ...)` in an empty folder; no output may show a private key."""
+    monkeypatch.chdir(tmp_path)
+
+    def start(*args: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["fedshield", *args])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        for path in tmp_path.rglob("*.key"):
+            found = re.search(r'"private_key": "([0-9a-f]{128})"', path.read_text())
+            if found:
+                secret = found[1]
+                assert secret[:32] not in out + err
+                assert secret[64:96] not in out + err
+        return Done(stopped.value.code, out, err)
+
+    return start
+
+
+def everything() -> dict[str, bytes | None]:
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in sorted(Path().rglob("*"))
+    }
+
+
+@pytest.fixture
+def enrolled(run: Run) -> Run:
+    """Keys of all parties and `roster.json` with three sites, not signed."""
+    for name in PARTIES:
+        assert run("keygen", name).code == 0
+    assert run(*INIT).code == 0
+    assert run("roster", "add", "roster.json", *(f"{name}.card.json" for name in SITES)).code == 0
+    return run
+
+
+INIT = ("roster", "init", "--coordinator", "coordinator.card.json", "--out", "roster.json")
+
+
+def sign(run: Run, name: str, *confirmed: str) -> Done:
+    args = [part for other in confirmed for part in ("--confirm", other)]
+    return run("roster", "sign", "roster.json", "--key", f"{name}.key", *args)
+
+
+def sign_all(run: Run) -> None:
+    for name in SITES:
+        assert sign(run, name, ",".join(other for other in SITES if other != name)).code == 0
+
+
+def refused(done: Done) -> str:
+    assert done.code == 2, done
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    assert line.startswith("fedshield: ")
+    assert line.isprintable()
+    return line
+
+
+# -- the page ------------------------------------------------------------------------------------
+
+
+def commands() -> list[tuple[str, int]]:
+    """The page's commands, and the exit status that it says each has."""
+    found = []
+    for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(), re.DOTALL):
+        for line in block.splitlines():
+            assert line.startswith("$ fedshield ")
+            command, _, remark = line.removeprefix("$ fedshield ").partition(" #")
+            status = re.search(r"exit status (\d)", remark)
+            found.append((command, int(status[1]) if status else 0))
+    return found
+
+
+def test_every_command_of_the_page_does_what_it_says(run: Run) -> None:
+    assert len(commands()) == 16
+    outputs = {}
+    for command, status in commands():
+        done = run(*shlex.split(command))
+        assert done.code == status, (command, done)
+        outputs[command] = done
+    by_phrase = {
+        command: done.out
+        for command, done in outputs.items()
+        if command.startswith("roster verify")
+    }
+    last = json.loads(by_phrase["roster verify roster.json --json"])
+    assert last["ready"]
+    assert last["unconfirmed_at_worst"] == 0
+    assert last["allowed"] == {"schemes": ["rlwe"], "min_bits": 8, "max_examples": 100000}
+    # The same command before and after signing: the later output is kept.
+    assert "0 more sites may collude" in by_phrase["roster verify roster.json --key bank.key"]
+    assert "DEMONSTRATION" in by_phrase["roster verify demo/roster.json"]
+
+
+def test_the_page_has_every_option_of_init(run: Run) -> None:
+    shown = set(re.findall(r"--[a-z0-9-]+", run("roster", "init", "--help").out))
+    shown -= {"--help", "--coordinator", "--out"}
+    assert shown == set(re.findall(r"^\| `(--[a-z0-9-]+)`", PAGE.read_text(), re.MULTILINE))
+
+
+# -- what is said --------------------------------------------------------------------------------
+
+
+def test_keygen_says_what_stays_and_what_goes(run: Run) -> None:
+    done = run("keygen", "hospital", "--out", "keys")
+    assert (done.code, done.err) == (0, "")
+    assert "keys/hospital.key  (private" in done.out
+    assert "keys/hospital.card.json  (public: send it to the coordinator)" in done.out
+
+
+def test_verify_says_everything(enrolled: Run) -> None:
+    sign_all(enrolled)
+    roster = SignedRoster.read(Path("roster.json"))
+    done = enrolled("roster", "verify", "roster.json", "--key", "clinic.key")
+    assert (done.code, done.err) == (0, "")
+    words = " ".join(done.out.split())
+    assert roster.fingerprint() in words
+    assert re.search(r"fingerprint +([0-9a-f]{4} ){7}[0-9a-f]{4}\n", done.out)
+    assert roster.rules().in_words() in words
+    assert "over a channel that the coordinator does not carry" in words
+    assert (
+        "up to 1 (c) colluding sites, unconfirmed keys among them, learn sums only; 2 (c+1)"
+        in words
+    )
+    for card in (roster.coordinator, *roster.sites):
+        assert card.public.hex() in words
+    assert "signed, confirms clinic, hospital" in words
+    assert "own card clinic, with your key" in words
+    assert "state ready: every site confirmed every other: of c=1, 1 site may collude" in words
+    assert "DEMONSTRATION" not in words
+
+
+def test_verify_as_json_says_the_same(enrolled: Run) -> None:
+    sign_all(enrolled)
+    sign(enrolled, "bank", "clinic")
+    done = enrolled("roster", "verify", "roster.json", "--json")
+    found = json.loads(done.out)
+    roster = SignedRoster.read(Path("roster.json"))
+    assert (done.code, found["ready"], found["missing"]) == (0, True, [])
+    assert found["fingerprint"] == roster.fingerprint()
+    assert found["content_sha256"] == roster.content_sha256().hex()
+    assert found["sites"]["bank"]["unconfirmed"] == ["hospital"]
+    assert found["sites"]["clinic"]["unconfirmed"] == []
+    assert found["unconfirmed_at_worst"] == 1
+    assert found["own_card"] is None
+    assert found["rules"]["in_words"] == roster.rules().in_words()
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_verify_ends_with_2_and_what_is_missing_as_long_as_no_run_may_use_it(
+    enrolled: Run, form: tuple[str, ...]
+) -> None:
+    sign(enrolled, "bank", "clinic", "hospital")
+    sign(enrolled, "clinic")
+    done = enrolled("roster", "verify", "roster.json", *form)
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert line.startswith("fedshield: roster.json: not ready: no countersignature of hospital")
+    assert "clinic did not confirm bank, hospital" in line
+    assert "NOT READY" in done.out
+    if form:
+        assert json.loads(done.out)["sites"]["hospital"]["signed"] is False
+    else:
+        assert "missing       no countersignature of hospital" in done.out
+        assert "not signed" in done.out
+
+
+def test_a_signature_without_confirmations_is_said_to_confirm_nobody(enrolled: Run) -> None:
+    done = sign(enrolled, "bank")
+    assert done.code == 0
+    assert "bank, which confirms nobody" in done.out
+    assert "clinic, hospital not confirmed" in done.err
+    assert "counts towards c=1" in done.err
+    assert "clinic, hospital not confirmed" not in sign(enrolled, "bank", "clinic,hospital").err
+
+
+def test_adding_after_a_signature_drops_all_and_says_so(enrolled: Run) -> None:
+    sign_all(enrolled)
+    assert enrolled("keygen", "school").code == 0
+    before = SignedRoster.read(Path("roster.json")).fingerprint()
+    done = enrolled("roster", "add", "roster.json", "school.card.json")
+    assert done.code == 0
+    assert "dropped the countersignatures of bank, clinic, hospital" in done.err
+    after = SignedRoster.read(Path("roster.json"))
+    assert after.countersignatures == {}
+    assert after.names() == (*SITES, "school")
+    assert after.fingerprint() != before
+
+
+def test_adding_before_any_signature_says_nothing_of_it(run: Run) -> None:
+    for name in PARTIES:
+        run("keygen", name)
+    run(*INIT)
+    done = run("roster", "add", "roster.json", "bank.card.json")
+    assert (done.code, "dropped" in done.err) == (0, False)
+    assert "not usable yet: expected a roster of at least 2 sites, got 1" in done.err
+    done = run("roster", "add", "roster.json", "clinic.card.json", "hospital.card.json")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_the_options_of_init_are_in_what_is_signed(enrolled: Run) -> None:
+    Path("roster.json").unlink()
+    numbers = ("--max-colluding", "0", "--threshold", "3", "--votes", "2", "--min-cohort", "3")
+    others = ("--server", "malicious", "--model-sha256", "ab" * 32, "--min-bits", "8")
+    schemes = ("--allow-scheme", "rlwe", "--allow-scheme", "ckks", "--max-examples", "5000")
+    assert enrolled(*INIT, *numbers, *others, *schemes).code == 0
+    enrolled("roster", "add", "roster.json", *(f"{name}.card.json" for name in SITES))
+    done = enrolled("roster", "verify", "roster.json", "--json")
+    found = json.loads(done.out)
+    assert found["rules"] | {"in_words": ""} == {
+        "num_sites": 3,
+        "max_colluding": 0,
+        "threshold": 3,
+        "votes": 2,
+        "min_cohort": 3,
+        "server": "malicious",
+        "in_words": "",
+    }
+    assert found["model_sha256"] == "ab" * 32
+    assert found["allowed"] == {"schemes": ["ckks", "rlwe"], "min_bits": 8, "max_examples": 5000}
+    assert "ckks: any ONE site" in enrolled("roster", "verify", "roster.json").out
+
+
+def test_signed_copies_are_merged(enrolled: Run) -> None:
+    for name in SITES:
+        others = ",".join(other for other in SITES if other != name)
+        args = ("--key", f"{name}.key", "--confirm", others, "--out", f"by-{name}.json")
+        assert enrolled("roster", "sign", "roster.json", *args).code == 0
+    assert SignedRoster.read(Path("roster.json")).countersignatures == {}
+    done = enrolled("roster", "merge", "roster.json", "by-bank.json", "by-clinic.json")
+    assert "not yet by    hospital" in done.out
+    done = enrolled("roster", "merge", "roster.json", "by-hospital.json")
+    assert "not yet by" not in done.out
+    SignedRoster.read(Path("roster.json")).check_ready(KeyFile.read(Path("bank.key")).key)
+
+
+def test_a_fingerprint_given_is_the_one_that_is_signed(enrolled: Run) -> None:
+    fingerprint = SignedRoster.read(Path("roster.json")).fingerprint()
+    args = ("roster", "sign", "roster.json", "--key", "bank.key", "--fingerprint")
+    before = everything()
+    line = refused(enrolled(*args, "0" * 32))
+    assert f"got {fingerprint}: this is another roster" in line
+    assert everything() == before
+    assert fingerprint in enrolled(*args, fingerprint.upper()).out
+
+
+# -- a coordinator that exchanges cards ----------------------------------------------------------
+
+
+def test_a_site_finds_that_its_card_was_exchanged(enrolled: Run) -> None:
+    true = SignedRoster.read(Path("roster.json")).fingerprint()
+    for name in SITES:
+        Path(f"{name}.key").rename(f"true-{name}.key")
+        Path(f"{name}.card.json").unlink()
+        enrolled("keygen", name)
+    Path("roster.json").unlink()
+    enrolled(*INIT)
+    enrolled("roster", "add", "roster.json", *(f"{name}.card.json" for name in SITES))
+    sign_all(enrolled)
+    done = enrolled("roster", "verify", "roster.json")
+    assert done.code == 0
+    assert "own card      not checked: give --key KEYFILE" in done.out
+    assert true not in done.out
+    before = everything()
+    line = refused(enrolled("roster", "verify", "roster.json", "--key", "true-bank.key"))
+    assert "got another key under the name bank: the card was exchanged on the way" in line
+    args = ("--key", "true-bank.key", "--confirm", "clinic")
+    assert "do not sign" in refused(enrolled("roster", "sign", "roster.json", *args))
+    assert everything() == before
+
+
+# -- mistakes ------------------------------------------------------------------------------------
+
+
+def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[], object]:
+    def damage() -> None:
+        path = Path("roster.json")
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+
+    return damage
+
+
+def nothing() -> None:
+    pass
+
+
+VERIFY = ("roster", "verify", "roster.json")
+SIGN = ("roster", "sign", "roster.json", "--key", "bank.key")
+OTHER = (*INIT[:-1], "other.json")
+MISTAKES: dict[str, tuple[Callable[[], object], tuple[str, ...], str]] = {
+    "bad name": (nothing, ("keygen", "Bank"), "NAME: expected a name"),
+    "key there": (nothing, ("keygen", "bank"), "bank.key: expected no file there yet"),
+    "no folder": (nothing, ("keygen", "x", "--out", "a/b"), "a/b: expected a folder for the key"),
+    "file for a folder": (
+        nothing,
+        ("keygen", "x", "--out", "bank.key"),
+        "bank.key: expected a fol",
+    ),
+    "no name": (nothing, ("keygen",), "Missing argument"),
+    "roster there": (nothing, INIT, "roster.json: expected no file there yet"),
+    "no place": (nothing, (*INIT[:-1], "a/b.json"), "a/b.json: expected a place to write to"),
+    "site for coordinator": (
+        nothing,
+        ("roster", "init", "--coordinator", "bank.card.json", "--out", "other.json"),
+        "--coordinator: expected a card named coordinator, got one of bank",
+    ),
+    "server": (
+        nothing,
+        (*OTHER, "--server", "evil"),
+        "--server: expected malicious or semi-honest",
+    ),
+    "scheme": (nothing, (*OTHER, "--allow-scheme", "rot13"), "--allow-scheme: expected some of"),
+    "model": (nothing, (*OTHER, "--model-sha256", "abc"), "--model-sha256: expected 64 digits"),
+    "colluding": (nothing, (*OTHER, "--max-colluding", "-1"), "--max-colluding: expected 0 to 62"),
+    "threshold": (nothing, (*OTHER, "--threshold", "0"), "--threshold: expected 1 to 64, got 0"),
+    "cohort": (nothing, (*OTHER, "--min-cohort", "1"), "--min-cohort: expected 2 to 64, got 1"),
+    "bits": (nothing, (*OTHER, "--min-bits", "17"), "--min-bits: expected 2 to 16, got 17"),
+    "examples": (nothing, (*OTHER, "--max-examples", "0"), "--max-examples: expected 1 to"),
+    "no number": (nothing, (*OTHER, "--votes", "x"), "Invalid value for '--votes'"),
+    "private key sent": (
+        nothing,
+        ("roster", "add", "roster.json", "bank.key"),
+        "bank.key: expected a card (NAME.card.json), got a private key file; never send it",
+    ),
+    "card again": (
+        nothing,
+        ("roster", "add", "roster.json", "bank.card.json"),
+        "second card of bank",
+    ),
+    "second card damaged": (
+        lambda: Path("x.card.json").write_text("{"),
+        ("roster", "add", "roster.json", "bank.card.json", "x.card.json"),
+        "x.card.json: expected a card (NAME.card.json), got damaged JSON",
+    ),
+    "coordinator as a site": (
+        nothing,
+        ("roster", "add", "roster.json", "coordinator.card.json"),
+        "second card of coordinator",
+    ),
+    "no roster": (nothing, ("roster", "verify", "none.json"), "none.json: expected a roster, but"),
+    "card for a roster": (nothing, ("roster", "verify", "bank.card.json"), "got a card"),
+    "cut roster": (
+        lambda: Path("roster.json").write_text(Path("roster.json").read_text()[:300]),
+        VERIFY,
+        "roster.json: expected a roster, got damaged JSON",
+    ),
+    "unsafe rules": (
+        edit(lambda value: value["rules"].update(threshold=1)),
+        VERIFY,
+        "--threshold: expected 2 to 3 for 3 sites with c=1",
+    ),
+    "unsafe rules, signing": (
+        edit(lambda value: value["rules"].update(min_cohort=2)),
+        SIGN,
+        "--min-cohort: expected 3 to 3",
+    ),
+    "wide key": (
+        lambda: Path("bank.key").chmod(0o644),
+        SIGN,
+        "bank.key: expected mode 0600 or narrower, got 0644; run: chmod 600 bank.key",
+    ),
+    "wide key, verifying": (
+        lambda: Path("bank.key").chmod(0o640),
+        (*VERIFY, "--key", "bank.key"),
+        "run: chmod 600 bank.key",
+    ),
+    "card for a key": (
+        nothing,
+        ("roster", "sign", "roster.json", "--key", "bank.card.json"),
+        "bank.card.json: expected a key file (NAME.key), got a card",
+    ),
+    "confirming oneself": (
+        nothing,
+        (*SIGN, "--confirm", "bank"),
+        "--confirm: expected other sites",
+    ),
+    "confirming nobody known": (nothing, (*SIGN, "--confirm", "zoo"), "got 'zoo'"),
+    "coordinator signs": (
+        nothing,
+        ("roster", "sign", "roster.json", "--key", "coordinator.key"),
+        "--key: expected a site's key, got the coordinator's",
+    ),
+    "signed copy there": (
+        nothing,
+        (*SIGN, "--out", "bank.card.json"),
+        "bank.card.json: expected no file there yet",
+    ),
+    "merging a card": (nothing, ("roster", "merge", "roster.json", "bank.card.json"), "got a card"),
+    "demo of one": (nothing, ("roster", "demo", "--sites", "a", "--out", "d"), "at least 2 sites"),
+    "demo of two": (
+        nothing,
+        ("roster", "demo", "--sites", "a,b", "--out", "d"),
+        "--max-colluding: expected 0 to 0 for 2 sites",
+    ),
+    "demo there": (
+        nothing,
+        ("roster", "demo", "--sites", "a,b,c", "--out", "bank.key"),
+        "bank.key: expected no folder there yet",
+    ),
+    "demo names": (nothing, ("roster", "demo", "--sites", "a,,b", "--out", "d"), "expected a name"),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_line_and_changes_nothing(enrolled: Run, what: str) -> None:
+    damage, args, says = MISTAKES[what]
+    damage()
+    before = everything()
+    assert says in refused(enrolled(*args))
+    assert everything() == before
+
+
+def test_a_copy_of_another_roster_is_not_merged(enrolled: Run) -> None:
+    path = Path("roster.json")
+    path.rename("first.json")
+    enrolled(*INIT, "--min-bits", "8")
+    enrolled("roster", "add", "roster.json", *(f"{name}.card.json" for name in SITES))
+    sign_all(enrolled)
+    before = everything()
+    line = refused(enrolled("roster", "merge", "first.json", "roster.json"))
+    assert "roster.json: expected a copy of this roster" in line
+    assert everything() == before
+
+
+def test_a_full_disk_leaves_the_roster_as_it_was(
+    enrolled: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runfolder.os, "fsync", full)
+    for args in (
+        (*SIGN, "--confirm", "clinic"),
+        (*SIGN, "--out", "x.json"),
+        ("keygen", "x"),
+        OTHER,
+    ):
+        assert "No space left on device" in refused(enrolled(*args))
+    assert everything() == before
