@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: run test lint types unit e2e clean
+.PHONY: fuzz run test lint types unit e2e clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedshield model fetch
@@ -30,6 +30,10 @@ unit: $(VENV)/.installed-dev
 e2e: $(VENV)/.installed-dev
 	$(BIN)/fedshield model fetch
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+# Every parser against mutated messages: 100,000 of them.
+fuzz: $(VENV)/.installed-dev
+	FEDSHIELD_FUZZ_CASES=100000 $(BIN)/python -m pytest -q tests/protocol/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

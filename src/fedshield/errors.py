@@ -36,7 +36,6 @@ ProtocolCode = Literal[
     "cohort",
     "vote",
     "share",
-    "busy",
 ]
 
 CryptoCode = Literal["crypto", "key-sum", "residual", "tag", "weight"]

@@ -35,7 +35,7 @@ class Rules:
     def in_words(self) -> str:
         """One paragraph for the people who sign it."""
         k, c = self.num_sites, self.max_colluding
-        lost_before = k - self.min_cohort
+        lost_before = k - max(self.min_cohort, self.threshold, self.votes)
         lost_after = k - max(self.threshold, self.votes)
         colluding = f"up to c={c} of them and the coordinator" if c else "the coordinator"
         beyond = "1 site" if c == 0 else f"{c + 1} sites"
