@@ -10,56 +10,38 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedshield.crypto import shamir
-from fedshield.crypto.rlwe import sampling
+from fedshield.crypto.rlwe import sampling, scheme
+from fedshield.crypto.rlwe.adder import RlweAdder
+from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE, choose
+from fedshield.crypto.rlwe.reference import forward_transform, pack_words
 from fedshield.crypto.rlwe.ring import ring
-from fedshield.crypto.rlwe.scheme import OneTimeKey, encrypt
+from fedshield.crypto.rlwe.tag import Tagger
 
 OUT = Path(__file__).parents[1] / "tests" / "vectors"
 SEED = bytes(range(32))
+CONTEXT = SEED[::-1]
+TAG_SEED = bytes(range(32, 64))
 
 
 def main() -> None:
-    uniform = []
-    for q in (PRIMES[42], PRIMES[50]):
-        found = sampling.uniform(SEED, "matrix", 3, 2, q, fast=False)[1]
-        uniform.append(
-            {"seed": SEED.hex(), "label": "matrix", "index": 3, "q": q,
-             "first": found[:4].tolist(), "last": found[-4:].tolist()}
-        )  # fmt: skip
-    errors = sampling.binomial(SEED, "error", 5, 2, fast=False)[1]
-    binomial = [
-        {"seed": SEED.hex(), "label": "error", "index": 5, "first": errors[:16].tolist(),
-         "sum": int(errors.sum())}
-    ]  # fmt: skip
-    transform = []
-    for q in PRIMES.values():
-        here = ring(q, fast=False)
-        x = np.zeros(RING_DEGREE, dtype=np.int64)
-        x[0], x[1], x[4095] = 1, 2, q - 3
-        transform.append(
-            {"q": q, "root": int(here.roots[2048]), "input": [[0, 1], [1, 2], [4095, q - 3]],
-             "first": here.forward(x)[:4].tolist()}
-        )  # fmt: skip
-    encrypted = []
-    for sites, bits, headroom in ((3, 16, False), (3, 8, False), (16, 12, False), (3, 4, True)):
-        p = choose(sites, bits, 10_000, headroom=headroom)
-        values = np.arange(10_000, dtype=np.int64) % 7 - 3
-        blocks = list(encrypt(values, OneTimeKey(SEED), SEED[::-1], p, fast=False))
-        encrypted.append(
-            {"sites": sites, "bits": bits, "headroom": headroom, "num_values": 10_000,
-             "parameters": [p.q, p.radix, p.digits, p.delta, p.dropped],
-             "seed": SEED.hex(), "context": SEED[::-1].hex(),
-             "first_bytes": blocks[0][:16].hex(),
-             "sha256": [hashlib.sha256(block).hexdigest() for block in blocks]}
-        )  # fmt: skip
     write(
         "rlwe.json",
-        {"uniform": uniform, "binomial": binomial, "transform": transform, "encrypt": encrypted},
+        {
+            "stream": stream(),
+            "matrix": matrix(),
+            "binomial": binomial(),
+            "transform": transform(),
+            "pack": pack(),
+            "tag": tag(),
+            "seed": seed(),
+            "encrypt": [encrypted(*case) for case in CASES],
+        },
     )
     shares = []
     values = np.arange(RING_DEGREE, dtype=np.int64) % 85 - 42
@@ -71,6 +53,128 @@ def main() -> None:
              "sha256": [hashlib.sha256(shamir.to_bytes(s)).hexdigest() for s in dealt]}
         )  # fmt: skip
     write("shamir.json", shares)
+
+
+def stream() -> list[dict[str, Any]]:
+    found = sampling.Stream(SEED, "label", 5).words(4)
+    return [{"seed": SEED.hex(), "label": "label", "index": 5, "first_words": found.tolist()}]
+
+
+def matrix() -> list[dict[str, Any]]:
+    """Residues of the second group: the first and last four, as numbers."""
+    cases = []
+    for q in (PRIMES[42], PRIMES[48], PRIMES[49], PRIMES[50]):
+        drawn = sampling.Matrix(CONTEXT, q)
+        drawn.next_group()
+        found = drawn.next_group().joined()
+        again = sampling.accepted(sampling.Stream(CONTEXT, "matrix-again", 1), 2, q)
+        cases.append(
+            {"context": CONTEXT.hex(), "q": q, "group": 1, "first": found[:4].tolist(),
+             "last": found[-4:].tolist(), "again": again.tolist()}
+        )  # fmt: skip
+    return cases
+
+
+def binomial() -> list[dict[str, Any]]:
+    cases = []
+    for label, count in (("secret", RING_DEGREE), ("error", sampling.GROUP)):
+        found = sampling.binomial(SEED, label, count, fast=False)
+        cases.append(
+            {"seed": SEED.hex(), "label": label, "count": count, "first": found[:16].tolist(),
+             "last": found[-16:].tolist(), "sum": int(found.sum())}
+        )  # fmt: skip
+    return cases
+
+
+def transform() -> list[dict[str, Any]]:
+    cases = []
+    for q in PRIMES.values():
+        x = np.zeros(RING_DEGREE, dtype=np.int64)
+        x[0], x[1], x[4095] = 1, 2, q - 3
+        forward_transform(x, ring(q))
+        cases.append(
+            {"q": q, "root": int(ring(q).roots[2048]), "input": [[0, 1], [1, 2], [4095, q - 3]],
+             "first": x[:4].tolist()}
+        )  # fmt: skip
+    return cases
+
+
+def pack() -> list[dict[str, Any]]:
+    """Word c is (c * 2654435761) mod 2^bits."""
+    cases = []
+    for bits in (34, 39):
+        words = np.arange(RING_DEGREE, dtype=np.int64) * 2654435761 % (1 << bits)
+        out = np.empty(64 * bits, dtype="<u8")
+        pack_words(words, bits, out)
+        cases.append(
+            {"bits": bits, "first_bytes": out.tobytes()[:16].hex(),
+             "sha256": hashlib.sha256(out.tobytes()).hexdigest()}
+        )  # fmt: skip
+    return cases
+
+
+def tag() -> list[dict[str, Any]]:
+    """Two blocks whose coefficient c is c - 4000."""
+    cases = []
+    for sites, bits in ((3, 16), (3, 8)):
+        layout = RlweLayout(choose(sites, bits, 20_000), 20_000, (16, 40))
+        tagger = Tagger(TAG_SEED, layout, fast=False)
+        tagger.add(np.arange(2 * RING_DEGREE, dtype=np.int64) - 4000)
+        cases.append(
+            {"sites": sites, "bits": bits, "num_values": 20_000, "reserved_bits": [16, 40],
+             "tag_seed": TAG_SEED.hex(), "q": layout.parameters.q,
+             "keys": [[rho, v[0], v[-1]] for rho, v in tagger.pairs()], "tags": tagger.tags()}
+        )  # fmt: skip
+    return cases
+
+
+def seed() -> list[dict[str, Any]]:
+    """Values are 0, 1, ..., 9."""
+    cases = []
+    for dtype in ("int16", "int32"):
+        values, reserved = np.arange(10).astype(dtype), (7, 1 << 33)
+        found = scheme.derive_seed(b"r" * 32, values, reserved, CONTEXT, b"l" * 32, b"s" * 32)
+        cases.append(
+            {"random": (b"r" * 32).hex(), "site_secret": (b"s" * 32).hex(),
+             "context": CONTEXT.hex(), "layout_sha256": (b"l" * 32).hex(), "dtype": dtype,
+             "reserved": list(reserved),
+             "message_sha256": scheme.message_digest(values, reserved).hex(), "seed": found.hex()}
+        )  # fmt: skip
+    return cases
+
+
+CASES = (
+    (3, 16, False, 10_000, (16, 30, 30, 40)),
+    (3, 16, False, 80_000, (16, 30, 30, 40)),
+    (3, 8, False, 10_000, ()),
+    (16, 12, False, 10_000, (64,)),
+    (3, 4, True, 10_000, (16, 30)),
+)
+
+
+def encrypted(
+    sites: int, bits: int, headroom: bool, num_values: int, reserved_bits: tuple[int, ...]
+) -> dict[str, Any]:
+    """Value i is i mod 7 less 3; reserved integer j is 2^bits - 1 - j."""
+    p = choose(sites, bits, num_values, headroom=headroom)
+    layout = RlweLayout(p, num_values, reserved_bits)
+    values = (np.arange(num_values) % 7 - 3).astype(np.int16)
+    reserved = [(1 << most) - 1 - j for j, most in enumerate(reserved_bits)]
+    key = scheme.OneTimeKey(SEED)
+    chunks = list(scheme.encrypt(values, reserved, key, CONTEXT, layout, TAG_SEED, fast=False))
+    adder = RlweAdder(p, fast=False)
+    sums = [adder.result(adder.add(None, chunk)) for chunk in chunks]
+    return {
+        "sites": sites, "bits": bits, "headroom": headroom, "num_values": num_values,
+        "reserved_bits": list(reserved_bits),
+        "parameters": [p.q, p.radix, p.digits, p.delta, p.dropped],
+        "layout": [layout.slot_bits, layout.num_tags, layout.tag_start, layout.num_blocks,
+                   layout.blocks_per_chunk],
+        "seed": SEED.hex(), "context": CONTEXT.hex(), "tag_seed": TAG_SEED.hex(),
+        "first_bytes": chunks[0][:16].hex(),
+        "sha256": [hashlib.sha256(chunk).hexdigest() for chunk in chunks],
+        "sum_of_one_sha256": [hashlib.sha256(chunk).hexdigest() for chunk in sums],
+    }  # fmt: skip
 
 
 def write(name: str, value: object) -> None:

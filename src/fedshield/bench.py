@@ -113,7 +113,9 @@ def measure(index: int, num_values: int, num_sites: int) -> dict[str, Any]:
         opened = open_sum(total)
         opening.append(time.perf_counter() - started)
     upload_bytes = sum(map(len, uploads[0]))
-    exact = bool(np.array_equal(opened, np.sum(encoded, axis=0, dtype=np.result_type(encoded[0], np.int64))))
+    exact = bool(
+        np.array_equal(opened, np.sum(encoded, axis=0, dtype=np.result_type(encoded[0], np.int64)))
+    )
     truth = np.sum([update.astype(np.float64) for update in updates], axis=0)
     error = np.abs(np.asarray(opened, dtype=np.float64) * step - truth)
     return {
@@ -206,9 +208,7 @@ def _rlwe(_: str, bits: int, num_values: int, num_sites: int) -> _Made:
         layout = layouts.setdefault(update.size, RlweLayout(p, update.size, RESERVED_BITS))
         values, _ = quantise(update, limit / CLIP, limit, site)
         keys[site] = scheme.one_time_key(values, RESERVED, CONTEXT, CONTEXT, SITE_SECRET)
-        return list(
-            scheme.encrypt(values, RESERVED, keys[site], CONTEXT, layout, TAG_SEED)
-        ), values
+        return list(scheme.encrypt(values, RESERVED, keys[site], CONTEXT, layout, TAG_SEED)), values
 
     def open_sum(blocks: list[bytes]) -> Any:
         key_sum = np.sum([key.secret() for key in keys.values()], axis=0)

@@ -127,6 +127,39 @@ def test_a_changed_parameter_is_refused() -> None:
 def test_a_weight_too_small_for_the_bits_is_refused() -> None:
     p = choose(64, 8, 1000)
     assert p.site_limit(0.5) == 63
-    with pytest.raises(CryptoError, match="headroom"):
-        p.site_limit(1 / 64)
-    assert choose(64, 8, 1000, headroom=True).site_limit(1 / 64) == 127
+    assert p.site_limit(4.01 / 127) == 4
+    for weight in (1 / 64, 3.99 / 127):
+        with pytest.raises(CryptoError, match="headroom"):
+            p.site_limit(weight)
+    roomy = choose(64, 8, 1000, headroom=True)
+    assert roomy.site_limit(1 / 64) == 127
+    assert roomy.site_limit(1 / 1000) == int(64 * 127 / 1000) == 8
+    assert choose(2, 2, 1000, headroom=True).site_limit(0.5) == 1
+    with pytest.raises(CryptoError, match="at least 1"):
+        choose(2, 2, 1000, headroom=True).site_limit(0.4)
+
+
+def test_equal_weights_with_headroom_give_every_site_its_own_bits() -> None:
+    """Also where weight * num_sites rounds below one, as (1/49) * 49 does."""
+    for sites in range(1, 391):
+        p = choose(sites, 4, 1000, headroom=True)
+        assert p.site_limit(1 / sites) == 7
+
+
+@given(
+    sites=st.integers(1, 64),
+    bits=st.sampled_from([8, 12, 16]),
+    data=st.data(),
+)
+def test_honest_limits_never_add_up_to_more_than_the_range(
+    sites: int, bits: int, data: st.DataObject
+) -> None:
+    counts = data.draw(st.lists(st.integers(1, 10**6), min_size=sites, max_size=sites))
+    p = choose(sites, bits, 1000)
+    total = 0
+    for count in counts:
+        try:
+            total += p.site_limit(count / sum(counts))
+        except CryptoError:
+            continue
+    assert total <= p.max_digit

@@ -26,8 +26,7 @@ _jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
 _inline: Any = numba.njit(cache=True, error_model="numpy", inline="always")
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _fma(_context, x, y, z):  # type: ignore[no-untyped-def]
+def _fma_intrinsic(_context, x, y, z):  # type: ignore[no-untyped-def]
     """x * y + z, rounded once."""
 
     def emit(_context, builder, _signature, args):  # type: ignore[no-untyped-def]
@@ -37,8 +36,7 @@ def _fma(_context, x, y, z):  # type: ignore[no-untyped-def]
     return double(double, double, double), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _ones(_context, x):  # type: ignore[no-untyped-def]
+def _ones_intrinsic(_context, x):  # type: ignore[no-untyped-def]
     """Bits set in a 64-bit word."""
 
     def emit(_context, builder, _signature, args):  # type: ignore[no-untyped-def]
@@ -46,6 +44,9 @@ def _ones(_context, x):  # type: ignore[no-untyped-def]
 
     return types.uint64(types.uint64), emit
 
+
+_fma: Any = intrinsic(_fma_intrinsic)
+_ones: Any = intrinsic(_ones_intrinsic)
 
 # 1.5 * 2^52: adding and taking it away rounds to the nearest integer.
 _ROUND = 6755399441055744.0
@@ -112,9 +113,7 @@ def prepare(w: Int64, here: Ring) -> Any:
     return key, key / here.q, roots, roots / here.q, here.q
 
 
-def multiply_back(
-    low: Any, middle: Any, high: Any, mask: int, prepared: Any, out: Float64
-) -> int:
+def multiply_back(low: Any, middle: Any, high: Any, mask: int, prepared: Any, out: Float64) -> int:
     """See reference.py."""
     key, key_over_q, roots, roots_over_q, q = prepared
     largest = _multiply(low, middle, high, mask, key, key_over_q, float(q), out)
@@ -253,14 +252,20 @@ def binomial(words: Any, halves: Any, nibbles: Any, out: Any) -> None:
     """See reference.py."""
     half = nibbles.shape[0]
     for p in range(half):
-        out[p] = np.int64(
-            _ones(words[p]) + _ones(np.uint64(halves[p]) | (np.uint64(nibbles[p] & 15) << 16))
-        ) - ETA
+        out[p] = (
+            np.int64(
+                _ones(words[p]) + _ones(np.uint64(halves[p]) | (np.uint64(nibbles[p] & 15) << 16))
+            )
+            - ETA
+        )
     for p in range(half):
-        out[half + p] = np.int64(
-            _ones(words[half + p])
-            + _ones(np.uint64(halves[half + p]) | (np.uint64(nibbles[p] >> 4) << 16))
-        ) - ETA
+        out[half + p] = (
+            np.int64(
+                _ones(words[half + p])
+                + _ones(np.uint64(halves[half + p]) | (np.uint64(nibbles[p] >> 4) << 16))
+            )
+            - ETA
+        )
 
 
 @_jit
@@ -278,18 +283,17 @@ def encrypt_blocks(
             upper = start >= half
             shift = 4 if upper else 0
             first = start - half if upper else start
-            for l in range(STREAMS):
-                p = start + l
+            for s in range(STREAMS):
+                p = start + s
                 ones = _ones(words[p]) + _ones(
-                    np.uint64(halves[p])
-                    | (np.uint64((nibbles[first + l] >> shift) & 15) << 16)
+                    np.uint64(halves[p]) | (np.uint64((nibbles[first + s] >> shift) & 15) << 16)
                 )
                 c = np.int64(product[p]) + np.int64(ones) - ETA + delta * messages[p]
                 c += q & (c >> 63)
                 c += q & (c >> 63)
                 c -= q
                 c += q & (c >> 63)
-                row[l] = c >> dropped
+                row[s] = c >> dropped
             _place(row, i, bits, packed)
 
 
@@ -300,14 +304,14 @@ def _place(row, i, bits, packed):  # type: ignore[no-untyped-def]
     t = at >> 6
     shift = np.uint64(at & 63)
     if shift == 0:
-        for l in range(STREAMS):
-            packed[t * STREAMS + l] = np.uint64(row[l])
+        for s in range(STREAMS):
+            packed[t * STREAMS + s] = np.uint64(row[s])
         return
-    for l in range(STREAMS):
-        packed[t * STREAMS + l] |= np.uint64(row[l]) << shift
+    for s in range(STREAMS):
+        packed[t * STREAMS + s] |= np.uint64(row[s]) << shift
     if shift + np.uint64(bits) > np.uint64(64):
-        for l in range(STREAMS):
-            packed[(t + 1) * STREAMS + l] = np.uint64(row[l]) >> (np.uint64(64) - shift)
+        for s in range(STREAMS):
+            packed[(t + 1) * STREAMS + s] = np.uint64(row[s]) >> (np.uint64(64) - shift)
 
 
 @_jit
@@ -333,24 +337,21 @@ def add_words(packed: Any, bits: int, total: Any) -> None:
             shift = np.uint64(at & 63)
             if shift + np.uint64(bits) > np.uint64(64):
                 back = np.uint64(64) - shift
-                for l in range(STREAMS):
-                    row[l] += np.int64(
-                        (
-                            (part[t * STREAMS + l] >> shift)
-                            | (part[(t + 1) * STREAMS + l] << back)
-                        )
+                for s in range(STREAMS):
+                    row[s] += np.int64(
+                        ((part[t * STREAMS + s] >> shift) | (part[(t + 1) * STREAMS + s] << back))
                         & mask
                     )
             else:
-                for l in range(STREAMS):
-                    row[l] += np.int64((part[t * STREAMS + l] >> shift) & mask)
+                for s in range(STREAMS):
+                    row[s] += np.int64((part[t * STREAMS + s] >> shift) & mask)
 
 
 @_jit
 def open_blocks(
     packed: Any, bits: int, product: Any, middle: int, dropped: int, delta: int, q: int,
     out: Any, squares: Any,
-) -> int:  # fmt: skip
+) -> Any:  # fmt: skip
     """See reference.py."""
     half = q // 2
     half_delta = delta // 2

@@ -66,7 +66,8 @@ class RlweLayout:
         """Bits of a digit of a reserved integer or tag: num_sites of them still fit half of
         the range of a coefficient."""
         p = self.parameters
-        return ((p.radix**p.digits - 1) // 2 // p.num_sites).bit_length() - 1
+        largest: int = (p.radix**p.digits - 1) // 2
+        return (largest // p.num_sites).bit_length() - 1
 
     @property
     def value_coefficients(self) -> int:
@@ -80,7 +81,8 @@ class RlweLayout:
     @property
     def tag_digits(self) -> int:
         """Coefficients of one tag, a residue mod q."""
-        return -(-self.parameters.q.bit_length() // self.slot_bits)
+        q_bits = self.parameters.q.bit_length()
+        return -(-q_bits // self.slot_bits)
 
     @cached_property
     def num_tags(self) -> int:

@@ -48,9 +48,7 @@ def prepare(w: Int64, here: Ring) -> Any:
     return w, here
 
 
-def multiply_back(
-    low: Any, middle: Any, high: Any, mask: int, prepared: Any, out: Float64
-) -> int:
+def multiply_back(low: Any, middle: Any, high: Any, mask: int, prepared: Any, out: Float64) -> int:
     """The inverse transform (without the factor 1/N) of a group of residues times the prepared
     key; into `out`, (32768,), congruent mod q and less than q in magnitude. Returns the largest
     residue: from q on, `out` is wrong."""

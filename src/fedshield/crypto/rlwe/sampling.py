@@ -48,7 +48,7 @@ class Stream:
         """The next out.size bytes, into `out`."""
         for start in range(0, out.size, len(_ZEROS)):
             part = out[start : start + len(_ZEROS)]
-            self._cipher.update_into(memoryview(_ZEROS)[: part.size], memoryview(part))
+            self._cipher.update_into(memoryview(_ZEROS)[: part.size], part.data)
 
     def words(self, count: int) -> UInt64:
         """The next `count` 64-bit words."""

@@ -61,9 +61,7 @@ def one_time_key(
     the seed, so that even a cloned machine, whose random bytes repeat, never uses a key twice.
     """
     random = os.urandom(32)
-    return OneTimeKey(
-        derive_seed(random, values, reserved, context, layout_sha256, site_secret)
-    )
+    return OneTimeKey(derive_seed(random, values, reserved, context, layout_sha256, site_secret))
 
 
 def derive_seed(
@@ -82,7 +80,12 @@ def derive_seed(
             f"{len(random)} and {len(site_secret)}"
         )
     info = b""
-    for part in (b"fedshield rlwe seed 1", context, message_digest(values, reserved), layout_sha256):
+    for part in (
+        b"fedshield rlwe seed 1",
+        context,
+        message_digest(values, reserved),
+        layout_sha256,
+    ):
         info += struct.pack(">I", len(part)) + part
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(random + site_secret)
 

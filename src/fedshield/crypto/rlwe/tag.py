@@ -56,7 +56,7 @@ class Tagger:
                 self._tags[r] = (self._tags[r] + self._power[r] * product) % self._q
                 self._power[r] = self._power[r] * self._rho[r] % self._q
 
-    def keys(self) -> Iterator[tuple[int, list[int]]]:
+    def pairs(self) -> Iterator[tuple[int, list[int]]]:
         """(rho, v), one a repetition. Secret."""
         yield from zip(self._rho, self._v.tolist(), strict=True)
 

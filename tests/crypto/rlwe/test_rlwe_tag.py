@@ -1,0 +1,234 @@
+"""The keyed tag: who lacks its key cannot change a sum unnoticed. The residue does not see these
+changes: each is a ciphertext of another message under the right key."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rlwe_round import CONTEXT, TAG_SEED, Round, add, key, layout_for
+
+from fedshield.crypto.rlwe import scheme
+from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE
+from fedshield.crypto.rlwe.reference import unpack_words
+from fedshield.crypto.rlwe.ring import arithmetic
+from fedshield.crypto.rlwe.scheme import Opened
+from fedshield.crypto.rlwe.tag import Tagger, digits, joined
+from fedshield.errors import CryptoError
+
+LENGTH = 40_000
+
+
+@pytest.fixture(scope="module")
+def this() -> Round:
+    """Values with room above and below, so that a change does not leave the range."""
+    layout = layout_for(3, 16, LENGTH)
+    rng = np.random.default_rng(8)
+    vectors = {site: rng.integers(-500, 501, LENGTH).astype(np.int16) for site in range(3)}
+    return Round(layout, vectors, dict.fromkeys(range(3), (300, 1 << 20, 77, 1 << 33)))
+
+
+@pytest.fixture(scope="module")
+def chunks(this: Round) -> list[bytes]:
+    return this.aggregate()
+
+
+def words_of(this: Round, chunks: list[bytes]) -> np.ndarray:
+    bits = this.layout.parameters.sum_word_bits
+    return unpack_words(np.frombuffer(b"".join(chunks), dtype="<u8"), bits)
+
+
+def packed(this: Round, words: np.ndarray) -> list[bytes]:
+    out = np.empty(words.size * this.layout.parameters.sum_word_bits // 64, dtype="<u8")
+    arithmetic(True).pack_words(words, this.layout.parameters.sum_word_bits, out)
+    return [out.tobytes()]
+
+
+def shifted(this: Round, chunks: list[bytes], changes: dict[int, int]) -> list[bytes]:
+    """The aggregate with delta * change added to some coefficients: what a server can do without
+    any key. Words are delta * change / 2^d higher, rounded, which is one more rounding in the
+    residue; those that would leave the range go around by q."""
+    p, words = this.layout.parameters, words_of(this, chunks)
+    most = len(this.vectors) * ((1 << p.word_bits) - 1)
+    for place, change in changes.items():
+        moved = int(words[place]) + round(change * p.delta / (1 << p.dropped))
+        while not 0 <= moved <= most:
+            moved += round((p.q if moved < 0 else -p.q) / (1 << p.dropped))
+        words[place] = moved
+    return packed(this, words)
+
+
+def succeeds_but_for_the_tag(this: Round, chunks: list[bytes]) -> Opened:
+    """What the attack gets when the check of tags is taken out: it shows that nothing else stops
+    it. With the check it is refused, with code `tag`."""
+    with pytest.raises(CryptoError) as caught:
+        this.open(chunks)
+    assert caught.value.code == "tag"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheme, "_fits", lambda *_: True)
+        return this.open(chunks)
+
+
+def test_an_honest_sum_passes(this: Round, chunks: list[bytes]) -> None:
+    this.check(this.open(chunks))
+
+
+@settings(deadline=None, max_examples=60)
+@given(place=st.integers(0, 2**20), change=st.integers(-1000, 1000).filter(bool))
+def test_any_change_of_one_coefficient(place: int, change: int) -> None:
+    """Of a value, a reserved integer, a tag or the padding."""
+    layout = layout_for(3, 16, LENGTH)
+    vectors = {0: np.full(LENGTH, 9, dtype=np.int16), 1: np.full(LENGTH, -9, dtype=np.int16)}
+    this = Round(layout, vectors, {0: (3, 1 << 20, 5, 6), 1: (4, 5, 1 << 20, 7)})
+    # A quarter of the places among reserved integers, tags and padding.
+    extra = layout.num_blocks * RING_DEGREE - layout.value_coefficients
+    place = (
+        layout.value_coefficients + (place // 4) % extra
+        if place % 4 == 0
+        else place % layout.value_coefficients
+    )
+    with pytest.raises(CryptoError) as caught:
+        this.open(shifted(this, this.aggregate(), {place: change}))
+    assert caught.value.code == "tag"
+
+
+def test_without_the_tag_a_server_would_add_what_it_likes(this: Round, chunks: list[bytes]) -> None:
+    radix = this.layout.parameters.radix
+    opened = succeeds_but_for_the_tag(
+        this, shifted(this, chunks, {0: 5, 700: -3 * radix, this.layout.value_coefficients: 2})
+    )
+    expected = sum(vector.astype(np.int64) for vector in this.vectors.values())
+    expected[0] += 5
+    expected[1401] -= 3
+    np.testing.assert_array_equal(opened.values, expected)
+    assert opened.reserved[0] == 902
+
+
+def test_a_change_of_all_coefficients(this: Round, chunks: list[bytes]) -> None:
+    everywhere = dict.fromkeys(range(this.layout.num_blocks * RING_DEGREE), 1)
+    with pytest.raises(CryptoError, match="tag"):
+        this.open(shifted(this, chunks, everywhere))
+
+
+def test_two_blocks_of_messages_exchanged(this: Round, chunks: list[bytes]) -> None:
+    """Exchanging ciphertexts is seen in the residue; whoever knew the sums could exchange the
+    messages under them by shifting, and that is for the tag."""
+    p, layout = this.layout.parameters, this.layout
+    coefficients = np.zeros(2 * RING_DEGREE, dtype=np.int64)
+    total = sum(vector.astype(np.int64) for vector in this.vectors.values())
+    arithmetic(True).pack_digits(total[: 4 * RING_DEGREE], p.radix, p.digits, coefficients)
+    first, second = coefficients[:RING_DEGREE], coefficients[RING_DEGREE:]
+    changes = dict(enumerate((second - first).tolist()))
+    changes |= {RING_DEGREE + place: -change for place, change in changes.items()}
+    opened = succeeds_but_for_the_tag(this, shifted(this, chunks, changes))
+    size = p.values_per_block
+    np.testing.assert_array_equal(opened.values[:size], total[size : 2 * size])
+    assert layout.num_blocks >= 2
+
+
+def test_a_sites_ciphertext_twice_or_left_out_with_a_colluding_key_sum(this: Round) -> None:
+    """The residue stops this where the key sum is that of the sites. A key sum that fits, which
+    the share holders would have to help with, opens it: the tag holds then too, because the sum
+    is an honest one of other sites; the agreed set stops it (protocol). What the tag must stop
+    is a sum whose values and tags come from different sites."""
+    uploads = this.uploads()
+    for used in ([0, 1, 1], [0, 1]):
+        wrong = add([uploads[site] for site in used], this.layout)
+        with pytest.raises(CryptoError) as caught:
+            this.open(wrong)
+        assert caught.value.code == "residual"
+
+
+def test_a_sites_message_twice_or_left_out(this: Round, chunks: list[bytes]) -> None:
+    """By shifting: a server that knows a site's values (it planted them) takes them out or puts
+    them in again, in the values but not in the tag."""
+    p = this.layout.parameters
+    coefficients = np.zeros(this.layout.value_coefficients, dtype=np.int64)
+    arithmetic(True).pack_digits(this.vectors[1], p.radix, p.digits, coefficients)
+    total = sum(vector.astype(np.int64) for vector in this.vectors.values())
+    for sign in (1, -1):
+        changes = dict(enumerate((sign * coefficients).tolist()))
+        opened = succeeds_but_for_the_tag(this, shifted(this, chunks, changes))
+        np.testing.assert_array_equal(opened.values, total + sign * this.vectors[1])
+
+
+def test_tags_of_sites_that_do_not_share_the_seed_are_refused(this: Round) -> None:
+    uploads = this.uploads()
+    other = list(
+        scheme.encrypt(this.vectors[2], this.reserved[2], key(2), CONTEXT, this.layout, bytes(32))
+    )
+    with pytest.raises(CryptoError) as caught:
+        this.open(add([uploads[0], uploads[1], other], this.layout))
+    assert caught.value.code == "tag"
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32), fast=st.booleans(), groups=st.booleans())
+def test_the_tag_is_its_formula(seed: int, fast: bool, groups: bool) -> None:
+    layout = layout_for(3, 16, 20_000)
+    q = layout.parameters.q
+    rng = np.random.default_rng(seed)
+    messages = rng.integers(-(q // 2), q // 2 + 1, 3 * RING_DEGREE)
+    tagger = Tagger(TAG_SEED, layout, fast)
+    parts = (messages,) if groups else (messages[:RING_DEGREE], messages[RING_DEGREE:])
+    for part in parts:
+        tagger.add(part)
+    expected = []
+    for rho, v in tagger.pairs():
+        assert 0 < rho < q
+        blocks = messages.reshape(3, -1).tolist()
+        expected.append(
+            sum(
+                pow(rho, j, q) * sum(int(a) * b for a, b in zip(v, block, strict=True))
+                for j, block in enumerate(blocks)
+            )
+            % q
+        )
+    assert tagger.tags() == expected
+    assert len(expected) == layout.num_tags == 2
+    tagger.add(np.zeros(RING_DEGREE, dtype=np.int64))
+    assert tagger.tags() == expected
+
+
+def test_tags_are_linear_and_their_keys_differ() -> None:
+    layout = layout_for(3, 16, 20_000)
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(-(10**9), 10**9, (2, RING_DEGREE))
+    found = []
+    for one in (a, b, a + b):
+        tagger = Tagger(TAG_SEED, layout)
+        tagger.add(one)
+        found.append(tagger.tags())
+    q = layout.parameters.q
+    assert [(x + y) % q for x, y in zip(found[0], found[1], strict=True)] == found[2]
+    keys = list(Tagger(TAG_SEED, layout).pairs()) + list(Tagger(CONTEXT, layout).pairs())
+    assert len({rho for rho, _ in keys}) == 4
+
+
+def test_a_weak_tag_is_passed_as_often_as_computed() -> None:
+    """The bound (J + 1)/q, at a q so small that it shows: schoolbook tags mod 97."""
+    rng = np.random.default_rng(3)
+    q, length, blocks, trials = 97, 8, 4, 40_000
+    difference = rng.integers(-5, 6, (blocks, length))
+    difference[0] = 1
+    v = rng.integers(0, q, (trials, length))
+    rho = rng.integers(1, q, trials)
+    inner = v @ difference.T % q
+    powers = np.stack([rho**j % q for j in range(blocks)], axis=1)
+    passing = float(((inner * powers).sum(axis=1) % q == 0).mean())
+    assert passing <= (blocks + 1) / q
+    assert passing > 0.5 / q  # the test has power
+
+
+@given(value=st.integers(0, 2**64 - 1), bits=st.integers(1, 40))
+def test_digits_and_their_sums_join(value: int, bits: int) -> None:
+    count = -(-64 // bits)
+    parts = digits(value, count, bits)
+    assert all(0 <= part < 1 << bits for part in parts)
+    assert joined(parts, bits) == value
+    assert joined([3 * part for part in parts], bits) == 3 * value
+
+
+def test_the_primes_make_two_tags_enough_for_every_adapter() -> None:
+    assert PRIMES[50] ** 2 > (2**14 + 1) ** 2 << 64
