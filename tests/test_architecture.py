@@ -25,7 +25,7 @@ TIERS = (
     {"model", "data", "prune", "encode", "encode_integers", "quantise", "crypto", "privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "summary", "runfolder", "bench"},
-    {"cli", "cli_roster", "__main__"},
+    {"cli", "cli_roster", "cli_watch", "__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
 NETWORK = {

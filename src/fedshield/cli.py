@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedshield import __version__, cli_roster
+from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
 if TYPE_CHECKING:
@@ -100,22 +100,28 @@ def run(
     out: Annotated[Path | None, typer.Option(help="The run folder to make.")] = None,
     overrides: SetOption = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    roster: Annotated[Path | None, typer.Option(help="A countersigned roster.")] = None,
+    keys: Annotated[Path | None, typer.Option(help="The folder of its parties' keys.")] = None,
 ) -> None:
     """Run a plan: every site trains, encrypts and uploads; only the sum is opened."""
     if (plan is None) == (resume is None):
         raise UserError("expected a plan, or --resume RUN, and not both; see fedshield run --help")
     if resume is not None and (out is not None or overrides):
         raise UserError("--resume goes on with the plan of the run: expected no --out and no --set")
+    if (roster is None) != (keys is None):
+        raise UserError("expected --roster and --keys together, or neither for a demonstration")
     from fedshield.engines import inprocess
+    from fedshield.engines.members import Enrolment
     from fedshield.planfile import load_plan
 
+    enrolment = Enrolment(roster, keys) if roster is not None and keys is not None else None
     if resume is not None:
-        return _watched(resume, lambda events: inprocess.resume(resume, events))
+        return _watched(resume, lambda events: inprocess.resume(resume, events, enrolment))
     assert plan is not None
     loaded, notes = load_plan(plan, overrides or ())
     _print_notes(notes)
     folder = out or _default_out(loaded)
-    _watched(folder, lambda events: inprocess.run(loaded, folder, events))
+    _watched(folder, lambda events: inprocess.run(loaded, folder, events, enrolment))
 
 
 def _default_out(plan: Plan) -> Path:
@@ -125,8 +131,8 @@ def _default_out(plan: Plan) -> Path:
     return Path("runs") / f"{plan.name}-{stamp}"
 
 
-def _watched(path: Path, action: Callable[[_Watch], Any]) -> None:
-    watch = _Watch()
+def _watched(path: Path, action: Callable[[Watch], Any]) -> None:
+    watch = Watch(err_console)
     try:
         with watch:
             action(watch)
@@ -140,63 +146,6 @@ def _watched(path: Path, action: Callable[[_Watch], Any]) -> None:
     out_console.print(f"adapter  {path / 'adapter'}", markup=False)
 
 
-class _Watch:
-    """Progress bars on a terminal; one line per site and round everywhere."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeRemainingColumn(),
-            console=err_console,
-            transient=True,
-            disable=not err_console.is_terminal,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> _Watch:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(text, style="dim", markup=False)
-
-    def phase(self, round_number: int, phase: str, site: str) -> None:
-        if self._task is not None:
-            self._progress.update(
-                self._task, description=f"round {round_number} {site}: {phase}", detail=""
-            )
-
-    def step(self, round_number: int, site: str, step: int, steps: int, loss: float) -> None:
-        if self._task is None:
-            self._task = self._progress.add_task("", total=None, detail="")
-        self._progress.update(
-            self._task,
-            description=f"round {round_number} {site}: training",
-            completed=step,
-            total=steps,
-            detail=f"loss {loss:.3f}",
-        )
-
-    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None:
-        for row in rows:
-            seconds = " ".join(f"{phase} {s:.2f}" for phase, s in row["wall_s"].items())
-            self._progress.console.print(
-                f"round {round_number:>3}  {row['site']:<12} train {row['train_loss']:.4f}  "
-                f"held-out {row['heldout_loss_before']:.4f} -> {row['heldout_loss_after']:.4f}  "
-                f"up {_bytes(row['upload_bytes'])}  down {_bytes(row['download_bytes'])}  "
-                f"pruned {100 * row['pruning_rate']:.0f} %"
-                + (f"  clipped {row['clipped_values']}" if row["clipped_values"] else "")
-                + f"  seconds: {seconds}",
-                markup=False,
-            )
-
-
 def _print_summary(summary: dict[str, Any]) -> None:
     table = Table("site", "held-out loss before", "after", box=None, pad_edge=False)
     for site in [*summary["sites"], "mean"]:
@@ -208,9 +157,9 @@ def _print_summary(summary: dict[str, Any]) -> None:
     out_console.print(table)
     out_console.print(
         f"{summary['rounds']} rounds, {len(summary['sites'])} sites, scheme {summary['scheme']} "
-        f"{summary['scheme_parameters']}: {_bytes(summary['upload_bytes'])} up, "
-        f"{_bytes(summary['download_bytes'])} down (plain float32 would be "
-        f"{_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s",
+        f"{summary['scheme_parameters']}: {human_bytes(summary['upload_bytes'])} up, "
+        f"{human_bytes(summary['download_bytes'])} down (plain float32 would be "
+        f"{human_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s",
         markup=False,
     )
 
@@ -254,16 +203,16 @@ def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
         *([("who may open", cost.quorums)] if cost.quorums else []),
         ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
         ("trainable values", f"{cost.trainable_values:,}"),
-        ("up per site and round", _bytes(ups[-1])),
-        ("down per site and round", _bytes(downs[-1])),
+        ("up per site and round", human_bytes(ups[-1])),
+        ("down per site and round", human_bytes(downs[-1])),
         (
             "up in total",
-            f"{_bytes(cost.total_upload_bytes)} (plain float32: "
-            f"{_bytes(cost.plaintext_float32_upload_bytes)})",
+            f"{human_bytes(cost.total_upload_bytes)} (plain float32: "
+            f"{human_bytes(cost.plaintext_float32_upload_bytes)})",
         ),
-        ("down in total", _bytes(cost.total_download_bytes)),
-        ("peak memory, about", _bytes(cost.peak_memory_bytes)),
-        ("time, about", f"{_duration(cost.estimated_s)} on {where}"),
+        ("down in total", human_bytes(cost.total_download_bytes)),
+        ("peak memory, about", human_bytes(cost.peak_memory_bytes)),
+        ("time, about", f"{human_duration(cost.estimated_s)} on {where}"),
         ("plan hash", cost.plan_sha256),
     ]
 
@@ -363,7 +312,7 @@ def _print_bench_row(row: dict[str, Any], *, first: bool) -> None:
         f"{row['scheme']:<7} {row['parameters']:<33} {row['bits']:>4}",
         f"{row['bytes_per_value']:>12.3f} {row['expansion_vs_float32']:>10.3f}",
         *(f"{speed:>8.2f}" for speed in speeds),
-        f" {'yes' if row['exact'] else 'no':<5}  {_bytes(row['peak_rss_bytes'])}",
+        f" {'yes' if row['exact'] else 'no':<5}  {human_bytes(row['peak_rss_bytes'])}",
     ]
     out_console.print(" ".join(columns), markup=False)
 
@@ -374,22 +323,6 @@ def _print_bench_row(row: dict[str, Any], *, first: bool) -> None:
 def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         err_console.print(f"note: {note}", markup=False)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 200_000 else f"{seconds / 86400:.0f} days"
 
 
 if __name__ == "__main__":

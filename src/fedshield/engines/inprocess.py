@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedshield.crypto.keys import SigningKey
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.local_sites import InProcessSites, Traffic
+from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.errors import (
     FedShieldError,
     ModelError,
@@ -35,7 +35,6 @@ from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
-from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import least_sites
 from fedshield.runfolder import RunFolder, write_atomic
 from fedshield.seeds import derive
@@ -48,8 +47,11 @@ SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
 # -- running -------------------------------------------------------------------------------
 
 
-def run(plan: Plan, out: Path, events: Events | None = None) -> RunFolder:
-    """Run a plan from its beginning into the new folder `out`.
+def run(
+    plan: Plan, out: Path, events: Events | None = None, enrolment: Enrolment | None = None
+) -> RunFolder:
+    """Run a plan from its beginning into the new folder `out`; without an enrolled roster, under
+    a demonstration roster with fresh keys.
 
     Everything that can be wrong with plan, model and data is found before `out` is made.
     Raises `UserError`s for those, `RoundFailed` if a round cannot be completed.
@@ -57,6 +59,7 @@ def run(plan: Plan, out: Path, events: Events | None = None) -> RunFolder:
     watch = events or Quiet()
     RunFolder.check_free(out)
     base, data, host = _prepare(plan, watch)
+    members = _members(plan, enrolment, base)
     folder = RunFolder.create(
         out,
         plan,
@@ -68,6 +71,7 @@ def run(plan: Plan, out: Path, events: Events | None = None) -> RunFolder:
             "data_sha256": {site: found.sha256() for site, found in data.items()},
             "precision": base.precision,
             "device": base.device,
+            "charter": members.roster.charter.hex(),
             "started": _now(),
             "sessions": 0,
             "wall_s": 0.0,
@@ -76,11 +80,17 @@ def run(plan: Plan, out: Path, events: Events | None = None) -> RunFolder:
         },
     )
     with folder.locked():
-        _session(folder, plan, base, data, host, watch)
+        _session(folder, plan, base, data, host, watch, members)
     return folder
 
 
-def resume(path: Path, events: Events | None = None) -> RunFolder:
+def _members(plan: Plan, enrolment: Enrolment | None, base: BaseModel) -> Members:
+    return demonstration(plan) if enrolment is None else enrolled(plan, enrolment, base.sha256)
+
+
+def resume(
+    path: Path, events: Events | None = None, enrolment: Enrolment | None = None
+) -> RunFolder:
     """Go on with a run that was killed, interrupted or failed. Ends with the same adapter as
     an uninterrupted run on the same machine."""
     watch = events or Quiet()
@@ -103,7 +113,13 @@ def resume(path: Path, events: Events | None = None) -> RunFolder:
                     f"{path}: expected {site}'s data as the run began with, got other rows; "
                     "restore them, or start a new run"
                 )
-        _session(folder, plan, base, data, host, watch)
+        members = _members(plan, enrolment, base)
+        if members.roster.charter.hex() != state["charter"]:
+            raise RunFolderError(
+                f"{path}: expected the roster that the run began with, got another; give the same "
+                "--roster and --keys, or none where it had none"
+            )
+        _session(folder, plan, base, data, host, watch, members)
     return folder
 
 
@@ -153,6 +169,7 @@ def _session(
     data: dict[str, SiteData],
     host: AdapterHost,
     watch: Events,
+    members: Members,
 ) -> None:
     """From the last common round to the end of the run, or to what stops it."""
     started = time.perf_counter()
@@ -166,7 +183,7 @@ def _session(
 
     folder.write_state(state)
     try:
-        _rounds(folder, plan, base, data, host, watch, state, elapsed)
+        _rounds(folder, plan, base, data, host, watch, members, state, elapsed)
         state["wall_s"] = elapsed()
         adapter = _current(folder, plan, host)
         _finish(folder, plan, base, data, host, adapter, watch, state)
@@ -197,6 +214,7 @@ def _rounds(
     data: dict[str, SiteData],
     host: AdapterHost,
     watch: Events,
+    members: Members,
     state: dict[str, Any],
     elapsed: Callable[[], float],
 ) -> None:
@@ -209,14 +227,6 @@ def _rounds(
         return
     if completed:
         watch.note(f"going on after round {completed} of {plan.rounds}")
-    keys = {name: SigningKey() for name in names}
-    coordinator_key = SigningKey()
-    roster = Roster(
-        {name: key.public for name, key in keys.items()},
-        coordinator_key.public,
-        plan.rules(),
-        demo=True,
-    )
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
 
@@ -236,8 +246,10 @@ def _rounds(
         return Participant(
             name=name,
             plan=plan,
-            roster=roster,
-            key=keys[name],
+            roster=members.roster,
+            key=members.sites[name],
+            secret=members.sites[name].secret,
+            example_cap=members.example_cap,
             work=trainer(name),
             store=folder.site_store(name),
             journal=Journal(folder.journal_path(name)),
@@ -252,7 +264,7 @@ def _rounds(
         participants,
         before_call=lambda site, method: watch.phase(current["round"], method, site),
     )
-    coordinator = Coordinator(plan, roster, sites, coordinator_key.sign)
+    coordinator = Coordinator(plan, members.roster, sites, members.coordinator.sign)
     try:
         coordinator.start()
         _add_setup_traffic(state, sites.traffic)

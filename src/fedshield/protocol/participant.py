@@ -42,7 +42,7 @@ _M = TypeVar("_M", bound=messages.Message)
 
 class Participant:
     """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden its
-    one-time keys against a cloned machine."""
+    one-time keys against a cloned machine; `example_cap`: most examples that it counts for."""
 
     def __init__(
         self,
@@ -58,13 +58,14 @@ class Participant:
         memory: SiteMemory | None = None,
         heldout_loss: float | None = None,
         secret: bytes | None = None,
+        example_cap: int | None = None,
         observe: Callable[[SiteRound], None] = lambda _: None,
     ) -> None:
         if roster.rules != plan.rules():
             raise ProtocolError("context", "the roster's quorums are not the plan's")
         self.name = name
         self._model = SiteModel(
-            name, plan, work, store, state, completed_rounds, memory, heldout_loss
+            name, plan, work, store, state, completed_rounds, memory, heldout_loss, example_cap
         )
         self._plan = plan
         self._roster = roster

@@ -42,6 +42,7 @@ class SiteModel:
         completed_rounds: int,
         memory: SiteMemory | None,
         heldout_loss: float | None,
+        example_cap: int | None = None,
     ) -> None:
         self.state = state
         self.memory = memory or first_memory(plan, state)
@@ -52,12 +53,14 @@ class SiteModel:
         self._work = work
         self._store = store
         self._heldout_loss = heldout_loss
+        self._example_cap = example_cap
         self._made: tuple[PrunedUpdate, Encoded] | None = None
 
     @property
     def num_examples(self) -> int:
-        """Rounded to two significant digits, as it is told to others."""
-        return encode.round_count(self._work.num_examples)
+        """Capped and rounded to two significant digits, as it is told to others."""
+        cap = self._example_cap or self._work.num_examples
+        return encode.round_count(min(self._work.num_examples, cap))
 
     def agreed(self) -> bytes:
         """What must be alike at all sites before a round: the adapter and the clips."""
