@@ -37,7 +37,7 @@ HOLDS_A_KEY = {
     *("fedshield.crypto.seal", "fedshield.crypto.plain"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
-PRINTS = {"fedshield.cli", "fedshield.cli_roster"}
+PRINTS = {"fedshield.cli", "fedshield.cli_roster", "fedshield.cli_watch"}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

@@ -60,7 +60,8 @@ class Watch:
             self._progress.console.print(
                 f"round {round_number:>3}  {row['site']:<12} train {row['train_loss']:.4f}  "
                 f"held-out {row['heldout_loss_before']:.4f} -> {row['heldout_loss_after']:.4f}  "
-                f"up {human_bytes(row['upload_bytes'])}  down {human_bytes(row['download_bytes'])}  "
+                f"up {human_bytes(row['upload_bytes'])}  "
+                f"down {human_bytes(row['download_bytes'])}  "
                 f"pruned {100 * row['pruning_rate']:.0f} %"
                 + (f"  clipped {row['clipped_values']}" if row["clipped_values"] else "")
                 + f"  seconds: {seconds}",
