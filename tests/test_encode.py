@@ -54,7 +54,9 @@ adapters = npst.arrays(np.float32, NUM, elements=st.floats(-4, 4, width=32))
 
 
 def pruned_update(values: Float32, exchange: Exchange = "parameters") -> PrunedUpdate:
-    return PrunedUpdate(np.array(values, np.float32), Mask(np.ones(NUM, np.bool_), 0.0), exchange)
+    mask = Mask(np.ones(NUM, np.bool_), 0.0)
+    nothing = np.zeros(NUM, np.float32)
+    return PrunedUpdate(np.array(values, np.float32), mask, exchange, nothing)
 
 
 def encoded(
@@ -166,6 +168,7 @@ def test_slots_lie_on_the_grid_at_most_half_a_step_off(
     assert np.abs(upload.slots - exact).max() <= 2.0 ** -(grid_bits + 1)
     assert upload.num_clipped == 0
     assert upload.layout == LAYOUT
+    assert upload.residual is None
 
 
 @given(adapters, st.floats(0.001, 1))
@@ -235,8 +238,39 @@ def test_the_mean_is_over_what_was_summed() -> None:
 @pytest.mark.parametrize("total", [0.0, 1 / 3, 0.75, 0.999, 1.001, 1.5, 2.0, -1.0])
 def test_a_sum_with_another_total_weight_is_refused(total: float) -> None:
     found = OpenedSum(np.ones(NUM), {"weight": total}, LAYOUT)
-    with pytest.raises(CryptoError, match="total weight"):
+    with pytest.raises(CryptoError, match="total weight") as caught:
         apply_sum(state(), found, "parameters")
+    assert caught.value.code == "weight"
+
+
+@pytest.mark.parametrize("exchange", ["parameters", "delta"])
+@pytest.mark.parametrize(
+    ("least", "total", "good"),
+    [
+        (0.25, 0.25, True),
+        (0.25, 0.25 - 2.0**-21, True),
+        (0.25, 0.25 - 2.0**-19, False),
+        (0.25, 0.7, True),
+        (0.25, 1.0, True),
+        (0.25, 1 + 2.0**-21, True),
+        (0.25, 1 + 2.0**-19, False),
+        (0.25, 0.0, False),
+        (0.25, float("nan"), False),
+        (0.6, 0.59, False),
+        (0.6, 0.61, True),
+    ],
+)
+def test_where_sites_may_be_missing_the_mean_is_over_those_that_are_there(
+    exchange: Exchange, least: float, total: float, good: bool
+) -> None:
+    found = OpenedSum(np.full(NUM, 3.0 * total), {"weight": total}, LAYOUT)
+    if good:
+        after = apply_sum(state(0.5), found, exchange, least)
+        assert after.values.tolist() == [3.0 if exchange == "parameters" else 3.5] * NUM
+    else:
+        with pytest.raises(CryptoError, match="total weight") as caught:
+            apply_sum(state(0.5), found, exchange, least)
+        assert caught.value.code == "weight"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])

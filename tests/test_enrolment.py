@@ -303,6 +303,12 @@ def test_a_damaged_or_changed_card_is_refused(tmp_path: Path, what: str) -> None
     assert says in refused(lambda: Card.read(path))
 
 
+@pytest.mark.parametrize("created", ["20260301", "2026-02-30", "2026-3-1", "today", "\u0662" * 10])
+def test_a_card_has_a_date_however_well_it_is_signed(created: str) -> None:
+    text = refused(dataclasses.replace(KEYS["bank"], created=created).card)
+    assert text.startswith("created: expected a date such as 2026-03-01")
+
+
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert "got no regular file" in refused(lambda: Card.read(tmp_path / "pipe"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.runfolder import RunFolder, SiteStore, write_atomic
-from fedshield.types import AdapterSpec, AdapterState, TensorSpec
+from fedshield.types import AdapterSpec, AdapterState, SiteMemory, TensorSpec
 
 MakePlan = Callable[..., Plan]
 
@@ -25,6 +27,12 @@ SPEC = AdapterSpec((TensorSpec("q.lora_A.weight", (2, 3)),), "ab" * 32, 2.0)
 
 def state(seed: int) -> AdapterState:
     return AdapterState(np.random.default_rng(seed).standard_normal(6).astype(np.float32), SPEC)
+
+
+def memory(seed: int) -> SiteMemory:
+    rng = np.random.default_rng(1000 + seed)
+    residual = rng.standard_normal(6).astype(np.float32)
+    return SiteMemory(residual, rng.random(1).astype(np.float32))
 
 
 def left_in(folder: Path) -> list[str]:
@@ -107,7 +115,7 @@ def test_a_file_is_on_disk_before_it_has_its_name(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
     write_atomic(tmp_path / "file", "x")
-    SiteStore(tmp_path / "site").save(1, state(1))
+    SiteStore(tmp_path / "site").save(1, state(1), memory(1))
     assert done == ["file", "rename", "folder"] * 2
 
 
@@ -274,44 +282,50 @@ def test_a_store_keeps_the_last_two_rounds(folder: RunFolder) -> None:
     assert store.path == folder.path / "sites" / "bank"
     assert store.rounds() == []
     for number in range(1, 13):
-        store.save(number, state(number))
+        store.save(number, state(number), memory(number))
         kept = [number - 1, number] if number > 1 else [1]
         assert store.rounds() == kept
         assert len(left_in(store.path)) == len(kept)
         for old in kept:
-            loaded = store.load(old, SPEC)
+            loaded, carried = store.load(old, SPEC)
             assert loaded.values.tobytes() == state(old).values.tobytes()
             assert loaded.sha256() == state(old).sha256()
+            assert carried.residual.tobytes() == memory(old).residual.tobytes()
+            assert carried.clip.tobytes() == memory(old).clip.tobytes()
 
 
 def test_a_round_can_be_done_again(folder: RunFolder) -> None:
     store = folder.site_store("bank")
-    store.save(1, state(1))
-    store.save(2, state(2))
-    store.save(2, state(22))
+    store.save(1, state(1), memory(1))
+    store.save(2, state(2), memory(2))
+    store.save(2, state(22), memory(22))
     assert store.rounds() == [1, 2]
-    assert store.load(2, SPEC).sha256() == state(22).sha256()
+    loaded, carried = store.load(2, SPEC)
+    assert loaded.sha256() == state(22).sha256()
+    assert carried.residual.tobytes() == memory(22).residual.tobytes()
 
 
 def test_an_exception_midway_keeps_the_rounds_before(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = folder.site_store("bank")
-    store.save(1, state(1))
-    store.save(2, state(2))
+    store.save(1, state(1), memory(1))
+    store.save(2, state(2), memory(2))
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patched:
             patched.setattr(os, step, lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
             with pytest.raises(OSError, match="full"):
-                store.save(3, state(3))
+                store.save(3, state(3), memory(3))
         assert store.rounds() == [1, 2]
         assert len(left_in(store.path)) == 2
-        assert store.load(2, SPEC).sha256() == state(2).sha256()
+        loaded, carried = store.load(2, SPEC)
+        assert loaded.sha256() == state(2).sha256()
+        assert carried.clip.tobytes() == memory(2).clip.tobytes()
 
 
 def test_other_files_beside_are_no_rounds(folder: RunFolder) -> None:
     store = folder.site_store("bank")
-    store.save(1, state(1))
+    store.save(1, state(1), memory(1))
     for name in ("round-x.safetensors", "round-1.safetensors", ".round-000002.safetensors.part"):
         (store.path / name).write_text("")
     (store.path / "error.log").write_text("")
@@ -320,29 +334,49 @@ def test_other_files_beside_are_no_rounds(folder: RunFolder) -> None:
 
 def damaged(store: SiteStore, how: str) -> None:
     path = store.path / "round-000001.safetensors"
-    data = bytearray(path.read_bytes())
-    if how == "value":
-        data[-1] ^= 1
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).copy() for name in ("adapter", "residual", "clip")}
+    if how in tensors:  # one bit of one value
+        tensors[how].view(np.uint8)[-1] ^= 1
     elif how == "cut":
-        del data[-3:]
+        path.write_bytes(path.read_bytes()[:-3])
+        return
     elif how == "empty":
-        data.clear()
-    elif how == "no digest":
-        save_file({"adapter": np.array(state(1).values)}, path)
+        path.write_bytes(b"")
         return
-    elif how == "other name":
-        save_file({"other": np.array(state(1).values)}, path)
+    elif how.startswith("no digest"):
+        metadata = {name: metadata[name] for name in metadata if name != how.split()[-1]} or None
+    elif how.startswith("without"):
+        del tensors[how.split()[-1]]
+    elif how == "longer":
+        tensors["adapter"] = np.zeros(7, np.float32)
+    else:  # a digest that fits what does not fit the adapter
+        other = memory(1)
+        residual = np.append(other.residual, other.residual[:1]) if how == "residual of 7" else None
+        clip = np.append(other.clip, other.clip) if how == "clip of 2" else None
+        other = SiteMemory(
+            np.array(other.residual) if residual is None else residual,
+            np.array(other.clip) if clip is None else clip,
+        )
+        shutil.rmtree(store.path)
+        store.save(1, state(1), other)
         return
-    else:
-        save_file({"adapter": np.zeros(7, np.float32)}, path)
-        return
-    path.write_bytes(data)
+    save_file(tensors, path, metadata=metadata)
 
 
-@pytest.mark.parametrize("how", ["value", "cut", "empty", "no digest", "other name", "size"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("adapter", "residual", "clip", "cut", "empty", "longer"),
+        *("without adapter", "without residual", "without clip"),
+        *("no digest sha256", "no digest spec", "no digest memory"),
+        *("residual of 7", "clip of 2"),
+    ],
+)
 def test_a_damaged_adapter_is_refused(folder: RunFolder, how: str) -> None:
     store = folder.site_store("bank")
-    store.save(1, state(1))
+    store.save(1, state(1), memory(1))
     store.load(1, SPEC)
     damaged(store, how)
     assert "restore it" in refused(lambda: store.load(1, SPEC))
@@ -350,7 +384,7 @@ def test_a_damaged_adapter_is_refused(folder: RunFolder, how: str) -> None:
 
 def test_an_adapter_of_another_run_or_round_is_refused(folder: RunFolder) -> None:
     store = folder.site_store("bank")
-    store.save(1, state(1))
+    store.save(1, state(1), memory(1))
     for other in (
         AdapterSpec(SPEC.tensors, "cd" * 32, 2.0),
         AdapterSpec(SPEC.tensors, SPEC.base_model_sha256, 1.0),

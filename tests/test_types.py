@@ -14,6 +14,7 @@ from fedshield.types import (
     AdapterSpec,
     AdapterState,
     AdapterUpdate,
+    EncodedIntegers,
     EncodedUpdate,
     EncryptedSum,
     EncryptedUpdate,
@@ -21,6 +22,7 @@ from fedshield.types import (
     Mask,
     OpenedSum,
     PrunedUpdate,
+    SiteMemory,
     TensorSpec,
 )
 
@@ -38,19 +40,32 @@ def mask() -> Mask:
     return Mask(np.arange(14) % 2 == 0, 0.5)
 
 
+def zeros() -> Any:
+    return np.zeros(14, np.float32)
+
+
+def digits(dtype: Any = np.int16) -> Any:
+    return np.zeros(14, dtype)
+
+
 #: How each value with an array is built from it, the array's name, dtype and length.
 WITH_ARRAYS: list[tuple[Callable[[Any], Any], str, Any, int]] = [
     (lambda a: AdapterState(a, SPEC), "values", np.float32, 14),
     (lambda a: AdapterUpdate(a, state(), 5), "values", np.float32, 14),
     (lambda a: Mask(a, 0.5), "kept", np.bool_, 14),
-    (lambda a: PrunedUpdate(a, mask(), "delta"), "values", np.float32, 14),
+    (lambda a: PrunedUpdate(a, mask(), "delta", zeros()), "values", np.float32, 14),
+    (lambda a: PrunedUpdate(zeros(), mask(), "delta", a), "left_out", np.float32, 14),
+    (lambda a: EncodedIntegers(digits(), (1,), LAYOUT, 0, a), "residual", np.float32, 14),
     (lambda a: EncodedUpdate(a, LAYOUT, 0), "slots", np.float64, 15),
     (lambda a: OpenedSum(a, {"weight": 1.0}, LAYOUT), "values", np.float64, 14),
 ]
 arrays = pytest.mark.parametrize(
     ("build", "name", "dtype", "length"),
     WITH_ARRAYS,
-    ids=["AdapterState", "AdapterUpdate", "Mask", "PrunedUpdate", "EncodedUpdate", "OpenedSum"],
+    ids=[
+        *("AdapterState", "AdapterUpdate", "Mask", "PrunedUpdate", "left out", "EncodedIntegers"),
+        *("EncodedUpdate", "OpenedSum"),
+    ],
 )
 
 
@@ -81,6 +96,32 @@ def test_wrong_arrays_are_refused(
             build(array)
 
 
+def test_digits_are_read_only_and_of_the_layouts_length() -> None:
+    for dtype in (np.int16, np.int32):
+        given = digits(dtype)
+        kept = EncodedIntegers(given, (1,), LAYOUT, 0, zeros()).digits
+        assert kept.dtype == dtype
+        for target in (given, kept):
+            with pytest.raises(ValueError, match="read-only"):
+                target[0] = 1
+    for wrong in (np.zeros(13, np.int16), np.zeros((14, 1), np.int16), np.zeros(15, np.int16)):
+        with pytest.raises(ValueError, match="digits: got shape"):
+            EncodedIntegers(wrong, (1,), LAYOUT, 0, zeros())
+
+
+def test_what_a_site_carries_is_read_only_float32() -> None:
+    residual, clip = zeros(), np.ones(2, np.float32)
+    memory = SiteMemory(residual, clip)
+    for target in (residual, clip, memory.residual, memory.clip):
+        with pytest.raises(ValueError, match="read-only"):
+            target[0] = 1
+    for wrong in (np.zeros(14), np.zeros((14, 1), np.float32)):
+        with pytest.raises(ValueError, match="residual: expected float32"):
+            SiteMemory(wrong, np.ones(2, np.float32))
+        with pytest.raises(ValueError, match="clip: expected float32"):
+            SiteMemory(zeros(), wrong)
+
+
 def test_no_field_can_be_set() -> None:
     values = [
         SPEC.tensors[0],
@@ -88,6 +129,7 @@ def test_no_field_can_be_set() -> None:
         LAYOUT,
         EncryptedUpdate("plain", b"", b"", b"", (b"ab", b"c")),
         EncryptedSum("plain", b"", b"", b"", {}, ()),
+        SiteMemory(zeros(), np.ones(2, np.float32)),
         *(build(np.ones(length, dtype)) for build, _, dtype, length in WITH_ARRAYS),
     ]
     for value in values:
@@ -165,5 +207,8 @@ def test_every_field_of_a_layout_is_in_its_digest() -> None:
 
 
 def test_large_arrays_stay_out_of_repr() -> None:
-    assert "array" not in repr(state())
+    pruned = PrunedUpdate(zeros(), mask(), "delta", zeros())
+    integers = EncodedIntegers(digits(), (1,), LAYOUT, 0, zeros())
+    for value in (state(), pruned, integers, SiteMemory(zeros(), zeros())):
+        assert "array" not in repr(value)
     assert "secret" not in repr(EncryptedUpdate("ckks", b"", b"", b"", (b"secret",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -40,33 +41,194 @@ def test_any_threshold_of_shares_opens_the_sum(data: st.DataObject) -> None:
     np.testing.assert_array_equal(shamir.reconstruct(sums, threshold, dealers), found)
 
 
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_the_lanes_hold_the_largest_sum(sign: int) -> None:
-    extreme = np.full(RING_DEGREE, 42 * sign)
-    extreme[1::2] *= -1
+@pytest.mark.parametrize(("threshold", "holders"), [(1, 4), (2, 5), (3, 6), (4, 6), (6, 6)])
+def test_every_set_of_threshold_holders_opens(threshold: int, holders: int) -> None:
+    """None left out, and each with one share more as well."""
+    shares = dict(enumerate(shamir.share(secret(1), threshold, holders, seed(1))))
+    for size in (threshold, min(threshold + 1, holders)):
+        for chosen in combinations(range(holders), size):
+            found = shamir.reconstruct({h: shares[h] for h in chosen}, threshold, 1)
+            np.testing.assert_array_equal(found, secret(1))
+
+
+@settings(deadline=None, max_examples=10)
+@given(data=st.data())
+def test_many_holders(data: st.DataObject) -> None:
+    """Up to the 390 sites that a lane holds."""
+    holders = data.draw(st.integers(50, 390))
+    threshold = data.draw(st.integers(2, 12))
+    shares = shamir.share(secret(3), threshold, holders, seed(3))
+    assert len(shares) == holders
+    chosen = data.draw(
+        st.lists(st.integers(0, holders - 1), min_size=threshold, max_size=threshold, unique=True)
+    )
+    found = shamir.reconstruct({h: shares[h] for h in chosen}, threshold, 1)
+    np.testing.assert_array_equal(found, secret(3))
+
+
+@pytest.mark.parametrize("low", [-42, 0, 42])
+@pytest.mark.parametrize("high", [-42, 0, 42])
+def test_the_lanes_hold_the_largest_sum(low: int, high: int) -> None:
+    extreme = np.full(RING_DEGREE, low)
+    extreme[1::2] = high
     dealt = [shamir.share(extreme, 2, 2, seed(d)) for d in range(390)]
     sums = {h: shamir.add_shares([shares[h] for shares in dealt]) for h in (0, 1)}
     np.testing.assert_array_equal(shamir.reconstruct(sums, 2, 390), 390 * extreme)
+
+
+def test_every_pair_of_lanes_at_its_ends_is_told_apart() -> None:
+    """Packing is one to one for sums of up to 390 keys: all corners, and next to them."""
+    edge = 42 * 390
+    assert 2 * edge + 1 < 2**shamir.LANE_BITS
+    near = [sign * (edge - less) for sign in (-1, 1) for less in (0, 1)] + [-1, 0, 1]
+    pairs = list(product(near, near))
+    packed = [(low + (high << shamir.LANE_BITS)) % shamir.PRIME for low, high in pairs]
+    assert len(set(packed)) == len(pairs)
+    elements = np.zeros(shamir.ELEMENTS, dtype=np.uint64)
+    elements[: len(packed)] = packed
+    found = shamir._lanes(elements)
+    assert list(zip(found[0::2].tolist(), found[1::2].tolist(), strict=True))[: len(pairs)] == pairs
+
+
+def test_a_sum_beyond_its_keys_is_refused() -> None:
+    """A coefficient of 43 after one key, of 85 after two; 42 and 84 are taken."""
+    for dealers in (1, 2):
+        top = np.full(RING_DEGREE, 42)
+        dealt = [shamir.share(top, 2, 3, seed(d)) for d in range(dealers)]
+        sums = {h: shamir.add_shares([shares[h] for shares in dealt]) for h in (0, 2)}
+        np.testing.assert_array_equal(shamir.reconstruct(sums, 2, dealers), dealers * top)
+        over = {h: one.copy() for h, one in sums.items()}
+        for h in over:  # one more in the lowest lane of one element, at every holder
+            over[h][5] = (over[h][5] + np.uint64(1)) % np.uint64(shamir.PRIME)
+        with pytest.raises(CryptoError, match="larger"):
+            shamir.reconstruct(over, 2, dealers)
+
+
+# -- secrecy --------------------------------------------------------------------------------
 
 
 def test_fewer_shares_fit_every_secret() -> None:
     """The algebra of secrecy: for T - 1 shares and any secret whatever there are shares of the
     others that make it so."""
     shares = shamir.share(secret(1), 3, 5, seed(1))
-    for guess in (secret(2), np.zeros(RING_DEGREE, dtype=np.int64)):
-        packed = ((guess[0::2] + (guess[1::2] << 15)) % shamir.PRIME).astype(np.uint64)
-        # The polynomial through (0, guess) and the two shares known, read off at x = 3.
-        known = {-1: packed, 0: shares[0], 1: shares[1]}
-        third = shamir._interpolate(known, [-1, 0, 1], 3)
-        forged = {0: shares[0], 1: shares[1], 2: third}
-        np.testing.assert_array_equal(shamir.reconstruct(forged, 3, 1), guess)
+    for known in combinations(range(5), 2):
+        third = next(h for h in range(5) if h not in known)
+        for guess in (secret(2), np.zeros(RING_DEGREE, dtype=np.int64)):
+            packed = ((guess[0::2] + (guess[1::2] << 15)) % shamir.PRIME).astype(np.uint64)
+            # The polynomial through (0, guess) and the two shares known, read off at the third.
+            points = {-1: packed} | {h: shares[h] for h in known}
+            forged = {h: shares[h] for h in known}
+            forged[third] = shamir._interpolate(points, [-1, *known], third + 1)
+            np.testing.assert_array_equal(shamir.reconstruct(forged, 3, 1), guess)
 
 
-def test_two_shares_say_nothing_about_which_secret(  # a statistical smoke test
+@pytest.mark.parametrize("threshold", [2, 3, 4])
+def test_fewer_shares_are_uniform_whatever_the_secret(
+    threshold: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elements = shamir.share(np.zeros(RING_DEGREE, dtype=np.int64), 2, 3, seed(9))[0]
-    mean = float(elements.mean()) / shamir.PRIME
-    assert abs(mean - 0.5) < 5 * (1 / 12 / elements.size) ** 0.5
+    """Exactly, over a small field: all polynomials dealt side by side, one to an element. Any
+    T - 1 holders see every tuple of shares equally often, and T see only the secret's."""
+    prime = {2: 43, 3: 43, 4: 11}[threshold]
+    monkeypatch.setattr(shamir, "PRIME", prime)
+    monkeypatch.setattr(shamir, "_P", np.uint64(prime))
+    all_polynomials = np.array(list(product(range(prime), repeat=threshold - 1)), dtype=np.uint64)
+    count = len(all_polynomials)
+    assert count <= shamir.ELEMENTS
+
+    def drawn(_: bytes, degree: int) -> np.ndarray:
+        found = np.zeros(shamir.ELEMENTS, dtype=np.uint64)
+        found[:count] = all_polynomials[:, degree - 1]
+        return found
+
+    monkeypatch.setattr(shamir, "_uniform", drawn)
+    holders = 5
+    for constant in (0, 1, -7, 42):
+        shares = shamir.share(np.full(RING_DEGREE, constant), threshold, holders, seed(0))
+        for chosen in combinations(range(holders), threshold - 1):
+            seen = list(zip(*(shares[h][:count].tolist() for h in chosen), strict=True))
+            assert len(set(seen)) == len(seen) == prime ** (threshold - 1)
+        packed = (constant + (constant << shamir.LANE_BITS)) % prime
+        for chosen in combinations(range(holders), threshold):
+            found = shamir._interpolate(dict(enumerate(shares)), list(chosen), 0)
+            assert set(found[:count].tolist()) == {packed}
+
+
+def test_coefficients_are_uniform_field_elements() -> None:
+    """In every 32nd part of the field, and none at or above the prime; those of two degrees, and
+    of two seeds, are unrelated."""
+    draws = [shamir._uniform(seed(d), degree) for d in range(8) for degree in (1, 2)]
+    for found in draws:
+        assert found.shape == (shamir.ELEMENTS,)
+        assert int(found.max()) < shamir.PRIME
+    parts = np.bincount((np.concatenate(draws) >> np.uint64(26)).astype(np.int64), minlength=32)
+    expected = parts.sum() / 32
+    chi_square = float(((parts - expected) ** 2 / expected).sum())
+    assert 8 < chi_square < 70  # 31 degrees of freedom: outside with probability below 10^-4
+    for one, other in combinations(draws, 2):
+        assert np.count_nonzero(one == other) <= 2
+
+
+def test_words_of_all_ones_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^31 - 1 is no field element: taken as 0 it would make zero twice as likely."""
+
+    class Ones:
+        def __init__(self, *_: object) -> None:
+            self.drawn = 0
+
+        def words(self, count: int) -> np.ndarray:
+            found = np.arange(self.drawn, self.drawn + count, dtype=np.uint64)
+            found[::3] |= np.uint64(2**31 - 1)
+            self.drawn += count
+            return found
+
+    monkeypatch.setattr(shamir, "Stream", Ones)
+    found = shamir._uniform(seed(1), 1)
+    assert found.size == shamir.ELEMENTS
+    assert not np.any(found == 0)
+    assert int(found.max()) < shamir.PRIME
+
+
+def test_the_seed_alone_decides() -> None:
+    first, again = (shamir.share(secret(1), 3, 4, seed(1)) for _ in range(2))
+    other = shamir.share(secret(1), 3, 4, seed(2))
+    for a, b, c in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.count_nonzero(a == c) <= 2
+
+
+# -- what does not fit ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("position", range(5))
+@pytest.mark.parametrize("more", [1, 2])
+def test_any_share_beyond_the_threshold_must_fit(position: int, more: int) -> None:
+    """Whoever's share is wrong, in the first, a middle or the last element."""
+    shares = dict(enumerate(shamir.share(secret(1), 5 - more, 5, seed(1))))
+    for element in (0, 1000, shamir.ELEMENTS - 1):
+        wrong = dict(shares)
+        wrong[position] = wrong[position].copy()
+        wrong[position][element] = (wrong[position][element] + np.uint64(1)) % np.uint64(
+            shamir.PRIME
+        )
+        with pytest.raises(CryptoError, match="does not fit"):
+            shamir.reconstruct(wrong, 5 - more, 1)
+
+
+def test_a_share_at_another_holders_place_is_found() -> None:
+    shares = dict(enumerate(shamir.share(secret(1), 2, 3, seed(1))))
+    with pytest.raises(CryptoError, match="does not fit"):
+        shamir.reconstruct({0: shares[1], 1: shares[0], 2: shares[2]}, 2, 1)
+
+
+def test_shares_of_different_sums_do_not_mix() -> None:
+    """Answers over U at some holders and over U without a site at others: refused, not opened."""
+    dealt = [shamir.share(secret(d), 2, 4, seed(d)) for d in range(3)]
+    whole = {h: shamir.add_shares([one[h] for one in dealt]) for h in (0, 1)}
+    without = {h: shamir.add_shares([one[h] for one in dealt[1:]]) for h in (2, 3)}
+    with pytest.raises(CryptoError, match="does not fit"):
+        shamir.reconstruct(whole | without, 2, 3)
+    with pytest.raises(CryptoError, match="larger"):
+        shamir.reconstruct({0: whole[0], 3: without[3]}, 2, 3)
 
 
 def test_a_wrong_extra_share_is_found() -> None:

@@ -179,12 +179,6 @@ def keygen(name: str, folder: Path) -> tuple[Path, Path]:
     Raises `RosterError`, and then leaves nothing behind."""
     key_file = KeyFile.make(name)
     key_path, card_path = folder / f"{name}.key", folder / f"{name}.card.json"
-    for path in (key_path, card_path):
-        if os.path.lexists(path):
-            raise RosterError(
-                f"{path}: expected no file there yet, found one, and it is never overwritten; "
-                "move it away or choose another --out"
-            )
     made = _make_folder(folder)
     try:
         write_new(key_path, key_file.to_text(), PRIVATE_MODE)

@@ -122,6 +122,13 @@ def protection(plan: Plan) -> str:
     """One sentence on what the plan's scheme does, with its limit."""
     if plan.scheme.name == "plain":
         return "none; the coordinator could read every site's update."
+    if plan.scheme.name == "rlwe":
+        rules = plan.rules()
+        return (
+            f"one-time ring-LWE keys; sums over at least {rules.min_cohort} sites were opened by "
+            f"{rules.threshold} of {rules.num_sites}; up to {rules.max_colluding} sites colluding "
+            "with the coordinator learn no single update, under the assumptions of SECURITY.md."
+        )
     return (
         f"CKKS ({plan.scheme.parameter_set} set), one key per run held by all sites; the "
         "coordinator could not read updates by itself, any one site together with it could."
