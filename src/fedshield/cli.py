@@ -47,6 +47,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a key of the plan: --set training.steps=4"),
 ]
+SiteOption = Annotated[str | None, typer.Option(help="Whose adapter, where each has its own.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.")]
 
@@ -225,13 +226,14 @@ def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, max=2048)] = 96,
+    site: SiteOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt with the base model and with the run's adapter."""
     from fedshield.engines.finished import open_finished
     from fedshield.model.export import answers
 
-    base, host, state, _ = open_finished(run)
+    base, host, state, _ = open_finished(run, site=site)
     (answer,) = answers(base, host, state, [prompt], max_new_tokens)
     if as_json:
         print(json.dumps(answer, ensure_ascii=False))
@@ -247,12 +249,13 @@ def generate(
 def export(
     run: RunArgument,
     merge: Annotated[Path, typer.Option(help="Folder for the merged model.")],
+    site: SiteOption = None,
 ) -> None:
     """Write the base model with the adapter merged in; transformers loads it by itself."""
     from fedshield.engines.finished import open_finished
     from fedshield.model.export import save_merged
 
-    base, host, state, notes = open_finished(run, full_precision=True)
+    base, host, state, notes = open_finished(run, full_precision=True, site=site)
     _print_notes(notes)
     save_merged(base, host, state, merge)
     out_console.print(f"merged model  {merge}", markup=False)

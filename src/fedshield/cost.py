@@ -20,9 +20,16 @@ from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
 from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages
-from fedshield.protocol.ciphers import SchemeFacts, block_sizes, facts, layouts
+from fedshield.protocol.ciphers import (
+    SchemeFacts,
+    block_sizes,
+    facts,
+    update_layout,
+    weights_layout,
+)
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.prune import num_travelling
 from fedshield.types import AdapterSpec, Layout
 
 #: Share of peak matrix speed that a training step reaches (measured on SmolLM2-135M, CPU).
@@ -56,6 +63,7 @@ class Cost:
     quorums: str
     base_model_values: int
     trainable_values: int
+    exchanged_values: list[int]
     upload_bytes_per_site_round: list[int]
     download_bytes_per_site_round: list[int]
     setup_upload_bytes: int
@@ -88,11 +96,14 @@ def estimate(plan: Plan) -> Cost:
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
     scheme = facts(plan)
-    layout, weights = layouts(plan, spec)
     sizes = _Sizes(plan)
-    up, down = sizes.summed(layout)
-    setup_up, setup_down = sizes.setup(weights)
     names = plan.data.site_names()
+    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
+    counts = [channels * num_travelling(plan, spec, at + 1) for at in range(plan.rounds)]
+    by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
+    ups = [by_count[count][0] for count in counts]
+    downs = [by_count[count][1] for count in counts]
+    setup_up, setup_down = sizes.setup(weights_layout(plan))
     return Cost(
         name=plan.name,
         sites=len(names),
@@ -103,12 +114,13 @@ def estimate(plan: Plan) -> Cost:
         quorums=plan.rules().in_words() if plan.scheme.name == "rlwe" else "",
         base_model_values=base_values,
         trainable_values=spec.num_values,
-        upload_bytes_per_site_round=[round(up / len(names))] * plan.rounds,
-        download_bytes_per_site_round=[round(down / len(names))] * plan.rounds,
+        exchanged_values=counts,
+        upload_bytes_per_site_round=[round(up / len(names)) for up in ups],
+        download_bytes_per_site_round=[round(down / len(names)) for down in downs],
         setup_upload_bytes=setup_up,
         setup_download_bytes=setup_down,
-        total_upload_bytes=plan.rounds * up + setup_up,
-        total_download_bytes=plan.rounds * down + setup_down,
+        total_upload_bytes=sum(ups) + setup_up,
+        total_download_bytes=sum(downs) + setup_down,
         plaintext_float32_upload_bytes=4 * spec.num_values * len(names) * plan.rounds,
         peak_memory_bytes=_peak_memory(plan, config, base_values, spec, scheme, precision),
         estimated_s=round(_seconds(plan, base_values, spec, device, precision), 1),

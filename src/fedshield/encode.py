@@ -12,16 +12,7 @@ import numpy as np
 
 from fedshield.crypto.scheme import SchemeParameters
 from fedshield.errors import CryptoError
-from fedshield.types import (
-    AdapterSpec,
-    AdapterState,
-    EncodedUpdate,
-    Exchange,
-    Float64,
-    Layout,
-    OpenedSum,
-    PrunedUpdate,
-)
+from fedshield.types import EncodedUpdate, Float32, Float64, Layout, OpenedSum
 
 WEIGHT = "weight"
 #: A count of examples is carried as base-1024 digits, each divided by 1024: small enough for
@@ -38,10 +29,13 @@ def round_count(num_examples: int) -> int:
     return int(round(num_examples / step) * step)
 
 
-def update_layout(spec: AdapterSpec, parameters: SchemeParameters, number_format: str) -> Layout:
+def update_layout(
+    sha256: str, num_values: int, parameters: SchemeParameters, number_format: str
+) -> Layout:
+    """`sha256`: of what travels (`Selection.sha256`)."""
     return Layout(
-        spec_sha256=spec.sha256(),
-        num_values=spec.num_values,
+        spec_sha256=sha256,
+        num_values=num_values,
         reserved=(WEIGHT,),
         values_per_block=parameters.values_per_block,
         number_format=number_format,
@@ -59,23 +53,23 @@ def weights_layout(parameters: SchemeParameters, number_format: str) -> Layout:
 
 
 def encode_update(
-    pruned: PrunedUpdate,
+    values: Float32,
     weight: float,
     layout: Layout,
     *,
     grid_bits: int | None,
     slot_limit: float,
 ) -> EncodedUpdate:
-    """Weighted slots: values times `weight`, then the weight.
+    """Weighted slots: `values` (float32, those that travel) times `weight`, then the weight.
 
     With `grid_bits`, every slot is rounded to a multiple of 2^-grid_bits (to nearest). Values
     beyond +-slot_limit are clipped and counted; a value that is not a number is refused
     (`CryptoError`), because nothing after this step could tell.
     """
-    values = pruned.values.astype(np.float64)
-    if not np.isfinite(values).all():
+    wide = values.astype(np.float64)
+    if not np.isfinite(wide).all():
         raise CryptoError("update: expected finite values, got NaN or infinity; training diverged")
-    slots = np.concatenate([values * weight, [weight]])
+    slots = np.concatenate([wide * weight, [weight]])
     clipped = int(np.count_nonzero(np.abs(slots) > slot_limit))
     if clipped:
         slots = np.clip(slots, -slot_limit, slot_limit)
@@ -106,10 +100,8 @@ def decode_sum(slots: Float64, layout: Layout) -> OpenedSum:
     return OpenedSum(slots[: layout.num_values].copy(), reserved, layout)
 
 
-def apply_sum(
-    state: AdapterState, opened: OpenedSum, exchange: Exchange, least_weight: float | None = None
-) -> AdapterState:
-    """The next global adapter: the weighted mean over the contributors.
+def mean_of(opened: OpenedSum, least_weight: float | None = None) -> Float64:
+    """The weighted mean over the contributors: float64, (layout.num_values,).
 
     The total weight must be one, within what a grid rounds; or, where sites may be missing, in
     [least_weight, 1 + 2^-20]. Else, or if the mean is not finite, the sum is not one of this
@@ -123,14 +115,12 @@ def apply_sum(
         raise CryptoError(
             f"sum: expected a total weight of {low:.4g} to {high:.4g}, got {total:.6g}", "weight"
         )
-    mean = opened.values / total
-    if exchange == "delta":
-        mean = state.values.astype(np.float64) + mean
+    mean: Float64 = opened.values / total
     if not np.abs(mean).max(initial=0) <= np.finfo(np.float32).max:
         raise CryptoError(
             "sum: expected a mean that float32 holds, got NaN or larger values", "weight"
         )
-    return AdapterState(mean.astype(np.float32), state.spec)
+    return mean
 
 
 def _to_grid(slots: Float64, grid_bits: int | None) -> Float64:

@@ -9,6 +9,7 @@ loss and a one for each contributor travel beside the values as reserved integer
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from fedshield.types import (
     Float64,
     Layout,
     OpenedSum,
-    PrunedUpdate,
+    Selection,
 )
 
 CONTRIBUTORS, WEIGHT, LOSS, COUNT = "contributors", "weight", "loss", "count"
@@ -59,8 +60,9 @@ def _layout(
     )
 
 
-def update_layout(spec: AdapterSpec, parameters: RlweParameters) -> Layout:
-    return _layout(spec.sha256(), spec.num_values, UPDATE_RESERVED, parameters)
+def update_layout(sha256: str, num_values: int, parameters: RlweParameters) -> Layout:
+    """`sha256`: of what travels (`Selection.sha256`)."""
+    return _layout(sha256, num_values, UPDATE_RESERVED, parameters)
 
 
 def weights_layout(parameters: RlweParameters) -> Layout:
@@ -100,16 +102,24 @@ def _largest(values: Float64, spec: AdapterSpec) -> Float64:
 
 
 def next_clip(
-    plan: Plan, clip: Float32, before: AdapterState, after: AdapterState, next_round: int
+    plan: Plan,
+    clip: Float32,
+    before: AdapterState,
+    after: AdapterState,
+    selection: Selection,
+    mean: Float64,
+    next_round: int,
 ) -> Float32:
-    """The clip of round `next_round`, from the states before and after the one just summed and
-    the `clip` that was in force: public, so every site finds the same."""
+    """The clip of round `next_round`, from the states before and after the one just summed, the
+    opened `mean` over the selection and the `clip` that was in force: public, so every site
+    finds the same. A tensor that did not travel keeps its clip."""
     floor = _bound(plan, before, 1) * CLIP_FLOOR
+    wanted = clip.astype(np.float64)
     if plan.adapter.exchange == "parameters":
         wanted = _bound(plan, after, min(next_round, plan.rounds))
     else:
-        moved = after.values.astype(np.float64) - before.values.astype(np.float64)
-        wanted = CLIP_MARGIN * _largest(moved, before.spec)
+        for number, part in selection.parts():
+            wanted[number] = CLIP_MARGIN * np.abs(mean[part]).max()
     grown = np.minimum(wanted, CLIP_GROWTH * clip.astype(np.float64))
     return np.maximum(grown, floor).astype(np.float32)
 
@@ -118,42 +128,42 @@ def next_clip(
 
 
 def encode_update(
-    pruned: PrunedUpdate,
-    spec: AdapterSpec,
-    clip: Float32,
+    values: Float32,
+    layout: Layout,
+    parts: Sequence[tuple[slice, float]],
     weight: float,
     train_loss: float,
     parameters: RlweParameters,
     seed: int,
 ) -> EncodedIntegers:
-    """The site's digits and reserved integers. `clip`: (number of tensors,); `seed`: of the
-    stochastic rounding, from the plan's seed, not a secret.
+    """The site's digits and reserved integers. `values`: float32, (layout.num_values,), those
+    that travel; `parts`: (slice of them, its clip), covering all; `seed`: of the stochastic
+    rounding, from the plan's seed, not a secret.
 
     Raises `CryptoError` for values that are not finite, and for a weight too small for the bits.
     """
     limit = parameters.site_limit(weight)
     top = parameters.max_digit
-    digits: NDArray[np.int16] | NDArray[np.int32] = np.empty(spec.num_values, dtype=np.int16)
+    digits: NDArray[np.int16] | NDArray[np.int32] = np.empty(values.size, dtype=np.int16)
     if top >= 2**15:
-        digits = np.empty(spec.num_values, dtype=np.int32)
-    residual = np.empty(spec.num_values, dtype=np.float32)
+        digits = np.empty(values.size, dtype=np.int32)
+    residual = np.empty(values.size, dtype=np.float32)
     clipped = 0
-    for place, bound in zip(spec.slices().values(), clip.tolist(), strict=True):
+    for part, bound in parts:
         _, more = quantise(
-            pruned.values[place],
+            values[part],
             weight * top / bound,
             limit,
             seed,
-            start=place.start,
-            out=digits[place],
-            residual=residual[place],
+            start=part.start,
+            out=digits[part],
+            residual=residual[part],
         )
         clipped += more
     if not math.isfinite(train_loss):
         raise CryptoError("update: expected a finite training loss; training diverged")
     loss = min(max(train_loss, 0.0), MAX_LOSS)
     reserved = (1, round(weight / WEIGHT_STEP), round(weight * loss / LOSS_STEP))
-    layout = update_layout(spec, parameters)
     return EncodedIntegers(digits, reserved, layout, clipped, residual)
 
 
@@ -178,9 +188,8 @@ def decode_sum(
     reserved: tuple[int, ...],
     layout: Layout,
     num_contributors: int,
-    spec: AdapterSpec | None = None,
-    clip: Float32 | None = None,
-    parameters: RlweParameters | None = None,
+    parts: Sequence[tuple[slice, float]] = (),
+    max_digit: int = 1,
 ) -> OpenedSum:
     """The opened integers as the weighted sum of values. Raises `CryptoError` ('weight') if the
     number of contributors is not the one that was voted for."""
@@ -190,9 +199,8 @@ def decode_sum(
             f"sum: expected {num_contributors} contributors, got {named[CONTRIBUTORS]:g}", "weight"
         )
     sums = values.astype(np.float64)
-    if spec is not None and clip is not None and parameters is not None:
-        for place, bound in zip(spec.slices().values(), clip.tolist(), strict=True):
-            sums[place] *= bound / parameters.max_digit
+    for part, bound in parts:
+        sums[part] *= bound / max_digit
     if WEIGHT in named:
         named[WEIGHT] *= WEIGHT_STEP
         named[LOSS] *= LOSS_STEP

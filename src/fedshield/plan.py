@@ -57,7 +57,7 @@ class AdapterPlan(_Section):
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     dropout: Rate = 0.05
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
-    train: Literal["ab"] = "ab"
+    train: Literal["ab", "b", "alternate", "share-a", "core"] = "ab"
     exchange: Exchange = "delta"
 
 
@@ -152,6 +152,8 @@ class TrainingPlan(_Section):
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    local_algorithm: Literal["plain", "fedprox", "scaffold"] = "plain"
+    proximal: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -168,14 +170,19 @@ class TrainingPlan(_Section):
 
 
 class PruningPlan(_Section):
-    """Magnitude pruning per tensor, with the paper's clamped ramp over the rounds.
+    """Magnitude pruning with the paper's clamped ramp over the rounds.
+
+    `shared` masks are found by every site from what all have; only kept coordinates travel.
+    `local` masks are each site's own, and zeros travel like the rest (the paper).
 
     Without `start_round` and `target_round` the paper's proportions are used: the ramp starts
     after a fifth of the rounds and reaches the target rate in the last one.
     """
 
     method: Literal["magnitude", "none"] = "magnitude"
-    mask: Literal["local"] = "local"
+    mask: Literal["shared", "local"] = "shared"
+    ranking: Literal["tensor", "global"] = "tensor"
+    explore: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     initial_rate: Rate = 0.2
     target_rate: Rate = 0.5
     start_round: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -191,6 +198,20 @@ class PruningPlan(_Section):
         if start is not None and target is not None and target < start:
             raise ValueError(f"target_round|{target}|at least start_round ({start})")
         return self
+
+
+class AggregationPlan(_Section):
+    """What every site does with the opened mean update; the coordinator does not see it.
+
+    Sources: FedAvg (McMahan et al., AISTATS 2017); FedAvgM (Hsu et al., arXiv 1909.06335);
+    FedAdagrad, FedAdam, FedYogi (Reddi et al., ICLR 2021).
+    """
+
+    optimizer: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"] = "fedavg"
+    learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 1.0
+    momentum: Rate = 0.9
+    second_momentum: Rate = 0.99
+    epsilon: Annotated[float, Field(gt=0, le=1.0)] = 1e-3
 
 
 class EncodingPlan(_Section):
@@ -289,6 +310,7 @@ class Plan(_Section):
     data: DataPlan
     training: TrainingPlan = TrainingPlan()
     pruning: PruningPlan = PruningPlan()
+    aggregation: AggregationPlan = AggregationPlan()
     encoding: EncodingPlan = EncodingPlan()
     scheme: SchemePlan = SchemePlan()
     evaluation: EvaluationPlan = EvaluationPlan()
@@ -304,6 +326,21 @@ class Plan(_Section):
                 value = getattr(self.pruning, key)
                 if value is not None and value > self.rounds:
                     raise ValueError(f"pruning.{key}|{value}|at most rounds ({self.rounds})")
+        rules = self.aggregation
+        if self.adapter.exchange == "parameters" and (
+            rules.optimizer != "fedavg" or rules.learning_rate != 1.0
+        ):
+            raise ValueError(
+                f"aggregation.optimizer|{rules.optimizer}|fedavg with learning_rate 1 when "
+                "adapter.exchange is parameters (the others need differences)"
+            )
+        if self.training.local_algorithm == "scaffold" and (
+            self.training.optimizer != "sgd" or self.adapter.exchange != "delta"
+        ):
+            raise ValueError(
+                "training.local_algorithm|scaffold|optimizer sgd and exchange delta with scaffold "
+                "(its control variates are mean gradients)"
+            )
         num_sites = len(self.data.site_names())
         if self.scheme.name != "plain" and num_sites < 2:
             key = "sites" if self.data.split == "by-site" else "num_sites"

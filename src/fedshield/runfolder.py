@@ -33,7 +33,7 @@ from safetensors.numpy import save
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
-from fedshield.types import AdapterSpec, AdapterState, SiteMemory
+from fedshield.types import AdapterSpec, AdapterState, Float32, SiteMemory
 
 KEPT_STATES = 2
 
@@ -222,7 +222,8 @@ class SiteStore:
         tensors = {
             "adapter": np.array(state.values),
             "residual": np.array(memory.residual),
-            "clip": np.array(memory.clip),
+            **{f"shared.{name}": np.array(vector) for name, vector in memory.shared.items()},
+            **{f"own.{name}": np.array(vector) for name, vector in memory.own.items()},
         }
         metadata["memory"] = _memory_sha256(memory)
         write_atomic(target, save(tensors, metadata=metadata))
@@ -244,12 +245,17 @@ class SiteStore:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 values = file.get_tensor("adapter")
-                residual, clip = file.get_tensor("residual"), file.get_tensor("clip")
+                residual = file.get_tensor("residual").astype(np.float32)
+                parts: dict[str, dict[str, Float32]] = {"shared": {}, "own": {}}
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    kind, _, name = key.partition(".")
+                    if name:
+                        parts[kind][name] = file.get_tensor(key).astype(np.float32)
             state = AdapterState(values.astype(np.float32), spec)
-            memory = SiteMemory(residual.astype(np.float32), clip.astype(np.float32))
-        except (OSError, SafetensorError, ValueError) as error:
+            memory = SiteMemory(residual, parts["shared"], parts["own"])
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
-        shapes = (memory.residual.size, memory.clip.size) == (spec.num_values, len(spec.tensors))
+        shapes = memory.residual.size == spec.num_values and "clip" in memory.shared
         kept = {"spec": spec.sha256(), "sha256": state.sha256(), "memory": _memory_sha256(memory)}
         if not shapes or any(metadata.get(key) != value for key, value in kept.items()):
             raise RunFolderError(
@@ -262,6 +268,8 @@ class SiteStore:
 
 
 def _memory_sha256(memory: SiteMemory) -> str:
-    digest = hashlib.sha256(memory.residual.astype("<f4", copy=False).tobytes())
-    digest.update(memory.clip.astype("<f4", copy=False).tobytes())
+    digest = hashlib.sha256(memory.shared_sha256())
+    for name, vector in (("residual", memory.residual), *sorted(memory.own.items())):
+        digest.update(name.encode() + b"\0" + vector.size.to_bytes(8, "big"))
+        digest.update(vector.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()

@@ -20,8 +20,9 @@ from fedshield.errors import ModelError, RoundFailed
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.chat import Tokens
 from fedshield.plan import Plan, learning_rate
+from fedshield.prune import trained_tensors
 from fedshield.seeds import derive
-from fedshield.types import AdapterState, AdapterUpdate
+from fedshield.types import AdapterState, AdapterUpdate, Float32
 
 #: Called after every optimiser step with (step, steps, loss).
 OnStep = Callable[[int, int, float], None]
@@ -53,13 +54,18 @@ class LocalTrainer:
         if plan.training.gradient_checkpointing:
             _keep_no_activations(host.model)
 
-    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
-        """`training.steps` optimiser steps from `state`. Returns the update and the mean loss
-        over steps. Raises `RoundFailed` if the loss is not finite."""
+    def train(
+        self, state: AdapterState, round_number: int, correction: Float32 | None = None
+    ) -> tuple[AdapterUpdate, float]:
+        """`training.steps` optimiser steps from `state` on the tensors that the round trains.
+        Returns the update and the mean loss over steps. `correction`: float32, (num_values,),
+        added to every gradient (SCAFFOLD). Raises `RoundFailed` if the loss is not finite."""
         training = self._plan.training
         self._host.write(state)
         model = self._host.model
-        parameters = self._host.trainable()
+        names = trained_tensors(self._plan, state.spec, round_number)
+        parameters = self._host.trainable(names)
+        pull = self._pull(state, names, parameters, correction)
         optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
         losses: list[float] = []
         devices = [self._device] if self._device.startswith("cuda") else []
@@ -77,6 +83,7 @@ class LocalTrainer:
                             f"{self._site}: the loss became {loss} in step {step + 1} of round "
                             f"{round_number}; lower training.learning_rate"
                         )
+                    pull()
                     if training.max_grad_norm is not None:
                         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     optimizer.step()
@@ -88,6 +95,38 @@ class LocalTrainer:
                 model.eval()
         update = AdapterUpdate(self._host.read(), state, self.num_examples)
         return update, float(np.mean(losses))
+
+    def _pull(
+        self,
+        state: AdapterState,
+        names: Sequence[str],
+        parameters: list[torch.nn.Parameter],
+        correction: Float32 | None,
+    ) -> Callable[[], None]:
+        """What the local algorithm adds to gradients: FedProx (Li et al., MLSys 2020) pulls
+        towards where the round began; SCAFFOLD (Karimireddy et al., ICML 2020) corrects for the
+        site's drift."""
+        places = state.spec.slices()
+        training = self._plan.training
+        strength = training.proximal if training.local_algorithm == "fedprox" else 0.0
+        starts = [parameter.detach().clone() for parameter in parameters] if strength else []
+        added: list[torch.Tensor] = []
+        if correction is not None:
+            added = [
+                torch.tensor(correction[places[name]]).view(parameter.shape).to(parameter.device)
+                for name, parameter in zip(names, parameters, strict=True)
+            ]
+
+        def pull() -> None:
+            with torch.no_grad():
+                for number, parameter in enumerate(parameters):
+                    assert parameter.grad is not None
+                    if starts:
+                        parameter.grad.add_(parameter - starts[number], alpha=strength)
+                    if added:
+                        parameter.grad.add_(added[number])
+
+        return pull
 
     def evaluate(self, state: AdapterState) -> float:
         """Mean negative log-likelihood per response token over the held-out rows."""

@@ -123,6 +123,43 @@ class Mask:
 
 
 @dataclass(frozen=True, eq=False)
+class Selection:
+    """The coordinates that travel in one round, the same at every site and hidden from the
+    coordinator. `indices`: int64, ascending, of the flat vector of `spec.num_values`."""
+
+    indices: NDArray[np.int64] = field(repr=False)
+    spec: AdapterSpec = field(repr=False)
+
+    def __post_init__(self) -> None:
+        _frozen(self.indices, np.int64, self.indices.shape[0], "Selection.indices")
+        steps = np.diff(self.indices)
+        inside = not self.indices.size or (
+            self.indices[0] >= 0 and self.indices[-1] < self.spec.num_values
+        )
+        if not inside or (steps.size and int(steps.min()) < 1):
+            raise ValueError("Selection.indices: expected ascending places in the vector")
+
+    @property
+    def size(self) -> int:
+        return int(self.indices.size)
+
+    def parts(self) -> list[tuple[int, slice]]:
+        """(place of a tensor in the spec, its slice of the selected values), where it has any."""
+        found: list[tuple[int, slice]] = []
+        for number, place in enumerate(self.spec.slices().values()):
+            low, high = np.searchsorted(self.indices, (place.start, place.stop))
+            if high > low:
+                found.append((number, slice(int(low), int(high))))
+        return found
+
+    def sha256(self) -> str:
+        """Digest of the spec and of which coordinates."""
+        digest = hashlib.sha256(bytes.fromhex(self.spec.sha256()))
+        digest.update(self.indices.astype("<i8", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
 class PrunedUpdate:
     """What a site contributes, pruned coordinates set to zero.
 
@@ -221,16 +258,32 @@ class SiteMemory:
     """What a site carries from round to round beside the adapter.
 
     `residual`: float32, (num_values,), everything left out so far (pruned, clipped, rounded): the
-    site's own. `clip`: float32, (number of tensors,): the largest magnitude of a contribution in
-    the next round, from public state and therefore the same at every site.
+    site's own. `shared`: name -> float32 vector, from public state and therefore the same at
+    every site (`clip`: the largest magnitude of each tensor's contribution in the next round;
+    scores of coordinates; moments of the server's optimiser). `own`: the site's other vectors
+    (its personal part of the adapter, its control variate).
     """
 
     residual: Float32 = field(repr=False)
-    clip: Float32 = field(repr=False)
+    shared: Mapping[str, Float32] = field(repr=False)
+    own: Mapping[str, Float32] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _frozen(self.residual, np.float32, self.residual.shape[0], "SiteMemory.residual")
-        _frozen(self.clip, np.float32, self.clip.shape[0], "SiteMemory.clip")
+        for name, vector in (*self.shared.items(), *self.own.items()):
+            _frozen(vector, np.float32, vector.shape[0], f"SiteMemory {name}")
+
+    @property
+    def clip(self) -> Float32:
+        return self.shared["clip"]
+
+    def shared_sha256(self) -> bytes:
+        """Digest of what must be alike at all sites."""
+        digest = hashlib.sha256(b"fedshield shared memory 1")
+        for name, vector in sorted(self.shared.items()):
+            digest.update(name.encode() + b"\0" + vector.size.to_bytes(8, "big"))
+            digest.update(vector.astype("<f4", copy=False).tobytes())
+        return digest.digest()
 
 
 @dataclass(frozen=True)

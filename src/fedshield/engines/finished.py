@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -17,11 +16,12 @@ from fedshield.types import AdapterState
 
 
 def open_finished(
-    path: Path, *, full_precision: bool = False
+    path: Path, *, full_precision: bool = False, site: str | None = None
 ) -> tuple[BaseModel, AdapterHost, AdapterState, list[str]]:
     """The run's base model, adapter host and adapter, and notes for the user.
 
-    `full_precision` loads a quantised base unquantised, as merging needs. Raises
+    `site`: whose, where each site has an adapter of its own. `full_precision` loads a quantised
+    base unquantised, as merging needs. Raises
     `RunFolderError` if the run has no adapter or the base model is another one.
     """
     folder = RunFolder.open(path)
@@ -35,7 +35,14 @@ def open_finished(
         plan = plan.model_copy(
             update={"model": plan.model.model_copy(update={"quantization": "none"})}
         ).with_base_dir(plan.base_dir)
-    weights = path / "adapter" / "adapter_model.safetensors"
+    personal = plan.adapter.train == "share-a"
+    names = plan.data.site_names()
+    if (site is None) == personal or (site is not None and site not in names):
+        wanted = f"--site with one of {', '.join(names)}" if personal else "no --site"
+        raise RunFolderError(
+            f"{path}: expected {wanted} (adapter.train is {plan.adapter.train}), got {site}"
+        )
+    weights = path / "adapter" / (site or "") / "adapter_model.safetensors"
     if not weights.is_file():
         raise RunFolderError(
             f"{path}: expected a finished run with adapter/, found none; finish it with: "
@@ -52,8 +59,7 @@ def open_finished(
     host = AdapterHost(base.model, plan.adapter, base.sha256)
     try:
         tensors = load_file(weights)
-        values = np.concatenate([tensors[t.name].reshape(-1) for t in host.spec.tensors])
-        state = AdapterState(values.astype(np.float32), host.spec)
+        state = host.from_lora(tensors)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RunFolderError(f"{weights}: cannot be read ({error}); restore it") from None
     return base, host, state, notes

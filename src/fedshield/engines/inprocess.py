@@ -36,6 +36,7 @@ from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.session import least_sites
+from fedshield.protocol.site_model import personal
 from fedshield.runfolder import RunFolder, write_atomic
 from fedshield.seeds import derive
 from fedshield.summary import PHASES, summarise
@@ -359,6 +360,21 @@ def _rows(
     return rows
 
 
+def _personal_states(
+    folder: RunFolder, plan: Plan, host: AdapterHost, adapter: AdapterState
+) -> dict[str, AdapterState]:
+    """What is released: one adapter, or each site's own (`share-a`)."""
+    if plan.adapter.train != "share-a":
+        return {"": adapter}
+    found: dict[str, AdapterState] = {}
+    for site in plan.data.site_names():
+        rounds = folder.site_store(site).rounds()
+        if rounds:
+            state, memory = folder.site_store(site).load(max(rounds), host.spec)
+            found[site] = personal(plan, state, memory)
+    return found
+
+
 def _or_none(value: float) -> float | None:
     """NaN, which JSON has no word for, as null."""
     return None if math.isnan(value) else value
@@ -381,14 +397,22 @@ def _finish(
 
     if plan.evaluation.prompts:
         prompts = plan.evaluation.prompts
+        states = _personal_states(folder, plan, host, adapter)
         found = export.answers(
-            base, host, adapter, prompts, plan.evaluation.max_new_tokens, watch.note
+            base,
+            host,
+            next(iter(states.values())),
+            prompts,
+            plan.evaluation.max_new_tokens,
+            watch.note,
         )
         folder.write_json("answers.json", found)
     watch.note("writing the adapter and the report")
     state["finished"] = _now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
-    export.save_adapter(adapter, plan, export.model_card(plan, summary), folder.path / "adapter")
+    card = export.model_card(plan, summary)
+    states = _personal_states(folder, plan, host, adapter)
+    export.save_adapter(host, states, plan, card, folder.path / "adapter")
     folder.write_json("summary.json", summary)
     write_report(folder.path)
 

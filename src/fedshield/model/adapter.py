@@ -7,7 +7,9 @@ from a model with adapters attached, on the meta device if only sizes are wanted
 from __future__ import annotations
 
 import difflib
+import hashlib
 import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,9 @@ def lora_config(adapter: AdapterPlan) -> Any:
     )
 
 
-def attach(model: Any, adapter: AdapterPlan) -> Any:
-    """The model with LoRA layers, float32, the only ones that train. Raises `ModelError` if a
+def attach(model: Any, adapter: AdapterPlan) -> tuple[Any, str]:
+    """The model with LoRA layers, float32, the only ones that train; and a digest of frozen
+    factors where the adapter has any (`core`), else ''. Raises `ModelError` if a
     target names no layer: PEFT itself would pass over it in silence."""
     from peft import get_peft_model
 
@@ -43,7 +46,13 @@ def attach(model: Any, adapter: AdapterPlan) -> Any:
         # weights of GPT-2's layers round by itself; nothing a user could do.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        return get_peft_model(model, lora_config(adapter))
+        attached = get_peft_model(model, lora_config(adapter))
+    factors = ""
+    if adapter.train == "core":
+        from fedshield.model import core
+
+        factors = core.install(attached, adapter.rank)
+    return attached, factors
 
 
 def _check_targets(model: Any, adapter: AdapterPlan) -> None:
@@ -72,8 +81,12 @@ class AdapterHost:
     """One base model with one adapter, whose values are swapped as sites take turns."""
 
     def __init__(self, model: Any, adapter: AdapterPlan, base_model_sha256: str) -> None:
-        self.model = attach(model, adapter)
-        self.spec, self._parameters = _read_spec(self.model, adapter, base_model_sha256)
+        self.model, factors = attach(model, adapter)
+        # Sites with other factors must not be added: they are part of what the adapter is for.
+        of = base_model_sha256
+        if factors:
+            of = hashlib.sha256(bytes.fromhex(base_model_sha256) + factors.encode()).hexdigest()
+        self.spec, self._parameters = _read_spec(self.model, adapter, of)
 
     def write(self, state: AdapterState) -> None:
         """Put a state's values into the model."""
@@ -96,13 +109,47 @@ class AdapterHost:
             ]
         ).astype(np.float32, copy=False)
 
-    def trainable(self) -> list[Any]:
-        return [self._parameters[tensor.name] for tensor in self.spec.tensors]
+    def trainable(self, names: Collection[str] | None = None) -> list[Any]:
+        """The parameters of these tensors (all by default); the others are frozen."""
+        chosen: list[Any] = []
+        for tensor in self.spec.tensors:
+            parameter = self._parameters[tensor.name]
+            parameter.requires_grad_(names is None or tensor.name in names)
+            if parameter.requires_grad:
+                chosen.append(parameter)
+        return chosen
+
+    def as_lora(self, state: AdapterState) -> dict[str, Float32]:
+        """The adapter as ordinary LoRA tensors: PEFT's name -> (rank, in) or (out, rank)."""
+        self.write(state)
+        found: dict[str, Float32] = {}
+        for name, module in self.model.named_modules():
+            if hasattr(module, "lora_A") and "default" in module.lora_A:
+                for factor in ("lora_A", "lora_B"):
+                    weight = getattr(module, factor)["default"].weight
+                    found[f"{name}.{factor}.weight"] = weight.detach().float().cpu().numpy().copy()
+        return found
+
+    def from_lora(self, tensors: Mapping[str, Float32]) -> AdapterState:
+        """The state that `as_lora` was made of. Raises `KeyError` if a tensor is missing."""
+        values: list[Float32] = []
+        for tensor in self.spec.tensors:
+            if tensor.name.endswith(".lora_B.core"):
+                from fedshield.model import core
+
+                place = tensor.name.removesuffix(".lora_B.core")
+                module = self.model.get_submodule(f"{place}.lora_B.default")
+                values.append(
+                    core.core_of(tensors[f"{place}.lora_B.weight"], module.basis).reshape(-1)
+                )
+            else:
+                values.append(tensors[tensor.name].reshape(-1))
+        return AdapterState(np.concatenate(values).astype(np.float32), self.spec)
 
 
 def empty_spec(model: Any, adapter: AdapterPlan) -> AdapterSpec:
     """The spec of an adapter on a model whose weights are not here (meta device)."""
-    return _read_spec(attach(model, adapter), adapter, "")[0]
+    return _read_spec(attach(model, adapter)[0], adapter, "")[0]
 
 
 def _read_spec(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,21 +42,25 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def save_adapter(state: AdapterState, plan: Plan, card: str, out: Path) -> None:
-    """Write `out` so that `PeftModel.from_pretrained(base, out)` loads it."""
+def save_adapter(
+    host: AdapterHost, states: Mapping[str, AdapterState], plan: Plan, card: str, out: Path
+) -> None:
+    """Write `out` so that `PeftModel.from_pretrained(base, out)` loads it: an ordinary LoRA
+    adapter, whatever was trained. `states`: '' -> the adapter of all, or each site's name -> its
+    own, each then in a folder of its name."""
     config = lora_config(plan.adapter)
     config.inference_mode = True
     config.base_model_name_or_path = plan.model.name
     config.revision = plan.model.revision
     config.target_modules = sorted(plan.adapter.targets)  # PEFT keeps a set: no order of its own
-    tensors = {
-        tensor.name: state.values[place].reshape(tensor.shape)
-        for tensor, place in zip(state.spec.tensors, state.spec.slices().values(), strict=True)
-    }
     with _whole_folder(out) as part:
-        save_file(tensors, part / "adapter_model.safetensors", metadata={"format": "pt"})
-        config.save_pretrained(part)
-        (part / "README.md").write_text(card, encoding="utf-8")
+        for name, state in states.items():
+            folder = part / name
+            folder.mkdir(exist_ok=True)
+            tensors = host.as_lora(state)
+            save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(folder)
+            (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_merged(base: BaseModel, host: AdapterHost, state: AdapterState, out: Path) -> None:

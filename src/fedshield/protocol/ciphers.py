@@ -24,16 +24,16 @@ from fedshield.crypto.scheme import SiteScheme, parameters, rlwe_parameters
 from fedshield.errors import CryptoError, PlanError
 from fedshield.plan import Plan
 from fedshield.types import (
-    AdapterSpec,
     EncodedIntegers,
     EncodedUpdate,
     Float32,
     Layout,
     OpenedSum,
-    PrunedUpdate,
 )
 
 Encoded = EncodedUpdate | EncodedIntegers
+#: Slices of the values that travel, and the clip of each.
+Parts = Sequence[tuple[slice, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Cipher(Protocol):
 
     def weights_layout(self) -> Layout: ...
 
-    def update_layout(self, spec: AdapterSpec) -> Layout: ...
+    def update_layout(self, sha256: str, num_values: int) -> Layout: ...
 
     def num_blocks(self, layout: Layout) -> int:
         """Messages that a vector of this layout travels in."""
@@ -65,11 +65,11 @@ class Cipher(Protocol):
 
     def encode_update(
         self,
-        pruned: PrunedUpdate,
-        spec: AdapterSpec,
+        values: Float32,
+        layout: Layout,
+        parts: Parts,
         weight: float,
         train_loss: float,
-        clip: Float32,
         seed: int,
     ) -> Encoded: ...
 
@@ -82,8 +82,7 @@ class Cipher(Protocol):
         key_sum: NDArray[np.int64] | None,
         num_contributors: int,
         context: bytes,
-        spec: AdapterSpec | None,
-        clip: Float32,
+        parts: Parts,
     ) -> OpenedSum:
         """The checked sum. Raises `CryptoError`."""
 
@@ -105,8 +104,9 @@ class SharedKey:
     def weights_layout(self) -> Layout:
         return encode.weights_layout(self.scheme.parameters, self.scheme.number_format)
 
-    def update_layout(self, spec: AdapterSpec) -> Layout:
-        return encode.update_layout(spec, self.scheme.parameters, self.scheme.number_format)
+    def update_layout(self, sha256: str, num_values: int) -> Layout:
+        named = self.scheme.parameters
+        return encode.update_layout(sha256, num_values, named, self.scheme.number_format)
 
     def num_blocks(self, layout: Layout) -> int:
         return layout.num_blocks
@@ -116,17 +116,17 @@ class SharedKey:
 
     def encode_update(
         self,
-        pruned: PrunedUpdate,
-        spec: AdapterSpec,
+        values: Float32,
+        layout: Layout,
+        parts: Parts,
         weight: float,
         train_loss: float,
-        clip: Float32,
         seed: int,
     ) -> Encoded:
         return encode.encode_update(
-            pruned,
+            values,
             weight,
-            self.update_layout(spec),
+            layout,
             grid_bits=self._grid_bits,
             slot_limit=self._slot_limit,
         )
@@ -142,8 +142,7 @@ class SharedKey:
         key_sum: NDArray[np.int64] | None,
         num_contributors: int,
         context: bytes,
-        spec: AdapterSpec | None,
-        clip: Float32,
+        parts: Parts,
     ) -> OpenedSum:
         return encode.decode_sum(self.scheme.open(blocks, layout.num_slots), layout)
 
@@ -168,8 +167,8 @@ class OneTimeKeys:
     def weights_layout(self) -> Layout:
         return encode_integers.weights_layout(self.parameters)
 
-    def update_layout(self, spec: AdapterSpec) -> Layout:
-        return encode_integers.update_layout(spec, self.parameters)
+    def update_layout(self, sha256: str, num_values: int) -> Layout:
+        return encode_integers.update_layout(sha256, num_values, self.parameters)
 
     def _lay(self, layout: Layout) -> RlweLayout:
         return rlwe_layout(self.parameters, layout)
@@ -182,15 +181,15 @@ class OneTimeKeys:
 
     def encode_update(
         self,
-        pruned: PrunedUpdate,
-        spec: AdapterSpec,
+        values: Float32,
+        layout: Layout,
+        parts: Parts,
         weight: float,
         train_loss: float,
-        clip: Float32,
         seed: int,
     ) -> Encoded:
         return encode_integers.encode_update(
-            pruned, spec, clip, weight, train_loss, self.parameters, seed
+            values, layout, parts, weight, train_loss, self.parameters, seed
         )
 
     def _tag_seed(self, context: bytes) -> bytes:
@@ -220,8 +219,7 @@ class OneTimeKeys:
         key_sum: NDArray[np.int64] | None,
         num_contributors: int,
         context: bytes,
-        spec: AdapterSpec | None,
-        clip: Float32,
+        parts: Parts,
     ) -> OpenedSum:
         if key_sum is None:
             raise CryptoError("sum: expected the sum of the keys, got none", "key-sum")
@@ -234,7 +232,12 @@ class OneTimeKeys:
             self._tag_seed(context),
         )
         return encode_integers.decode_sum(
-            opened.values, opened.reserved, layout, num_contributors, spec, clip, self.parameters
+            opened.values,
+            opened.reserved,
+            layout,
+            num_contributors,
+            parts,
+            self.parameters.max_digit,
         )
 
     def count(self, opened: OpenedSum, num_contributors: int) -> int:
@@ -293,13 +296,17 @@ def block_sizes(plan: Plan, layout: Layout) -> list[tuple[int, int]]:
     return sizes
 
 
-def layouts(plan: Plan, spec: AdapterSpec) -> tuple[Layout, Layout]:
-    """The layouts of an update and of the weights phase, without any key."""
+def update_layout(plan: Plan, num_values: int) -> Layout:
+    """The layout of an update of so many values, without any key: its sizes are true, its
+    digest is not."""
     if plan.scheme.name == "rlwe":
-        packing = parameters_of(plan)
-        return (
-            encode_integers.update_layout(spec, packing),
-            encode_integers.weights_layout(packing),
-        )
+        return encode_integers.update_layout("", num_values, parameters_of(plan))
     named = parameters(plan.scheme.name, plan.scheme.parameter_set)
-    return encode.update_layout(spec, named, ""), encode.weights_layout(named, "")
+    return encode.update_layout("", num_values, named, "")
+
+
+def weights_layout(plan: Plan) -> Layout:
+    """The layout of the weights phase, without any key."""
+    if plan.scheme.name == "rlwe":
+        return encode_integers.weights_layout(parameters_of(plan))
+    return encode.weights_layout(parameters(plan.scheme.name, plan.scheme.parameter_set), "")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from fedshield.types import AdapterState, AdapterUpdate, SiteMemory
+from fedshield.types import AdapterState, AdapterUpdate, Float32, SiteMemory
 
 
 class LocalWork(Protocol):
@@ -14,8 +14,11 @@ class LocalWork(Protocol):
 
     num_examples: int
 
-    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
-        """One local round from `state`: the update, and the mean training loss."""
+    def train(
+        self, state: AdapterState, round_number: int, correction: Float32 | None = None
+    ) -> tuple[AdapterUpdate, float]:
+        """One local round from `state`: the update, and the mean training loss. `correction`:
+        float32, (num_values,), added to every gradient (SCAFFOLD)."""
 
     def evaluate(self, state: AdapterState) -> float:
         """Mean loss per response token on the site's held-out rows."""

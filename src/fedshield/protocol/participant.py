@@ -298,7 +298,7 @@ class Participant:
         current = self._current()
         weighing = self._binding.phase == WEIGHTS
         with self._model.timed("open"):
-            opened = current.open(command, None if weighing else self.state.spec, self.memory.clip)
+            opened = current.open(command, [] if weighing else self._model.parts())
         # One try: what does not open is not asked for again, or each answer would tell a bit.
         self._sum = None
         if weighing:

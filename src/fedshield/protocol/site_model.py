@@ -9,24 +9,76 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedshield import encode, encode_integers, prune
+from fedshield import aggregate, encode, encode_integers, prune
 from fedshield.plan import Plan, learning_rate
-from fedshield.protocol.ciphers import Cipher, Encoded
+from fedshield.protocol.ciphers import Cipher, Encoded, Parts
 from fedshield.protocol.local import LocalWork, SiteRound, Store
-from fedshield.types import AdapterState, Float32, OpenedSum, PrunedUpdate, SiteMemory
+from fedshield.types import (
+    AdapterSpec,
+    AdapterState,
+    AdapterUpdate,
+    Bool,
+    Float32,
+    Float64,
+    OpenedSum,
+    PrunedUpdate,
+    Selection,
+    SiteMemory,
+)
 
 #: A sum whose contributors weigh less than this in all is not taken.
 LEAST_WEIGHT = 0.25
 
 
+CLIP, CONTROL_CLIP, SCORE, CONTROL = "clip", "control clip", "score", "control"
+PERSONAL = "personal"
+
+
 def first_memory(plan: Plan, state: AdapterState) -> SiteMemory:
     """Before round 1: nothing left out, clips from how far training can reach."""
-    zeros = np.zeros(state.spec.num_values, dtype=np.float32)
-    return SiteMemory(zeros, encode_integers.first_clip(plan, state))
+    size = state.spec.num_values
+    shared = {CLIP: encode_integers.first_clip(plan, state)}
+    own: dict[str, Float32] = {}
+    if plan.training.local_algorithm == "scaffold":
+        # A control variate is a mean gradient, and gradients are clipped.
+        reach = plan.training.max_grad_norm or 1.0
+        shared[CONTROL_CLIP] = np.full(len(state.spec.tensors), reach, dtype=np.float32)
+        shared[CONTROL] = np.zeros(size, dtype=np.float32)
+        own[CONTROL] = np.zeros(size, dtype=np.float32)
+    return SiteMemory(np.zeros(size, dtype=np.float32), shared, own)
+
+
+def own_places(plan: Plan, spec: AdapterSpec) -> Bool:
+    """Coordinates that a site trains and keeps (`share-a`): bool, (num_values,)."""
+    places = spec.slices()
+    stays = set(prune.trained_tensors(plan, spec, 1)) - set(prune.exchanged_tensors(plan, spec, 1))
+    mine = np.zeros(spec.num_values, dtype=np.bool_)
+    for name in stays:
+        mine[places[name]] = True
+    return mine
+
+
+def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterState:
+    """The global adapter with a site's own part in it (`share-a`); else the global one."""
+    own = memory.own.get(PERSONAL)
+    if own is None:
+        return state
+    return AdapterState(np.where(own_places(plan, state.spec), own, state.values), state.spec)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """This round's contribution, until its sum is opened."""
+
+    update: AdapterUpdate
+    pruned: PrunedUpdate
+    selection: Selection
+    values: Float32
+    residual: Float32 | None
 
 
 class SiteModel:
@@ -54,7 +106,7 @@ class SiteModel:
         self._store = store
         self._heldout_loss = heldout_loss
         self._example_cap = example_cap
-        self._made: tuple[PrunedUpdate, Encoded] | None = None
+        self._made: _Made | None = None
 
     @property
     def num_examples(self) -> int:
@@ -63,38 +115,77 @@ class SiteModel:
         return encode.round_count(min(self._work.num_examples, cap))
 
     def agreed(self) -> bytes:
-        """What must be alike at all sites before a round: the adapter and the clips."""
-        clips = self.memory.clip.astype("<f4").tobytes()
-        return bytes.fromhex(self.state.sha256()) + clips
+        """What must be alike at all sites before a round: the adapter, and what they derived
+        from earlier sums (clips, scores, moments)."""
+        return bytes.fromhex(self.state.sha256()) + self.memory.shared_sha256()
+
+    def selection(self) -> Selection:
+        """The coordinates that travel in the next round."""
+        score = self.memory.shared.get(SCORE)
+        return prune.select(self._plan, self.state.spec, score, self.completed_rounds + 1)
+
+    def parts(self) -> Parts:
+        """Slices of the values that travel in the next round, and the clip of each."""
+        selection = self.selection()
+        found = [
+            (part, float(self.memory.shared[CLIP][number])) for number, part in selection.parts()
+        ]
+        if CONTROL_CLIP in self.memory.shared:
+            clips = self.memory.shared[CONTROL_CLIP]
+            at = selection.size
+            found += [
+                (slice(at + part.start, at + part.stop), float(clips[number]))
+                for number, part in selection.parts()
+            ]
+        return found
 
     def contribution(self, round_number: int, cipher: Cipher, weight: float) -> Encoded:
         """Train, prune, encode. Raises `CryptoError` for values that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
+        memory, start = self.memory, personal(self._plan, self.state, self.memory)
+        correction = None
+        if CONTROL in memory.shared:
+            correction = memory.shared[CONTROL] - memory.own[CONTROL]
         with self.timed("train"):
-            update, train_loss = self._work.train(self.state, round_number)
+            if correction is None:
+                update, train_loss = self._work.train(start, round_number)
+            else:
+                update, train_loss = self._work.train(start, round_number, correction)
         with self.timed("prune"):
-            carried = self.memory.residual if self._plan.encoding.error_feedback else None
-            pruned = prune.prune(update, self._plan, round_number, carried)
+            selection = self.selection()
+            carried = memory.residual if self._plan.encoding.error_feedback else None
+            pruned = prune.prune(update, self._plan, round_number, selection, carried)
         with self.timed("encode"):
+            values = pruned.values[selection.indices]
+            if correction is not None:
+                change = self._control_change(update, round_number)
+                values = np.concatenate([values, change[selection.indices]])
             encoded = cipher.encode_update(
-                pruned,
-                self.state.spec,
+                values,
+                cipher.update_layout(selection.sha256(), values.size),
+                self.parts(),
                 weight,
                 train_loss,
-                self.memory.clip,
                 encode_integers.rounding_seed(self._plan, self._name, round_number),
             )
-        self._made = pruned, encoded
+        self._made = _Made(update, pruned, selection, values, encoded.residual)
         self.record = replace(
             self.record,
             train_loss=train_loss,
             num_examples=update.num_examples,
             learning_rate=learning_rate(self._plan, round_number),
             pruning_rate=pruned.mask.rate,
-            pruned_values=pruned.mask.num_pruned,
+            pruned_values=prune.num_pruned(self._plan, pruned, self.state.spec, round_number),
             clipped_values=encoded.num_clipped,
         )
         return encoded
+
+    def _control_change(self, update: AdapterUpdate, round_number: int) -> Float32:
+        """What this site's control variate changes by: SCAFFOLD (Karimireddy et al., ICML 2020),
+        option II."""
+        steps = self._plan.training.steps * learning_rate(self._plan, round_number)
+        moved = (update.start.values - update.values) / np.float32(steps)
+        return (moved - self.memory.shared[CONTROL]).astype(np.float32)
 
     def take(
         self,
@@ -109,11 +200,12 @@ class SiteModel:
         least = None
         if self._plan.scheme.name == "rlwe":
             least = max(LEAST_WEIGHT, weight if in_set else 0.0)
-        state = encode.apply_sum(self.state, opened, self._plan.adapter.exchange, least)
-        clip = encode_integers.next_clip(
-            self._plan, self.memory.clip, self.state, state, round_number + 1
+        mean, selection = encode.mean_of(opened, least), self.selection()
+        state, moments = aggregate.step(
+            self._plan, self.state, selection, mean[: selection.size], self.memory.shared
         )
-        memory = SiteMemory(self._left_over(in_set), clip)
+        shared = self._next_shared(state, selection, mean, round_number) | moments
+        memory = SiteMemory(self._left_over(in_set), shared, self._next_own(selection, in_set))
         # Kept first: a site never stands at a round that it could not load again.
         self._store.save(round_number, state, memory)
         self.state, self.memory, self.completed_rounds = state, memory, round_number
@@ -127,23 +219,65 @@ class SiteModel:
             ),
         )
 
+    def _next_shared(
+        self, state: AdapterState, selection: Selection, mean: Float64, round_number: int
+    ) -> dict[str, Float32]:
+        """What every site derives alike from this sum, for the next."""
+        plan, old = self._plan, self.memory.shared
+        values, change = mean[: selection.size], mean[selection.size :]
+        new = {
+            CLIP: encode_integers.next_clip(
+                plan, old[CLIP], self.state, state, selection, values, round_number + 1
+            )
+        }
+        if plan.pruning.mask == "shared" and plan.pruning.method != "none":
+            moved = values
+            if plan.adapter.exchange == "parameters":
+                moved = values - self.state.values[selection.indices]
+            new[SCORE] = prune.next_score(old.get(SCORE), selection, moved)
+        if CONTROL in old:
+            control = old[CONTROL].copy()
+            control[selection.indices] += change.astype(np.float32)
+            new |= {CONTROL: control, CONTROL_CLIP: old[CONTROL_CLIP]}
+        return new
+
+    def _next_own(self, selection: Selection, in_set: bool) -> dict[str, Float32]:
+        own, made = dict(self.memory.own), self._made
+        if made is None:
+            return own
+        if self._plan.adapter.train == "share-a":
+            own[PERSONAL] = np.where(
+                own_places(self._plan, self.state.spec), made.update.values, np.float32(0)
+            )
+        if CONTROL in own and in_set:
+            # By what was really sent, so that the mean of the sites' stays the shared one.
+            sent = made.values[selection.size :]
+            if made.residual is not None:
+                sent = sent - made.residual[selection.size :]
+            own[CONTROL] = own[CONTROL].copy()
+            own[CONTROL][selection.indices] += sent
+        return own
+
     def _left_over(self, in_set: bool) -> Float32:
         """What this site has not got into the sum: for its next update."""
-        if self._made is None or not self._plan.encoding.error_feedback:
+        made = self._made
+        if made is None or not self._plan.encoding.error_feedback:
             return np.zeros_like(self.memory.residual)
-        pruned, encoded = self._made
         if in_set:
-            return pruned.left_out + (0 if encoded.residual is None else encoded.residual)
+            left = made.pruned.left_out.copy()
+            if made.residual is not None:
+                left[made.selection.indices] += made.residual[: made.selection.size]
+            return left
         # Not in the sum: the whole update is put back. Whole parameters cannot be, only
         # what earlier rounds left of them.
-        if pruned.exchange == "delta":
-            return pruned.values + pruned.left_out
+        if made.pruned.exchange == "delta":
+            return made.pruned.values + made.pruned.left_out
         return self.memory.residual.copy()
 
     def evaluate(self) -> SiteRound:
         """Measure the adapter on the site's held-out rows; the round's record, whole."""
         with self.timed("evaluate"):
-            loss = self._work.evaluate(self.state)
+            loss = self._work.evaluate(personal(self._plan, self.state, self.memory))
         before = loss if self._heldout_loss is None else self._heldout_loss
         self._heldout_loss = loss
         return replace(self.record, heldout_loss_before=before, heldout_loss_after=loss)

@@ -22,7 +22,7 @@ from fedshield.crypto.keys import RunKey
 from fedshield.crypto.seal import seal, unseal
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.protocol import envelope, messages
-from fedshield.protocol.ciphers import Cipher, Encoded, Sealed
+from fedshield.protocol.ciphers import Cipher, Encoded, Parts, Sealed
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.roster import Roster
@@ -37,7 +37,7 @@ from fedshield.protocol.session import (
     upload_record,
 )
 from fedshield.quorum import OpenTo
-from fedshield.types import AdapterSpec, Float32, Layout, OpenedSum
+from fedshield.types import Layout, OpenedSum
 
 SHARE, ANSWER = "share", "answer"
 
@@ -331,8 +331,9 @@ class Summation:
             raise ProtocolError("digest", f"block {command.index} is not the one announced")
         self._delivered.append(command.block)
 
-    def open(self, command: messages.Open, spec: AdapterSpec | None, clip: Float32) -> OpenedSum:
-        """The checked sum. Raises `CryptoError` if any check fails; there is one try."""
+    def open(self, command: messages.Open, parts: Parts) -> OpenedSum:
+        """The checked sum; `parts`: the clips that its values were encoded with. Raises
+        `CryptoError` if any check fails; there is one try."""
         announced, layout = self._announced, self._layout
         if (
             announced is None
@@ -349,8 +350,7 @@ class Summation:
             key_sum,
             len(self.contributors),
             self.binding.context,
-            spec,
-            clip,
+            parts,
         )
 
     def _key_sum(self, answers: dict[str, bytes]) -> shamir.Int64:
