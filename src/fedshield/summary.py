@@ -14,8 +14,9 @@ from fedshield.crypto.scheme import CKKS
 from fedshield.data.sites import SiteData
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
-from fedshield.protocol.ciphers import facts
-from fedshield.types import AdapterState
+from fedshield.protocol.ciphers import block_sizes, facts, update_layout
+from fedshield.prune import num_travelling
+from fedshield.types import AdapterSpec, AdapterState
 
 LEARNING = ("train", "prune", "evaluate")
 PHASES = ("train", "prune", "encode", "encrypt", "aggregate", "open", "evaluate")
@@ -74,6 +75,7 @@ def summarise(
         "download_bytes": download + state["setup_download_bytes"],
         "setup_upload_bytes": state["setup_upload_bytes"],
         "setup_download_bytes": state["setup_download_bytes"],
+        "update_bytes": update_bytes(plan, adapter.spec, rows),
         "plaintext_float32_upload_bytes": 4 * num_values * len(rows),
         "paper_scheme_upload_bytes": paper.ciphertext_bytes * paper_ciphertexts * len(rows),
         "initial_heldout_loss": losses(1, "heldout_loss_before"),
@@ -103,3 +105,13 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def update_bytes(plan: Plan, spec: AdapterSpec, rows: Sequence[dict[str, Any]]) -> int:
+    """Bytes of the blocks of all updates alone: no shares, no messages around them."""
+    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
+    total = 0
+    for row in rows:
+        count = channels * num_travelling(plan, spec, row["round"])
+        total += sum(up for up, _ in block_sizes(plan, update_layout(plan, count)))
+    return total
