@@ -4,9 +4,11 @@ hand, and what a server and its colluding sites can compute from all that they s
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,12 @@ import pytest
 
 from fedshield import encode_integers
 from fedshield.crypto import shamir
+from fedshield.crypto.rlwe import reference
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
+from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.errors import CryptoError, ProtocolError
+from fedshield.planfile import parse_plan
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.ciphers import parameters_of, rlwe_layout
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
@@ -87,6 +92,21 @@ def failing(federation: Any, moments: Mapping[str, tuple[str, str]] | None = Non
         federation.plan, federation.roster, sites, federation.server.sign
     )
     return sites
+
+
+def started(federation: Any, sites: int = 4) -> Any:
+    """rlwe, equal weights, ready for round 1."""
+    ours = federation("rlwe", sites=sites, weights="equal")
+    ours.coordinator.start()
+    return ours
+
+
+def with_scheme(made: Any, folder: Path, **changes: Any) -> Any:
+    """A federation like this one, with other entries in its plan's `scheme`."""
+    raw = json.loads(made.plan.canonical())
+    raw["scheme"] |= changes
+    counts = {name: work.num_examples for name, work in made.works.items()}
+    return type(made)(parse_plan(raw, base_dir=folder), folder / "other", counts, made.spec)
 
 
 def restart(federation: Any, name: str) -> Any:
@@ -295,6 +315,22 @@ class Hand:
             summed.append(adder.result(total))
         return summed
 
+    def shifted(self, blocks: Sequence[bytes], at: int, by: int = 1) -> list[bytes]:
+        """The aggregate with `by` times delta added to coefficient `at`: what anyone can do who
+        knows the public layout. A one-block aggregate."""
+        packing = parameters_of(self.federation.plan)
+        (chunk,) = blocks
+        words = reference.unpack_words(np.frombuffer(chunk, "<u8"), packing.sum_word_bits)
+        words[at] += round(by * packing.delta / 2**packing.dropped)
+        out = np.empty(len(chunk) // 8, dtype="<u8")
+        reference.pack_words(words, packing.sum_word_bits, out)
+        return [out.tobytes()]
+
+    def layout(self) -> RlweLayout:
+        site = self.federation.participants[self.sites[0]]
+        layout = site._cipher.update_layout(site.state.spec)
+        return rlwe_layout(parameters_of(self.federation.plan), layout)
+
     def vote_on(
         self, sites: Iterable[str], voters: Iterable[str], blocks: Sequence[bytes] | None = None
     ) -> dict[str, bytes]:
@@ -329,6 +365,22 @@ class Hand:
         for site in self.sites:
             self.deliver(site, blocks)
             self.raw(site, self.opening(site, answers))
+
+
+def rejected(hand: Hand, blocks: list[bytes], code: str, text: str = "") -> None:
+    """The set is agreed on and answered for, and `blocks` is delivered as its sum: every site
+    refuses to open it, for this reason."""
+    ours = hand.federation
+    answers = hand.answers(hand.vote_on(hand.sites, hand.sites, blocks))
+    with nothing_installed(ours):
+        for site in hand.sites:
+            hand.deliver(site, blocks)
+            opening = hand.opening(site, answers)
+            found, said = hand.refused(site, opening)
+            assert found == code
+            assert text in said
+            # There is one try.
+            assert hand.refused(site, opening)[0] == "repeated"
 
 
 # -- what a server and colluding sites can compute ------------------------------------------
@@ -390,14 +442,13 @@ class Attacker:
         exact, because the tag and what is left over are checked. Raises `CryptoError`."""
         federation = self.hand.federation
         site = federation.participants[self.colluders[0]]
-        layout = site._cipher.update_layout(site.state.spec)
         context = self.hand.binding.context
         return rlwe.open_sum(
             self.hand.aggregate(sites),
             key_sum,
             len(sites),
             context,
-            rlwe_layout(parameters_of(federation.plan), layout),
+            self.hand.layout(),
             site._cipher._tag_seed(context),
         )
 
