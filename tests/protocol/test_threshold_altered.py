@@ -79,7 +79,7 @@ def altered(hand: Hand, way: str) -> list[bytes]:
         "a tag": layout.tag_start,
         "the padding": layout.num_coefficients + 5,
     }
-    return hand.shifted(whole, places[way], -1 if way == "the weight" else 1)
+    return hand.shifted(hand.sites, places[way], -1 if way == "the weight" else 1)
 
 
 ALTERED = {
@@ -243,8 +243,6 @@ def test_uploads_that_are_not_of_this_sum(four: Hand, command: str) -> None:
     own = messages.Upload.from_body(body_of(four.uploads[VICTIM]))
     theirs = messages.Upload.from_body(body_of(four.uploads["lab"]))
     blocks = four.aggregate(FOUR)
-    fresh = Hand.__new__(Hand)
-    fresh.__dict__ |= four.__dict__
 
     def code(uploads: dict[str, bytes]) -> tuple[str, str]:
         if command == "hold":

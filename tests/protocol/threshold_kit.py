@@ -16,7 +16,6 @@ import pytest
 
 from fedshield import encode_integers
 from fedshield.crypto import shamir
-from fedshield.crypto.rlwe import reference
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
@@ -304,27 +303,31 @@ class Hand:
         summed = self.aggregate(names) if blocks is None else blocks
         return messages.Announce(self.over(names), digests(summed))
 
+    def totals(self, sites: Iterable[str]) -> list[Any]:
+        """Running totals of the coordinator's adder, by chunk."""
+        adder = RlweAdder(parameters_of(self.federation.plan))
+        totals: list[Any] = []
+        for column in zip(*(self.blocks[site] for site in sites), strict=True):
+            totals.append(None)
+            for block in column:
+                totals[-1] = adder.add(totals[-1], block)
+        return totals
+
     def aggregate(self, sites: Iterable[str]) -> list[bytes]:
         """The sum over these uploads, each as often as it is named."""
         adder = RlweAdder(parameters_of(self.federation.plan))
-        summed = []
-        for column in zip(*(self.blocks[site] for site in sites), strict=True):
-            total: object | None = None
-            for block in column:
-                total = adder.add(total, block)
-            summed.append(adder.result(total))
-        return summed
+        return [adder.result(total) for total in self.totals(sites)]
 
-    def shifted(self, blocks: Sequence[bytes], at: int, by: int = 1) -> list[bytes]:
-        """The aggregate with `by` times delta added to coefficient `at`: what anyone can do who
-        knows the public layout. A one-block aggregate."""
-        packing = parameters_of(self.federation.plan)
-        (chunk,) = blocks
-        words = reference.unpack_words(np.frombuffer(chunk, "<u8"), packing.sum_word_bits)
-        words[at] += round(by * packing.delta / 2**packing.dropped)
-        out = np.empty(len(chunk) // 8, dtype="<u8")
-        reference.pack_words(words, packing.sum_word_bits, out)
-        return [out.tobytes()]
+    def shifted(self, sites: Iterable[str], at: int, by: int = 1) -> list[bytes]:
+        """The sum with `by` added to the message of coefficient `at` of its first chunk: what
+        anyone can do who knows the public layout."""
+        p = parameters_of(self.federation.plan)
+        totals = self.totals(sites)
+        words = totals[0].words
+        words[at] += round(by * p.delta % p.q / 2**p.dropped)
+        if words[at] >= 1 << p.word_bits:  # as long as it is one of the words that sites can make
+            words[at] -= round(p.q / 2**p.dropped)
+        return [RlweAdder(p).result(total) for total in totals]
 
     def layout(self) -> RlweLayout:
         site = self.federation.participants[self.sites[0]]
