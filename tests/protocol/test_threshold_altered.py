@@ -6,15 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from threshold_kit import (
-    Attacker,
-    Hand,
-    body_of,
-    flipped,
-    nothing_installed,
-    rejected,
-    started,
-)
+from threshold_attack import Attacker
+from threshold_kit import Hand, body_of, flipped, nothing_installed, rejected, started
 
 from fedshield.crypto import shamir
 from fedshield.crypto.keys import RunKey

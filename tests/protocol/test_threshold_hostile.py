@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threshold_attack import Attacker
 from threshold_kit import (
-    Attacker,
     Hand,
     body_of,
     flipped,

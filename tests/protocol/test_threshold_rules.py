@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import Attacker, Forgetful, Hand, body_of, record, started
+from threshold_attack import Attacker, Forgetful
+from threshold_kit import Hand, body_of, record, started
 
 from fedshield.crypto import shamir
 from fedshield.crypto.rlwe import scheme as rlwe

@@ -1,5 +1,5 @@
-"""For the tests of the threshold protocol: sites that vanish, a coordinator that is driven by
-hand, and what a server and its colluding sites can compute from all that they see."""
+"""For the tests of the threshold protocol: sites that vanish or crash, and a coordinator that is
+driven by hand."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import numpy as np
 import pytest
 
 from fedshield import encode_integers
-from fedshield.crypto import shamir
-from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.errors import CryptoError, ProtocolError
@@ -25,17 +23,9 @@ from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.ciphers import parameters_of, rlwe_layout
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.envelope import Binding
-from fedshield.protocol.journal import Journal
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.session import (
-    aggregate_digest,
-    contributors_digest,
-    read_round_keys,
-    read_uploads,
-    round_context,
-)
+from fedshield.protocol.session import read_round_keys, round_context
 from fedshield.protocol.sites import Replies
-from fedshield.protocol.summation import ANSWER
 from fedshield.types import EncodedIntegers
 
 Digits = np.ndarray[Any, Any]
@@ -386,84 +376,56 @@ def rejected(hand: Hand, blocks: list[bytes], code: str, text: str = "") -> None
             assert hand.refused(site, opening)[0] == "repeated"
 
 
-# -- what a server and colluding sites can compute ------------------------------------------
+# -- a site that may crash -----------------------------------------------------------------
+
+SITE = "clinic"
+FOUR = ("bank", "clinic", "hospital", "lab")
+REST = ("bank", "hospital", "lab")
+KINDS = {"work": "upload", "announce": "vote", "quorum": "answer"}
 
 
-class Attacker:
-    """The coordinator with `colluders`: everything that crossed in a sum, and everything that
-    those sites hold. What honest sites keep to themselves is out of its reach."""
-
-    def __init__(self, hand: Hand, *colluders: str) -> None:
-        self.hand = hand
-        self.colluders = colluders
-        self._roster = hand.federation.roster
-
-    def _sum(self, colluder: str) -> Any:
-        assert colluder in self.colluders
-        return self.hand.federation.participants[colluder]._sum
-
-    def votes(self, sites: Iterable[str], blocks: Sequence[bytes]) -> dict[str, bytes]:
-        """The colluders' votes for whatever is wanted."""
-        uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
-        vote = messages.Vote(contributors_digest(uploads), aggregate_digest(digests(blocks)))
-        return {one: self.hand.signed_by(one, vote) for one in self.colluders}
-
-    def own_shares(self, sites: Iterable[str]) -> dict[str, shamir.UInt64]:
-        """What the colluders would answer for this set."""
-        names = tuple(sites)
-        return {
-            one: shamir.add_shares([self._sum(one)._held[site] for site in names])
-            for one in self.colluders
-        }
-
-    def read(
-        self, answers: Mapping[str, Any], sites: Iterable[str], blocks: Sequence[bytes]
-    ) -> dict[str, shamir.UInt64]:
-        """The honest sites' answers that are sealed to the first colluder, opened."""
-        first = self.colluders[0]
-        uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
-        about = contributors_digest(uploads) + aggregate_digest(digests(blocks))
-        return {
-            holder: shamir.from_bytes(
-                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about)
-            )
-            for holder, answer in answers.items()
-            if first in answer["boxes"]
-        }
-
-    def own_key(self, colluder: str) -> Any:
-        """The one-time key that the colluder itself made."""
-        return self._sum(colluder)._sealed.secret
-
-    def key_sum(self, shares: Mapping[str, shamir.UInt64], num_summed: int) -> Any:
-        """The sum of the keys, from shares of it by holder. Raises `CryptoError`."""
-        indexed = {self._roster.index(holder): share for holder, share in shares.items()}
-        return shamir.reconstruct(indexed, self._roster.rules.threshold, num_summed)
-
-    def decrypt(self, sites: Sequence[str], key_sum: Any) -> rlwe.Opened:
-        """The sum over `sites`' uploads, which the server has, under a key that it has found:
-        exact, because the tag and what is left over are checked. Raises `CryptoError`."""
-        federation = self.hand.federation
-        site = federation.participants[self.colluders[0]]
-        context = self.hand.binding.context
-        return rlwe.open_sum(
-            self.hand.aggregate(sites),
-            key_sum,
-            len(sites),
-            context,
-            self.hand.layout(),
-            site._cipher._tag_seed(context),
-        )
+class PowerCut(Exception):
+    """Nothing after this happens."""
 
 
-class Forgetful(Journal):
-    """A journal that remembers nothing: every rule that rests on it is gone."""
+class Watched(Hand):
+    """A round of four sites, of which `SITE` is watched and served first. `left`: what of it
+    reached the coordinator, as (session, kind, message); `cut`: the message at which its power
+    goes, before it arrives or before the reply leaves."""
 
-    def _once(self, *_: Any) -> None:
-        return
+    def __init__(self, ours: Any, left: list[tuple[bytes, str, bytes]], cut: Any = None) -> None:
+        super().__init__(ours, sites=(SITE, *REST))
+        self.left = left
+        self.cut = cut
+        self.commands: list[tuple[messages.Message, Binding]] = []
 
-    def vote(self, *_: Any) -> None:
-        return
+    def raw(self, site: str, message: messages.Message, binding: Binding | None = None) -> bytes:
+        if site != SITE:
+            return super().raw(site, message, binding)
+        self.commands.append((message, binding or self.binding))
+        if self.cut == (message.kind, "before"):
+            raise PowerCut
+        reply = super().raw(site, message, binding)
+        if self.cut == (message.kind, "after"):
+            raise PowerCut
+        if message.kind in KINDS:
+            self.left.append((self.session.context, KINDS[message.kind], reply))
+        return reply
 
-    def bound(self, base: str) -> tuple[str, ...]:
-        return ()
+    def whole(self) -> Watched:
+        """A round over all four, of which only this site opens the sum."""
+        self.prepare().work().collect().hold()
+        blocks = self.aggregate(FOUR)
+        votes = self.vote_on(FOUR, self.sites, blocks)
+        answers = self.answers(votes)
+        for site in (SITE, *REST):
+            self.deliver(site, blocks)
+            self.raw(site, self.opening(site, answers))
+        return self
+
+
+def at_most_once(left: list[tuple[bytes, str, bytes]]) -> None:
+    found: dict[tuple[bytes, str], set[bytes]] = {}
+    for session, kind, reply in left:
+        found.setdefault((session, kind), set()).add(reply)
+    assert all(len(replies) == 1 for replies in found.values()), found.keys()
