@@ -217,9 +217,12 @@ class Federation:
         self, site: str, message: messages.Message, binding: Binding | None = None
     ) -> tuple[str, Any]:
         """Kind and body of the site's reply to a well-signed command."""
-        reply = self.participants[site].handle(message.kind, self.seal(message, binding))
-        kind, _, _, body = opened(reply)
+        kind, _, _, body = opened(self.reply(site, message, binding))
         return kind, body
+
+    def reply(self, site: str, message: messages.Message, binding: Binding | None = None) -> bytes:
+        """The same, as the site signed it."""
+        return self.participants[site].handle(message.kind, self.seal(message, binding))
 
     def refused(self, site: str, message: messages.Message, binding: Binding | None = None) -> str:
         """The code with which the site refuses a well-signed command."""
