@@ -176,11 +176,12 @@ def _chunks(
     products = Products(key.secret(fast), context, p.q, fast)
     noise = sampling.Noise(key.seed, ERROR)
     messages = np.empty(GROUP)
+    buffer = np.empty(layout.chunk_bytes(0) // 8, dtype="<u8")
     tags: Float64 | None = None
     for index in range(layout.num_chunks):
         blocks = layout.chunk_blocks(index)
         first = index * layout.blocks_per_chunk
-        out = np.empty(layout.chunk_bytes(index) // 8, dtype="<u8")
+        out = buffer[: layout.chunk_bytes(index) // 8]
         for start in range(0, blocks, LANES):
             count = min(LANES, blocks - start)
             low = (first + start) * RING_DEGREE

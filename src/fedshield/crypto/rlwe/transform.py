@@ -24,7 +24,8 @@ def forward_transform(x: Int64, here: Ring) -> None:
     """See reference.py."""
     y = x.astype(np.float64)
     _forward(y, *_float_roots(here.q, False), float(here.q))
-    x[:] = y.astype(np.int64) % here.q
+    x[:] = y
+    x += np.where(x < 0, here.q, 0)
 
 
 @jit
