@@ -119,7 +119,7 @@ def tag() -> list[dict[str, Any]]:
     for sites, bits in ((3, 16), (3, 8)):
         layout = RlweLayout(choose(sites, bits, 20_000), 20_000, (16, 40))
         tagger = Tagger(TAG_SEED, layout, fast=False)
-        tagger.add(np.arange(2 * RING_DEGREE, dtype=np.int64) - 4000)
+        tagger.add(np.arange(2 * RING_DEGREE) - 4000.0)
         cases.append(
             {"sites": sites, "bits": bits, "num_values": 20_000, "reserved_bits": [16, 40],
              "tag_seed": TAG_SEED.hex(), "q": layout.parameters.q,

@@ -26,7 +26,7 @@ from fedshield.enrolment import (
     write_demonstration,
 )
 from fedshield.enrolment.files import write_new
-from fedshield.enrolment.terms import SCHEMES
+from fedshield.enrolment.terms import SCHEMES, SERVERS
 from fedshield.errors import UserError
 from fedshield.plan import SCHEME_PARAMETERS
 from fedshield.protocol import codec
@@ -378,6 +378,15 @@ def test_the_order_of_cards_and_schemes_means_nothing() -> None:
 
 def test_the_rules_in_force_are_signed_not_the_way_to_ask_for_them() -> None:
     assert unsigned(asked=Asked(max_colluding=1, threshold=3)).content() == unsigned().content()
+
+
+def test_what_the_coordinator_is_taken_for_is_signed_where_the_numbers_are_the_same() -> None:
+    one, other = (
+        unsigned(asked=Asked(threshold=3, votes=3, min_cohort=3, server=server))
+        for server in SERVERS
+    )
+    assert dataclasses.replace(one.rules(), server="semi-honest") == other.rules()
+    assert one.content() != other.content()
 
 
 def test_to_roster_is_bound_to_the_signed_content() -> None:

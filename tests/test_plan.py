@@ -17,12 +17,17 @@ from fedshield import prune
 from fedshield.errors import PlanError
 from fedshield.plan import Plan, learning_rate
 from fedshield.planfile import load_plan, parse_plan
+from fedshield.quorum import Rules, resolve
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HERE = Path(__file__).parent
 UNBOUND = ("speed", "output")
 
-SITES = {"a": {"source": "sample:medical"}, "b": {"source": "sample:finance"}}
+SITES = {
+    "a": {"source": "sample:medical"},
+    "b": {"source": "sample:finance"},
+    "c": {"source": "sample:maths"},
+}
 BY_SITE: dict[str, Any] = {"rounds": 200, "data": {"sites": SITES}}
 POOLED: dict[str, Any] = {
     "data": {
@@ -47,7 +52,7 @@ data:
 training: {steps: 8, learning_rate: 0.02, min_learning_rate: 0.002}
 scheme: {name: ckks, parameters: lean}
 """
-PINNED_SHA256 = "fec9acbe041dd87bbce1fbfe2692ed6d3adc147ac36703622af9252bcff94e88"
+PINNED_SHA256 = "57979be86d14075d8e0886ecfce872d2a0a16549bdd96c5755f442b4a1255999"
 
 
 def parsed(raw: dict[str, Any]) -> Plan:
@@ -75,25 +80,31 @@ def changed(raw: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dic
 # -- the paper's setting -------------------------------------------------------------------
 
 
-def test_the_defaults_are_the_papers() -> None:
+def test_the_defaults_of_method_are_the_papers() -> None:
+    """Rank, schedules and pruning; what is exchanged and how it is protected are this project's."""
     plan = parsed(BY_SITE)
     assert plan.rounds == parsed({"data": BY_SITE["data"]}).rounds == 200
     adapter, training, pruning = plan.adapter, plan.training, plan.pruning
     assert (adapter.rank, adapter.alpha, adapter.dropout) == (32, 64.0, 0.05)
     assert adapter.targets == ("q_proj", "v_proj")
-    assert (adapter.train, adapter.exchange) == ("ab", "parameters")
+    assert (adapter.train, adapter.exchange) == ("ab", "delta")
     assert (training.steps, training.batch_size, training.max_length) == (10, 16, 512)
     assert (training.learning_rate, training.min_learning_rate) == (5e-5, 1e-6)
     assert (training.lr_schedule, training.optimizer) == ("cosine", "adamw")
     assert (pruning.method, pruning.initial_rate, pruning.target_rate) == ("magnitude", 0.2, 0.5)
     assert prune.ramp_rounds(plan) == (40, 200)
-    assert plan.scheme.name == "ckks"
+    assert (plan.scheme.name, plan.scheme.weights) == ("rlwe", "private")
+    assert (plan.scheme.server, plan.scheme.open_to) == ("malicious", "peers")
+    encoding = plan.encoding
+    assert (encoding.bits, encoding.headroom, encoding.error_feedback) == (16, False, True)
+    assert plan.rules() == resolve(3)
 
 
-def test_the_paper_example_says_nothing_but_the_defaults_of_method() -> None:
+def test_the_paper_example_says_what_the_paper_has_and_the_defaults_have_not() -> None:
     paper, _ = load_plan(EXAMPLES / "paper.yaml")
     default = parsed(BY_SITE)
-    assert paper.adapter == default.adapter
+    assert paper.adapter == default.adapter.model_copy(update={"exchange": "parameters"})
+    assert (paper.scheme.name, paper.scheme.weights) == ("ckks", "equal")
     assert paper.rounds == default.rounds
     assert paper.training.model_copy(update={"gradient_checkpointing": False}) == default.training
     assert prune.ramp_rounds(paper) == prune.ramp_rounds(default)
@@ -210,7 +221,7 @@ def candidates(value: Any, options: tuple[Any, ...]) -> list[Any]:
         return [value + 0.1, value - 0.1, value / 2]
     if isinstance(value, list):
         return [[*value, "other"]]
-    return ["other", "paper", "cpu", 3, 0.25, ["other"]]
+    return ["other", "paper", "cpu", 3, 1, 0.25, ["other"]]
 
 
 def test_every_key_but_speed_and_output_changes_the_hash() -> None:
@@ -219,6 +230,7 @@ def test_every_key_but_speed_and_output_changes_the_hash() -> None:
     bases = [
         {**changed(BY_SITE, ("data", "sites", "a"), source), "model": {"name": "some/model"}},
         changed(POOLED, ("data", "pool", 0), source),
+        {**BY_SITE, "scheme": {"name": "ckks"}},
     ]
     schema = fields(Plan)
     walked: set[str] = set()
@@ -262,12 +274,12 @@ def test_the_split_and_the_names_of_sites_change_the_hash() -> None:
         parsed({"data": data}).sha256()
         for data in (
             {"sites": SITES},
-            {"sites": {"a": SITES["a"], "c": SITES["b"]}},
-            {"sites": {"a": SITES["b"], "b": SITES["a"]}},
-            {"split": "iid", "num_sites": 2, "pool": [SITES["a"]]},
-            {"split": "dirichlet", "num_sites": 2, "pool": [SITES["a"]]},
-            {"split": "iid", "num_sites": 2, "pool": [SITES["a"], SITES["b"]]},
-            {"split": "iid", "num_sites": 2, "pool": [SITES["b"], SITES["a"]]},
+            {"sites": {"a": SITES["a"], "b": SITES["b"], "d": SITES["c"]}},
+            {"sites": {**SITES, "a": SITES["b"], "b": SITES["a"]}},
+            {"split": "iid", "num_sites": 3, "pool": [SITES["a"]]},
+            {"split": "dirichlet", "num_sites": 3, "pool": [SITES["a"]]},
+            {"split": "iid", "num_sites": 3, "pool": [SITES["a"], SITES["b"]]},
+            {"split": "iid", "num_sites": 3, "pool": [SITES["b"], SITES["a"]]},
         )
     }
     assert len(hashes) == 7
@@ -300,7 +312,7 @@ def test_a_text_that_looks_like_something_else_comes_back_as_text(
 
 
 def test_a_site_may_be_called_1e5(tmp_path: Path) -> None:
-    plan = parsed({"data": {"sites": {"1e5": SITES["a"], "007": SITES["b"]}}})
+    plan = parsed({"data": {"sites": {"1e5": SITES["a"], "007": SITES["b"], "0x1f": SITES["c"]}}})
     file = tmp_path / "plan.yaml"
     file.write_text(plan.to_yaml(), encoding="utf-8")
     assert load_plan(file)[0].with_base_dir(HERE) == plan
@@ -340,7 +352,11 @@ def test_what_cannot_be_a_path_is_refused(path: str) -> None:
 
 
 def pool(**data: Any) -> dict[str, Any]:
-    return {"data": {"split": "iid", "num_sites": 2, "pool": [SITES["a"]], **data}}
+    return {"data": {"split": "iid", "num_sites": 3, "pool": [SITES["a"]], **data}}
+
+
+def protected(sites: int = 3, **scheme: Any) -> dict[str, Any]:
+    return {**pool(num_sites=sites), "scheme": {"name": "rlwe", **scheme}}
 
 
 @pytest.mark.parametrize(
@@ -353,7 +369,7 @@ def pool(**data: Any) -> dict[str, Any]:
         (pool(pool=[]), "data.pool: expected at least one source", "split is iid"),
         (pool(num_sites=None), "data.num_sites: expected a number of sites", "got None"),
         (pool(num_sites=65), "data.num_sites: expected a number <= 64", "got 65"),
-        (pool(num_sites=1), "data.num_sites: expected at least 2 sites", "scheme is ckks"),
+        (pool(num_sites=1), "data.num_sites: expected at least 2 sites", "scheme is rlwe"),
         (pool(dirichlet_column="x"), "data.dirichlet_column: expected none", "split is iid"),
         (
             pool(pool=[SITES["a"], {"source": "b", "heldout_rows": 3}]),
@@ -370,7 +386,12 @@ def pool(**data: Any) -> dict[str, Any]:
             "data.sites: expected at most 64",
             "got 65 sites",
         ),
-        ({"data": {"sites": {"a": SITES["a"]}}}, "data.sites: expected at least 2 sites", "ckks"),
+        ({"data": {"sites": {"a": SITES["a"]}}}, "data.sites: expected at least 2 sites", "rlwe"),
+        (
+            {"data": {"sites": {"a": SITES["a"]}}, "scheme": {"name": "ckks"}},
+            "data.sites: expected at least 2 sites",
+            "when scheme is ckks, got 1 site",
+        ),
         (
             {**BY_SITE, "pruning": {"initial_rate": 0.4, "target_rate": 0.3}},
             "pruning.target_rate: expected at least initial_rate (0.4)",
@@ -397,9 +418,51 @@ def pool(**data: Any) -> dict[str, Any]:
             "got 'paper'",
         ),
         (
-            {**BY_SITE, "scheme": {"parameters": "huge"}},
+            {**BY_SITE, "scheme": {"name": "ckks", "parameters": "huge"}},
             "scheme.parameters: expected one of lean, paper",
             "got 'huge'",
+        ),
+        (
+            {**BY_SITE, "scheme": {"parameters": "lean"}},
+            "scheme.parameters: expected no parameters when scheme.name is rlwe",
+            "got 'lean'",
+        ),
+        # Who may open what (quorum.py): the plan names the key, the numbers and the way out.
+        (
+            protected(2),
+            "scheme.max_colluding: expected 0 to 0 for 2 sites",
+            "got 1; with two sites each learns the other's update from the sum",
+        ),
+        (protected(5, max_colluding=4), "scheme.max_colluding: expected 0 to 3", "got 4; lower it"),
+        (protected(5, min_cohort=4, threshold=3), "scheme.threshold: expected 4 to 5", "got 3;"),
+        (
+            protected(5, min_cohort=4, votes=3),
+            "scheme.votes: expected 4 to 5",
+            "leave it out for 4",
+        ),
+        (protected(5, min_cohort=3), "scheme.min_cohort: expected 4 to 5", "got 3; leave it out"),
+        (protected(3, min_cohort=2), "scheme.min_cohort: expected 3 to 3", "got 2"),
+        (protected(3, threshold=1), "scheme.threshold: expected 2 to 3", "got 1"),
+        (
+            protected(3, server="semi-honest", threshold=1),
+            "scheme.threshold: expected 2 to 3 for 3 sites with c=1 and a semi-honest coordinator",
+            "got 1",
+        ),
+        *(
+            (
+                {**BY_SITE, "scheme": {"name": name, key: value}},
+                f"scheme.{key}: expected none when scheme.name is {name}: only rlwe has a thresh",
+                f"got {value!r}",
+            )
+            for name in ("ckks", "plain")
+            for key, value in (
+                ("max_colluding", 1),
+                ("threshold", 3),
+                ("votes", 3),
+                ("min_cohort", 3),
+                ("server", "semi-honest"),
+                ("open_to", "server"),
+            )
         ),
         (
             {**BY_SITE, "model": {"name": "tiny-llama", "quantization": "4bit"}},
@@ -440,6 +503,16 @@ def test_impossible_combinations_name_the_key_and_the_way_out(
         (("pruning", "target_rate"), 1.0),
         (("encoding", "grid_bits"), 7),
         (("encoding", "grid_bits"), 23),
+        (("encoding", "bits"), 1),
+        (("encoding", "bits"), 17),
+        (("scheme", "max_colluding"), -1),
+        (("scheme", "max_colluding"), 64),
+        (("scheme", "threshold"), 0),
+        (("scheme", "threshold"), 65),
+        (("scheme", "votes"), -1),
+        (("scheme", "min_cohort"), 1),
+        (("scheme", "min_cohort"), 65),
+        (("scheme", "open_to"), "all"),
         (("evaluation", "max_new_tokens"), 0),
         (("evaluation", "prompts"), [""]),
         (("speed", "device"), "cuda:x"),
@@ -455,8 +528,25 @@ def test_values_out_of_range_name_the_key_and_the_value(
     assert "got " in message
 
 
+@pytest.mark.parametrize("name", ["plain", "ckks"])
+@pytest.mark.parametrize("sites", [2, 3, 16])
+def test_without_a_threshold_only_the_whole_rosters_sum_is_opened(name: str, sites: int) -> None:
+    plan = parsed({**pool(num_sites=sites), "scheme": {"name": name}})
+    assert plan.rules() == Rules(sites, 0, 0, sites, sites)
+
+
+def test_the_quorums_of_a_plan_are_those_of_its_keys() -> None:
+    for sites in (3, 4, 5, 16, 64):
+        assert parsed(protected(sites)).rules() == resolve(sites)
+    assert parsed(protected(2, max_colluding=0)).rules() == resolve(2, max_colluding=0)
+    asked: dict[str, Any] = {"max_colluding": 2, "threshold": 6, "votes": 7, "min_cohort": 8}
+    assert parsed(protected(9, **asked)).rules() == resolve(9, **asked) == Rules(9, 2, 6, 7, 8)
+    honest: dict[str, Any] = {"server": "semi-honest", "max_colluding": 3}
+    assert parsed(protected(9, **honest)).rules() == resolve(9, **honest)
+
+
 def test_site_names_are_sorted_and_padded() -> None:
-    assert parsed(BY_SITE).data.site_names() == ("a", "b")
+    assert parsed(BY_SITE).data.site_names() == ("a", "b", "c")
     many = parsed(pool(num_sites=10)).data.site_names()
     assert (many[0], many[-1], len(many)) == ("site-01", "site-10", 10)
     assert list(many) == sorted(many)

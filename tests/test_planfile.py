@@ -17,7 +17,10 @@ from fedshield.plan import Plan
 from fedshield.planfile import load_plan, parse_plan
 
 HERE = Path(__file__).parent
-SITES = "data: {sites: {a: {source: 'sample:medical'}, b: {source: 'sample:finance'}}}\n"
+SITES = (
+    "data: {sites: {a: {source: 'sample:medical'}, b: {source: 'sample:finance'}, "
+    "c: {source: 'sample:maths'}}}\n"
+)
 RAW: dict[str, Any] = yaml.safe_load(SITES)
 # The same cases in every run; raise max_examples by hand to look for more.
 FUZZ = settings(max_examples=400, deadline=None, derandomize=True, database=None)
@@ -161,7 +164,14 @@ def test_deep_nesting_by_an_override(tmp_path: Path) -> None:
         ("scheme: []", "scheme: expected a mapping of keys, got []"),
         ("name: on", "name: expected text, got True"),
         ("name: \"a\\ud800\"", "plan: expected text, numbers, lists and mappings"),
-        ("scheme: {parameters: \"a\\nb|c\"}", r"one of lean, paper when scheme.name is ckks, got"),
+        ("scheme: {parameters: \"a\\nb|c\"}",
+         r"no parameters when scheme.name is rlwe, got 'a\nb|c'"),
+        ("scheme: {name: ckks, parameters: \"a\\nb|c\"}",
+         r"one of lean, paper when scheme.name is ckks, got 'a\nb|c'"),
+        ("scheme: {threshold: '2'}", "scheme.threshold: expected a whole number, got '2'"),
+        ("scheme: {threshold: 9}", "scheme.threshold: expected 2 to 3 for 3 sites with c=1 and a"),
+        ("encoding: {bits: 8.0}", "encoding.bits: expected a whole number, got 8.0"),
+        ("encoding: {headroom: 1}", "encoding.headroom: expected true or false, got 1"),
     ],
 )  # fmt: skip
 def test_wrong_types_name_the_key_and_the_value(tmp_path: Path, text: str, says: str) -> None:
@@ -206,7 +216,12 @@ def test_a_data_section_that_is_not_whole(tmp_path: Path, text: str, says: str) 
             "did you mean data.sites.a.columns.prompt?",
         ),
         ("zzz: 1", "zzz: unknown key (value 1); expected one of adapter, data, encoding"),
-        ("scheme: {zzz: 1}", "scheme.zzz: unknown key (value 1); expected one of name, parame"),
+        (
+            "scheme: {zzz: 1}",
+            "scheme.zzz: unknown key (value 1); expected one of max_colluding, min_cohort, name",
+        ),
+        ("scheme: {treshold: 3}", "did you mean scheme.threshold?"),
+        ("min_cohort: 3", "did you mean scheme.min_cohort?"),
         ("'': 1", "'': unknown key"),
         ("'[key]': 1", "[key]: unknown key"),
         ('"a\\nb\\x1b": 1', r"'a\nb\x1b': unknown key"),
@@ -227,7 +242,7 @@ def test_overrides_reach_every_key(tmp_path: Path) -> None:
         "rounds=3",
         "training.learning_rate=1e-4",
         "adapter.targets=[q_proj, k_proj]",
-        "data.sites.c.source=c.jsonl",
+        "data.sites.d.source=d.jsonl",
         "data.sites.a.columns.prompt=term",
         "model.gone=1",
         "model={name: tiny-llama}",
@@ -239,7 +254,7 @@ def test_overrides_reach_every_key(tmp_path: Path) -> None:
     assert plan.rounds == 3
     assert plan.training.learning_rate == 1e-4
     assert plan.adapter.targets == ("q_proj", "k_proj")
-    assert plan.data.site_names() == ("a", "b", "c")
+    assert plan.data.site_names() == ("a", "b", "c", "d")
     assert plan.data.sites["a"].columns is not None
     assert plan.data.sites["a"].columns.prompt == "term"
     assert plan.model.name == "tiny-llama"
@@ -253,7 +268,7 @@ def test_the_last_override_of_a_key_wins(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_into_lists_by_the_place_that_errors_name(tmp_path: Path) -> None:
-    text = "data: {split: iid, num_sites: 2, pool: [{source: a.csv}, {source: b.csv}]}"
+    text = "data: {split: iid, num_sites: 3, pool: [{source: a.csv}, {source: b.csv}]}"
     plan, _ = load(tmp_path, text, "data.pool.1.source=c.csv", "data.pool.0.rows=3")
     assert [source.source for source in plan.data.pool] == ["a.csv", "c.csv"]
     assert plan.data.pool[0].rows == 3
@@ -309,6 +324,7 @@ SCALARS = (
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["ckks", "plain", "iid", "dirichlet", "paper", "tiny-llama", "sample:x"])
+    | st.sampled_from(["rlwe", "semi-honest", "server", "peers", 0, 1, 2, 3])
 )
 NAMES = st.sampled_from(KEYS) | st.text(max_size=6)
 VALUES = st.recursive(
@@ -375,7 +391,7 @@ def test_any_texts_come_back_from_the_plan_as_run(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str], source: str
 ) -> None:
     raw = {
-        "data": {"sites": {"a": {"source": source}, "b": {"source": source}}},
+        "data": {"sites": {name: {"source": source} for name in "abc"}},
         "evaluation": {"prompts": prompts},
     }
     plan = parse_plan(raw, base_dir=HERE)

@@ -160,6 +160,36 @@ def test_what_is_sent_is_the_pruned_parameters_or_the_pruned_difference(
     assert (sent.values[~expected.kept] == 0).all()
 
 
+@given(start=some_values, trained=some_values, carried=some_values)
+@pytest.mark.parametrize("exchange", ["parameters", "delta"])
+@pytest.mark.parametrize("feedback", [True, False])
+def test_only_a_pruned_difference_is_kept_back(
+    make_plan: MakePlan,
+    start: Float32,
+    trained: Float32,
+    carried: Float32,
+    exchange: str,
+    feedback: bool,
+) -> None:
+    """What earlier rounds left out is added before pruning. A pruned difference waits for the
+    next round; pruned parameters are zeros, as in the paper."""
+    plan = make_plan({"adapter.exchange": exchange, "encoding.error_feedback": feedback})
+    update = AdapterUpdate(trained.copy(), AdapterState(start.copy(), SPEC), 5)
+    for more in (None, carried):
+        sent = prune(update, plan, 4, more)
+        full = trained if exchange == "parameters" else trained - start
+        full = full if more is None else full + more
+        expected = magnitude_mask(full, SPEC, 0.5)
+        assert (sent.mask.kept == expected.kept).all()
+        assert (sent.values[expected.kept] == full[expected.kept]).all()
+        assert (sent.values[~expected.kept] == 0).all()
+        if exchange == "delta" and feedback:
+            assert (sent.values + sent.left_out == full).all()  # nothing is lost
+            assert (sent.left_out[expected.kept] == 0).all()
+        else:
+            assert not sent.left_out.any()
+
+
 def test_the_round_decides_the_rate(make_plan: MakePlan) -> None:
     plan = make_plan({"rounds": 10})
     update = AdapterUpdate(

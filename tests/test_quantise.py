@@ -84,8 +84,11 @@ def test_the_seed_decides_and_parts_make_the_whole() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_refused(bad: float, fast: bool) -> None:
     values = np.array([0.0] * 50 + [bad], np.float32)
-    with pytest.raises(CryptoError, match="1 that are NaN or infinite"):
-        quantise(values, 1.0, 10, 1, fast=fast)
+    for residual in (None, values.copy()):
+        with pytest.raises(CryptoError, match="1 NaN or infinite"):
+            quantise(values, 1.0, 10, 1, residual=residual, fast=fast)
+    with pytest.raises(CryptoError, match="1 NaN or infinite"):
+        quantise(values, 1.0, 10, 1, residual=values, fast=fast)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 One row a scheme: bytes on the wire, values a second of one site's encoding and encrypting, of
 adding at the coordinator and of opening, on one thread; whether the opened sum is the sum of
 what was encoded, exactly; and the process's peak memory. The work: float32 updates of normal
-values, one vector a site, equal weights.
+values, one vector a site, equal weights. A site's blocks are added as they are made and dropped,
+so that memory does not grow with the sites.
 """
 
 from __future__ import annotations
@@ -16,36 +17,48 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedshield.crypto.rlwe.params import SECURITY_BITS, choose
 from fedshield.errors import FedShieldError, UserError
-from fedshield.types import Float32, Float64
+from fedshield.types import Float32
+
+
+class Case(NamedTuple):
+    scheme: str
+    parameters: str
+    bits: int
+
 
 CASES = (
-    ("plain", "float32", 32),
-    ("ckks", "paper", 22),
-    ("ckks", "lean", 22),
-    ("bfv", "n2048-54", 16),
-    ("rlwe", "", 16),
-    ("rlwe", "", 12),
-    ("rlwe", "", 8),
+    Case("plain", "float32", 32),
+    Case("ckks", "paper", 22),
+    Case("ckks", "lean", 22),
+    Case("bfv", "n2048-54", 16),
+    Case("rlwe", "", 16),
+    Case("rlwe", "", 12),
+    Case("rlwe", "", 8),
+    Case("rlwe", "headroom", 4),
 )
-CLIP = 0.05
+SCHEMES = tuple(dict.fromkeys(case.scheme for case in CASES))
+MAX_SITES = 64
+#: Seven standard deviations: nothing is clipped, the error is that of rounding.
+CLIP = 0.07
 GRID_BITS = 22
 CONTEXT = b"fedshield bench, not for real use"[:32]
 TAG_SEED = SITE_SECRET = CONTEXT
 #: A count, a weight and two metrics, as a round sends them.
 RESERVED_BITS = (16, 30, 30, 40)
 RESERVED = (800, 1 << 29, 12345, 678)
-#: A site's vector is encrypted this often at the least; the median counts.
-REPEATS = 3
-
-#: Encode and encrypt a site's values; returns blocks and the encoded values.
-Encrypt = Callable[[int, Float32], tuple[list[bytes], Any]]
+#: A whole round is repeated until this much time has passed, at most so often; medians count.
+MEASURE_S = 3.0
+MAX_ROUNDS = 15
+#: Up to so many values of all sites are made once and kept; more are made anew for each use.
+KEPT_VALUES = 50_000_000
 
 
 def missing_peers() -> list[str]:
@@ -55,16 +68,36 @@ def missing_peers() -> list[str]:
     return []
 
 
-def crypto_rows(num_values: int, num_sites: int) -> Iterator[dict[str, Any]]:
-    """A row for each case that can be measured here, in the order of `CASES`."""
-    if num_values < 1 or not 2 <= num_sites <= 64:
+def chosen_cases(schemes: Sequence[str] | None = None, bits: int | None = None) -> list[int]:
+    """Indices of the cases of these schemes (None: all) and bits. Raises `UserError` for a
+    scheme that is not there and where nothing is left."""
+    unknown = set(schemes or ()) - set(SCHEMES)
+    found = [
+        index
+        for index, case in enumerate(CASES)
+        if (schemes is None or case.scheme in schemes) and bits in (None, case.bits)
+    ]
+    if unknown or not found:
         raise UserError(
-            f"bench: expected at least 1 value and 2 to 64 sites, got {num_values} and {num_sites}"
+            f"bench: expected some of the schemes {', '.join(SCHEMES)}, each with its bits, got "
+            f"{', '.join(schemes or SCHEMES)}" + ("" if bits is None else f" with {bits} bits")
+        )
+    return found
+
+
+def crypto_rows(
+    num_values: int, num_sites: int, schemes: Sequence[str] | None = None, bits: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """A row for each case that was chosen and can be measured here, in the order of `CASES`."""
+    if num_values < 1 or not 2 <= num_sites <= MAX_SITES:
+        raise UserError(
+            f"bench: expected at least 1 value and 2 to {MAX_SITES} sites, got {num_values} and "
+            f"{num_sites}"
         )
     # One thread everywhere: what is compared is work, not cores.
     alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    for index, (scheme, _, _) in enumerate(CASES):
-        if scheme == "bfv" and missing_peers():
+    for index in chosen_cases(schemes, bits):
+        if CASES[index].scheme == "bfv" and missing_peers():
             continue
         work = (index, num_values, num_sites)
         done = subprocess.run(
@@ -75,199 +108,292 @@ def crypto_rows(num_values: int, num_sites: int) -> Iterator[dict[str, Any]]:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-            raise FedShieldError(f"bench: {scheme} failed: {last}")
+            raise FedShieldError(f"bench: {CASES[index].scheme} failed: {last}")
         yield json.loads(done.stdout)
+
+
+# -- measuring -----------------------------------------------------------------------------
+
+
+class Work(ABC):
+    """A scheme as the benchmark uses it, for updates of one length."""
+
+    name: str
+    security_bits: int | None = SECURITY_BITS
+    #: What one step of an encoded value is worth.
+    step = 1.0
+
+    @abstractmethod
+    def __init__(self, case: Case, num_values: int, num_sites: int) -> None: ...
+
+    @abstractmethod
+    def encode(self, site: int, update: Float32) -> Any:
+        """The update as numbers that the scheme adds; valid until the next call."""
+
+    @abstractmethod
+    def encrypt(self, site: int, encoded: Any) -> Iterator[bytes]: ...
+
+    @abstractmethod
+    def adder(self) -> Any: ...
+
+    @abstractmethod
+    def open(self, blocks: list[bytes]) -> Any: ...
+
+
+class Sums(NamedTuple):
+    """Of one round: bytes of an upload, the opened sum, the sums of what the sites encoded and of
+    what they had."""
+
+    upload_bytes: int
+    opened: Any
+    encoded: Any
+    truth: Any
+
+
+#: Seconds of a round: of a site's encoding and encrypting, of all adding, of opening.
+Times = tuple[float, float, float]
 
 
 def measure(index: int, num_values: int, num_sites: int) -> dict[str, Any]:
     """One row, measured in this process."""
-    scheme, parameters, bits = CASES[index]
-    updates = [
-        np.random.default_rng(site).normal(0, 0.01, num_values).astype(np.float32)
-        for site in range(num_sites)
-    ]
-    make = {"plain": _plain, "ckks": _ckks, "bfv": _bfv, "rlwe": _rlwe}[scheme]
-    name, security_bits, encrypt, add, open_sum, step = make(
-        parameters, bits, num_values, num_sites
-    )
+    case = CASES[index]
+    make = _WORK[case.scheme]
     # Once unmeasured: compilation, tables, caches.
-    small = updates[0][: min(num_values, 20_000)]
-    encrypt(0, small)
-    seconds: list[float] = []
-    uploads: list[list[bytes]] = []
-    encoded: list[Any] = []
-    # The repeats come first: a one-time key serves the last vector of its site.
-    for site in [*([0] * max(0, REPEATS - num_sites)), *range(num_sites)]:
-        started = time.perf_counter()
-        blocks, values = encrypt(site, updates[site])
-        seconds.append(time.perf_counter() - started)
-        if len(seconds) > max(0, REPEATS - num_sites):
-            uploads.append(blocks)
-            encoded.append(values)
-    started = time.perf_counter()
-    total = [add([upload[place] for upload in uploads]) for place in range(len(uploads[0]))]
-    add_s = time.perf_counter() - started
-    opening: list[float] = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        opened = open_sum(total)
-        opening.append(time.perf_counter() - started)
-    upload_bytes = sum(map(len, uploads[0]))
-    exact = bool(
-        np.array_equal(opened, np.sum(encoded, axis=0, dtype=np.result_type(encoded[0], np.int64)))
-    )
-    truth = np.sum([update.astype(np.float64) for update in updates], axis=0)
-    error = np.abs(np.asarray(opened, dtype=np.float64) * step - truth)
+    small = min(num_values, 20_000)
+    _round(make(case, small, 2), _Updates(small, 2))
+    work, updates = make(case, num_values, num_sites), _Updates(num_values, num_sites)
+    times: list[Times] = []
+    begun = time.perf_counter()
+    while not times or (time.perf_counter() - begun < MEASURE_S and len(times) < MAX_ROUNDS):
+        found, sums = _round(work, updates)
+        times.append(found)
+    error = np.asarray(sums.opened, dtype=np.float64) * work.step
+    error -= sums.truth
+    encrypt_s, add_s, open_s = (statistics.median(each) for each in zip(*times, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
-        "scheme": scheme,
-        "parameters": name,
-        "security_bits": security_bits,
-        "bits": bits,
+        "scheme": case.scheme,
+        "parameters": work.name,
+        "security_bits": work.security_bits,
+        "bits": case.bits,
         "values": num_values,
         "sites": num_sites,
-        "bytes_per_value": upload_bytes / num_values,
-        "expansion_vs_float32": upload_bytes / (4 * num_values),
-        "encode_encrypt_values_per_s": num_values / statistics.median(seconds),
+        "rounds": len(times),
+        "bytes_per_value": sums.upload_bytes / num_values,
+        "expansion_vs_float32": sums.upload_bytes / (4 * num_values),
+        "encode_encrypt_values_per_s": num_values / encrypt_s,
         "add_values_per_s": num_values * num_sites / add_s,
-        "open_values_per_s": num_values / statistics.median(opening),
-        "max_abs_error": float(error.max()),
-        "exact": exact,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "open_values_per_s": num_values / open_s,
+        "max_abs_error": max(float(error.max()), -float(error.min())),
+        "exact": bool(np.array_equal(sums.opened, sums.encoded)),
+        "peak_rss_bytes": peak * (1 if sys.platform == "darwin" else 1024),
     }
+
+
+class _Updates:
+    """float32, (num_values,), of each site."""
+
+    def __init__(self, num_values: int, num_sites: int) -> None:
+        self.num_values, self.num_sites = num_values, num_sites
+        self._kept: dict[int, Float32] = {}
+
+    def of(self, site: int) -> Float32:
+        if site in self._kept:
+            return self._kept[site]
+        made = np.random.default_rng(site).standard_normal(self.num_values, dtype=np.float32)
+        made *= np.float32(0.01)
+        if self.num_values * self.num_sites <= KEPT_VALUES:
+            self._kept[site] = made
+        return made
+
+
+def _round(work: Work, updates: _Updates) -> tuple[Times, Sums]:
+    """Every site encodes, encrypts and is added; then the sum is opened."""
+    clock = time.perf_counter
+    adder, totals = work.adder(), list[Any]()
+    encrypt_s: list[float] = []
+    add_s, upload_bytes = 0.0, 0
+    truth: Any = 0.0
+    encoded_sum: Any = 0
+    for site in range(updates.num_sites):
+        update = updates.of(site)
+        truth = truth + update.astype(np.float64) if site == 0 else np.add(truth, update, out=truth)
+        started = clock()
+        encoded = work.encode(site, update)
+        blocks = work.encrypt(site, encoded)
+        spent, upload_bytes = clock() - started, 0
+        for place in range(sys.maxsize):
+            started = clock()
+            block = next(blocks, None)
+            made = clock()
+            spent += made - started
+            if block is None:
+                break
+            if site == 0:
+                totals.append(None)
+            totals[place] = adder.add(totals[place], block)
+            add_s += clock() - made
+            upload_bytes += len(block)
+        encrypt_s.append(spent)
+        if site == 0:
+            encoded_sum = encoded.astype(np.int64 if encoded.dtype.kind == "i" else np.float64)
+        else:
+            encoded_sum += encoded
+    started = clock()
+    summed = [bytes(adder.result(total)) for total in totals]
+    add_s += clock() - started
+    totals.clear()
+    started = clock()
+    opened = work.open(summed)
+    open_s = clock() - started
+    times = statistics.median(encrypt_s), add_s, open_s
+    return times, Sums(upload_bytes, opened, encoded_sum, truth)
 
 
 # -- the schemes ---------------------------------------------------------------------------
 
-_Made = tuple[
-    str,
-    int | None,
-    Encrypt,
-    Callable[[Sequence[bytes]], bytes],
-    Callable[[list[bytes]], Any],
-    float,
-]
+
+class _Plain(Work):
+    name, security_bits = "float32", None
+    _scheme: Any
+
+    def __init__(self, case: Case, num_values: int, num_sites: int) -> None:
+        from fedshield.crypto.plain import PlainScheme
+
+        self._scheme, self._num_values = PlainScheme(), num_values
+
+    def encode(self, site: int, update: Float32) -> Any:
+        return update.astype(np.float64)
+
+    def encrypt(self, site: int, encoded: Any) -> Iterator[bytes]:
+        blocks: Iterator[bytes] = self._scheme.encrypt(encoded)
+        return blocks
+
+    def adder(self) -> Any:
+        from fedshield.crypto.adders import PlainAdder
+
+        return PlainAdder()
+
+    def open(self, blocks: list[bytes]) -> Any:
+        return self._scheme.open(blocks, self._num_values)
 
 
-def _added(make_adder: Callable[[], Any]) -> Callable[[Sequence[bytes]], bytes]:
-    adder = make_adder()
+class _Ckks(_Plain):
+    def __init__(self, case: Case, num_values: int, num_sites: int) -> None:
+        from fedshield.crypto.ckks import CkksScheme
 
-    def add(blocks: Sequence[bytes]) -> bytes:
-        total: object | None = None
-        for block in blocks:
-            total = adder.add(total, block)
-        return bytes(adder.result(total))
+        self._scheme, self._num_values = CkksScheme.generate(case.parameters, GRID_BITS), num_values
+        self.name, self.security_bits = case.parameters, self._scheme.parameters.security_bits
 
-    return add
+    def encode(self, site: int, update: Float32) -> Any:
+        return np.rint(update.astype(np.float64) * 2.0**GRID_BITS) * 2.0**-GRID_BITS
 
+    def adder(self) -> Any:
+        from fedshield.crypto.adders import CkksAdder
 
-def _plain(_: str, bits: int, num_values: int, num_sites: int) -> _Made:
-    from fedshield.crypto.adders import PlainAdder
-    from fedshield.crypto.plain import PlainScheme
-
-    scheme = PlainScheme()
-
-    def encrypt(_: int, update: Float32) -> tuple[list[bytes], Float64]:
-        slots = update.astype(np.float64)
-        return list(scheme.encrypt(slots)), slots
-
-    return (
-        "float32", None, encrypt, _added(PlainAdder),
-        lambda blocks: scheme.open(blocks, num_values), 1.0,
-    )  # fmt: skip
+        return CkksAdder(self._scheme.parameters, self._scheme.public)
 
 
-def _ckks(parameters: str, bits: int, num_values: int, num_sites: int) -> _Made:
-    from fedshield.crypto.adders import CkksAdder
-    from fedshield.crypto.ckks import CkksScheme
+class _Rlwe(Work):
+    def __init__(self, case: Case, num_values: int, num_sites: int) -> None:
+        from fedshield.crypto.rlwe import scheme
+        from fedshield.crypto.rlwe.layout import RlweLayout
 
-    scheme = CkksScheme.generate(parameters, GRID_BITS)
+        p = choose(num_sites, case.bits, num_values, headroom=case.parameters == "headroom")
+        self._scheme, self._layout = scheme, RlweLayout(p, num_values, RESERVED_BITS)
+        self._limit = p.site_limit(1.0 / num_sites)
+        self._digits = np.empty(num_values, np.int16)
+        self._keys: dict[int, Any] = {}
+        self.name, self.step = p.name, CLIP / self._limit
 
-    def encrypt(_: int, update: Float32) -> tuple[list[bytes], Float64]:
-        slots = np.rint(update.astype(np.float64) * 2.0**GRID_BITS) * 2.0**-GRID_BITS
-        return list(scheme.encrypt(slots)), slots
+    def encode(self, site: int, update: Float32) -> Any:
+        from fedshield.quantise import quantise
 
-    return (
-        parameters, scheme.parameters.security_bits, encrypt,
-        _added(lambda: CkksAdder(scheme.parameters, scheme.public)),
-        lambda blocks: scheme.open(blocks, num_values), 1.0,
-    )  # fmt: skip
+        return quantise(update, self._limit / CLIP, self._limit, site, out=self._digits)[0]
 
+    def encrypt(self, site: int, encoded: Any) -> Iterator[bytes]:
+        key = self._scheme.one_time_key(encoded, RESERVED, CONTEXT, CONTEXT, SITE_SECRET)
+        self._keys[site] = key
+        return self._scheme.encrypt(encoded, RESERVED, key, CONTEXT, self._layout, TAG_SEED)
 
-def _rlwe(_: str, bits: int, num_values: int, num_sites: int) -> _Made:
-    from fedshield.crypto.rlwe import scheme
-    from fedshield.crypto.rlwe.adder import RlweAdder
-    from fedshield.crypto.rlwe.layout import RlweLayout
-    from fedshield.quantise import quantise
+    def adder(self) -> Any:
+        from fedshield.crypto.rlwe.adder import RlweAdder
 
-    p = choose(num_sites, bits, num_values)
-    limit = p.site_limit(1.0 / num_sites)
-    keys: dict[int, scheme.OneTimeKey] = {}
-    layouts: dict[int, RlweLayout] = {}
+        return RlweAdder(self._layout.parameters)
 
-    def encrypt(site: int, update: Float32) -> tuple[list[bytes], Any]:
-        layout = layouts.setdefault(update.size, RlweLayout(p, update.size, RESERVED_BITS))
-        values, _ = quantise(update, limit / CLIP, limit, site)
-        keys[site] = scheme.one_time_key(values, RESERVED, CONTEXT, CONTEXT, SITE_SECRET)
-        return list(scheme.encrypt(values, RESERVED, keys[site], CONTEXT, layout, TAG_SEED)), values
-
-    def open_sum(blocks: list[bytes]) -> Any:
-        key_sum = np.sum([key.secret() for key in keys.values()], axis=0)
-        return scheme.open_sum(
-            blocks, key_sum, num_sites, CONTEXT, layouts[num_values], TAG_SEED
-        ).values
-
-    return p.name, SECURITY_BITS, encrypt, _added(lambda: RlweAdder(p)), open_sum, CLIP / limit
+    def open(self, blocks: list[bytes]) -> Any:
+        key_sum = np.sum([key.secret() for key in self._keys.values()], axis=0)
+        given = (key_sum, len(self._keys), CONTEXT, self._layout, TAG_SEED)
+        return self._scheme.open_sum(blocks, *given).values
 
 
-def _bfv(parameters: str, bits: int, num_values: int, num_sites: int) -> _Made:
+class _Bfv(Work):
     """SEAL BFV, two balanced 16-bit digits a slot that share their range over the sites, as in
     rlwe; uncompressed, because compression gains nothing on it."""
-    import seal
 
-    from fedshield.crypto.rlwe import kernels
-    from fedshield.quantise import quantise
+    degree, digits = 2048, 2
 
-    degree, radix, digits = 2048, (1 << bits) - 1, 2
-    setting = seal.EncryptionParameters(seal.scheme_type.bfv)
-    setting.set_poly_modulus_degree(degree)
-    setting.set_coeff_modulus(seal.CoeffModulus.Create(degree, [54]))
-    setting.set_plain_modulus(seal.PlainModulus.Batching(degree, 34))
-    context = seal.SEALContext(setting)
-    keys = seal.KeyGenerator(context)
-    encryptor = seal.Encryptor(context, keys.create_public_key())
-    decryptor = seal.Decryptor(context, keys.secret_key())
-    evaluator, encoder = seal.Evaluator(context), seal.BatchEncoder(context)
-    limit = ((radix - 1) // 2) // num_sites
+    def __init__(self, case: Case, num_values: int, num_sites: int) -> None:
+        import seal
 
-    def encrypt(site: int, update: Float32) -> tuple[list[bytes], Any]:
-        values, _ = quantise(update, limit / CLIP, limit, site)
-        slots = np.empty(-(-values.size // digits), dtype=np.int64)
-        kernels.pack_digits(values, radix, digits, slots)
-        blocks = [
-            encryptor.encrypt(encoder.encode(slots[at : at + degree])).to_string(
-                seal.compr_mode_type.none
-            )
-            for at in range(0, slots.size, degree)
-        ]
-        return blocks, values
+        self._seal, self._num_values, self.name = seal, num_values, case.parameters
+        setting = seal.EncryptionParameters(seal.scheme_type.bfv)
+        setting.set_poly_modulus_degree(self.degree)
+        setting.set_coeff_modulus(seal.CoeffModulus.Create(self.degree, [54]))
+        setting.set_plain_modulus(seal.PlainModulus.Batching(self.degree, 34))
+        self._context = seal.SEALContext(setting)
+        keys = seal.KeyGenerator(self._context)
+        self._encryptor = seal.Encryptor(self._context, keys.create_public_key())
+        self._decryptor = seal.Decryptor(self._context, keys.secret_key())
+        self._evaluator = seal.Evaluator(self._context)
+        self._encoder = seal.BatchEncoder(self._context)
+        self._radix = (1 << case.bits) - 1
+        self._limit = (self._radix - 1) // 2 // num_sites
+        self._stride = -(-num_values // self.digits)
+        self.step = CLIP / self._limit
 
-    def load(raw: bytes) -> Any:
-        found = seal.Ciphertext()
-        found.load_bytes(context, raw)
+    def encode(self, site: int, update: Float32) -> Any:
+        from fedshield.quantise import quantise
+
+        return quantise(update, self._limit / CLIP, self._limit, site)[0]
+
+    def encrypt(self, site: int, encoded: Any) -> Iterator[bytes]:
+        from fedshield.crypto.rlwe import kernels
+
+        packed = np.empty(self._stride)
+        kernels.pack_digits(encoded, self._stride, 0, self._radix, self.digits, packed)
+        slots = packed.astype(np.int64)
+        for at in range(0, slots.size, self.degree):
+            made = self._encryptor.encrypt(self._encoder.encode(slots[at : at + self.degree]))
+            yield made.to_string(self._seal.compr_mode_type.none)
+
+    def adder(self) -> Any:
+        return self
+
+    def add(self, total: Any, block: bytes) -> Any:
+        loaded = self._load(block)
+        if total is None:
+            return loaded
+        self._evaluator.add_inplace(total, loaded)
+        return total
+
+    def result(self, total: Any) -> bytes:
+        return bytes(total.to_string(self._seal.compr_mode_type.none))
+
+    def _load(self, raw: bytes) -> Any:
+        found = self._seal.Ciphertext()
+        found.load_bytes(self._context, raw)
         return found
 
-    def add(blocks: Sequence[bytes]) -> bytes:
-        total = load(blocks[0])
-        for block in blocks[1:]:
-            evaluator.add_inplace(total, load(block))
-        return bytes(total.to_string(seal.compr_mode_type.none))
+    def open(self, blocks: list[bytes]) -> Any:
+        from fedshield.crypto.rlwe import kernels
 
-    def open_sum(blocks: list[bytes]) -> Any:
-        slots = np.concatenate(
-            [np.asarray(encoder.decode(decryptor.decrypt(load(block)))) for block in blocks]
-        )
-        out = np.empty(num_values, dtype=np.int64)
-        kernels.unpack_digits(np.ascontiguousarray(slots, dtype=np.int64), radix, digits, out)
+        opened = (self._decryptor.decrypt(self._load(block)) for block in blocks)
+        slots = np.concatenate([np.asarray(self._encoder.decode(one)) for one in opened])
+        out = np.empty(self._num_values, dtype=np.int64)
+        packed = slots[: self._stride].astype(np.float64)
+        kernels.unpack_digits(packed, self._stride, 0, self._radix, self.digits, out)
         return out
 
-    return parameters, SECURITY_BITS, encrypt, add, open_sum, CLIP / limit
+
+_WORK: dict[str, type[Work]] = {"plain": _Plain, "ckks": _Ckks, "bfv": _Bfv, "rlwe": _Rlwe}

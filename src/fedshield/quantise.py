@@ -39,7 +39,8 @@ def quantise(
     `limit` fits. `residual`: float32, (n,), filled with value - digit / scale; may be `values`.
 
     Returns the digits and how many values were clipped, |value * scale| > limit. Raises
-    `CryptoError` for NaN or infinity, `ValueError` for arguments that fit no vector.
+    `CryptoError` for NaN or infinity (what was written to `out` and `residual` is then of no
+    use), `ValueError` for arguments that fit no vector.
     """
     if not (0 < scale < float("inf") and 1 <= limit < 2**31 and start >= 0):
         raise ValueError(
@@ -60,34 +61,32 @@ def quantise(
             f"got {[(one.dtype.name, one.shape) for one in arrays]} and limit {limit}"
         )
     work = _compiled() if fast else _reference
-    no_residual = np.empty(0, np.float32)
-    clipped, bad = work(
-        values, scale, limit, np.uint64(seed), np.uint64(start), out,
-        no_residual if residual is None else residual,
-    )  # fmt: skip
-    if bad:
-        raise CryptoError(f"quantise: expected finite values, got {bad} that are NaN or infinite")
-    return out, int(clipped)
+    counter = np.uint64((seed + start * _GAMMA) % 2**64)
+    none = np.empty(0, np.float32)
+    outside = int(work(values, scale, limit, counter, out, none if residual is None else residual))
+    # NaN and infinity count as outside: where nothing does, there is no second pass.
+    if outside:
+        bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+        if bad:
+            raise CryptoError(f"quantise: expected finite values, got {bad} NaN or infinite ones")
+    return out, outside
 
 
-def _reference(
-    values: Any, scale: float, limit: int, seed: Any, start: Any, out: Any, residual: Any
-) -> tuple[int, int]:
+def _reference(values: Any, scale: float, limit: int, counter: Any, out: Any, residual: Any) -> int:
     with np.errstate(over="ignore"):
-        index = np.arange(1, values.size + 1, dtype=np.uint64) + start
-        z = seed + index * np.uint64(_GAMMA)
+        z = counter + np.arange(1, values.size + 1, dtype=np.uint64) * np.uint64(_GAMMA)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
         z ^= z >> np.uint64(31)
     uniform = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    bad = int(np.count_nonzero(~np.isfinite(values)))
-    wide = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    steps = wide * scale
+    finite = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    steps = finite * scale
+    outside = ~np.isfinite(values) | (np.abs(steps) > limit)
     rounded = np.clip(np.floor(steps + uniform), -limit, limit)
     out[:] = rounded.astype(out.dtype)
     if residual.size:
-        residual[:] = wide - rounded * (1.0 / scale)
-    return int(np.count_nonzero(np.abs(steps) > limit)), bad
+        residual[:] = np.where(np.isfinite(values), finite - rounded * (1.0 / scale), values)
+    return int(np.count_nonzero(outside))
 
 
 def _compiled() -> Any:
@@ -99,26 +98,22 @@ def _compiled() -> Any:
     return _kernel
 
 
-def _quantise(
-    values: Any, scale: float, limit: int, seed: Any, start: Any, out: Any, residual: Any
-) -> Any:
-    clipped = np.int64(0)
-    bad = np.int64(0)
+def _quantise(values: Any, scale: float, limit: int, counter: Any, out: Any, residual: Any) -> Any:
+    outside = np.int64(0)
     top = np.float64(limit)
     step = 1.0 / scale
     keep = residual.shape[0] > 0
     for j in range(out.shape[0]):
-        z = seed + (start + np.uint64(j + 1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        counter += np.uint64(0x9E3779B97F4A7C15)
+        z = (counter ^ (counter >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
         uniform = np.float64(z >> np.uint64(11)) * 2.0**-53
         value = np.float64(values[j])
-        bad += np.int64(not abs(value) < np.inf)
         steps = value * scale
-        clipped += np.int64(abs(steps) > top)
+        outside += np.int64(not abs(steps) <= top)
         rounded = min(max(np.floor(steps + uniform), -top), top)
         out[j] = np.int32(rounded)
         if keep:
             residual[j] = np.float32(value - rounded * step)
-    return clipped, bad
+    return outside

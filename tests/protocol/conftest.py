@@ -15,6 +15,7 @@ import pytest
 from fedshield.crypto import plain
 from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.keys import SigningKey
+from fedshield.crypto.rlwe import layout as rlwe_layout
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -33,9 +34,9 @@ NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n
 COUNTS = {"bank": 41, "clinic": 1234, "hospital": 377, "lab": 9, "surgery": 2660}
 COUNTS |= {name: 100 + 37 * n for n, name in enumerate(NAMES[5:])}
 SPEC = AdapterSpec((TensorSpec("a", (30, 10)), TensorSpec("b", (10, 25))), "00" * 32, 2.0)
-
-
 LARGE = AdapterSpec((TensorSpec("a", (60, 50)), TensorSpec("b", (40, 50))), "00" * 32, 2.0)
+#: Three messages of rlwe, which never carry less than eight blocks of 4096 coefficients.
+HUGE = AdapterSpec((TensorSpec("a", (300, 500)), TensorSpec("b", (10, 50))), "00" * 32, 2.0)
 
 
 def initial_state(spec: AdapterSpec = SPEC) -> AdapterState:
@@ -216,9 +217,12 @@ class Federation:
         self, site: str, message: messages.Message, binding: Binding | None = None
     ) -> tuple[str, Any]:
         """Kind and body of the site's reply to a well-signed command."""
-        reply = self.participants[site].handle(message.kind, self.seal(message, binding))
-        kind, _, _, body = opened(reply)
+        kind, _, _, body = opened(self.reply(site, message, binding))
         return kind, body
+
+    def reply(self, site: str, message: messages.Message, binding: Binding | None = None) -> bytes:
+        """The same, as the site signed it."""
+        return self.participants[site].handle(message.kind, self.seal(message, binding))
 
     def refused(self, site: str, message: messages.Message, binding: Binding | None = None) -> str:
         """The code with which the site refuses a well-signed command."""
@@ -279,7 +283,8 @@ MakeFederation = Callable[..., Federation]
 
 @pytest.fixture
 def federation(tmp_path: Path) -> MakeFederation:
-    """`federation('ckks', sites=3, weights='equal', **plan changes)`."""
+    """`federation('ckks', sites=3, weights='equal', rules={'threshold': 4}, **plan changes)`;
+    `rules`: more keys of the plan's scheme."""
     made: list[Federation] = []
 
     def make(
@@ -288,21 +293,26 @@ def federation(tmp_path: Path) -> MakeFederation:
         weights: str = "equal",
         parameters: str | None = None,
         large: bool = False,
+        rules: Mapping[str, Any] | None = None,
         **changes: Any,
     ) -> Federation:
         names = NAMES[:sites]
+        chosen: dict[str, Any] = {"name": scheme, "weights": weights, "parameters": parameters}
+        if scheme == "rlwe" and sites == 2:
+            chosen["max_colluding"] = 0  # two sites learn of each other from any sum
         raw: dict[str, Any] = {
             "rounds": 4,
             "data": {"sites": {name: {"source": "sample:finance"} for name in names}},
             "pruning": {"method": "none"},
             # Fake training moves values by about one: clips must reach as far.
             "training": {"learning_rate": 0.5, "steps": 10, "lr_schedule": "constant"},
-            "scheme": {"name": scheme, "weights": weights, "parameters": parameters},
+            "scheme": chosen | dict(rules or {}),
             **changes,
         }
         folder = tmp_path / f"federation-{len(made)}"
         plan = parse_plan(raw, base_dir=tmp_path)
-        made.append(Federation(plan, folder, COUNTS, LARGE if large else SPEC))
+        spec = SPEC if not large else HUGE if scheme == "rlwe" else LARGE
+        made.append(Federation(plan, folder, COUNTS, spec))
         return made[-1]
 
     return make
@@ -310,7 +320,8 @@ def federation(tmp_path: Path) -> MakeFederation:
 
 @pytest.fixture
 def three_blocks(federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) -> MakeFederation:
-    """Federations with an adapter of 5,000 values, which travels in blocks of 2,048 or 2,000."""
+    """Federations with an adapter that travels in three blocks."""
     monkeypatch.setattr(scheme_module, "BLOCK_BYTES", 8000)
+    monkeypatch.setattr(rlwe_layout, "BLOCK_BYTES", 8000)
     monkeypatch.setattr(plain, "VALUES_PER_BLOCK", 2000)
     return partial(federation, large=True)

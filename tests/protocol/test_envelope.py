@@ -18,6 +18,8 @@ from fedshield.errors import ProtocolError
 from fedshield.protocol import codec, envelope, messages, session
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import Roster
+from fedshield.protocol.summation import tag
+from fedshield.quorum import Rules
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "envelope.json").read_text())
 
@@ -69,20 +71,28 @@ def test_known_answer() -> None:
     assert envelope.unseal(data, vector["kind"], binding, vector["sender"], public) == body
 
 
+def raw(value: Any) -> Any:
+    """Hex texts of a vector as bytes."""
+    if isinstance(value, dict):
+        return {name: raw(item) for name, item in value.items()}
+    return [raw(item) for item in value] if isinstance(value, list) else bytes.fromhex(value)
+
+
 def test_known_answers_for_roster_and_contexts() -> None:
     vector = VECTORS["contexts"]
-    sites = {name: bytes.fromhex(key) for name, key in vector["sites"].items()}
-    roster = Roster(sites, bytes.fromhex(vector["coordinator"]), vector["demo"])
+    rules = Rules(*vector["rules"])
+    sites, server = raw(vector["sites"]), raw(vector["coordinator"])
+    roster = Roster(sites, server, rules, bool(vector["demo"]), raw(vector["charter"]))
     assert roster.encode().hex() == vector["roster"]
     assert roster.sha256().hex() == vector["roster_sha256"]
-    setup = session.setup_context(
-        vector["plan_sha256"], roster, bytes.fromhex(vector["session_id"])
-    )
+    other = Roster(sites, server, rules, demo=False)
+    assert other.sha256().hex() == vector["without_charter_or_demo"]
+    setup = session.setup_context(vector["plan_sha256"], roster, raw(vector["session_id"]))
     assert setup.hex() == vector["setup"]
     joins = {
         name: messages.Join(
-            bytes.fromhex(join["nonce"]),
-            bytes.fromhex(join["run_key"]),
+            raw(join["nonce"]),
+            raw(join["run_key"]),
             join["completed_rounds"],
             join["num_examples"],
         )
@@ -90,6 +100,42 @@ def test_known_answers_for_roster_and_contexts() -> None:
     }
     found = session.session_context(Binding(setup, 0, session.SETUP), joins)
     assert found.hex() == vector["session"]
+    keys = {
+        name: messages.RoundKey(raw(key["key"]), raw(key["model_tag"]), raw(key["bound"]))
+        for name, key in vector["round_keys"].items()
+    }
+    binding = Binding(found, vector["round"], vector["phase"])
+    assert session.round_context(binding, keys).hex() == vector["sum"]
+
+
+def test_known_answers_for_digests() -> None:
+    vector = VECTORS["digests"]
+    uploads = {
+        name: messages.Upload(
+            raw(one["key_id"]),
+            raw(one["layout_tag"]),
+            tuple(raw(one["block_digests"])),
+            raw(one["share_digests"]),
+        )
+        for name, one in vector["uploads"].items()
+    }
+    for name, upload in uploads.items():
+        assert session.upload_digest(upload).hex() == vector["upload"][name]
+        assert session.shares_digest(upload).hex() == vector["shares"][name]
+        assert session.upload_record(upload).hex() == vector["record"][name]
+    assert session.contributors_digest(uploads).hex() == vector["contributors"]
+    blocks = tuple(raw(vector["block_digests"]))
+    assert session.aggregate_digest(blocks).hex() == vector["aggregate"]
+
+
+def test_known_answers_for_tags() -> None:
+    vector, contexts = VECTORS["tags"], VECTORS["contexts"]
+    number, phase = contexts["round"], contexts["phase"]
+    for label in ("layout", "model", "receipt"):
+        context = contexts["session" if label == "model" else "sum"]
+        binding = Binding(raw(context), number, phase)
+        found = tag(raw(vector["group_key"]), binding, label.encode(), raw(vector["value"]))
+        assert found.hex() == vector[label]
 
 
 @given(
@@ -272,18 +318,27 @@ class TestMessages:
         messages.Begin({"a": b"1", "b": b"2"}),
         messages.MakeKey(),
         messages.TakeKey(b"box"),
-        messages.Work({}),
+        messages.Prepare(),
+        messages.Work({"a": b"1"}),
+        messages.FetchShares(),
+        messages.Hold({"a": b"1", "b": b"2"}, {"a": b"box"}),
         messages.Fetch(4),
         messages.Announce({"a": b"1"}, (b"d", b"e")),
         messages.Deliver(0, b"block"),
-        messages.Open(),
+        messages.Quorum({"a": b"1", "b": b"2"}),
+        messages.Open({"a": b"box"}),
         messages.Evaluate(),
         messages.Finish({}),
         messages.Join(b"n", b"k", 3, 0),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),
-        messages.Upload(b"id", b"tag", (b"d",)),
+        messages.RoundKey(b"k", b"tag", {"a": b"", "b": b""}),
+        messages.Upload(b"id", b"tag", (b"d",), {"b": b"digest"}),
+        messages.Shares({"b": b"box"}),
+        messages.Held({"a": b"missing"}),
+        messages.Vote(b"set", b"sum"),
+        messages.Answer({"b": b"box"}, b""),
         messages.Block(1, b"data"),
         messages.Receipt(b"tag"),
         messages.Done(),

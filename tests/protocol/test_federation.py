@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fedshield.crypto import shamir
+from fedshield.errors import ProtocolError
+from fedshield.protocol import messages
+from fedshield.protocol.ciphers import parameters_of
+from fedshield.seeds import derive
 from fedshield.types import AdapterState
 
 GRID = 2.0**-22
+SCHEMES = pytest.mark.parametrize("scheme", ["plain", "ckks", "rlwe"])
+
+Array = np.ndarray[Any, Any]
 
 
 def two_digits(count: int) -> int:
@@ -27,7 +36,7 @@ def expected_weights(federation: Any, weights: str) -> dict[str, float]:
     return {name: count / total for name, count in counts.items()}
 
 
-def pruned(values: np.ndarray[Any, Any], state: AdapterState, rate: float) -> np.ndarray[Any, Any]:
+def pruned(values: Array, state: AdapterState, rate: float) -> Array:
     """The floor(rate * size) smallest of each tensor set to zero, the first among equals first."""
     values = values.copy()
     for place in state.spec.slices().values():
@@ -37,33 +46,127 @@ def pruned(values: np.ndarray[Any, Any], state: AdapterState, rate: float) -> np
     return values
 
 
-def check_mean(
-    federation: Any,
-    before: AdapterState,
-    contributions: dict[str, np.ndarray[Any, Any]],
-    weights: dict[str, float],
-    base: np.ndarray[Any, Any] | float = 0.0,
-) -> None:
-    """All sites hold the weighted mean of `contributions` (+ `base`): with ckks, the very floats
-    that exact arithmetic on the grid gives."""
-    found = federation.state()
-    assert found.sha256() != before.sha256()
-    names = list(contributions)
-    stacked = np.stack([contributions[name].astype(np.float64) for name in names])
-    w = np.array([weights[name] for name in names])
-    np.testing.assert_allclose(
-        found.values, np.average(stacked, axis=0, weights=w) + base, atol=2e-6, rtol=0
-    )
-    if federation.plan.scheme.name == "ckks":
-        summed = np.rint(stacked * w[:, None] / GRID).astype(np.int64).sum(axis=0) * GRID
-        total = np.rint(w / GRID).astype(np.int64).sum() * GRID
-        exact = (summed / total + base).astype(np.float32)
-        assert found.values.tobytes() == exact.tobytes()
+def uniform(seed: int, start: int, count: int) -> Array:
+    """The rounding's numbers in [0, 1): splitmix64 in Python's own integers."""
+    full = 2**64 - 1
+    found = []
+    for index in range(start + 1, start + 1 + count):
+        z = (seed + index * 0x9E3779B97F4A7C15) & full
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & full
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & full
+        found.append(((z ^ z >> 31) >> 11) * 2.0**-53)
+    return np.array(found)
 
 
-@pytest.mark.parametrize("sites", [2, 3, 5])
+class Reference:
+    """What the sites should hold, computed in the clear from docs/protocol.md, section 7: round
+    by round, with what each site carries over and, for rlwe, the clip of each tensor."""
+
+    def __init__(self, federation: Any, weights: dict[str, float]) -> None:
+        self.federation = federation
+        self.weights = weights
+        self.state = federation.state()
+        self.plan = federation.plan
+        self.feedback = self.plan.encoding.error_feedback
+        self.reach = self.plan.training.learning_rate * self.plan.training.steps
+        self.carried = dict.fromkeys(weights, np.zeros(self.state.spec.num_values, np.float32))
+        self.first = self.clip = self.bounds()
+        if self.plan.scheme.name == "rlwe":
+            self.top = parameters_of(self.plan).max_digit
+
+    def bounds(self) -> list[float]:
+        """How large a contribution can be expected to get, for each tensor."""
+        most = [0.0] * len(self.state.spec.tensors)
+        if self.plan.adapter.exchange == "parameters":
+            most = self.largest(self.state.values)
+        return [float(np.float32(self.reach + one)) for one in most]
+
+    def largest(self, values: Array) -> list[float]:
+        places = self.state.spec.slices().values()
+        return [float(np.abs(values[place].astype(np.float64)).max()) for place in places]
+
+    def contributions(self, number: int, rate: float) -> dict[str, Array]:
+        """What each site sends, before it is encoded; and what it leaves out is carried."""
+        delta = self.plan.adapter.exchange == "delta"
+        found = {}
+        for name in self.weights:
+            values = self.federation.trained(name, self.state, number)
+            values = (values - self.state.values if delta else values) + self.carried[name]
+            found[name] = pruned(values, self.state, rate)
+            kept = values - found[name] if delta and self.feedback else np.zeros_like(values)
+            self.carried[name] = kept
+        return found
+
+    def summed(self, sent: dict[str, Array], number: int) -> tuple[Array, float]:
+        """The weighted sum and the total weight as the scheme's numbers give them."""
+        names = list(sent)
+        w = np.array([self.weights[name] for name in names])
+        if self.plan.scheme.name != "rlwe":
+            stacked = np.stack([sent[name].astype(np.float64) for name in names])
+            if self.plan.scheme.name == "plain":
+                return np.average(stacked, axis=0, weights=w), 1.0
+            grid = np.rint(stacked * w[:, None] / GRID).astype(np.int64).sum(axis=0) * GRID
+            return grid, float(np.rint(w / GRID).astype(np.int64).sum() * GRID)
+        digits = np.zeros(self.state.spec.num_values, dtype=np.int64)
+        for name in names:
+            digits += self.digits(name, sent[name], number)
+        sums = digits.astype(np.float64)
+        for place, bound in zip(self.state.spec.slices().values(), self.clip, strict=True):
+            sums[place] *= bound / self.top
+        return sums, sum(round(one * 2**30) for one in w.tolist()) * 2.0**-30
+
+    def digits(self, name: str, values: Array, number: int) -> Array:
+        """floor(x w M / C + u), clipped to floor(w M); the rest is carried."""
+        seed = derive(self.plan.seed, "rounding", name, number)
+        weight, digits = self.weights[name], np.zeros(values.size, np.int64)
+        limit = int(weight * self.top * (1 + 2.0**-50))
+        for place, bound in zip(self.state.spec.slices().values(), self.clip, strict=True):
+            scale, part = weight * self.top / bound, values[place].astype(np.float64)
+            u = uniform(seed, place.start, part.size)
+            digits[place] = np.clip(np.floor(part * scale + u), -limit, limit)
+            rest = (part - digits[place] * (1 / scale)).astype(np.float32)
+            if self.feedback:
+                self.carried[name][place] += rest
+        return digits
+
+    def round(self, number: int, rate: float = 0.0) -> None:
+        """Have it done, and check every site against what it should hold: with ckks and rlwe the
+        very floats, with plain as near as float32 goes."""
+        ours, before = self.federation, self.state
+        sums, total = self.summed(self.contributions(number, rate), number)
+        mean = sums / total
+        if self.plan.adapter.exchange == "delta":
+            mean = before.values.astype(np.float64) + mean
+        expected = mean.astype(np.float32)
+        ours.coordinator.round(number)
+        found = ours.state()
+        assert found.sha256() != before.sha256()
+        if self.plan.scheme.name == "plain":
+            np.testing.assert_allclose(found.values, expected, atol=2e-6, rtol=0)
+        else:
+            assert found.values.tobytes() == expected.tobytes()
+        self.state = found
+        wanted = self.bounds()
+        if self.plan.adapter.exchange == "delta":
+            moved = found.values.astype(np.float64) - before.values.astype(np.float64)
+            wanted = [2 * one for one in self.largest(moved)]
+        last, floors = self.clip, [one * 2.0**-10 for one in self.first]
+        self.clip = [
+            float(np.float32(max(min(one, 2 * old), floor)))
+            for one, old, floor in zip(wanted, last, floors, strict=True)
+        ]
+        for name, site in ours.participants.items():
+            assert site.completed_rounds == number
+            assert ours.stores[name].saved[number].sha256() == found.sha256()
+            assert ours.stores[name].memories[number] is site.memory
+            assert (site.memory.residual == self.carried[name]).all()
+            assert site.memory.clip.tolist() == self.clip
+            assert ours.seen[name].contributors == tuple(ours.names)
+
+
+@SCHEMES
 @pytest.mark.parametrize("weights", ["private", "public", "equal"])
-@pytest.mark.parametrize("scheme", ["plain", "ckks"])
+@pytest.mark.parametrize("sites", [2, 3, 5])
 def test_the_new_adapter_is_the_weighted_mean(
     federation: Any, scheme: str, weights: str, sites: int
 ) -> None:
@@ -72,60 +175,96 @@ def test_the_new_adapter_is_the_weighted_mean(
     assert ours.coordinator.completed_rounds == 0
     expected = expected_weights(ours, weights)
     assert {name: one._weight for name, one in ours.participants.items()} == expected
-    for number in (1, 2):
-        before = ours.state()
-        ours.coordinator.round(number)
-        contributions = {name: ours.trained(name, before, number) for name in ours.names}
-        check_mean(ours, before, contributions, expected)
-        for name in ours.names:
-            assert ours.participants[name].completed_rounds == number
-            assert ours.stores[name].saved[number].sha256() == ours.state().sha256()
+    reference = Reference(ours, expected)
+    for number in (1, 2, 3):
+        reference.round(number)
     ours.coordinator.finish()
-    assert ours.coordinator.completed_rounds == 2
+    assert ours.coordinator.completed_rounds == 3
+    assert ours.coordinator.lost == {}
 
 
-@pytest.mark.parametrize("scheme", ["plain", "ckks"])
+@SCHEMES
+@pytest.mark.parametrize("feedback", [True, False])
 @pytest.mark.parametrize("exchange", ["parameters", "delta"])
-def test_pruned_parameters_and_differences(federation: Any, scheme: str, exchange: str) -> None:
+def test_pruned_parameters_and_differences(
+    federation: Any, scheme: str, exchange: str, feedback: bool
+) -> None:
+    """A pruned difference is sent with the next round's, unless that is off."""
     ours = federation(
         scheme,
         adapter={"exchange": exchange},
         pruning={"initial_rate": 0.3, "target_rate": 0.3, "start_round": 1, "target_round": 1},
+        encoding={"error_feedback": feedback},
     )
     ours.coordinator.start()
-    before = ours.state()
-    ours.coordinator.round(1)
-    base = before.values.astype(np.float64) if exchange == "delta" else 0.0
-    contributions = {}
-    for name in ours.names:
-        values = ours.trained(name, before, 1)
-        moved = values if exchange == "parameters" else values - before.values
-        contributions[name] = pruned(moved, before, 0.3)
-    check_mean(ours, before, contributions, dict.fromkeys(ours.names, 1 / 3), base)
-    assert {record.pruned_values for record in ours.seen.values()} == {int(0.3 * 300) + 75}
+    reference = Reference(ours, dict.fromkeys(ours.names, 1 / 3))
+    for number in (1, 2):
+        reference.round(number, 0.3)
+        assert {record.pruned_values for record in ours.seen.values()} == {int(0.3 * 300) + 75}
+        for site in ours.participants.values():
+            left = np.abs(site.memory.residual)
+            if not feedback:
+                assert not left.any()
+            elif exchange == "delta":
+                assert np.count_nonzero(left) > 160  # at least all that was pruned
+            elif scheme == "rlwe":
+                assert 0 < left.max() < 1e-3  # the rounding only
+            else:
+                assert not left.any()
+
+
+@pytest.mark.parametrize(("bits", "headroom"), [(16, True), (8, False), (8, True), (4, True)])
+def test_sums_of_few_bits_are_exact_too(federation: Any, bits: int, headroom: bool) -> None:
+    ours = federation("rlwe", 4, "private", encoding={"bits": bits, "headroom": headroom})
+    for work in ours.works.values():
+        work.num_examples = 50  # the least weight must leave steps enough
+    ours.works["lab"].num_examples = 70
+    ours.coordinator.start()
+    weights = expected_weights(ours, "private")
+    reference, before = Reference(ours, weights), ours.state()
+    step = max(reference.clip) / reference.top
+    reference.round(1)
+    assert {record.clipped_values for record in ours.seen.values()} == {0}
+    trained = [ours.trained(name, before, 1).astype(np.float64) for name in weights]
+    mean = np.average(trained, axis=0, weights=list(weights.values()))
+    off = np.abs(ours.state().values - mean)
+    assert step / 100 < off.max() < 4 * step  # each of four sites is off by less than a step
+    assert abs((ours.state().values - mean).mean()) < step / 4  # and, on the mean, by nothing
+    for number in (2, 3):
+        reference.round(number)
+
+
+def test_a_value_beyond_its_clip_is_cut_counted_and_sent_later(federation: Any) -> None:
+    training = {"learning_rate": 0.05, "steps": 10, "lr_schedule": "constant"}
+    ours = federation("rlwe", training=training)
+    ours.coordinator.start()
+    assert [one.memory.clip.tolist() for one in ours.participants.values()] == [[0.5, 0.5]] * 3
+    reference, before = Reference(ours, dict.fromkeys(ours.names, 1 / 3)), ours.state()
+    reference.round(1)
+    for name, record in ours.seen.items():
+        moved = np.abs(ours.trained(name, before, 1) - before.values)
+        assert record.clipped_values == np.count_nonzero(moved > 0.5) > 0
+        assert np.abs(reference.carried[name]).max() == pytest.approx(moved.max() - 0.5, abs=1e-4)
+    for number in (2, 3):
+        reference.round(number)
 
 
 def test_the_paper_set(federation: Any) -> None:
     ours = federation("ckks", 2, parameters="paper")
     ours.coordinator.start()
-    before = ours.state()
-    ours.coordinator.round(1)
-    contributions = {name: ours.trained(name, before, 1) for name in ours.names}
-    check_mean(ours, before, contributions, {"bank": 0.5, "clinic": 0.5})
+    Reference(ours, {"bank": 0.5, "clinic": 0.5}).round(1)
 
 
-@pytest.mark.parametrize("scheme", ["plain", "ckks"])
+@SCHEMES
 def test_an_adapter_of_several_blocks(three_blocks: Any, scheme: str) -> None:
     ours = three_blocks(scheme)
     ours.coordinator.start()
-    before = ours.state()
-    ours.coordinator.round(1)
-    assert len(ours.wire.of("bank", "fetch")) == len(ours.wire.of("bank", "deliver")) == 3
-    contributions = {name: ours.trained(name, before, 1) for name in ours.names}
-    check_mean(ours, before, contributions, dict.fromkeys(ours.names, 1 / 3))
+    Reference(ours, dict.fromkeys(ours.names, 1 / 3)).round(1)
+    for name in ours.names:
+        assert len(ours.wire.of(name, "fetch")) == len(ours.wire.of(name, "deliver")) == 3
 
 
-@pytest.mark.parametrize("scheme", ["plain", "ckks"])
+@SCHEMES
 @pytest.mark.parametrize("weights", ["private", "equal"])
 def test_receipts_are_equal_and_tell_nothing(federation: Any, scheme: str, weights: str) -> None:
     """A receipt is keyed: the coordinator cannot compare it with a model that it knows."""
@@ -142,9 +281,10 @@ def test_receipts_are_equal_and_tell_nothing(federation: Any, scheme: str, weigh
     assert not set(other) & set(tags[0])
 
 
-def test_tags_are_under_the_group_key(federation: Any) -> None:
+@SCHEMES
+def test_tags_are_under_the_group_key(federation: Any, scheme: str) -> None:
     """Same context, same round, same model: another tag, if the group key is another one."""
-    ours = federation("ckks").run(1)
+    ours = federation(scheme).run(1)
     bank = ours.participants["bank"]
     tag = bank._tag(b"model", b"a model")
     assert tag == ours.participants["clinic"]._tag(b"model", b"a model")
@@ -153,18 +293,54 @@ def test_tags_are_under_the_group_key(federation: Any) -> None:
     assert bank._tag(b"model", b"a model") != tag
 
 
-def test_an_equal_plan_gives_an_equal_adapter_under_other_keys(federation: Any) -> None:
+@SCHEMES
+def test_before_a_round_sites_tag_all_that_they_must_agree_on(federation: Any, scheme: str) -> None:
+    """Adapter, clips and weight total: one site with another of these is noticed before it works,
+    and the coordinator cannot compare the tags with anything that it knows."""
+    ours = federation(scheme, weights="private").run(1)
+    keys = ours.prepare(2)
+    found = {ours.opened(raw)[3]["model_tag"] for raw in keys.values()}
+    assert len(found) == 1
+    assert ours.opened(keys["bank"])[3]["bound"] == {}
+    for change in ("clip", "adapter", "weights"):
+        ours = federation(scheme, weights="private").run(1)
+        one = ours.participants["clinic"]
+        memory, state = one.memory, one.state
+        if change == "clip":
+            clip = np.nextafter(memory.clip, np.float32(9))
+            one._model.memory = replace(memory, clip=clip)
+        elif change == "adapter":
+            values = np.nextafter(state.values, np.float32(9))
+            one._model.state = replace(state, values=values)
+        else:
+            one._weights_total += 1
+        keys = ours.prepare(2)
+        for site in ours.names:
+            with pytest.raises(ProtocolError, match="starts from another model") as caught:
+                ours.send(site, messages.Work(keys))
+            assert caught.value.code == "disagree"
+            assert ours.works[site].trained_rounds == [1], change
+
+
+@SCHEMES
+def test_an_equal_plan_gives_an_equal_adapter_under_other_keys(
+    federation: Any, scheme: str
+) -> None:
     """Keys, nonces and noise are fresh; the opened sums are exact, so the adapters are equal."""
-    runs = [federation("ckks", weights="private").run(2) for _ in range(2)]
+    runs = [federation(scheme, weights="private").run(2) for _ in range(2)]
     assert runs[0].state().sha256() == runs[1].state().sha256()
-    ids = {run.opened(run.wire.of("bank", "work")[-1].reply)[3]["key_id"].hex() for run in runs}
-    assert len(ids) == 2
+    uploads = [run.opened(run.wire.of("bank", "work")[-1].reply)[3] for run in runs]
+    assert len({upload["layout_tag"].hex() for upload in uploads}) == 2
+    assert len({upload["key_id"].hex() for upload in uploads}) == (2 if scheme == "ckks" else 1)
+    same = uploads[0]["block_digests"] == uploads[1]["block_digests"]
+    assert same == (scheme == "plain")
 
 
-def test_private_counts_stay_private(federation: Any) -> None:
+@SCHEMES
+def test_private_counts_stay_private(federation: Any, scheme: str) -> None:
     """With private weights no join names a count; with public ones it names the rounded one."""
     for weights in ("private", "equal", "public"):
-        ours = federation("ckks", weights=weights)
+        ours = federation(scheme, weights=weights)
         ours.coordinator.start()
         joins = {
             name: ours.opened(ours.wire.of(name, "invite")[0].reply)[3]["num_examples"]
@@ -174,32 +350,93 @@ def test_private_counts_stay_private(federation: Any) -> None:
         assert joins == (counts if weights == "public" else dict.fromkeys(ours.names, 0))
 
 
-def test_the_coordinator_asks_each_site_for_each_block_once(three_blocks: Any) -> None:
-    ours = three_blocks("ckks", weights="private").run(1)
+@SCHEMES
+def test_the_coordinator_asks_each_site_for_each_block_once(three_blocks: Any, scheme: str) -> None:
+    ours = three_blocks(scheme, weights="private").run(1)
+    ours.coordinator.finish()
+    shares = ["fetch-shares", "hold"] if scheme == "rlwe" else []
+
+    def a_sum(blocks: int) -> list[str]:
+        votes = ["announce", "quorum"]
+        fetched, delivered = ["fetch"] * blocks, ["deliver"] * blocks
+        return ["prepare", "work", *shares, *fetched, *votes, *delivered, "open", "evaluate"]
+
     for site in ours.names:
         methods = [one.method for one in ours.wire.log if one.site == site]
         first = "make-key" if site == "bank" else "take-key"
-        a_sum = ["work", "fetch", "announce", "deliver", "open"]
-        a_sum_of_three = ["work", *["fetch"] * 3, "announce", *["deliver"] * 3, "open"]
-        assert methods == [
-            "invite", "begin", first, *a_sum, "evaluate", *a_sum_of_three, "evaluate"
-        ]  # fmt: skip
+        assert methods == ["invite", "begin", first, *a_sum(1), *a_sum(3), "finish"]
 
 
-def test_finishing_drops_the_keys(federation: Any) -> None:
-    ours = federation("ckks").run(1)
-    assert all(one._keys is not None for one in ours.participants.values())
+@SCHEMES
+def test_what_crosses_says_nothing_of_shares_where_there_are_none(
+    federation: Any, scheme: str
+) -> None:
+    """With a shared key no share is dealt; with one-time keys each peer gets a box of its own."""
+    ours = federation(scheme, sites=4).run(1)
+    for site in ours.names:
+        others = set(ours.names) - {site}
+        upload = ours.opened(ours.wire.of(site, "work")[0].reply)[3]
+        answer = ours.opened(ours.wire.of(site, "quorum")[0].reply)[3]
+        dealt = others if scheme == "rlwe" else set()
+        assert set(upload["share_digests"]) == set(answer["boxes"]) == dealt
+        assert answer["share"] == b""
+        opened = ours.opened(ours.wire.of(site, "open")[0].command)[3]
+        assert set(opened["answers"]) == dealt
+        if scheme == "rlwe":
+            boxes = ours.opened(ours.wire.of(site, "fetch-shares")[0].reply)[3]["boxes"]
+            for holder, box in boxes.items():
+                assert hashlib.sha256(box).digest() == upload["share_digests"][holder]
+
+
+def test_a_plan_may_open_to_the_server(federation: Any) -> None:
+    """The shares of the sum's key are then in the clear; what the sites take is the same."""
+    ours = federation("rlwe", sites=4, rules={"open_to": "server"})
+    ours.coordinator.start()
+    reference = Reference(ours, dict.fromkeys(ours.names, 1 / 4))
+    for number in (1, 2):
+        reference.round(number)
+    for site in ours.names:
+        answer = ours.opened(ours.wire.of(site, "quorum")[0].reply)[3]
+        assert answer["boxes"] == {}
+        assert len(answer["share"]) == shamir.SHARE_BYTES
+
+
+@SCHEMES
+def test_finishing_drops_the_keys(federation: Any, scheme: str) -> None:
+    ours = federation(scheme).run(1)
+    for one in ours.participants.values():
+        assert None not in (one._keys, one._cipher, one._run_key)
     ours.coordinator.finish()
     for one in ours.participants.values():
-        assert one._keys is None
-        assert one._run_key is None
-        assert one._upload is None
+        assert (one._keys, one._cipher, one._run_key, one._sum) == (None,) * 4
+        assert (one._peer_keys, one._weight, one._receipt_tag) == ({}, 0.0, b"")
 
 
-def test_a_second_session_goes_on_where_the_first_ended(federation: Any) -> None:
+@SCHEMES
+def test_an_invite_drops_the_keys_and_an_unfinished_sum(federation: Any, scheme: str) -> None:
+    ours = federation(scheme).run(1)
+    before = {name: one._keys.group_key for name, one in ours.participants.items()}
+    ours.work(2)
+    assert all(one._sum is not None for one in ours.participants.values())
+    ours.another_coordinator().start()
+    for name, one in ours.participants.items():
+        assert one._sum is None
+        assert one._keys.group_key != before[name]
+
+
+@SCHEMES
+def test_a_sums_keys_go_with_it(federation: Any, scheme: str) -> None:
+    ours = federation(scheme, weights="private").run(1)
+    for one in ours.participants.values():
+        assert one._keys is not None
+        assert one._sum is None
+
+
+@SCHEMES
+def test_a_second_session_goes_on_where_the_first_ended(federation: Any, scheme: str) -> None:
     """The same participants, a new coordinator, new keys: as if there had been one session."""
-    straight = federation("ckks").run(4)
-    ours = federation("ckks").run(2)
+    straight = federation(scheme).run(4)
+    ours = federation(scheme).run(2)
     ours.coordinator.finish()
     ours.coordinator = ours.another_coordinator()
     ours.coordinator.start()
@@ -209,9 +446,51 @@ def test_a_second_session_goes_on_where_the_first_ended(federation: Any) -> None
     assert ours.state().sha256() == straight.state().sha256()
 
 
-def test_losses_stay_at_the_sites(federation: Any) -> None:
-    ours = federation("plain").run(1)
+@SCHEMES
+def test_sites_go_on_from_what_they_kept(federation: Any, scheme: str) -> None:
+    """Adapter, residual and clip are all that a site needs of the past."""
+    pruning = {"initial_rate": 0.3, "target_rate": 0.3, "start_round": 1, "target_round": 1}
+    straight = federation(scheme, pruning=pruning).run(4)
+    ours = federation(scheme, pruning=pruning).run(2)
+    for name in ours.names:
+        store = ours.stores[name]
+        ours.participants[name] = ours.participant(
+            name, ours.roster, store.saved[2], 2, store.memories[2]
+        )
+    ours.coordinator = ours.another_coordinator()
+    ours.coordinator.start()
+    for number in (3, 4):
+        ours.coordinator.round(number)
+    assert ours.state().sha256() == straight.state().sha256()
+
+
+@SCHEMES
+def test_losses_stay_at_the_sites(federation: Any, scheme: str) -> None:
+    """With rlwe their weighted mean is in the sum; each site's own is nowhere."""
+    ours = federation(scheme, weights="private").run(1)
     for name, record in ours.seen.items():
         after = float(np.abs(ours.state().values).mean())
         assert record.heldout_loss_after == after != record.heldout_loss_before
         assert ours.opened(ours.wire.of(name, "evaluate")[-1].reply)[3] == {}
+        assert record.train_loss == 1.0
+        if scheme == "rlwe":
+            assert record.mean_train_loss == pytest.approx(1.0, abs=1e-5)
+        else:
+            assert np.isnan(record.mean_train_loss)
+
+
+def test_the_mean_training_loss_is_weighted(federation: Any) -> None:
+    ours = federation("rlwe", weights="private")
+    losses = {"bank": 0.5, "clinic": 3.0, "hospital": 2000.0}  # over 1024 is cut
+    for name, work in ours.works.items():
+        real = work.train
+
+        def train(state: Any, number: int, real: Any = real, loss: float = losses[name]) -> Any:
+            return real(state, number)[0], loss
+
+        work.train = train
+    ours.run(1)
+    weights = expected_weights(ours, "private")
+    mean = sum(min(losses[name], 1024.0) * weights[name] for name in ours.names)
+    for record in ours.seen.values():
+        assert record.mean_train_loss == pytest.approx(mean, abs=1e-5)

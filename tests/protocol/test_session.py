@@ -1,9 +1,11 @@
-"""What both sides compute alike: rosters, joins, uploads and contexts."""
+"""What both sides compute alike: rosters, joins, round keys, uploads, contexts and digests."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,19 +16,33 @@ from fedshield.protocol import envelope, messages
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import (
+    aggregate_digest,
+    contributors_digest,
+    least_sites,
     read_joins,
+    read_round_keys,
     read_uploads,
+    round_context,
     session_context,
     setup_context,
+    shares_digest,
     upload_digest,
+    upload_record,
 )
+from fedshield.quorum import Rules, resolve
 
 KEYS = {name: SigningKey() for name in ("bank", "clinic", "hospital")}
 SERVER = SigningKey()
-ROSTER = Roster({name: key.public for name, key in KEYS.items()}, SERVER.public, demo=True)
+RULES = resolve(3)
+ROSTER = Roster({name: key.public for name, key in KEYS.items()}, SERVER.public, RULES, demo=True)
 SETUP = Binding(setup_context("00" * 32, ROSTER, b"session"), 0, "setup")
 JOINS = {
     name: messages.Join(bytes([number]) * 32, bytes([16 + number]) * 32, 0, 10 * number)
+    for number, name in enumerate(KEYS, start=1)
+}
+SESSION = Binding(bytes(range(32)), 4, "round")
+ROUND_KEYS = {
+    name: messages.RoundKey(bytes([32 + number]) * 32, b"\x50" * 32, {})
     for number, name in enumerate(KEYS, start=1)
 }
 
@@ -35,10 +51,19 @@ def sign(name: str, message: messages.Message, binding: Binding = SETUP, by: str
     return envelope.seal(message.kind, binding, name, message.to_body(), KEYS[by or name].sign)
 
 
-def refused(raw: dict[str, bytes]) -> str:
+def code_of(act: Callable[[], object]) -> str:
     with pytest.raises(ProtocolError) as caught:
-        read_joins(raw, SETUP, ROSTER)
+        act()
+    assert "\n" not in str(caught.value)
     return caught.value.code
+
+
+def with_changes(good: dict[str, bytes], change: dict[str, Any]) -> dict[str, bytes]:
+    """`good` with other entries; None takes one out."""
+    return {name: data for name, data in (good | change).items() if data is not None}
+
+
+NUMBERS = ("num_sites", "max_colluding", "threshold", "votes", "min_cohort")
 
 
 def test_roster_knows_its_members_only() -> None:
@@ -53,7 +78,7 @@ def test_roster_knows_its_members_only() -> None:
 def test_no_site_can_be_named_like_the_coordinator() -> None:
     """Else the coordinator's key would be taken for that site's, and it could join as one."""
     with pytest.raises(ProtocolError) as caught:
-        Roster({COORDINATOR: SigningKey().public, "bank": bytes(32)}, SERVER.public, demo=True)
+        Roster({COORDINATOR: bytes(32), "bank": bytes(32)}, SERVER.public, RULES, demo=True)
     assert caught.value.code == "sender"
 
 
@@ -65,10 +90,42 @@ def test_every_part_of_a_roster_is_under_its_hash() -> None:
         replace(ROSTER, sites={"bank": sites["clinic"], **{k: sites[k] for k in ("hospital",)}}),
         replace(ROSTER, coordinator=SigningKey().public),
         replace(ROSTER, demo=False),
+        replace(ROSTER, charter=bytes(32)),
+        replace(ROSTER, charter=b"\x01" * 32),
+        *(replace(ROSTER, rules=replace(RULES, **{name: 9})) for name in NUMBERS),
+        replace(ROSTER, rules=replace(RULES, server="semi-honest")),
     ]
+    assert {item.name for item in fields(Roster)} == {
+        "sites", "coordinator", "rules", "demo", "charter"
+    }  # fmt: skip
+    assert {item.name for item in fields(Rules)} == {*NUMBERS, "server"}
     hashes = {roster.sha256() for roster in (ROSTER, *others)}
     assert len(hashes) == 1 + len(others)
-    assert Roster(dict(reversed(sites.items())), SERVER.public, True).sha256() == ROSTER.sha256()
+    again = Roster(dict(reversed(sites.items())), SERVER.public, RULES, True)
+    assert again.sha256() == ROSTER.sha256()
+
+
+def test_a_sites_place_is_that_of_its_name() -> None:
+    """The share that a site holds is at x = index + 1, whatever order the roster was given in."""
+    backwards = replace(ROSTER, sites=dict(reversed(ROSTER.sites.items())))
+    for roster in (ROSTER, backwards):
+        assert [roster.index(name) for name in ("bank", "clinic", "hospital")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rules", "least"),
+    [
+        (Rules(3, 1, 2, 2, 3), 3),
+        (Rules(9, 2, 6, 6, 6), 6),
+        (Rules(9, 2, 6, 8, 7), 8),
+        (Rules(9, 3, 4, 0, 5, "semi-honest"), 5),
+        (Rules(3, 0, 0, 3, 3), 3),
+    ],
+)
+def test_a_sum_is_begun_with_as_many_sites_as_any_step_of_it_needs(
+    rules: Rules, least: int
+) -> None:
+    assert least_sites(rules) == least
 
 
 def test_every_part_of_a_session_is_in_its_context() -> None:
@@ -98,14 +155,17 @@ def test_the_setup_context_holds_plan_roster_and_session() -> None:
 
 def test_joins_are_read() -> None:
     raw = {name: sign(name, join) for name, join in JOINS.items()}
-    assert read_joins(raw, SETUP, ROSTER) == JOINS
+    assert read_joins(raw, SETUP, ROSTER, 3) == JOINS
+    two = {name: raw[name] for name in ("bank", "hospital")}
+    assert read_joins(two, SETUP, ROSTER, 2) == {name: JOINS[name] for name in two}
 
 
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        ({"bank": None}, "not-in-set"),
-        ({"stranger": sign("bank", JOINS["bank"])}, "not-in-set"),
+        ({"bank": None}, "cohort"),
+        ({"stranger": sign("bank", JOINS["bank"])}, "sender"),
+        ({COORDINATOR: sign("bank", JOINS["bank"])}, "signature"),
         ({"bank": sign("bank", JOINS["bank"], by="clinic")}, "signature"),
         ({"bank": sign("clinic", JOINS["bank"], by="bank")}, "sender"),
         ({"bank": sign("clinic", JOINS["clinic"])}, "signature"),
@@ -119,30 +179,122 @@ def test_joins_are_read() -> None:
     ],
 )
 def test_joins_that_are_refused(change: dict[str, Any], code: str) -> None:
-    raw = {name: sign(name, join) for name, join in JOINS.items()} | change
-    assert refused({name: data for name, data in raw.items() if data is not None}) == code
+    good = {name: sign(name, join) for name, join in JOINS.items()}
+    raw = with_changes(good, change)
+    assert code_of(lambda: read_joins(raw, SETUP, ROSTER, 3)) == code
+
+
+def round_key(name: str, binding: Binding = SESSION, by: str = "", **changes: Any) -> bytes:
+    return sign(name, replace(ROUND_KEYS[name], **changes), binding, by)
+
+
+def test_round_keys_are_read() -> None:
+    raw = {name: round_key(name) for name in KEYS}
+    assert read_round_keys(raw, SESSION, ROSTER, 3) == ROUND_KEYS
+    two = {name: raw[name] for name in ("bank", "hospital")}
+    assert read_round_keys(two, SESSION, ROSTER, 2) == {name: ROUND_KEYS[name] for name in two}
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"bank": None}, "cohort"),
+        ({"stranger": round_key("bank")}, "sender"),
+        ({COORDINATOR: round_key("bank")}, "signature"),
+        ({"bank": round_key("bank", by="clinic")}, "signature"),
+        ({"bank": round_key("clinic")}, "signature"),
+        ({"bank": round_key("clinic", by="bank")}, "sender"),
+        ({"bank": round_key("bank", replace(SESSION, context=bytes(32)))}, "context"),
+        ({"bank": round_key("bank", replace(SESSION, round_number=5))}, "round"),
+        ({"bank": round_key("bank", replace(SESSION, phase="weights"))}, "round"),
+        ({"bank": sign("bank", messages.Receipt(bytes(32)), SESSION)}, "kind"),
+        ({"bank": round_key("bank", key=bytes(31))}, "size"),
+        ({"bank": round_key("bank", key=bytes(33))}, "size"),
+        ({"bank": round_key("bank", model_tag=b"")}, "size"),
+        ({"bank": round_key("bank", key=ROUND_KEYS["clinic"].key)}, "repeated"),
+    ],
+)
+def test_round_keys_that_are_refused(change: dict[str, Any], code: str) -> None:
+    raw = with_changes({name: round_key(name) for name in KEYS}, change)
+    assert code_of(lambda: read_round_keys(raw, SESSION, ROSTER, 3)) == code
+
+
+def test_every_part_of_a_sum_is_in_its_context() -> None:
+    base = round_context(SESSION, ROUND_KEYS)
+    bank = ROUND_KEYS["bank"]
+    found = [base, SESSION.context]
+    for change in ({"key": bytes(32)}, {"model_tag": bytes(32)}):
+        found.append(round_context(SESSION, {**ROUND_KEYS, "bank": replace(bank, **change)}))
+    for change in ({"context": bytes(32)}, {"round_number": 5}, {"phase": "weights"}):
+        found.append(round_context(replace(SESSION, **change), ROUND_KEYS))
+    found.append(round_context(SESSION, {k: v for k, v in ROUND_KEYS.items() if k != "bank"}))
+    swapped = {**ROUND_KEYS, "bank": ROUND_KEYS["clinic"], "clinic": bank}
+    found.append(round_context(SESSION, swapped))
+    found.append(round_context(SESSION, {**ROUND_KEYS, "dentist": bank}))
+    assert len(set(found)) == len(found)
+    assert round_context(SESSION, dict(reversed(ROUND_KEYS.items()))) == base
+    # What a site is still bound to is advice to the coordinator, not part of the sum.
+    bound = replace(bank, bound={"bank": b"", "clinic": b"", "hospital": b""})
+    assert round_context(SESSION, {**ROUND_KEYS, "bank": bound}) == base
+
+
+UPLOAD = messages.Upload(b"key", b"tag", (b"1", b"2"), {"clinic": b"3", "hospital": b"4"})
 
 
 def test_uploads_are_read_under_the_keys_of_their_names() -> None:
-    upload = messages.Upload(b"key", b"tag", (bytes(32),))
-    raw = {name: sign(name, upload) for name in KEYS}
-    assert read_uploads(raw, SETUP, ROSTER) == dict.fromkeys(KEYS, upload)
+    raw = {name: sign(name, UPLOAD) for name in KEYS}
+    assert read_uploads(raw, SETUP, ROSTER) == dict.fromkeys(KEYS, UPLOAD)
+    two = {name: raw[name] for name in ("bank", "hospital")}
+    assert set(read_uploads(two, SETUP, ROSTER)) == set(two)
     for name, data, code in (
         ("bank", raw["clinic"], "signature"),
         ("stranger", raw["bank"], "sender"),
         (COORDINATOR, raw["bank"], "signature"),
+        ("bank", sign("bank", UPLOAD, SESSION), "context"),
+        ("bank", sign("bank", messages.Ready(bytes(32))), "kind"),
     ):
-        with pytest.raises(ProtocolError) as caught:
-            read_uploads({**raw, name: data}, SETUP, ROSTER)
-        assert caught.value.code == code
+        assert code_of(partial(read_uploads, {**raw, name: data}, SETUP, ROSTER)) == code
 
 
-def test_every_part_of_an_upload_is_in_its_digest() -> None:
-    upload = messages.Upload(b"key", b"tag", (b"1", b"2"))
-    others = [
-        replace(upload, key_id=b"kez"),
-        replace(upload, layout_tag=b"tah"),
-        replace(upload, block_digests=(b"2", b"1")),
-        replace(upload, block_digests=(b"12",)),
+#: Which digest speaks of which field.
+OF_BLOCKS = (
+    replace(UPLOAD, key_id=b"kez"),
+    replace(UPLOAD, layout_tag=b"tah"),
+    replace(UPLOAD, block_digests=(b"2", b"1")),
+    replace(UPLOAD, block_digests=(b"12",)),
+)
+OF_SHARES = (
+    replace(UPLOAD, share_digests={}),
+    replace(UPLOAD, share_digests={"clinic": b"3"}),
+    replace(UPLOAD, share_digests={"clinic": b"4", "hospital": b"3"}),
+    replace(UPLOAD, share_digests={"clinic": b"3", "hospitam": b"4"}),
+)
+
+
+def test_every_part_of_an_upload_is_in_its_digests() -> None:
+    assert len({upload_digest(one) for one in (UPLOAD, *OF_BLOCKS)}) == 1 + len(OF_BLOCKS)
+    assert {upload_digest(one) for one in OF_SHARES} == {upload_digest(UPLOAD)}
+    assert len({shares_digest(one) for one in (UPLOAD, *OF_SHARES)}) == 1 + len(OF_SHARES)
+    assert {shares_digest(one) for one in OF_BLOCKS} == {shares_digest(UPLOAD)}
+    everything = (UPLOAD, *OF_BLOCKS, *OF_SHARES)
+    assert len({upload_record(one) for one in everything}) == len(everything)
+
+
+def test_every_part_of_the_set_is_in_its_digest() -> None:
+    base = {"bank": UPLOAD, "clinic": OF_BLOCKS[0]}
+    sets = [
+        base,
+        {"bank": UPLOAD},
+        {"bank": OF_BLOCKS[0], "clinic": UPLOAD},
+        {"bank": UPLOAD, "clinic": UPLOAD},
+        {"bank": UPLOAD, "dentist": OF_BLOCKS[0]},
+        {**base, "hospital": UPLOAD},
+        *({**base, "bank": other} for other in (*OF_BLOCKS[1:], *OF_SHARES)),
     ]
-    assert len({upload_digest(one) for one in (upload, *others)}) == 5
+    assert len({contributors_digest(one) for one in sets}) == len(sets)
+    assert contributors_digest(dict(reversed(base.items()))) == contributors_digest(base)
+
+
+def test_the_aggregate_is_its_blocks_in_order() -> None:
+    found = [(b"1", b"2"), (b"2", b"1"), (b"12",), (b"1",), (b"1", b"2", b""), ()]
+    assert len({aggregate_digest(one) for one in found}) == len(found)

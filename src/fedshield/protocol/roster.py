@@ -1,7 +1,7 @@
-"""Who takes part, and with which signing key. Its hash is in every context.
+"""Who takes part, with which signing key, and who may open what. Its hash is in every context.
 
-In this version the in-process engine makes a demonstration roster with fresh keys; all parties
-are one operator's. A roster that organisations review and countersign builds on this type.
+A demonstration roster is made with fresh keys for one session; one that organisations reviewed
+and countersigned comes from `fedshield.enrolment`, which hands out this type.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE
+from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE, choose
 from fedshield.crypto.rlwe.reference import multiply_mod
 from fedshield.crypto.rlwe.ring import arithmetic, ring
 from fedshield.crypto.rlwe.sampling import GROUP, Residues
@@ -130,28 +130,32 @@ def test_words_pack_and_add_alike(bits: int, blocks: int, seed: int) -> None:
     half=st.integers(1, 2**15),
     digits=st.integers(1, 12),
     dtype=st.sampled_from([np.int16, np.int32, np.int64]),
-    data=st.data(),
+    stride=st.integers(0, 2500),
+    missing=st.integers(0, 11),
+    seed=st.integers(0, 2**32),
 )
 def test_balanced_digits_round_trip(
-    half: int, digits: int, dtype: type, data: st.DataObject
+    half: int, digits: int, dtype: type, stride: int, missing: int, seed: int
 ) -> None:
     half = min(half, int(np.iinfo(dtype).max))
     radix = 2 * half + 1
     if radix**digits >= 2**50:
         return
-    count = data.draw(st.integers(0, 4 * digits))
-    values = np.array(
-        data.draw(st.lists(st.integers(-half, half), min_size=count, max_size=count)), dtype=dtype
-    )
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-half, half + 1, max(0, stride * digits - missing)).astype(dtype)
+    values[:: max(1, seed % 5)] = half if seed % 2 else -half
+    planes = [values[k * stride : (k + 1) * stride].tolist() for k in range(digits)]
+    planes = [plane + [0] * (stride + 100 - len(plane)) for plane in planes]
     expected = [
-        sum(int(v) * radix**k for k, v in enumerate(values[c * digits : (c + 1) * digits]))
-        for c in range(4)
+        sum(plane[c] * radix**k for k, plane in enumerate(planes)) for c in range(stride + 100)
     ]
     for fast in (True, False):
-        packed, back = np.full(4, 7, dtype=np.int64), np.empty(count, dtype=np.int64)
-        arithmetic(fast).pack_digits(values, radix, digits, packed)
-        assert packed.tolist() == expected
-        arithmetic(fast).unpack_digits(packed, radix, digits, back)
+        back = np.full(values.size, 7, dtype=np.int64)
+        for start in range(0, stride, 1100):
+            packed = np.full(1100, 7.0)
+            arithmetic(fast).pack_digits(values, stride, start, radix, digits, packed)
+            assert packed.tolist() == (expected[start : start + 1100] + [0] * 1100)[:1100]
+            arithmetic(fast).unpack_digits(packed, stride, start, radix, digits, back)
         np.testing.assert_array_equal(back, values)
 
 
@@ -163,14 +167,60 @@ def test_inner_products_agree_with_python_integers(q: int, seed: int) -> None:
     messages[:300], messages[-300:] = q // 2, -(q // 2)
     v = rng.integers(0, q, (3, RING_DEGREE))
     v[:, :200] = q - 1
+    v[:, -200:] = q // 2
     expected = [
         [sum(int(a) * int(b) for a, b in zip(block, row, strict=True)) % q for row in v.tolist()]
         for block in messages.reshape(2, -1).tolist()
     ]
     for fast in (True, False):
-        out = np.empty((2, 3), dtype=np.int64)
-        arithmetic(fast).inner_products(messages, v, q, out)
+        work, out = arithmetic(fast), np.empty((2, 3), dtype=np.int64)
+        work.inner_products(messages.astype(np.float64), work.prepare_tag(v, q), q, out)
         assert out.tolist() == expected
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    case=st.sampled_from([(3, 16, False), (3, 8, False), (23, 16, True), (64, 8, False)]),
+    seed=st.integers(0, 2**32),
+)
+def test_encrypting_and_opening_agree_at_the_edges_of_rounding(
+    case: tuple[int, int, bool], seed: int
+) -> None:
+    """Products next to 0 and q, messages next to both ends, words next to their largest: also
+    what no honest sum reaches."""
+    p = choose(case[0], case[1], 1000, headroom=case[2])
+    rng = np.random.default_rng(seed)
+    q, half = p.q, (p.radix**p.digits - 1) // 2
+    near = rng.integers(-60, 61, GROUP)
+    product = (rng.choice([0, q // 2, -(q // 2)], GROUP) + near) % q
+    signed = np.where((product > q // 2) & (seed % 2 == 0), product - q, product)
+    messages = np.clip(rng.choice([-half, 0, half], GROUP) + near, -half, half)
+    words, halves = rng.integers(0, 2**64, GROUP, np.uint64), rng.integers(0, 2**16, GROUP)
+    nibbles = rng.integers(0, 256, GROUP // 2)
+    packed = []
+    for fast in (True, False):
+        out = np.empty(GROUP * p.word_bits // 64, dtype=np.uint64)
+        arithmetic(fast).encrypt_blocks(
+            signed.astype(np.float64), words, halves.astype(np.uint16), nibbles.astype(np.uint8),
+            messages.astype(np.float64), p.delta, q, p.dropped, p.word_bits, out,
+        )  # fmt: skip
+        packed.append(out)
+    np.testing.assert_array_equal(packed[0], packed[1])
+    sums = rng.integers(0, 1 << p.sum_word_bits, GROUP)
+    sums[::3] = (1 << p.sum_word_bits) - 1
+    stream = np.empty(GROUP * p.sum_word_bits // 64, dtype=np.uint64)
+    arithmetic(True).pack_words(sums, p.sum_word_bits, stream)
+    found = []
+    for fast in (True, False):
+        out, squares = np.empty(GROUP), np.empty(8)
+        largest = arithmetic(fast).open_blocks(
+            stream, p.sum_word_bits, signed.astype(np.float64), 12345, p.dropped, p.delta, q, out,
+            squares,
+        )  # fmt: skip
+        assert largest == (1 << p.sum_word_bits) - 1
+        found.append((out, squares))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9)
 
 
 def test_importing_the_package_compiles_nothing() -> None:

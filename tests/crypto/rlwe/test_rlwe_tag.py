@@ -94,13 +94,13 @@ def test_any_change_of_one_coefficient(place: int, change: int) -> None:
 
 
 def test_without_the_tag_a_server_would_add_what_it_likes(this: Round, chunks: list[bytes]) -> None:
-    radix = this.layout.parameters.radix
+    radix, stride = this.layout.parameters.radix, this.layout.value_coefficients
     opened = succeeds_but_for_the_tag(
         this, shifted(this, chunks, {0: 5, 700: -3 * radix, this.layout.value_coefficients: 2})
     )
     expected = sum(vector.astype(np.int64) for vector in this.vectors.values())
     expected[0] += 5
-    expected[1401] -= 3
+    expected[stride + 700] -= 3
     np.testing.assert_array_equal(opened.values, expected)
     assert opened.reserved[0] == 902
 
@@ -114,17 +114,15 @@ def test_a_change_of_all_coefficients(this: Round, chunks: list[bytes]) -> None:
 def test_two_blocks_of_messages_exchanged(this: Round, chunks: list[bytes]) -> None:
     """Exchanging ciphertexts is seen in the residue; whoever knew the sums could exchange the
     messages under them by shifting, and that is for the tag."""
-    p, layout = this.layout.parameters, this.layout
-    coefficients = np.zeros(2 * RING_DEGREE, dtype=np.int64)
+    p, stride = this.layout.parameters, this.layout.value_coefficients
     total = sum(vector.astype(np.int64) for vector in this.vectors.values())
-    arithmetic(True).pack_digits(total[: 4 * RING_DEGREE], p.radix, p.digits, coefficients)
-    first, second = coefficients[:RING_DEGREE], coefficients[RING_DEGREE:]
+    coefficients = np.zeros(2 * RING_DEGREE)
+    arithmetic(True).pack_digits(total, stride, 0, p.radix, p.digits, coefficients)
+    first, second = coefficients.astype(np.int64).reshape(2, -1)
     changes = dict(enumerate((second - first).tolist()))
     changes |= {RING_DEGREE + place: -change for place, change in changes.items()}
     opened = succeeds_but_for_the_tag(this, shifted(this, chunks, changes))
-    size = p.values_per_block
-    np.testing.assert_array_equal(opened.values[:size], total[size : 2 * size])
-    assert layout.num_blocks >= 2
+    np.testing.assert_array_equal(opened.values[:RING_DEGREE], total[RING_DEGREE:][:RING_DEGREE])
 
 
 def test_a_sites_ciphertext_twice_or_left_out_with_a_colluding_key_sum(this: Round) -> None:
@@ -144,11 +142,13 @@ def test_a_sites_message_twice_or_left_out(this: Round, chunks: list[bytes]) -> 
     """By shifting: a server that knows a site's values (it planted them) takes them out or puts
     them in again, in the values but not in the tag."""
     p = this.layout.parameters
-    coefficients = np.zeros(this.layout.value_coefficients, dtype=np.int64)
-    arithmetic(True).pack_digits(this.vectors[1], p.radix, p.digits, coefficients)
+    coefficients = np.zeros(this.layout.value_coefficients)
+    arithmetic(True).pack_digits(
+        this.vectors[1], coefficients.size, 0, p.radix, p.digits, coefficients
+    )
     total = sum(vector.astype(np.int64) for vector in this.vectors.values())
     for sign in (1, -1):
-        changes = dict(enumerate((sign * coefficients).tolist()))
+        changes = dict(enumerate((sign * coefficients.astype(np.int64)).tolist()))
         opened = succeeds_but_for_the_tag(this, shifted(this, chunks, changes))
         np.testing.assert_array_equal(opened.values, total + sign * this.vectors[1])
 
@@ -173,7 +173,7 @@ def test_the_tag_is_its_formula(seed: int, fast: bool, groups: bool) -> None:
     tagger = Tagger(TAG_SEED, layout, fast)
     parts = (messages,) if groups else (messages[:RING_DEGREE], messages[RING_DEGREE:])
     for part in parts:
-        tagger.add(part)
+        tagger.add(part.astype(np.float64))
     expected = []
     for rho, v in tagger.pairs():
         assert 0 < rho < q
@@ -187,7 +187,7 @@ def test_the_tag_is_its_formula(seed: int, fast: bool, groups: bool) -> None:
         )
     assert tagger.tags() == expected
     assert len(expected) == layout.num_tags == 2
-    tagger.add(np.zeros(RING_DEGREE, dtype=np.int64))
+    tagger.add(np.zeros(RING_DEGREE))
     assert tagger.tags() == expected
 
 
@@ -198,7 +198,7 @@ def test_tags_are_linear_and_their_keys_differ() -> None:
     found = []
     for one in (a, b, a + b):
         tagger = Tagger(TAG_SEED, layout)
-        tagger.add(one)
+        tagger.add(one.astype(np.float64))
         found.append(tagger.tags())
     q = layout.parameters.q
     assert [(x + y) % q for x, y in zip(found[0], found[1], strict=True)] == found[2]

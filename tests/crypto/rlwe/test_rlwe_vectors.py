@@ -90,7 +90,7 @@ def test_tags(fast: bool) -> None:
         p = choose(case["sites"], case["bits"], case["num_values"])
         layout = RlweLayout(p, case["num_values"], tuple(case["reserved_bits"]))
         tagger = Tagger(raw(case, "tag_seed"), layout, fast)
-        tagger.add(np.arange(2 * RING_DEGREE, dtype=np.int64) - 4000)
+        tagger.add(np.arange(2 * RING_DEGREE) - 4000.0)
         assert [[rho, v[0], v[-1]] for rho, v in tagger.pairs()] == case["keys"]
         assert tagger.tags() == case["tags"]
 

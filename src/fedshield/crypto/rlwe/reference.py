@@ -77,36 +77,49 @@ def binomial(words: Any, halves: Any, nibbles: Any, out: Int64) -> None:
     out += np.bitwise_count(np.concatenate([nibbles & 15, nibbles >> 4]))
 
 
-def pack_digits(values: Any, radix: int, digits: int, out: Int64) -> None:
-    """out[c] = sum over k of values[c * digits + k] * radix^k; missing values are zero."""
-    padded = np.zeros(out.size * digits, dtype=np.int64)
-    padded[: values.size] = values
+def pack_digits(
+    values: Any, stride: int, start: int, radix: int, digits: int, out: Float64
+) -> None:
+    """Coefficients start, start + 1, ... of the packed vector into `out`: coefficient c is the
+    sum over k of values[k * stride + c] * radix^k; what is not there is zero."""
+    padded = np.zeros((digits, stride), dtype=np.int64)
+    padded.reshape(-1)[: values.size] = values
+    part = padded[:, start : start + out.size]
+    total = np.zeros(part.shape[1], dtype=np.int64)
+    for row in part[::-1]:
+        total = total * radix + row
     out[:] = 0
-    for k in reversed(range(digits)):
-        out *= radix
-        out += padded.reshape(-1, digits)[:, k]
+    out[: total.size] = total
 
 
-def unpack_digits(coefficients: Int64, radix: int, digits: int, out: Int64) -> None:
-    """The balanced digits of each coefficient: the inverse of pack_digits."""
-    half, rest = (radix - 1) // 2, coefficients.copy()
-    table = np.empty((coefficients.size, digits), dtype=np.int64)
+def unpack_digits(
+    coefficients: Float64, stride: int, start: int, radix: int, digits: int, out: Int64
+) -> None:
+    """The balanced digits of coefficients start, start + 1, ...: the inverse of pack_digits.
+    `out` is the whole vector of values."""
+    half, rest = (radix - 1) // 2, coefficients.astype(np.int64)
     for k in range(digits):
         quotient = (rest + half) // radix
-        table[:, k] = rest - quotient * radix
+        part = out[k * stride : (k + 1) * stride][start : start + rest.size]
+        part[:] = (rest - quotient * radix)[: part.size]
         rest = quotient
-    out[:] = table.reshape(-1)[: out.size]
 
 
-def inner_products(messages: Int64, v: Int64, q: int, out: Int64) -> None:
-    """out[block, r] = <messages of the block, v[r]> mod q; |messages| < q/2, v: (k, N)."""
+def prepare_tag(v: Int64, q: int) -> Any:
+    """Vectors (k, N) in [0, q) in the form that inner_products takes."""
+    return v
+
+
+def inner_products(messages: Float64, v: Any, q: int, out: Int64) -> None:
+    """out[block, r] = <messages of the block, v[r]> mod q; |messages| < q/2."""
+    blocks = messages.astype(np.int64).reshape(-1, RING_DEGREE)
     for r in range(v.shape[0]):
-        products = multiply_mod(messages.reshape(-1, RING_DEGREE) % q, v[r], q)
+        products = multiply_mod(blocks % q, v[r], q)
         out[:, r] = products.sum(axis=1) % q  # 4096 terms below 2^50 fit
 
 
 def encrypt_blocks(
-    product: Float64, words: Any, halves: Any, nibbles: Any, messages: Int64,
+    product: Float64, words: Any, halves: Any, nibbles: Any, messages: Float64,
     delta: int, q: int, dropped: int, bits: int, out: Any,
 ) -> None:  # fmt: skip
     """((product + error + delta * message) mod q) >> dropped, packed: `bits` * 64 64-bit words a
@@ -114,7 +127,7 @@ def encrypt_blocks(
     count = messages.size
     errors = np.empty(words.size, dtype=np.int64)
     binomial(words, halves, nibbles, errors)
-    c = (product[:count].astype(np.int64) + errors[:count] + delta * messages) % q
+    c = (product[:count].astype(np.int64) + errors[:count] + delta * messages.astype(np.int64)) % q
     pack_words(c >> dropped, bits, out)
 
 
@@ -145,7 +158,7 @@ def add_words(packed: Any, bits: int, total: Int64) -> None:
 
 def open_blocks(
     packed: Any, bits: int, product: Float64, middle: int, dropped: int, delta: int, q: int,
-    out: Int64, squares: Float64,
+    out: Float64, squares: Float64,
 ) -> int:  # fmt: skip
     """From summed words to messages: v = word * 2^d + middle - product, centred mod q;
     out = floor((v + delta//2) / delta). squares[block] = sum of (v - delta * out)^2. Returns the
@@ -153,7 +166,8 @@ def open_blocks(
     words = unpack_words(packed, bits)
     v = ((words << dropped) + middle - product[: words.size].astype(np.int64)) % q
     v = np.where(v > q // 2, v - q, v)
-    out[:] = (v + delta // 2) // delta
-    left = (v - out * delta).astype(np.float64).reshape(-1, RING_DEGREE)
+    found = (v + delta // 2) // delta
+    out[:] = found
+    left = (v - found * delta).astype(np.float64).reshape(-1, RING_DEGREE)
     squares[:] = (left * left).sum(axis=1)
     return int(words.max())

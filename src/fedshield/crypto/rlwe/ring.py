@@ -46,8 +46,7 @@ def primitive_root(q: int, order: int) -> int:
 
 
 def centred(x: Int64, q: int) -> Int64:
-    """Residues in (-q/2, q/2)."""
-    x = x % q
+    """Residues in [0, q), moved to (-q/2, q/2)."""
     return np.where(x > q // 2, x - q, x)
 
 

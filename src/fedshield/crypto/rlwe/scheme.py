@@ -14,7 +14,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -24,14 +23,17 @@ from numpy.typing import NDArray
 from fedshield.crypto.rlwe import sampling
 from fedshield.crypto.rlwe.layout import LANES, RlweLayout
 from fedshield.crypto.rlwe.params import ERROR_VARIANCE, ETA, RING_DEGREE, RlweParameters
-from fedshield.crypto.rlwe.ring import Int64, arithmetic, ring
+from fedshield.crypto.rlwe.products import Products
+from fedshield.crypto.rlwe.ring import Float64, Int64, arithmetic
+from fedshield.crypto.rlwe.sampling import GROUP
 from fedshield.crypto.rlwe.tag import Tagger, digits, joined
 from fedshield.errors import CryptoError
 
 Values = NDArray[np.int16] | NDArray[np.int32] | NDArray[np.int64]
 
 SECRET, ERROR = "secret", "error"
-GROUP = LANES * RING_DEGREE
+#: Values that are hashed at a time.
+_PIECE = 1 << 16
 
 
 # -- keys ----------------------------------------------------------------------------------
@@ -91,14 +93,18 @@ def derive_seed(
 
 
 def message_digest(values: Values, reserved: Sequence[int]) -> bytes:
-    """SHA-256 over bytes a value, their count, the values (little-endian), the number of reserved
+    """SHA-256 of the numbers, whatever their type: over a label, bytes a value (1, 2, 4 or 8, the
+    least that holds all), their count, the values (little-endian), the number of reserved
     integers and these (big-endian, 16 bytes each)."""
-    size = values.dtype.itemsize
+    most = max(int(values.max()), -int(values.min()) - 1, 0) if values.size else 0
+    size = next(size for size in (1, 2, 4, 8) if most < 1 << (8 * size - 1))
     found = hashlib.sha256(b"fedshield rlwe message 1" + struct.pack(">BQ", size, values.size))
-    found.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).data)
+    for start in range(0, values.size, _PIECE):
+        piece = values[start : start + _PIECE]
+        found.update(np.ascontiguousarray(piece, dtype=f"<i{size}").data)
     found.update(struct.pack(">I", len(reserved)))
     for one in reserved:
-        found.update(int(one).to_bytes(16, "big", signed=True))
+        found.update(int(one).to_bytes(16, "big"))
     return found.digest()
 
 
@@ -148,17 +154,17 @@ def _check_message(values: Values, reserved: Sequence[int], layout: RlweLayout) 
         )
 
 
-def _slots(reserved: Sequence[int], layout: RlweLayout) -> Int64:
+def _slots(reserved: Sequence[int], layout: RlweLayout) -> Float64:
     """The coefficients of the reserved integers."""
     parts: list[int] = []
     for one, count in zip(reserved, layout.reserved_digits, strict=True):
         parts += digits(int(one), count, layout.slot_bits)
-    return np.array(parts, dtype=np.int64)
+    return np.array(parts, dtype=np.float64)
 
 
 def _chunks(
     values: Values,
-    slots: Int64,
+    slots: Float64,
     key: OneTimeKey,
     context: bytes,
     layout: RlweLayout,
@@ -167,21 +173,20 @@ def _chunks(
     fast: bool,
 ) -> Iterator[bytes]:
     kernels = arithmetic(fast)
-    products = _Products(key.secret(fast), context, p.q, fast)
+    products = Products(key.secret(fast), context, p.q, fast)
     noise = sampling.Noise(key.seed, ERROR)
-    messages = np.empty(GROUP, dtype=np.int64)
-    tags: Int64 | None = None
+    messages = np.empty(GROUP)
+    buffer = np.empty(layout.chunk_bytes(0) // 8, dtype="<u8")
+    tags: Float64 | None = None
     for index in range(layout.num_chunks):
         blocks = layout.chunk_blocks(index)
         first = index * layout.blocks_per_chunk
-        out = np.empty(layout.chunk_bytes(index) // 8, dtype="<u8")
+        out = buffer[: layout.chunk_bytes(index) // 8]
         for start in range(0, blocks, LANES):
             count = min(LANES, blocks - start)
             low = (first + start) * RING_DEGREE
             part = messages[: count * RING_DEGREE]
-            kernels.pack_digits(
-                values[low * p.digits : (low + part.size) * p.digits], p.radix, p.digits, part
-            )
+            kernels.pack_digits(values, layout.value_coefficients, low, p.radix, p.digits, part)
             _write(part, low, slots, layout.value_coefficients)
             tagger.add(part)
             if low + part.size > layout.tag_start:
@@ -193,7 +198,7 @@ def _chunks(
                             for tag in tagger.tags()
                             for digit in digits(tag, layout.tag_digits, layout.slot_bits)
                         ],
-                        dtype=np.int64,
+                        dtype=np.float64,
                     )
                 _write(part, low, tags, layout.tag_start)
             product = products.next_group(count)
@@ -206,39 +211,12 @@ def _chunks(
         yield out.tobytes()
 
 
-def _write(part: Int64, low: int, coefficients: Int64, start: int) -> None:
+def _write(part: Float64, low: int, coefficients: Float64, start: int) -> None:
     """Into `part`, which begins at coefficient `low`, what it holds of `coefficients`, which
     begin at `start`."""
     begin, end = max(start, low), min(start + coefficients.size, low + part.size)
     if begin < end:
         part[begin - low : end - low] = coefficients[begin - start : end - start]
-
-
-class _Products:
-    """a_j s for one group of blocks after another."""
-
-    def __init__(self, secret: Int64, context: bytes, q: int, fast: bool) -> None:
-        here = ring(q)
-        self._kernels: Any = arithmetic(fast)
-        self._q = q
-        transformed = secret % q
-        self._kernels.forward_transform(transformed, here)
-        # The inverse transform's factor 1/N, once for all blocks.
-        scaled = np.array([w * here.n_inverse % q for w in transformed.tolist()], dtype=np.int64)
-        self._prepared = self._kernels.prepare(scaled, here)
-        self._matrix = sampling.Matrix(context, q)
-        self._out = np.empty(GROUP, dtype=np.float64)
-
-    def next_group(self, count: int) -> NDArray[np.float64]:
-        """(count * 4096,), congruent mod q to the products of `count` blocks, interleaved."""
-        a = self._matrix.next_group()
-        multiply = self._kernels.multiply_back
-        if multiply(a.low, a.middle, a.high, a.mask, self._prepared, self._out) >= self._q:
-            self._matrix.repair()
-            multiply(a.low, a.middle, a.high, a.mask, self._prepared, self._out)
-        if count == LANES:
-            return self._out
-        return np.ascontiguousarray(self._out.reshape(RING_DEGREE, LANES)[:, :count]).reshape(-1)
 
 
 # -- open ----------------------------------------------------------------------------------
@@ -295,13 +273,14 @@ def open_sum(
             "key-sum",
         )
     tagger = Tagger(tag_seed, layout, fast)
-    products = _Products(key_sum, context, p.q, fast)
+    products = Products(key_sum, context, p.q, fast)
     values = np.empty(layout.num_values, dtype=np.int64)
-    extra = np.zeros(layout.num_coefficients - layout.value_coefficients, dtype=np.int64)
+    extra = np.zeros(layout.num_coefficients - layout.value_coefficients)
     squares = np.zeros(layout.num_blocks)
     for low, messages in _messages(chunks, products, num_contributors, layout, squares, fast):
-        part = values[low * p.digits : (low + messages.size) * p.digits]
-        arithmetic(fast).unpack_digits(messages, p.radix, p.digits, part)
+        arithmetic(fast).unpack_digits(
+            messages, layout.value_coefficients, low, p.radix, p.digits, values
+        )
         _read(messages, low, extra, layout.value_coefficients)
         _blank(messages, low, layout.tag_start, layout.tag_coefficients)
         tagger.add(messages)
@@ -315,7 +294,9 @@ def open_sum(
                 "residual",
             )
     return Opened(
-        values, _check_extra(extra.tolist(), tagger, num_contributors, layout), mean_squares
+        values,
+        _check_extra(extra.astype(np.int64).tolist(), tagger, num_contributors, layout),
+        mean_squares,
     )
 
 
@@ -345,19 +326,19 @@ def _fits(tag: int, opened: int, q: int) -> bool:
 
 def _messages(
     chunks: Iterable[bytes],
-    products: _Products,
+    products: Products,
     num_contributors: int,
     layout: RlweLayout,
-    squares: NDArray[np.float64],
+    squares: Float64,
     fast: bool,
-) -> Iterator[tuple[int, Int64]]:
+) -> Iterator[tuple[int, Float64]]:
     """Place and opened coefficients of one group after another; the latter valid until the
     next. Fills in `squares`, by block."""
     p = layout.parameters
     middle = num_contributors * ((1 << p.dropped) - 1) // 2
     most = num_contributors * ((1 << p.word_bits) - 1)
     size = RING_DEGREE * p.sum_word_bits // 64
-    out = np.empty(GROUP, dtype=np.int64)
+    out = np.empty(GROUP)
     index = 0
     for index, chunk in enumerate(chunks, 1):
         expected = layout.sum_chunk_bytes(index - 1)
@@ -381,14 +362,14 @@ def _messages(
         raise CryptoError(f"rlwe sum: expected {layout.num_chunks} chunks, got {index}")
 
 
-def _read(part: Int64, low: int, out: Int64, start: int) -> None:
+def _read(part: Float64, low: int, out: Float64, start: int) -> None:
     """The inverse of `_write`: into `out`, whose place is `start`, what `part` holds of it."""
     begin, end = max(start, low), min(start + out.size, low + part.size)
     if begin < end:
         out[begin - start : end - start] = part[begin - low : end - low]
 
 
-def _blank(part: Int64, low: int, start: int, count: int) -> None:
+def _blank(part: Float64, low: int, start: int, count: int) -> None:
     begin, end = max(start, low), min(start + count, low + part.size)
     if begin < end:
         part[begin - low : end - low] = 0

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE
-from fedshield.crypto.rlwe.ring import Int64, arithmetic
+from fedshield.crypto.rlwe.ring import Float64, Int64, arithmetic
 from fedshield.crypto.rlwe.sampling import Stream, accepted
 from fedshield.errors import CryptoError
 
@@ -43,14 +43,15 @@ class Tagger:
             self._rho.append(rho)
             rows.append(accepted(stream, RING_DEGREE, self._q))
         self._v: Int64 = np.stack(rows)
+        self._prepared = self._arithmetic.prepare_tag(self._v, self._q)
         self._power = [1] * layout.num_tags
         self._tags = [0] * layout.num_tags
 
-    def add(self, messages: Int64) -> None:
+    def add(self, messages: Float64) -> None:
         """The next blocks' coefficients, tags' own set to zero: (blocks * 4096,), magnitudes
         below q/2."""
         found = np.empty((messages.size // RING_DEGREE, len(self._rho)), dtype=np.int64)
-        self._arithmetic.inner_products(messages, self._v, self._q, found)
+        self._arithmetic.inner_products(messages, self._prepared, self._q, found)
         for row in found.tolist():
             for r, product in enumerate(row):
                 self._tags[r] = (self._tags[r] + self._power[r] * product) % self._q

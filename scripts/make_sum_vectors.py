@@ -1,0 +1,242 @@
+"""Write the known answers of one whole sum under rlwe to tests/vectors/sums.json.
+
+    python scripts/make_sum_vectors.py
+
+Three sites, every key and every random byte fixed, composed step by step from the numpy
+reference path; tests/protocol/test_cloned.py has live sums give the same. Run it only when the
+format changes on purpose: a change of this file is a change of protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedshield.crypto import shamir
+from fedshield.crypto.keys import RunKey
+from fedshield.crypto.rlwe import sampling
+from fedshield.crypto.rlwe import scheme as rlwe
+from fedshield.crypto.rlwe.adder import RlweAdder
+from fedshield.crypto.rlwe.layout import RlweLayout
+from fedshield.crypto.rlwe.params import RING_DEGREE
+from fedshield.crypto.scheme import rlwe_parameters
+from fedshield.crypto.seal import seal
+from fedshield.encode_integers import UPDATE_RESERVED, update_layout
+from fedshield.protocol import messages
+from fedshield.protocol.envelope import Binding
+from fedshield.protocol.session import (
+    aggregate_digest,
+    contributors_digest,
+    round_context,
+    shares_digest,
+    upload_digest,
+    upload_record,
+)
+from fedshield.protocol.summation import ANSWER, SHARE, tag
+from fedshield.quorum import resolve
+from fedshield.types import AdapterSpec, TensorSpec
+
+OUT = Path(__file__).parents[1] / "tests" / "vectors" / "sums.json"
+SITES = ("bank", "clinic", "hospital")
+SPEC = AdapterSpec((TensorSpec("a", (6, 7)), TensorSpec("b", (6, 3))), "00" * 32, 2.0)
+#: What the sites agree on before a sum, in place of a model and its clips.
+AGREED = b"a model and its clips"
+
+
+def fixed(label: str) -> bytes:
+    """32 bytes that a label names."""
+    return hashlib.sha256(b"fedshield sum vectors " + label.encode()).digest()
+
+
+def run_key(raw: bytes) -> RunKey:
+    """An X25519 key from its 32 bytes: for known answers only."""
+    key = RunKey.__new__(RunKey)
+    key.private = X25519PrivateKey.from_private_bytes(raw)
+    key.public = key.private.public_key().public_bytes_raw()
+    return key
+
+
+def sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def box(sealed: bytes) -> dict[str, str]:
+    return {"salt": sealed[:32].hex(), "sha256": sha256(sealed)}
+
+
+def integers(values: Any) -> dict[str, Any]:
+    """The first few, and SHA-256 over all as little-endian 64-bit integers."""
+    return {"first": values[:8].tolist(), "sha256": sha256(values.astype("<i8").tobytes())}
+
+
+def known_sum() -> dict[str, Any]:
+    rules = resolve(len(SITES))
+    packing = rlwe_parameters(len(SITES), 16, False)
+    layout = update_layout(SPEC, packing)
+    lay = RlweLayout(packing, layout.num_values, tuple(UPDATE_RESERVED.values()))
+    limit = packing.site_limit(1 / len(SITES))
+    group_key = fixed("group key")
+    session = Binding(fixed("session"), 1, "round")
+    model_tag = tag(group_key, session, b"model", AGREED)
+    keys = {site: run_key(fixed(f"x25519 {site}")) for site in SITES}
+    context = round_context(
+        session, {site: messages.RoundKey(keys[site].public, model_tag, {}) for site in SITES}
+    )
+    binding = Binding(context, 1, "round")
+    tag_seed = hmac.digest(group_key, b"fedshield tag 1" + context, "sha256")
+    layout_tag = tag(group_key, binding, b"layout", layout.sha256())
+
+    sites: dict[str, Any] = {}
+    uploads: dict[str, messages.Upload] = {}
+    chunks: dict[str, bytes] = {}
+    shares: dict[str, list[shamir.UInt64]] = {}
+    salt_keys: dict[str, bytes] = {}
+    secrets: dict[str, Any] = {}
+    for number, site in enumerate(SITES):
+        place = np.arange(layout.num_values)
+        digits = ((7919 * place * (number + 1) + place * place) % (2 * limit + 1)) - limit
+        digits[:2] = limit, -limit
+        digits = digits.astype(np.int16)
+        reserved = (1, (1 << 30) // 3, 1000 + number)
+        random, site_secret = fixed(f"random {site}"), fixed(f"site secret {site}")
+        seed = rlwe.derive_seed(random, digits, reserved, context, layout.sha256(), site_secret)
+        key = rlwe.OneTimeKey(seed)
+        secrets[site] = key.secret(fast=False)
+        errors = sampling.binomial(seed, rlwe.ERROR, 8 * RING_DEGREE, fast=False)[:RING_DEGREE]
+        (chunks[site],) = rlwe.encrypt(digits, reserved, key, context, lay, tag_seed, fast=False)
+        unshared = messages.Upload(
+            bytes(16), layout_tag, (hashlib.sha256(chunks[site]).digest(),), {}
+        )
+        share_seed = hmac.digest(seed, b"fedshield shares 1", "sha256")
+        shares[site] = shamir.share(secrets[site], rules.threshold, len(SITES), share_seed)
+        salt_keys[site] = hmac.digest(share_seed, b"salts", "sha256")
+        boxes = {
+            to: seal(
+                shamir.to_bytes(shares[site][index]),
+                keys[site],
+                keys[to].public,
+                purpose=SHARE,
+                context=context,
+                names=(site, to),
+                associated=upload_digest(unshared),
+                salt_key=salt_keys[site],
+            )
+            for index, to in enumerate(SITES)
+            if to != site
+        }
+        uploads[site] = messages.Upload(
+            unshared.key_id,
+            unshared.layout_tag,
+            unshared.block_digests,
+            {to: hashlib.sha256(one).digest() for to, one in boxes.items()},
+        )
+        sites[site] = {
+            "x25519_private": fixed(f"x25519 {site}").hex(),
+            "x25519_public": keys[site].public.hex(),
+            "random": random.hex(),
+            "site_secret": site_secret.hex(),
+            "digits": digits.tolist(),
+            "reserved": reserved,
+            "message_digest": rlwe.message_digest(digits, reserved).hex(),
+            "seed": seed.hex(),
+            "secret": integers(secrets[site]),
+            "errors": integers(errors),
+            "chunk": {"first": chunks[site][:16].hex(), "sha256": sha256(chunks[site])},
+            "upload_digest": upload_digest(uploads[site]).hex(),
+            "share_seed": share_seed.hex(),
+            "shares": [sha256(shamir.to_bytes(one)) for one in shares[site]],
+            "salt_key": salt_keys[site].hex(),
+            "boxes": {to: box(one) for to, one in boxes.items()},
+            "shares_digest": shares_digest(uploads[site]).hex(),
+            "upload_record": upload_record(uploads[site]).hex(),
+        }
+
+    adder, total = RlweAdder(packing, fast=False), None
+    for site in SITES:
+        total = adder.add(total, chunks[site])
+    assert total is not None
+    aggregate = adder.result(total)
+    vote = messages.Vote(
+        contributors_digest(uploads), aggregate_digest((hashlib.sha256(aggregate).digest(),))
+    )
+    answers: dict[str, Any] = {}
+    held: dict[int, shamir.UInt64] = {}
+    for index, holder in enumerate(SITES):
+        held[index] = shamir.add_shares([shares[dealer][index] for dealer in SITES])
+        answers[holder] = {
+            "share": sha256(shamir.to_bytes(held[index])),
+            "boxes": {
+                to: box(
+                    seal(
+                        shamir.to_bytes(held[index]),
+                        keys[holder],
+                        keys[to].public,
+                        purpose=ANSWER,
+                        context=context,
+                        names=(holder, to),
+                        associated=vote.contributors + vote.aggregate,
+                        salt_key=salt_keys[holder],
+                    )
+                )
+                for to in SITES
+                if to != holder
+            },
+        }
+    key_sum = shamir.reconstruct(held, rules.threshold, len(SITES))
+    assert np.array_equal(key_sum, sum(secrets.values()))
+    opened = rlwe.open_sum([aggregate], key_sum, 3, context, lay, tag_seed, fast=False)
+    return {
+        "rules": [rules.max_colluding, rules.threshold, rules.votes, rules.min_cohort],
+        "parameters": {
+            "name": packing.name,
+            "q": packing.q,
+            "radix": packing.radix,
+            "digits": packing.digits,
+            "delta": packing.delta,
+            "dropped": packing.dropped,
+            "word_bits": packing.word_bits,
+            "sum_word_bits": packing.sum_word_bits,
+        },
+        "layout": {
+            "sha256": layout.sha256().hex(),
+            "reserved_bits": lay.reserved_bits,
+            "slot_bits": lay.slot_bits,
+            "value_coefficients": lay.value_coefficients,
+            "reserved_digits": lay.reserved_digits,
+            "tag_digits": lay.tag_digits,
+            "num_tags": lay.num_tags,
+        },
+        "session_context": session.context.hex(),
+        "group_key": group_key.hex(),
+        "agreed": AGREED.hex(),
+        "model_tag": model_tag.hex(),
+        "context": context.hex(),
+        "tag_seed": tag_seed.hex(),
+        "layout_tag": layout_tag.hex(),
+        "sites": sites,
+        "aggregate": {"first": aggregate[:16].hex(), "sha256": sha256(aggregate)},
+        "contributors_digest": vote.contributors.hex(),
+        "aggregate_digest": vote.aggregate.hex(),
+        "answers": answers,
+        "key_sum": integers(key_sum),
+        "opened": {"values": opened.values.tolist(), "reserved": opened.reserved},
+    }
+
+
+def main() -> None:
+    text = json.dumps(known_sum(), indent=1)
+    # Lists of numbers on one line each.
+    text = re.sub(r"\[[-\d,\s]+\]", lambda found: json.dumps(json.loads(found[0])), text)
+    OUT.write_text(text + "\n", encoding="utf-8")
+    print(OUT.name)
+
+
+if __name__ == "__main__":
+    main()

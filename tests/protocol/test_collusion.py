@@ -1,0 +1,828 @@
+"""What the coordinator and colluding sites can learn, as algebra over a live round.
+
+What is shown exactly, on the bytes of whole rounds under the real parameters: take all that the
+coordinator and c colluding sites see (uploads, the shares sealed to them, the answers sealed to
+them and with these the whole polynomial of the sum, the sum of the keys, the aggregate, the group
+key and so the tags). For a victim and one more honest site of the opened set there is another
+pair of keys, sharings, errors and vectors, as far from the true ones as one likes, under which
+every byte of that is the same. So shares, answers and sums say nothing more of the victim than
+the sum does. The other keys are as short as true ones; the other errors add up to the same but
+are not short. That nobody can see the difference is the ring-LWE assumption (with the sum
+given, secure-aggregation.md, section 2), and that sealed boxes between honest sites are opaque
+is that of X25519 and ChaCha20-Poly1305: neither can be tested. And T shares, or two sets, do
+give the victim away, exactly.
+
+The formulas are written out here, in Python's integers, not taken from the code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedshield.crypto import shamir
+from fedshield.crypto.rlwe import sampling
+from fedshield.crypto.rlwe import scheme as rlwe
+from fedshield.crypto.rlwe.adder import RlweAdder
+from fedshield.crypto.rlwe.layout import RlweLayout
+from fedshield.crypto.rlwe.params import ETA, RING_DEGREE, RlweParameters
+from fedshield.crypto.rlwe.ring import ring
+from fedshield.errors import CryptoError, ProtocolError, RoundFailed
+from fedshield.protocol import envelope, messages
+from fedshield.protocol.ciphers import parameters_of, rlwe_layout
+from fedshield.protocol.session import (
+    aggregate_digest,
+    contributors_digest,
+    upload_digest,
+)
+from fedshield.protocol.summation import ANSWER, SHARE
+from fedshield.quorum import resolve
+
+Ints = np.ndarray[Any, Any]
+P = shamir.PRIME
+
+
+# -- the formulas -----------------------------------------------------------------------------
+
+
+def transformed(x: Ints, q: int, roots: Ints) -> Ints:
+    """The negacyclic transform of Python integers, natural to bit-reversed order."""
+    x, width, groups = x % q, RING_DEGREE // 2, 1
+    while width:
+        pairs = x.reshape(groups, 2, width)
+        right = pairs[:, 1] * roots[groups : 2 * groups, None] % q
+        x = np.stack([pairs[:, 0] + right, pairs[:, 0] - right], axis=1).reshape(-1) % q
+        width, groups = width // 2, groups * 2
+    return x
+
+
+def untransformed(x: Ints, q: int, roots: Ints) -> Ints:
+    """The inverse of `transformed`."""
+    width, groups = 1, RING_DEGREE // 2
+    while groups:
+        pairs = x.reshape(groups, 2, width)
+        total = (pairs[:, 0] + pairs[:, 1]) % q
+        right = (pairs[:, 0] - pairs[:, 1]) * roots[groups : 2 * groups, None] % q
+        x = np.stack([total, right], axis=1).reshape(-1)
+        width, groups = width * 2, groups // 2
+    return x * pow(RING_DEGREE, -1, q) % q
+
+
+@dataclass(frozen=True)
+class Block:
+    """A one-block vector in one context: its ring, public polynomial, tags and packing."""
+
+    layout: RlweLayout
+    context: bytes
+    tag_seed: bytes
+
+    @property
+    def parameters(self) -> RlweParameters:
+        return self.layout.parameters
+
+    @cached_property
+    def _roots(self) -> tuple[Ints, Ints]:
+        here = ring(self.parameters.q)
+        return here.roots.astype(object), here.inverse_roots.astype(object)
+
+    @cached_property
+    def a(self) -> Ints:
+        """The public polynomial, transformed."""
+        matrix = sampling.Matrix(self.context, self.parameters.q)
+        group = matrix.next_group()
+        if (group.joined() >= self.parameters.q).any():
+            matrix.repair()
+        return group.joined()[::8].astype(object)
+
+    @cached_property
+    def v(self) -> list[Ints]:
+        """The secret vectors of the tags; rho has no part in the first block."""
+        rows = []
+        for repetition in range(self.layout.num_tags):
+            stream = sampling.Stream(self.tag_seed, "tag", repetition)
+            rho = int(sampling.accepted(stream, 1, self.parameters.q)[0])
+            assert rho > 0
+            rows.append(sampling.accepted(stream, RING_DEGREE, self.parameters.q).astype(object))
+        return rows
+
+    def times_a(self, s: Ints) -> Ints:
+        q, (roots, inverse) = self.parameters.q, self._roots
+        return untransformed(self.a * transformed(s.astype(object), q, roots) % q, q, inverse)
+
+    def _cut(self, value: int, count: int) -> list[int]:
+        bits = self.layout.slot_bits
+        return [(value >> (bits * place)) % (1 << bits) for place in range(count)]
+
+    def untagged(self, digits: Ints, reserved: Iterable[int]) -> Ints:
+        """The coefficients of values and reserved integers."""
+        p, layout = self.parameters, self.layout
+        padded = np.zeros(layout.value_coefficients * p.digits, dtype=object)
+        padded[: digits.size] = digits.tolist()
+        powers = [p.radix**place for place in range(p.digits)]
+        m = np.zeros(RING_DEGREE, dtype=object)
+        m[: layout.value_coefficients] = np.array(powers, object) @ padded.reshape(p.digits, -1)
+        parts: list[int] = []
+        for one, count in zip(reserved, layout.reserved_digits, strict=True):
+            parts += self._cut(one, count)
+        m[layout.value_coefficients : layout.tag_start] = parts
+        return m
+
+    def tag_digits(self, m: Ints) -> list[int]:
+        """The coefficients of the tags of an untagged vector."""
+        tags = [int(m @ row) % self.parameters.q for row in self.v]
+        return [digit for tag in tags for digit in self._cut(tag, self.layout.tag_digits)]
+
+    def coefficients(self, digits: Ints, reserved: Iterable[int]) -> Ints:
+        m = self.untagged(digits, reserved)
+        m[self.layout.tag_start : self.layout.num_coefficients] = self.tag_digits(m)
+        return m
+
+    def ciphertext(self, s: Ints, e: Ints, m: Ints) -> Ints:
+        """a s + e + delta m mod q, whole."""
+        return (self.times_a(s) + e + self.parameters.delta * m) % self.parameters.q
+
+    def words(self, chunk: bytes, bits: int) -> Ints:
+        """The words of a chunk: word c in bit stream c % 64, of 64-bit words side by side."""
+        streams = np.frombuffer(chunk, "<u8").reshape(bits, 64).T
+        found = np.zeros(RING_DEGREE, dtype=object)
+        for place, stream in enumerate(streams):
+            whole = int.from_bytes(np.ascontiguousarray(stream).tobytes(), "little")
+            found[place::64] = [(whole >> (bits * at)) % (1 << bits) for at in range(64)]
+        return found
+
+
+def polynomials(secret: Ints, threshold: int, seed: bytes) -> Ints:
+    """The sharing of a key: (threshold, 2048) coefficients."""
+    rows = [(secret[0::2] + secret[1::2] * 2**15) % P]
+    rows += [shamir._uniform(seed, degree).astype(object) for degree in range(1, threshold)]
+    return np.stack([row.astype(object) for row in rows])
+
+
+def at(coefficients: Ints, x: int) -> Ints:
+    total = np.zeros(coefficients.shape[1], dtype=object)
+    for row in coefficients[::-1]:
+        total = (total * x + row) % P
+    return total
+
+
+# -- a whole round, and what was seen of it ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """All that an honest site has in a sum: what would explain what it sent."""
+
+    digits: Ints
+    reserved: tuple[int, ...]
+    secret: Ints
+    sharing: Ints
+    error: Ints
+
+    def scaled_down(self) -> bool:
+        """Whether the error is as short as a true one: what ring-LWE hides."""
+        return int(np.abs(self.error).max()) <= ETA
+
+
+class Observed:
+    """One round over `contributors`, recorded."""
+
+    def __init__(
+        self,
+        federation: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        colluders: tuple[str, ...],
+        lost: tuple[str, ...] = (),
+    ) -> None:
+        self.federation = federation
+        self.colluders = colluders
+        self.rules = federation.plan.rules()
+        self.sums: dict[str, Any] = {}
+        keys: list[Any] = []
+        make = rlwe.one_time_key
+
+        def recorded(values: Any, reserved: Any, *rest: Any) -> Any:
+            keys.append((make(values, reserved, *rest), np.array(values), tuple(reserved)))
+            return keys[-1][0]
+
+        monkeypatch.setattr(rlwe, "one_time_key", recorded)
+        federation.coordinator.start()
+        for site in lost:
+            federation.works[site].fault = RoundFailed("training: lost")
+        federation.wire.to_site = self._watch
+        self._from = len(federation.wire.log)
+        outcome = federation.coordinator.round(1)
+        self.contributors = outcome.contributors
+        self.honest = tuple(site for site in self.contributors if site not in colluders)
+        first = self.sums[self.contributors[0]]
+        assert first._cipher.num_blocks(first._layout) == 1
+        layout = rlwe_layout(parameters_of(federation.plan), first._layout)
+        assert layout.num_blocks == 1
+        context = first.binding.context
+        self.block = Block(layout, context, first._cipher._tag_seed(context))
+        self.truth = {site: self._held(site, keys) for site in self.contributors}
+
+    def _watch(self, site: str, method: str, data: bytes) -> bytes:
+        current = self.federation.participants[site]._sum
+        if method == "hold":
+            self.sums[site] = current
+        return data
+
+    def _held(self, site: str, keys: list[Any]) -> Held:
+        """From the site's own memory: not part of what is seen."""
+        sealed = self.sums[site]._sealed
+        ((key, digits, reserved),) = [
+            one for one in keys if np.array_equal(one[0].secret(), sealed.secret)
+        ]
+        error = sampling.binomial(key.seed, rlwe.ERROR, 8 * RING_DEGREE)[:RING_DEGREE]
+        return Held(
+            digits,
+            reserved,
+            sealed.secret.astype(object),
+            polynomials(sealed.secret.astype(object), self.rules.threshold, sealed.share_seed),
+            error.astype(object),
+        )
+
+    # -- what crossed, and what the colluders' keys open
+
+    def reply(self, site: str, method: str) -> Any:
+        (one,) = [
+            one
+            for one in self.federation.wire.log[self._from :]
+            if (one.site, one.method) == (site, method)
+        ]
+        return self.federation.opened(one.reply)[3]
+
+    def upload(self, site: str) -> messages.Upload:
+        return messages.Upload.from_body(self.reply(site, "work"))
+
+    def chunk(self, site: str) -> bytes:
+        found: bytes = self.reply(site, "fetch")["data"]
+        return found
+
+    def index(self, site: str) -> int:
+        place: int = self.federation.roster.index(site)
+        return place + 1
+
+    def share(self, dealer: str, colluder: str) -> Ints:
+        """A dealer's share, as sealed to a colluder."""
+        assert colluder in self.colluders
+        box = self.reply(dealer, "fetch-shares")["boxes"][colluder]
+        about = upload_digest(self.upload(dealer))
+        raw = self.sums[colluder]._unseal(box, dealer, SHARE, about)
+        return shamir.from_bytes(raw).astype(object)
+
+    def answer(self, holder: str) -> Ints:
+        """An honest holder's answer, as sealed to the first colluder."""
+        box = self.reply(holder, "quorum")["boxes"][self.colluders[0]]
+        vote = messages.Vote.from_body(self.reply(holder, "announce"))
+        about = vote.contributors + vote.aggregate
+        return shamir.from_bytes(
+            self.sums[self.colluders[0]]._unseal(box, holder, ANSWER, about)
+        ).astype(object)
+
+    def aggregate(self) -> bytes:
+        (one,) = [
+            one
+            for one in self.federation.wire.log[self._from :]
+            if (one.site, one.method) == (self.colluders[0], "deliver")
+        ]
+        found: bytes = self.federation.opened(one.command)[3]["block"]
+        return found
+
+    # -- whether an explanation fits all of it
+
+    def fits(self, honest: Mapping[str, Held]) -> None:
+        """Fails unless these explain, byte for byte, all that the coalition sees."""
+        assert set(honest) == set(self.honest)
+        everyone = {**self.truth, **honest}
+        p, block = self.block.parameters, self.block
+        # What each honest site sent, and so the aggregate.
+        for site, held in honest.items():
+            c = block.ciphertext(
+                held.secret, held.error, block.coefficients(held.digits, held.reserved)
+            )
+            assert (block.words(self.chunk(site), p.word_bits) == c >> p.dropped).all()
+            limit = p.site_limit(1 / self.rules.num_sites)
+            assert int(np.abs(held.digits.astype(np.int64)).max()) <= limit
+            assert int(np.abs(held.secret).max()) <= ETA
+            assert (
+                at(held.sharing, 0) == (held.secret[0::2] + held.secret[1::2] * 2**15) % P
+            ).all()
+        # What it shared out to colluders.
+        for site, colluder in ((s, c) for s in honest for c in self.colluders):
+            shared = at(honest[site].sharing, self.index(colluder))
+            assert (shared == self.share(site, colluder)).all()
+        # What honest holders answered, which with the colluders' own is the sum's polynomial.
+        sharing = sum(held.sharing for held in everyone.values()) % P
+        for holder in self.sums:
+            if holder not in self.colluders:
+                assert (at(sharing, self.index(holder)) == self.answer(holder)).all()
+        # The sum of keys, the sum of vectors with tags and reserved integers, and the residue.
+        total = sum(held.secret for held in everyone.values())
+        assert (total == sum(held.secret for held in self.truth.values())).all()
+        opened = sum(block.coefficients(h.digits, h.reserved) for h in everyone.values())
+        summed = sum(h.digits.astype(np.int64) for h in everyone.values())
+        assert (summed == sum(h.digits.astype(np.int64) for h in self.truth.values())).all()
+        residue = sum(held.error for held in everyone.values()) % p.q
+        assert (residue == sum(held.error for held in self.truth.values()) % p.q).all()
+        words = block.words(self.aggregate(), p.sum_word_bits)
+        count = len(everyone)
+        y = (words * 2**p.dropped + count * (2**p.dropped - 1) // 2 - block.times_a(total)) % p.q
+        y = np.where(y > p.q // 2, y - p.q, y)
+        assert ((y + p.delta // 2) // p.delta == opened).all()
+
+
+def explained_otherwise(
+    seen: Observed, victim: str, other: str, digits: Ints, rng: np.random.Generator
+) -> dict[str, Held]:
+    """The honest sites' holdings with the victim's vector replaced by `digits`, its key by
+    another short one, and `other` taking up the difference; all of which is drawn afresh."""
+    block, p, truth = seen.block, seen.block.parameters, seen.truth
+    mine, theirs = truth[victim], truth[other]
+    # Another short key, such that the other's stays short and the sum the same.
+    low = np.maximum(-ETA, mine.secret + theirs.secret - ETA).astype(np.int64)
+    high = np.minimum(ETA, mine.secret + theirs.secret + ETA).astype(np.int64)
+    secret = rng.integers(low, high + 1).astype(object)
+    change = secret - mine.secret
+    # A polynomial of degree T - 1 with that change at zero, and nothing at the colluders' places.
+    free = seen.rules.threshold - 1 - len(seen.colluders)
+    assert free >= 0
+    roots = [seen.index(colluder) for colluder in seen.colluders]
+    at_zero = (change[0::2] + change[1::2] * 2**15) % P
+    scale = pow(math.prod(-x for x in roots) % P, -1, P)
+    rows = [at_zero * scale % P]
+    rows += [rng.integers(0, P, shamir.ELEMENTS).astype(object) for _ in range(free)]
+    for x in roots:  # times (X - x)
+        rows = [
+            (before - x * row) % P
+            for before, row in zip([0 * rows[0], *rows], [*rows, 0 * rows[0]], strict=True)
+        ]
+    difference = np.stack(rows)
+    assert difference.shape == mine.sharing.shape
+    rest = mine.digits.astype(np.int64) + theirs.digits - digits
+    # What is left over are the errors: whatever makes the same words.
+    found = dict(truth)
+    for site, digits_now, secret_now, sharing in (
+        (victim, digits, secret, (mine.sharing + difference) % P),
+        (other, rest, theirs.secret - change, (theirs.sharing - difference) % P),
+    ):
+        was = truth[site]
+        c = block.ciphertext(was.secret, was.error, block.coefficients(was.digits, was.reserved))
+        m = block.coefficients(digits_now, was.reserved)
+        error = (c - block.times_a(secret_now) - p.delta * m) % p.q
+        error = np.where(error > p.q // 2, error - p.q, error)
+        found[site] = Held(digits_now, was.reserved, secret_now, sharing, error)
+    return {site: found[site] for site in seen.honest}
+
+
+def opened_tags(seen: Observed, victim: str, other: str, digits: Ints) -> list[int]:
+    """What the tags of two sites add up to, digit by digit, when the victim has these digits.
+    Tags are residues, cut into digits that are opened one by one: beside the tag of the sum, which
+    follows from the sum, carries show."""
+    block, mine, theirs = seen.block, seen.truth[victim], seen.truth[other]
+    rest = mine.digits.astype(np.int64) + theirs.digits - digits
+    pair = ((digits, mine.reserved), (rest, theirs.reserved))
+    tags = [block.tag_digits(block.untagged(*one)) for one in pair]
+    return [one + two for one, two in zip(*tags, strict=True)]
+
+
+def with_carries(
+    seen: Observed, victim: str, other: str, digits: Ints, rng: np.random.Generator
+) -> Ints | None:
+    """`digits`, two of them changed by one or two, such that the tags' digits add up as they did;
+    nothing if no pair of a million does."""
+    block, p = seen.block, seen.block.parameters
+    truth = seen.truth[victim].digits.astype(np.int64)
+    wanted = opened_tags(seen, victim, other, truth)
+    if opened_tags(seen, victim, other, digits) == wanted:
+        return digits
+    low, high = ends(seen, victim, other)
+    steps = [
+        (place, by)
+        for place in rng.permutation(digits.size)[:400].tolist()
+        for by in (-2, -1, 1, 2)
+        if low[place] <= digits[place] + by <= high[place]
+    ][:1000]
+    stride, bits = block.layout.value_coefficients, block.layout.slot_bits
+    mine = block.untagged(digits, seen.truth[victim].reserved)
+    rest = truth + seen.truth[other].digits - digits
+    theirs = block.untagged(rest, seen.truth[other].reserved)
+    good = np.ones((len(steps), len(steps)), dtype=np.bool_)
+    np.fill_diagonal(good, False)
+    count = block.layout.tag_digits
+    for r, row in enumerate(block.v):
+        moves = np.array(
+            [by * p.radix ** (n // stride) * int(row[n % stride]) % p.q for n, by in steps]
+        )
+        one = (int(mine @ row) % p.q + moves[:, None] + moves[None, :]) % p.q
+        two = (int((mine + theirs) @ row) % p.q - one) % p.q
+        for place in range(count):
+            cut = (1 << bits) - 1
+            found = ((one >> bits * place) & cut) + ((two >> bits * place) & cut)
+            good &= found == wanted[r * count + place]
+    for i, j in np.argwhere(good).tolist():
+        if steps[i][0] != steps[j][0]:
+            found = digits.astype(np.int64)
+            for place, by in (steps[i], steps[j]):
+                found[place] += by
+            assert opened_tags(seen, victim, other, found) == wanted
+            return found
+    return None
+
+
+def ends(seen: Observed, victim: str, other: str) -> tuple[Ints, Ints]:
+    """Between what the victim's digits can be, the sum given."""
+    limit = seen.block.parameters.site_limit(1 / seen.rules.num_sites)
+    both = seen.truth[victim].digits.astype(np.int64) + seen.truth[other].digits
+    return np.maximum(-limit, both - limit), np.minimum(limit, both + limit)
+
+
+def vectors(
+    seen: Observed, victim: str, other: str, rng: np.random.Generator
+) -> dict[str, Callable[[], Ints]]:
+    """Other vectors of the victim, each drawn anew."""
+    low, high = ends(seen, victim, other)
+    few = rng.permutation(low.size)[:40]
+
+    def some(base: Ints) -> Ints:
+        found = base.copy()
+        found[few] = rng.integers(low[few], high[few] + 1)
+        return found
+
+    return {
+        "any": lambda: rng.integers(low, high + 1),
+        "as large as can be": lambda: some(high),
+        "as small as can be": lambda: some(low),
+        "nearly nothing": lambda: some(np.clip(0, low, high)),
+        "a coordinate changed": lambda: _one_changed(seen.truth[victim].digits, low, high, rng),
+        "the other's": lambda: seen.truth[other].digits.astype(np.int64),
+    }
+
+
+def _one_changed(digits: Ints, low: Ints, high: Ints, rng: np.random.Generator) -> Ints:
+    found = digits.astype(np.int64)
+    place = int(rng.integers(found.size))
+    found[place] = rng.integers(low[place], high[place] + 1)
+    return found
+
+
+SETTINGS = {
+    "three sites": (3, {}, ("clinic",), ()),
+    "two honest of four": (5, {"max_colluding": 2}, ("clinic", "lab"), ("surgery",)),
+    "semi-honest": (4, {"max_colluding": 1, "server": "semi-honest"}, ("bank",), ("clinic",)),
+}
+
+
+@pytest.fixture(params=list(SETTINGS))
+def seen(
+    federation: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Observed:
+    """A round in which as many sites collude as are tolerated, and as few take part as may."""
+    sites, rules, colluders, lost = SETTINGS[request.param]
+    ours = federation("rlwe", sites=sites, rules=rules)
+    found = Observed(ours, monkeypatch, colluders, lost)
+    assert len(found.colluders) == found.rules.max_colluding
+    assert len(found.contributors) == sites - len(lost)
+    return found
+
+
+def test_any_other_vector_explains_all_that_was_seen(seen: Observed) -> None:
+    victim, other = seen.honest[:2]
+    truth = {site: seen.truth[site] for site in seen.honest}
+    seen.fits(truth)  # the formulas here are those of the code
+    assert all(held.scaled_down() for held in truth.values())
+    rng = np.random.default_rng(1)
+    for name, draw in vectors(seen, victim, other, rng).items():
+        for _ in range(50):
+            digits = with_carries(seen, victim, other, draw(), rng)
+            if digits is not None:
+                break
+        assert digits is not None, name
+        otherwise = explained_otherwise(seen, victim, other, digits, rng)
+        seen.fits(otherwise)
+        mine = otherwise[victim]
+        assert (mine.digits != truth[victim].digits).any(), name
+        assert np.count_nonzero(mine.secret != truth[victim].secret) > RING_DEGREE / 2
+        assert not mine.scaled_down()  # what only ring-LWE hides
+
+
+def test_a_wrong_explanation_does_not_fit(seen: Observed) -> None:
+    """Control: the least change of one part, and `fits` fails."""
+    victim, other = seen.honest[:2]
+    truth = {site: seen.truth[site] for site in seen.honest}
+    mine = truth[victim]
+
+    def one(values: Ints, by: int = 1) -> Ints:
+        found = values.copy()
+        found.flat[found.size - 1] += by
+        return found
+
+    digits = one(mine.digits.astype(np.int64), 1 if mine.digits[-1] < 0 else -1)
+    p = seen.block.parameters
+    for wrong in (
+        replace(mine, error=one(mine.error, 1 << p.dropped)),
+        replace(mine, secret=one(mine.secret, 1 if mine.secret[-1] < 0 else -1)),
+        replace(mine, sharing=one(mine.sharing)),
+        replace(mine, digits=digits),
+        replace(mine, reserved=(mine.reserved[0], mine.reserved[1] + 1, mine.reserved[2])),
+    ):
+        with pytest.raises(AssertionError):
+            seen.fits({**truth, victim: wrong})
+    # Two sites' changes that cancel in the sum, but show in what each sent or shared.
+    theirs = truth[other]
+    for mine_wrong, theirs_wrong in (
+        (
+            replace(mine, sharing=one(mine.sharing)),
+            replace(theirs, sharing=one(theirs.sharing, -1)),
+        ),
+        (
+            replace(mine, error=one(mine.error, 1 << p.dropped)),
+            replace(theirs, error=one(theirs.error, -(1 << p.dropped))),
+        ),
+    ):
+        with pytest.raises(AssertionError):
+            seen.fits({**truth, victim: mine_wrong, other: theirs_wrong})
+
+
+def test_the_carries_of_the_tags_tell_a_few_bits_at_most(seen: Observed) -> None:
+    """Of all vectors that give the same sum, the digits of two tags add up in at most sixteen
+    ways: what they tell beyond the sum is at most four bits of a keyed hash."""
+    victim, other = seen.honest[:2]
+    rng = np.random.default_rng(2)
+    low, high = ends(seen, victim, other)
+    ways = {
+        tuple(opened_tags(seen, victim, other, rng.integers(low, high + 1))) for _ in range(200)
+    }
+    layout = seen.block.layout
+    assert (layout.num_tags, layout.tag_digits) == (2, 2)
+    assert len(ways) <= 2 ** (layout.num_tags * layout.tag_digits)
+
+
+def test_boxes_between_honest_sites_do_not_open_for_the_coalition(seen: Observed) -> None:
+    """With every key that it has, under every name."""
+    victim = seen.honest[0]
+    boxes = seen.reply(victim, "fetch-shares")["boxes"]
+    about = upload_digest(seen.upload(victim))
+    for holder in set(boxes) - set(seen.colluders):
+        for colluder in seen.colluders:
+            for sender in (victim, holder):
+                with pytest.raises(CryptoError, match="does not open"):
+                    seen.sums[colluder]._unseal(boxes[holder], sender, SHARE, about)
+
+
+# -- the same for every federation, as ranks ----------------------------------------------------
+
+
+def rank(rows: Ints) -> int:
+    """Of a matrix over the field of the shares."""
+    rows, found = rows % P, 0
+    for column in range(rows.shape[1]):
+        pivots = np.flatnonzero(rows[found:, column])
+        if not pivots.size:
+            continue
+        pivot = found + int(pivots[0])
+        rows[[found, pivot]] = rows[[pivot, found]]
+        rows[found] = rows[found] * pow(int(rows[found, column]), -1, P) % P
+        below = rows[found + 1 :]
+        below -= below[:, column : column + 1] * rows[found] % P
+        rows[found + 1 :] = below % P
+        found += 1
+        if found == rows.shape[0]:
+            break
+    return found
+
+
+def seen_of_two_dealers(threshold: int, holders: Iterable[int]) -> Ints:
+    """What is seen of one element of two honest dealers' sharings, as a matrix over their 2T
+    coefficients: each one's shares at `holders`, and all of their sum."""
+    powers = [[pow(holder, degree, P) for degree in range(threshold)] for holder in holders]
+    nothing = [0] * threshold
+    rows = [row + nothing for row in powers] + [nothing + row for row in powers]
+    rows += [[int(d in (k, k + threshold)) for d in range(2 * threshold)] for k in range(threshold)]
+    return np.array(rows, dtype=np.int64)
+
+
+@pytest.mark.parametrize("num_sites", [*range(3, 24), 40, 64])
+def test_tolerated_colluders_never_determine_a_key(num_sites: int) -> None:
+    """Shares at c places and the whole of the sum leave an honest dealer's key free: it is in
+    the span of nothing that was seen. With shares at T places it is determined."""
+    for c in {0, 1, (num_sites - 1) // 3, num_sites - 2}:
+        rules = resolve(num_sites, max_colluding=c)
+        t = rules.threshold
+        key = np.zeros((1, 2 * t), dtype=np.int64)
+        key[0, 0] = 1
+        for places in (range(1, c + 1), range(num_sites - c + 1, num_sites + 1)):
+            matrix = seen_of_two_dealers(t, places)
+            known = rank(matrix.copy())
+            assert known == t + c
+            assert rank(np.concatenate([matrix, key])) == known + 1, rules
+        matrix = seen_of_two_dealers(t, range(1, t + 1))
+        assert rank(matrix.copy()) == rank(np.concatenate([matrix, key])) == 2 * t
+
+
+# -- beyond the rule --------------------------------------------------------------------------
+
+
+def single(seen: Observed, site: str, secret: Ints) -> Any:
+    """A single upload opened as if it were a sum of one, with its key."""
+    adder = RlweAdder(seen.block.parameters)
+    aggregate = adder.result(adder.add(None, seen.chunk(site)))
+    return rlwe.open_sum(
+        [aggregate],
+        secret.astype(np.int64),
+        1,
+        seen.block.context,
+        seen.block.layout,
+        seen.block.tag_seed,
+    )
+
+
+def test_as_many_shares_as_open_the_sum_open_a_single_update(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T colluding sites hold T shares of the victim's key: with its upload, which the
+    coordinator has, its whole vector, to the last digit. With one share less they have none."""
+    ours = federation("rlwe", sites=5, weights="equal")
+    t = ours.plan.rules().threshold
+    colluders = tuple(ours.names[1 : 1 + t])
+    assert len(colluders) == t == 4
+    seen = Observed(ours, monkeypatch, colluders)
+    (victim,) = seen.honest
+    shares = {seen.index(c) - 1: seen.share(victim, c).astype(np.uint64) for c in colluders}
+    secret = shamir.reconstruct(shares, t, 1)
+    opened = single(seen, victim, secret)
+    np.testing.assert_array_equal(opened.values, seen.truth[victim].digits)
+    assert opened.reserved == seen.truth[victim].reserved
+    for fewer in combinations(shares, t - 1):
+        with pytest.raises(CryptoError):
+            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t, 1)
+        # As if T were one less: a key that is none.
+        with pytest.raises(CryptoError, match="larger"):
+            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t - 1, 1)
+
+
+@dataclass
+class Driven:
+    """A sum that a coordinator drives as it likes, up to the votes."""
+
+    federation: Any
+    colluders: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        ours = self.federation
+        ours.coordinator.start()
+        self.raw = ours.work(1)
+        self.uploads = {
+            site: messages.Upload.from_body(ours.opened(data)[3]) for site, data in self.raw.items()
+        }
+        self.chunks = {site: ours.blocks(site, self.raw[site])[0] for site in ours.names}
+        boxes = {site: ours.send(site, messages.FetchShares())[1]["boxes"] for site in ours.names}
+        for holder in ours.names:
+            shares = {dealer: boxes[dealer][holder] for dealer in ours.names if dealer != holder}
+            assert ours.send(holder, messages.Hold(self.raw, shares))[1]["complaints"] == {}
+        self.held = {one: dict(ours.participants[one]._sum._held) for one in self.colluders}
+        self.parameters = parameters_of(ours.plan)
+
+    def aggregate(self, sites: Iterable[str]) -> bytes:
+        adder, total = RlweAdder(self.parameters), None
+        for site in sites:
+            total = adder.add(total, self.chunks[site])
+        assert total is not None
+        return adder.result(total)
+
+    def vote(self, sites: tuple[str, ...]) -> messages.Vote:
+        digest = hashlib.sha256(self.aggregate(sites)).digest()
+        return messages.Vote(
+            contributors_digest({site: self.uploads[site] for site in sites}),
+            aggregate_digest((digest,)),
+        )
+
+    def answers(self, sites: tuple[str, ...], voters: Iterable[str]) -> dict[int, Any]:
+        """The shares of the sum over `sites` that honest `voters` and the colluders give:
+        index -> share. Raises `ProtocolError` where an honest site refuses."""
+        ours, vote = self.federation, self.vote(sites)
+        digest = hashlib.sha256(self.aggregate(sites)).digest()
+        announce = messages.Announce({site: self.raw[site] for site in sites}, (digest,))
+        votes = {
+            one: envelope.seal("vote", ours.binding, one, vote.to_body(), ours.keys[one].sign)
+            for one in self.colluders
+        }
+        voters = list(voters)
+        for site in voters:
+            votes[site] = ours.participants[site].handle("announce", ours.seal(announce))
+        found = {
+            ours.roster.index(one): shamir.add_shares([self.held[one][site] for site in sites])
+            for one in self.colluders
+        }
+        spy = ours.participants[self.colluders[0]]._sum
+        for site in voters:
+            boxes = ours.send(site, messages.Quorum(votes))[1]["boxes"]
+            raw = spy._unseal(
+                boxes[self.colluders[0]], site, ANSWER, vote.contributors + vote.aggregate
+            )
+            found[ours.roster.index(site)] = shamir.from_bytes(raw)
+        return found
+
+
+def test_one_colluder_too_many_opens_two_sets(federation: Any) -> None:
+    """Four sites, c = 1, T = Q = 3. Two that collude with the coordinator show one honest site
+    the set of all, the other the set without it; both answer, and the difference of the two
+    sums' keys opens a single upload. This is why c is what it is, and no less."""
+    ours = federation("rlwe", sites=4, weights="equal")
+    rules = ours.plan.rules()
+    assert (rules.max_colluding, rules.threshold, rules.votes, rules.min_cohort) == (1, 3, 3, 3)
+    victim, other, *colluders = ours.names
+    driven = Driven(ours, tuple(colluders))
+    truth = ours.participants[victim]._sum._sealed.secret.copy()
+    whole = shamir.reconstruct(driven.answers(ours.names, [other]), 3, 4)
+    without = tuple(site for site in ours.names if site != victim)
+    rest = shamir.reconstruct(driven.answers(without, [victim]), 3, 3)
+    np.testing.assert_array_equal(whole - rest, truth)
+    current = ours.participants[victim]._sum
+    adder = RlweAdder(driven.parameters)
+    context = current.binding.context
+    opened = rlwe.open_sum(
+        [adder.result(adder.add(None, driven.chunks[victim]))],
+        whole - rest,
+        1,
+        context,
+        rlwe_layout(driven.parameters, current._layout),
+        current._cipher._tag_seed(context),
+    )
+    assert opened.values.any()
+
+
+@pytest.mark.parametrize("asked_first", [1, 2, 3])
+def test_tolerated_colluders_do_not_open_two_sets(federation: Any, asked_first: int) -> None:
+    """The same with one colluder, however the honest votes are split: at most one set gets
+    three votes, and no site gives two."""
+    ours = federation("rlwe", sites=4, weights="equal")
+    *honest, colluder = ours.names
+    driven = Driven(ours, (colluder,))
+    sets = (ours.names, tuple(site for site in ours.names if site != honest[0]))
+    for sites, voters in zip(sets, (honest[:asked_first], honest[asked_first:]), strict=True):
+        if len(voters) + 1 >= 3:
+            assert len(driven.answers(sites, voters)) == len(voters) + 1
+        elif voters:
+            with pytest.raises(ProtocolError) as caught:
+                driven.answers(sites, voters)
+            assert caught.value.code == "vote"
+    for site in honest:  # none votes a second time, for either set
+        for sites in sets:
+            digest = hashlib.sha256(driven.aggregate(sites)).digest()
+            raw = {one: driven.raw[one] for one in sites}
+            assert ours.refused(site, messages.Announce(raw, (digest,))) == "repeated"
+
+
+# -- what a round survives ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sites", "given"),
+    [
+        (3, {}),
+        (4, {}),
+        (5, {}),
+        (4, {"votes": 4, "threshold": 3}),
+        (4, {"max_colluding": 0, "server": "semi-honest"}),
+    ],
+)
+def test_the_losses_that_are_promised_are_survived_and_no_more(
+    federation: Any, sites: int, given: dict[str, Any]
+) -> None:
+    """`Rules.in_words` against live sites: before the upload, and after it."""
+    rules = federation("rlwe", sites=sites, rules=given).plan.rules()
+    before = sites - max(rules.min_cohort, rules.threshold, rules.votes)
+    after = sites - max(rules.threshold, rules.votes)
+    assert f"survives {before} lost before uploading and {after} lost after" in rules.in_words()
+
+    def lost(site: Any, method: str) -> None:
+        def gone(_: bytes) -> messages.Message:
+            raise RoundFailed("gone")
+
+        site._commands[method] = gone
+
+    for count, method, good in (
+        (before, "work", True),
+        (before + 1, "work", False),
+        (after, "announce", True),
+        (after + 1, "announce", False),
+    ):
+        ours = federation("rlwe", sites=sites, rules=given)
+        ours.coordinator.start()
+        for name in ours.names[:count]:
+            lost(ours.participants[name], method)
+        if good:
+            outcome = ours.coordinator.round(1)
+            assert len(outcome.contributors) == (sites - count if method == "work" else sites)
+        else:
+            with pytest.raises(RoundFailed, match="no answer from"):
+                ours.coordinator.round(1)

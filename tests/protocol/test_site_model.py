@@ -1,0 +1,509 @@
+"""A site's adapter in rounds: error feedback, clips that sites agree on, sums that are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedshield import encode_integers
+from fedshield.errors import CryptoError, RoundFailed
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.protocol.ciphers import Cipher, OneTimeKeys, parameters_of
+from fedshield.protocol.site_model import LEAST_WEIGHT, SiteModel, first_memory
+from fedshield.prune import rate_at
+from fedshield.types import (
+    AdapterSpec,
+    AdapterState,
+    AdapterUpdate,
+    EncodedIntegers,
+    OpenedSum,
+    SiteMemory,
+    TensorSpec,
+)
+
+NAMES = ("bank", "clinic", "hospital")
+WEIGHTS = {"bank": 0.2, "clinic": 0.5, "hospital": 0.3}
+SPEC = AdapterSpec((TensorSpec("a", (9, 4)), TensorSpec("b", (5, 5))), "00" * 32, 2.0)
+ROUNDS = 6
+ALL = set(NAMES)
+
+Values = np.ndarray[Any, Any]
+
+
+@dataclass
+class Work:
+    """Training that moves towards a place of the site's own, with noise; `reach` of it."""
+
+    site: str
+    num_examples: int = 1234
+    reach: float = 0.2
+    loss: float = 1.5
+    sent: list[Values] = field(default_factory=list)
+
+    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
+        rng = np.random.default_rng([len(self.site), ord(self.site[0]), round_number])
+        moved = self.reach * (rng.standard_normal(SPEC.num_values) + 0.5)
+        values = (state.values + moved).astype(np.float32)
+        self.sent.append(values)
+        return AdapterUpdate(values, state, self.num_examples), self.loss
+
+    def evaluate(self, state: AdapterState) -> float:
+        return float(np.abs(state.values).mean())
+
+
+@dataclass
+class Disk:
+    saved: list[tuple[int, AdapterState, SiteMemory]] = field(default_factory=list)
+    full: bool = False
+
+    def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
+        if self.full:
+            raise OSError("no space left")
+        self.saved.append((completed_rounds, state, memory))
+
+
+@dataclass
+class House:
+    """Three sites with the weights above, and the sums between them without any encryption."""
+
+    plan: Plan
+    models: dict[str, SiteModel]
+    works: dict[str, Work]
+    disks: dict[str, Disk]
+    cipher: OneTimeKeys
+    sent: dict[str, Values]
+    updates: dict[str, Values]
+
+    def round(self, number: int, contributors: set[str], takers: set[str] = ALL) -> OpenedSum:
+        """Everyone trains; the sum over `contributors` is taken. What each has sent and what
+        its training gave (both before weighting) is added up."""
+        before = self.models["bank"].state.values
+        parts: dict[str, EncodedIntegers] = {}
+        for name, model in self.models.items():
+            encoded = model.contribution(number, self.cipher, WEIGHTS[name])
+            assert isinstance(encoded, EncodedIntegers)
+            parts[name] = encoded
+            values = self.works[name].sent[-1]
+            if self.plan.adapter.exchange == "delta":
+                values = values - before
+            if name in contributors or self.plan.adapter.exchange == "delta":
+                self.updates[name] += values
+            if name in contributors:
+                self.sent[name] += self.decoded(encoded, WEIGHTS[name])
+        opened = self.opened({name: parts[name] for name in contributors})
+        for name in takers:
+            self.models[name].take(opened, number, WEIGHTS[name], tuple(sorted(contributors)))
+        return opened
+
+    def decoded(self, encoded: EncodedIntegers, weight: float) -> Values:
+        """A site's digits as what they stand for, in float64."""
+        clips = np.repeat(self.models["bank"].memory.clip, [36, 25]).astype(np.float64)
+        found: Values = encoded.digits * clips / (weight * self.cipher.parameters.max_digit)
+        return found
+
+    def opened(self, parts: dict[str, EncodedIntegers]) -> OpenedSum:
+        total = np.sum([p.digits.astype(np.int64) for p in parts.values()], axis=0)
+        reserved = tuple(map(sum, zip(*(p.reserved for p in parts.values()), strict=True)))
+        return encode_integers.decode_sum(
+            total,
+            reserved,
+            next(iter(parts.values())).layout,
+            len(parts),
+            SPEC,
+            self.models["bank"].memory.clip,
+            self.cipher.parameters,
+        )
+
+
+MakeHouse = Callable[..., House]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> MakeHouse:
+    """`house({'encoding': {'bits': 8}}, reach=0.3)`."""
+
+    def make(changes: dict[str, Any] | None = None, **works: Any) -> House:
+        raw: dict[str, Any] = {
+            "rounds": ROUNDS,
+            "data": {"sites": {name: {"source": "sample:finance"} for name in NAMES}},
+            "pruning": {"method": "none"},
+            "training": {"learning_rate": 0.1, "steps": 10, "lr_schedule": "constant"},
+            "scheme": {"name": "rlwe"},
+            "encoding": {"bits": 8},
+        }
+        plan = parse_plan(raw | (changes or {}), base_dir=tmp_path)
+        cipher = OneTimeKeys(parameters_of(plan), bytes(32), bytes(32))
+        values = np.random.default_rng(1).standard_normal(SPEC.num_values).astype(np.float32)
+        state = AdapterState(values, SPEC)
+        tasks = {name: Work(name, **works) for name in NAMES}
+        disks = {name: Disk() for name in NAMES}
+        models = {
+            name: SiteModel(name, plan, tasks[name], disks[name], state, 0, None, None)
+            for name in NAMES
+        }
+        zeros = {name: np.zeros(SPEC.num_values) for name in NAMES}
+        more = {name: np.zeros(SPEC.num_values) for name in NAMES}
+        return House(plan, models, tasks, disks, cipher, zeros, more)
+
+    return make
+
+
+# -- error feedback ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [6, 8, 16])
+@pytest.mark.parametrize("pruning", [None, {"initial_rate": 0.5, "target_rate": 0.75}])
+def test_nothing_of_a_delta_is_lost(
+    house: MakeHouse, bits: int, pruning: dict[str, float] | None
+) -> None:
+    """What a site sent over the rounds and what it keeps is the sum of what it trained: rounded,
+    clipped and pruned values come later, none goes away."""
+    changes: dict[str, Any] = {"encoding": {"bits": bits}}
+    if pruning:
+        changes["pruning"] = {"method": "magnitude", "start_round": 0, **pruning}
+    ours = house(changes, reach=0.8)  # beyond the clip of one now and then
+    clipped = 0
+    for number in range(1, ROUNDS + 1):
+        ours.round(number, ALL)
+        clipped += sum(model.record.clipped_values for model in ours.models.values())
+        for name, model in ours.models.items():
+            kept = model.memory.residual
+            np.testing.assert_allclose(
+                ours.sent[name] + kept, ours.updates[name], atol=number * 2e-6
+            )
+            assert kept.any()
+            record = model.record
+            assert record.pruning_rate == rate_at(ours.plan, number)
+            assert (record.pruned_values > 0) == (pruning is not None)
+    assert clipped > 0
+
+
+def test_without_feedback_what_is_left_out_is_gone(house: MakeHouse) -> None:
+    ours = house({"encoding": {"bits": 6, "error_feedback": False}}, reach=0.8)
+    for number in range(1, ROUNDS + 1):
+        ours.round(number, ALL)
+        for model in ours.models.values():
+            assert not model.memory.residual.any()
+    for name in NAMES:
+        assert np.abs(ours.sent[name] - ours.updates[name]).max() > 0.1
+
+
+def test_feedback_brings_the_mean_closer(house: MakeHouse) -> None:
+    """With coarse digits, the sum over rounds follows what was trained, within what the last
+    round leaves; without, it drifts off."""
+    distances = {}
+    for feedback in (True, False):
+        ours = house({"encoding": {"bits": 6, "error_feedback": feedback}}, reach=0.1)
+        for number in range(1, ROUNDS + 1):
+            ours.round(number, ALL)
+        distances[feedback] = max(
+            float(np.square(ours.sent[name] - ours.updates[name]).mean()) for name in NAMES
+        )
+    assert distances[True] < 0.5 * distances[False]
+
+
+def test_nothing_of_whole_parameters_is_lost(house: MakeHouse) -> None:
+    """Each round's parameters come with what the rounds before rounded off."""
+    ours = house({"adapter": {"exchange": "parameters"}})
+    for number in range(1, ROUNDS + 1):
+        ours.round(number, ALL)
+        for name, model in ours.models.items():
+            kept = model.memory.residual
+            np.testing.assert_allclose(
+                ours.sent[name] + kept, ours.updates[name], atol=number * 1e-5
+            )
+            assert np.abs(kept).max() < model.memory.clip.max() * 0.5
+
+
+def test_pruned_parameters_are_zeros_on_purpose(house: MakeHouse) -> None:
+    """They are the paper's zeros, not something to be sent later."""
+    pruning = {"method": "magnitude", "initial_rate": 0.5, "target_rate": 0.5, "start_round": 0}
+    ours = house({"adapter": {"exchange": "parameters"}, "pruning": pruning})
+    for number in range(1, 4):
+        ours.round(number, ALL)
+        for model in ours.models.values():
+            assert model._made is None
+            assert model.record.pruned_values == 18 + 12
+            residual = model.memory.residual
+            assert np.count_nonzero(residual == 0) >= 30
+            step = model.memory.clip.max() / (0.2 * ours.cipher.parameters.max_digit)
+            assert np.abs(residual).max() < 4 * step
+
+
+# -- not in the sum ----------------------------------------------------------------------------
+
+
+def test_who_was_not_in_the_sum_puts_its_update_back(house: MakeHouse) -> None:
+    """Whole, with what it carried already; and it sends it in the next round that it is in."""
+    ours = house()
+    ours.round(1, ALL)
+    carried = ours.models["hospital"].memory.residual.astype(np.float64)
+    before = ours.updates["hospital"].copy()
+    ours.round(2, {"bank", "clinic"})
+    model = ours.models["hospital"]
+    trained = ours.updates["hospital"] - before
+    np.testing.assert_allclose(model.memory.residual, carried + trained, atol=2e-6)
+    assert model.completed_rounds == 2
+    assert model.state.sha256() == ours.models["bank"].state.sha256()
+    ours.round(3, ALL)
+    for name in NAMES:
+        kept = ours.models[name].memory.residual
+        np.testing.assert_allclose(ours.sent[name] + kept, ours.updates[name], atol=6e-6)
+    # The backlog was two rounds of training: nearly all of it is out now, clips permitting.
+    assert np.abs(ours.models["hospital"].memory.residual).max() < np.abs(carried + trained).max()
+
+
+def test_with_pruning_all_of_it_is_put_back(house: MakeHouse) -> None:
+    """Also what its own mask would have left out."""
+    pruning = {"method": "magnitude", "initial_rate": 0.5, "target_rate": 0.5, "start_round": 0}
+    ours = house({"pruning": pruning})
+    ours.round(1, {"bank", "clinic"})
+    np.testing.assert_allclose(
+        ours.models["hospital"].memory.residual, ours.updates["hospital"], atol=1e-6
+    )
+
+
+def test_whole_parameters_are_not_put_back(house: MakeHouse) -> None:
+    """They would be added to the next ones: twice the model. Only what earlier rounds left of
+    them stays."""
+    ours = house({"adapter": {"exchange": "parameters"}})
+    ours.round(1, ALL)
+    kept = ours.models["hospital"].memory.residual.copy()
+    assert kept.any()
+    ours.round(2, {"bank", "clinic"})
+    np.testing.assert_array_equal(ours.models["hospital"].memory.residual, kept)
+    assert ours.models["bank"].memory.residual.any()
+
+
+def test_without_feedback_nothing_is_put_back(house: MakeHouse) -> None:
+    ours = house({"encoding": {"bits": 8, "error_feedback": False}})
+    ours.round(1, {"bank", "clinic"})
+    assert not ours.models["hospital"].memory.residual.any()
+
+
+def test_a_site_that_sent_nothing_keeps_nothing_back(house: MakeHouse) -> None:
+    """It takes the sum of the others: there is no update of its own to put back."""
+    ours = house()
+    model = ours.models["hospital"]
+    parts = {}
+    for name in ("bank", "clinic"):
+        found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name])
+        assert isinstance(found, EncodedIntegers)
+        parts[name] = found
+    model.take(ours.opened(parts), 1, WEIGHTS["hospital"], ("bank", "clinic"))
+    assert not model.memory.residual.any()
+    assert model.completed_rounds == 1
+
+
+def test_a_round_that_failed_leaves_what_was_carried(house: MakeHouse) -> None:
+    """The update is made and never summed: the next try trains again, from the same residual."""
+    ours = house()
+    ours.round(1, ALL)
+    model = ours.models["bank"]
+    before = model.memory
+    first = model.contribution(2, ours.cipher, WEIGHTS["bank"])
+    assert model.memory is before
+    again = model.contribution(2, ours.cipher, WEIGHTS["bank"])
+    assert isinstance(first, EncodedIntegers)
+    assert isinstance(again, EncodedIntegers)
+    np.testing.assert_array_equal(first.digits, again.digits)
+    ours.works["bank"].sent.pop()
+    ours.works["bank"].sent.pop()
+    ours.round(2, ALL)
+    kept = model.memory.residual
+    np.testing.assert_allclose(ours.sent["bank"] + kept, ours.updates["bank"], atol=4e-6)
+
+
+# -- kept, and agreed on -----------------------------------------------------------------------
+
+
+def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
+    """In one call a round, what is in force; and a site built from it goes on alike."""
+    ours = house()
+    ours.round(1, ALL)
+    ours.round(2, {"bank", "clinic"})
+    for name, model in ours.models.items():
+        numbers = [number for number, _, _ in ours.disks[name].saved]
+        assert numbers == [1, 2]
+        _, state, memory = ours.disks[name].saved[-1]
+        assert state is model.state
+        assert memory is model.memory
+        again = SiteModel(
+            name, ours.plan, ours.works[name], Disk(), state, 2, memory, heldout_loss=None
+        )
+        assert again.agreed() == model.agreed()
+        one = again.contribution(3, ours.cipher, WEIGHTS[name])
+        other = model.contribution(3, ours.cipher, WEIGHTS[name])
+        assert isinstance(one, EncodedIntegers)
+        assert isinstance(other, EncodedIntegers)
+        np.testing.assert_array_equal(one.digits, other.digits)
+        np.testing.assert_array_equal(one.residual, other.residual)
+        # Without what it carried it would go on otherwise.
+        bare = SiteModel(name, ours.plan, ours.works[name], Disk(), state, 2, None, None)
+        forgot = bare.contribution(3, ours.cipher, WEIGHTS[name])
+        assert isinstance(forgot, EncodedIntegers)
+        assert (forgot.digits != other.digits).any()
+
+
+def test_a_disk_that_is_full_leaves_the_round_before(house: MakeHouse) -> None:
+    ours = house()
+    ours.round(1, ALL)
+    model = ours.models["bank"]
+    state, memory = model.state, model.memory
+    ours.disks["bank"].full = True
+    with pytest.raises(OSError, match="no space"):
+        ours.round(2, ALL, takers={"bank"})
+    assert (model.state, model.memory, model.completed_rounds) == (state, memory, 1)
+
+
+def test_sites_agree_on_clips_whatever_they_keep(house: MakeHouse) -> None:
+    """`agreed` is the adapter and the clips; never the residual, which is the site's own."""
+    ours = house({"encoding": {"bits": 6}}, reach=0.8)
+    for number in range(1, 4):
+        ours.round(number, {"bank", "clinic"} if number == 2 else ALL)
+        assert len({model.agreed() for model in ours.models.values()}) == 1
+        assert len({model.memory.residual.tobytes() for model in ours.models.values()}) == 3
+    model = ours.models["bank"]
+    assert model.agreed().startswith(bytes.fromhex(model.state.sha256()))
+    for memory, alike in (
+        (SiteMemory(np.ones(SPEC.num_values, np.float32), model.memory.clip), True),
+        (SiteMemory(model.memory.residual, model.memory.clip * np.float32(1 + 2**-22)), False),
+        (SiteMemory(model.memory.residual, model.memory.clip[::-1].copy()), False),
+    ):
+        other = SiteModel("bank", ours.plan, Work("bank"), Disk(), model.state, 3, memory, None)
+        assert (other.agreed() == model.agreed()) == alike
+    moved = AdapterState(model.state.values + np.float32(1e-3), SPEC)
+    other = SiteModel("bank", ours.plan, Work("bank"), Disk(), moved, 3, model.memory, None)
+    assert other.agreed() != model.agreed()
+
+
+def test_a_site_with_other_clips_is_out_before_it_sends(federation: Any) -> None:
+    """In a live federation: one whose clips differ would be laid out in other steps; the sites
+    refuse to work with it, and no model moves."""
+    ours = federation("rlwe", weights="equal").run(1)
+    model = ours.participants["clinic"]._model
+    model.memory = SiteMemory(model.memory.residual, model.memory.clip * np.float32(2))
+    before = ours.states()
+    with pytest.raises(RoundFailed):
+        ours.coordinator.round(2)
+    codes = {one.code for one in ours.wire.log if one.method == "work" and one.code}
+    assert codes == {"disagree"}
+    assert ours.states() == before
+
+
+def test_before_the_first_round(house: MakeHouse) -> None:
+    ours = house()
+    model = ours.models["bank"]
+    memory = first_memory(ours.plan, model.state)
+    assert not memory.residual.any()
+    assert memory.clip.tolist() == [1.0, 1.0]
+    assert model.memory.clip.tolist() == [1.0, 1.0]
+    assert model.num_examples == 1200
+
+
+def test_clips_follow_the_sum_and_at_most_double(house: MakeHouse) -> None:
+    ours = house(reach=50.0)
+    clips = [ours.models["bank"].memory.clip]
+    for number in range(1, 5):
+        ours.round(number, ALL)
+        clips.append(ours.models["bank"].memory.clip)
+        assert ours.models["bank"].record.clipped_values > 0
+    for before, after in pairwise(clips):
+        assert (after <= 2 * before).all()
+        assert (after > 1.9 * before).all()  # all were cut to the clip, in whole steps
+
+
+# -- which sums are taken ----------------------------------------------------------------------
+
+
+def with_weight(opened: OpenedSum, weight: float) -> OpenedSum:
+    return OpenedSum(
+        opened.values.copy(), {**opened.reserved, encode_integers.WEIGHT: weight}, opened.layout
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "in_set", "weight", "good"),
+    [
+        (0.5, True, 1.0, True),
+        (0.5, True, 0.5, True),
+        (0.5, True, 0.4999, False),  # less than its own alone
+        (0.5, False, 0.5, True),
+        (0.5, False, LEAST_WEIGHT, True),
+        (0.5, False, LEAST_WEIGHT - 1e-4, False),
+        (0.1, True, LEAST_WEIGHT, True),
+        (0.1, True, LEAST_WEIGHT - 1e-4, False),
+        (0.1, True, 0.1, False),
+        (0.5, True, 1 + 2.0**-21, True),
+        (0.5, True, 1 + 2.0**-13, False),
+        (0.5, True, 2.0, False),
+        (0.5, True, 0.0, False),
+        (0.5, True, float("nan"), False),
+    ],
+)
+def test_a_sum_must_weigh_what_a_round_can(
+    house: MakeHouse, own: float, in_set: bool, weight: float, good: bool
+) -> None:
+    """Between its own weight or a quarter, whichever is more, and one; else nothing changes."""
+    ours = house()
+    parts = {}
+    for name in NAMES:
+        found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name])
+        assert isinstance(found, EncodedIntegers)
+        parts[name] = found
+    opened = with_weight(ours.opened(parts), weight)
+    model = ours.models["bank"]
+    state, memory = model.state, model.memory
+    contributors = ("bank", "clinic") if in_set else ("clinic", "hospital")
+    if good:
+        model.take(opened, 1, own, contributors)
+        mean = opened.values / weight
+        np.testing.assert_allclose(model.state.values, state.values + mean, atol=1e-5)
+        assert model.completed_rounds == 1
+        return
+    with pytest.raises(CryptoError) as caught:
+        model.take(opened, 1, own, contributors)
+    assert caught.value.code == "weight"
+    assert (model.state, model.memory, model.completed_rounds) == (state, memory, 0)
+    assert ours.disks["bank"].saved == []
+
+
+def test_the_record_of_a_round(house: MakeHouse) -> None:
+    """What the site's operator is told: who was in the sum and their mean loss, weighted."""
+    ours = house()
+    for name, loss in (("bank", 1.0), ("clinic", 3.0), ("hospital", 50.0)):
+        ours.works[name].loss = loss
+    ours.round(1, {"bank", "clinic"})
+    for name, model in ours.models.items():
+        record = model.evaluate()
+        assert record.contributors == ("bank", "clinic")
+        assert record.mean_train_loss == pytest.approx((0.2 * 1 + 0.5 * 3) / 0.7, abs=1e-5)
+        assert record.train_loss == ours.works[name].loss
+        assert record.num_examples == 1234
+        assert record.heldout_loss_before == record.heldout_loss_after
+    assert record.round_number == 1
+
+
+def test_training_that_diverged_is_not_encoded(house: MakeHouse) -> None:
+    ours = house()
+    model = ours.models["bank"]
+    memory = model.memory
+    for reach, loss, text in ((np.inf, 1.0, "finite values"), (0.1, np.nan, "training loss")):
+        ours.works["bank"].reach, ours.works["bank"].loss = reach, loss
+        with pytest.raises(CryptoError, match=text):
+            model.contribution(1, ours.cipher, 0.2)
+    assert model.memory is memory
+
+
+def test_a_weight_too_small_names_the_knob(house: MakeHouse) -> None:
+    ours = house()
+    cipher: Cipher = ours.cipher
+    with pytest.raises(CryptoError, match="use more bits or headroom"):
+        ours.models["bank"].contribution(1, cipher, 0.01)

@@ -1,0 +1,200 @@
+"""Sites lost at every moment of a threshold sum: it goes on exactly as long as the quorums hold,
+and the sum is exactly that of the uploads that are left; else the model is kept everywhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from threshold_kit import failing, lose, nothing_installed, standing
+
+from fedshield.encode import round_count
+from fedshield.errors import RoundFailed
+
+GONE = "clinic"
+#: The messages of a round in the order in which the coordinator sends them.
+METHODS = (
+    "prepare", "work", "fetch-shares", "hold", "fetch",
+    "announce", "quorum", "deliver", "open", "evaluate",
+)  # fmt: skip
+#: Up to here a lost site's upload is lost with it.
+BEFORE_VOTE = METHODS[:5]
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here survives a power cut, so nothing need wait for a disk."""
+    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+
+
+def expect_mean(ours: Any, before: Any, contributors: set[str], equal: bool, number: int) -> None:
+    """The same from what the sites trained, independent of the encoding: weights of those who
+    contributed, scaled up to one."""
+    counts = {
+        name: 1 if equal else round_count(ours.works[name].num_examples) for name in contributors
+    }
+    total = sum(counts.values())
+    mean = sum(
+        counts[name] / total * ours.trained(name, before, number).astype(np.float64)
+        for name in contributors
+    )
+    alive = max(ours.participants.values(), key=lambda one: one.completed_rounds)
+    # Each site is at most one step of the sum away, and the total weight is at least a quarter.
+    step = 5.0 / 32767
+    np.testing.assert_allclose(
+        alive.state.values, mean, atol=4 * step * len(contributors), rtol=1e-6
+    )
+
+
+CASES = [
+    *((4, method, "after", "private") for method in METHODS),
+    *((4, method, "before", "equal") for method in METHODS),
+    *((5, method, "before", "private") for method in ("work", "fetch", "announce", "quorum")),
+]
+
+
+@pytest.mark.parametrize(("sites", "method", "when", "weights"), CASES)
+def test_one_site_lost(federation: Any, sites: int, method: str, when: str, weights: str) -> None:
+    """At any moment, with one site to spare: the round completes, over the uploads that came."""
+    ours = federation("rlwe", sites=sites, weights=weights)
+    network = failing(ours)
+    ours.coordinator.start()
+    before = ours.participants[GONE].state
+    stood = standing(ours, GONE)
+    outcome, found = lose(ours, 1, {GONE: (method, when)}, network)
+    assert found == set(ours.names) - ({GONE} if method in BEFORE_VOTE else set())
+    assert set(outcome.lost) == {GONE}
+    # A site that took no shares is missed when its blocks are asked for, at the latest.
+    assert re.fullmatch(f"({method}{'|fetch' * (method == 'hold')}): no answer", outcome.lost[GONE])
+    expect_mean(ours, before, found, weights == "equal", 1)
+    if not (method == "evaluate" or (method == "open" and when == "after")):
+        assert standing(ours, GONE) == stood
+    # Those who are left go on, exactly, without it.
+    outcome, found = lose(ours, 2, {}, network)
+    assert found == set(ours.names) - {GONE}
+    assert outcome.lost == {}
+    assert ours.coordinator.active == [name for name in ours.names if name != GONE]
+
+
+@pytest.mark.parametrize(("when", "weights"), [("before", "private"), ("after", "equal")])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_of_three_lost(federation: Any, method: str, when: str, weights: str) -> None:
+    """Three sites, of which all must contribute: one may be lost from the vote on, none before;
+    and no round can begin with two."""
+    ours = federation("rlwe", sites=3, weights=weights)
+    network = failing(ours)
+    ours.coordinator.start()
+    before = ours.participants[GONE].state
+    if method in BEFORE_VOTE:
+        network.moments = {GONE: (method, when)}
+        noticed = f"({method}|fetch)" if method == "hold" else method
+        text = rf"^{noticed}: no answer from clinic \(no answer\).*; the model of .* is kept$"
+        with nothing_installed(ours), pytest.raises(RoundFailed, match=text):
+            ours.coordinator.round(1)
+        return
+    _, found = lose(ours, 1, {GONE: (method, when)}, network)
+    assert found == set(ours.names)
+    expect_mean(ours, before, found, weights == "equal", 1)
+    with (
+        nothing_installed(ours),
+        pytest.raises(RoundFailed, match=r"^prepare: no answer from clinic \(no answer\)"),
+    ):
+        ours.coordinator.round(2)
+
+
+@pytest.mark.parametrize("method", ["work", "announce", "open"])
+def test_a_site_lost_while_weights_are_summed(federation: Any, method: str) -> None:
+    """The rounds' weights are shares of what was summed, and the mean is still a mean."""
+    ours = federation("rlwe", sites=4, weights="private")
+    network = failing(ours, {GONE: (method, "before")})
+    ours.coordinator.start()
+    assert ours.coordinator.lost == {GONE: f"{method}: no answer"}
+    before = ours.participants["bank"].state
+    in_total = set(ours.names) - ({GONE} if method == "work" else set())
+    total = sum(round_count(ours.works[name].num_examples) for name in in_total)
+    assert ours.participants["bank"]._weight == 41 / total
+    _, found = lose(ours, 1, {}, network)
+    assert found == set(ours.names) - {GONE}
+    expect_mean(ours, before, found, False, 1)
+
+
+def test_a_remaining_weight_below_a_quarter_is_not_taken(federation: Any) -> None:
+    """The one big site is lost after the weights were summed: what is left says too little."""
+    ours = federation("rlwe", sites=4, weights="private")
+    for name, count in zip(ours.names, (10, 2000, 15, 20), strict=True):
+        ours.works[name].num_examples = count
+    network = failing(ours)
+    ours.coordinator.start()
+    network.moments = {GONE: ("work", "before")}
+    with (
+        nothing_installed(ours),
+        pytest.raises(RoundFailed, match=r"^open: no answer from bank \(weight\), .*model .* kept"),
+    ):
+        ours.coordinator.round(1)
+
+
+# -- as many as can be lost, and one more ---------------------------------------------------
+
+
+MOST = [
+    *((7, 2, method) for method in ("prepare", "fetch", "announce", "quorum")),
+    (16, 5, "fetch"),
+    (16, 5, "quorum"),
+]
+
+
+@pytest.mark.parametrize(("sites", "spare", "method"), MOST)
+def test_as_many_losses_as_the_quorums_allow(
+    federation: Any, sites: int, spare: int, method: str
+) -> None:
+    ours = federation("rlwe", sites=sites, weights="equal")
+    rules = ours.roster.rules
+    assert sites - max(rules.min_cohort, rules.threshold, rules.votes) == spare
+    network = failing(ours)
+    ours.coordinator.start()
+    gone = ours.names[1 : 1 + spare]
+    _, found = lose(ours, 1, dict.fromkeys(gone, (method, "before")), network)
+    assert found == set(ours.names) - (set(gone) if method in BEFORE_VOTE else set())
+    assert set(ours.coordinator.lost) == set(gone)
+
+
+TOO_MANY = [
+    *((sites, spare, method) for sites, spare in ((4, 1), (5, 1)) for method in ("work", "quorum")),
+    *((3, int(method != "work"), method) for method in ("work", "announce", "quorum")),
+    (7, 2, "announce"),
+    (16, 5, "work"),
+    (16, 5, "announce"),
+]
+
+
+@pytest.mark.parametrize(("sites", "spare", "method"), TOO_MANY)
+def test_one_more_is_too_many(federation: Any, sites: int, spare: int, method: str) -> None:
+    ours = federation("rlwe", sites=sites, weights="equal")
+    network = failing(ours)
+    ours.coordinator.start()
+    gone = ours.names[1 : 2 + spare]
+    network.moments = dict.fromkeys(gone, (method, "before"))
+    rules = ours.roster.rules
+    need = rules.min_cohort if method == "work" else max(rules.threshold, rules.votes)
+    named = ", ".join(f"{name} (no answer)" for name in gone)
+    left = "" if need == sites else f"; {sites - len(gone)} of {need} needed are left"
+    text = f"{method}: no answer from {named}{left}; the model of the last round is kept"
+    with nothing_installed(ours), pytest.raises(RoundFailed, match=f"^{re.escape(text)}$"):
+        ours.coordinator.round(1)
+
+
+def test_all_but_one_may_be_lost_once_the_answers_are_in(federation: Any) -> None:
+    """One site that takes the model is enough for it not to be lost; none is too few."""
+    ours = federation("rlwe", sites=5, weights="equal")
+    network = failing(ours)
+    ours.coordinator.start()
+    _, found = lose(ours, 1, dict.fromkeys(ours.names[1:], ("deliver", "before")), network)
+    assert found == set(ours.names)
+    again = federation("rlwe", sites=5, weights="equal")
+    network = failing(again)
+    again.coordinator.start()
+    network.moments = dict.fromkeys(again.names, ("open", "before"))
+    with nothing_installed(again), pytest.raises(RoundFailed, match=r"^open: no answer from bank"):
+        again.coordinator.round(1)
