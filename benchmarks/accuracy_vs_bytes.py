@@ -179,9 +179,9 @@ def report(args: argparse.Namespace) -> None:
     lines += [
         "Made by `benchmarks/accuracy_vs_bytes.py report` from `accuracy_vs_bytes.jsonl`; settings",
         "in `benchmarks/accuracy_vs_bytes.yaml`. Loss: mean negative log-likelihood per response",
-        "token on held-out rows, mean over sites, at each method's best learning rate of the stated",
-        "grid. Upload: everything that all sites sent, set-up included. 'Of the paper' divides by the",
-        "reference adapter's CKKS `paper` ciphertexts: all bytes, and ciphertexts of updates alone.",
+        "token on held-out rows, mean over sites, at each method's best learning rate of the grid.",
+        "Upload: everything that all sites sent, set-up included. 'Of the paper' divides by the",
+        "reference adapter's CKKS `paper` ciphertexts: all bytes, and those of updates alone.",
         "",
     ]
     for study, split in dict.fromkeys((row["study"], row["split"]) for row in rows):
