@@ -155,7 +155,8 @@ class _Sizes:
         """Bytes up and down, of all sites together, of one sum over `layout`."""
         names, sizes = self._names, block_sizes(self._plan, layout)
         digests = tuple(bytes(32) for _ in sizes)
-        box = bytes(shamir.SHARE_BYTES + OVERHEAD_BYTES)
+        share = bytes(shamir.share_bytes(len(names)))
+        box = bytes(len(share) + OVERHEAD_BYTES)
         clear = self._plan.scheme.open_to == "server"
         round_key = messages.RoundKey(bytes(32), bytes(32), {})
         vote = messages.Vote(bytes(32), bytes(32))
@@ -172,8 +173,8 @@ class _Sizes:
         up = down = 0
         for name in names:
             boxes = others(name, box)
-            answer = messages.Answer({} if clear else boxes, bytes(8192) if clear else b"")
-            answers = others(name, bytes(8192) if clear else box)
+            answer = messages.Answer({} if clear else boxes, share if clear else b"")
+            answers = others(name, share if clear else box)
             replies: list[messages.Message] = [round_key, upload(name), vote, answer]
             commands: list[messages.Message] = [
                 messages.Prepare(),

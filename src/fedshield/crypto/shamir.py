@@ -1,8 +1,9 @@
 """Shamir's sharing of short integer vectors, T of K, over p = 2^31 - 1.
 
-Two secret coefficients travel in one field element, in lanes of radix 2^15: a key's
-coefficients are at most 42 in magnitude, so sums over up to 390 sites stay inside a lane, and
-the shares of a sum are the sums of the shares. Source: Shamir, CACM 1979.
+Several secret coefficients travel in one field element, in lanes that sums over all K sites stay
+inside: a key's coefficients are at most 42 in magnitude, so three lanes of 10 bits serve up to 12
+sites, two of 15 bits up to 390. The shares of a sum are the sums of the shares. Source: Shamir,
+CACM 1979.
 """
 
 from __future__ import annotations
@@ -17,17 +18,35 @@ from fedshield.crypto.rlwe.sampling import Stream
 from fedshield.errors import CryptoError
 
 PRIME = 2**31 - 1
-LANE_BITS = 15
-ELEMENTS = RING_DEGREE // 2
-SHARE_BYTES = 4 * ELEMENTS
+#: (most sites, bits of a lane, lanes in an element): 2 * 42 * sites < 2^bits, lanes * bits <= 30.
+_LANES = ((12, 10, 3), (MAX_SITES, 15, 2))
 
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 _P = np.uint64(PRIME)
 
 
+def lanes(num_holders: int) -> tuple[int, int]:
+    """Bits of a lane and lanes in a field element, for a roster of so many sites."""
+    for most, bits, count in _LANES:
+        if num_holders <= most:
+            return bits, count
+    raise CryptoError(f"shamir: expected at most {MAX_SITES} sites, got {num_holders}")
+
+
+def elements(num_holders: int) -> int:
+    """Field elements of a share."""
+    return -(-RING_DEGREE // lanes(num_holders)[1])
+
+
+def share_bytes(num_holders: int) -> int:
+    """Bytes of a share on the wire."""
+    return 4 * elements(num_holders)
+
+
 def share(secret: Int64, threshold: int, num_holders: int, seed: bytes) -> list[UInt64]:
-    """One share (2048 field elements) for each holder 0..num_holders-1, at x = holder + 1.
+    """One share (`elements(num_holders)` field elements) for each holder 0..num_holders-1, at
+    x = holder + 1.
 
     `secret`: (4096,), magnitude at most 42. The polynomials' other coefficients are drawn from
     `seed` (32 secret bytes) by rejection. Raises `CryptoError` for a threshold out of range.
@@ -39,14 +58,19 @@ def share(secret: Int64, threshold: int, num_holders: int, seed: bytes) -> list[
         )
     if secret.shape != (RING_DEGREE,) or int(np.abs(secret).max()) > ETA:
         raise CryptoError(f"shamir: expected {RING_DEGREE} coefficients up to {ETA}")
-    # Lanes low + 2^15 high, as a residue: negative lanes borrow, and `_lanes` gives back.
-    packed = ((secret[0::2] + (secret[1::2] << LANE_BITS)) % PRIME).astype(np.uint64)
-    coefficients = [packed]
-    coefficients += [_uniform(seed, degree) for degree in range(1, threshold)]
+    bits, count = lanes(num_holders)
+    padded = np.zeros(count * elements(num_holders), dtype=np.int64)
+    padded[:RING_DEGREE] = secret
+    # Lanes low + 2^bits next + ..., as a residue: negative lanes borrow, `_unpack` gives back.
+    packed = np.zeros(elements(num_holders), dtype=np.int64)
+    for lane in range(count):
+        packed += padded[lane::count] << (lane * bits)
+    coefficients = [(packed % PRIME).astype(np.uint64)]
+    coefficients += [_uniform(seed, degree, packed.size) for degree in range(1, threshold)]
     shares: list[UInt64] = []
     for holder in range(num_holders):
         x = np.uint64(holder + 1)
-        value = np.zeros(ELEMENTS, dtype=np.uint64)
+        value = np.zeros(packed.size, dtype=np.uint64)
         for coefficient in reversed(coefficients):  # Horner; 2^31 * 390 fits
             value = (value * x + coefficient) % _P
         shares.append(value)
@@ -55,14 +79,17 @@ def share(secret: Int64, threshold: int, num_holders: int, seed: bytes) -> list[
 
 def add_shares(shares: list[UInt64]) -> UInt64:
     """The share of the sum of secrets, for one holder."""
-    total = np.zeros(ELEMENTS, dtype=np.uint64)
+    total = np.zeros_like(shares[0])
     for one in shares:
         total = (total + one) % _P
     return total
 
 
-def reconstruct(shares: Mapping[int, UInt64], threshold: int, num_summed: int) -> Int64:
-    """The (sum of) secrets from the shares of at least `threshold` holders (index -> share).
+def reconstruct(
+    shares: Mapping[int, UInt64], threshold: int, num_summed: int, num_holders: int
+) -> Int64:
+    """The (sum of) secrets from the shares of at least `threshold` of `num_holders` holders
+    (index -> share).
 
     Every share beyond the first `threshold` must lie on the same polynomials. Raises
     `CryptoError` if there are too few, one does not fit, or a coefficient is larger than
@@ -75,41 +102,42 @@ def reconstruct(shares: Mapping[int, UInt64], threshold: int, num_summed: int) -
     for holder in rest:
         if not np.array_equal(_interpolate(shares, used, holder + 1), shares[holder]):
             raise CryptoError(f"shamir: the share of holder {holder} does not fit the others")
-    found = _lanes(_interpolate(shares, used, 0))
+    found = _unpack(_interpolate(shares, used, 0), num_holders)
     if int(np.abs(found).max()) > ETA * num_summed:
         raise CryptoError(f"shamir: expected coefficients up to {ETA * num_summed}, got larger")
     return found
 
 
 def to_bytes(one: UInt64) -> bytes:
-    """2048 little-endian 32-bit words."""
+    """Little-endian 32-bit words."""
     return one.astype("<u4").tobytes()
 
 
-def from_bytes(raw: bytes) -> UInt64:
-    """Raises `CryptoError` for a wrong length or an element that is not below the prime."""
-    if len(raw) != SHARE_BYTES:
-        raise CryptoError(f"share: expected {SHARE_BYTES} bytes, got {len(raw)}")
+def from_bytes(raw: bytes, num_holders: int) -> UInt64:
+    """A share of a roster of `num_holders` sites. Raises `CryptoError` for a wrong length or an
+    element that is not below the prime."""
+    if len(raw) != share_bytes(num_holders):
+        raise CryptoError(f"share: expected {share_bytes(num_holders)} bytes, got {len(raw)}")
     found = np.frombuffer(raw, dtype="<u4").astype(np.uint64)
     if int(found.max()) >= PRIME:
         raise CryptoError("share: expected elements below 2^31 - 1")
     return found
 
 
-def _uniform(seed: bytes, degree: int) -> UInt64:
+def _uniform(seed: bytes, degree: int, count: int) -> UInt64:
     """Field elements by rejection: the low 31 bits of a word, all ones passed over."""
     stream = Stream(seed, "shamir", degree)
     mask = np.uint64(2**31 - 1)
-    found = stream.words(ELEMENTS) & mask
+    found = stream.words(count) & mask
     found = found[found < _P]
-    while found.size < ELEMENTS:
+    while found.size < count:
         more = stream.words(8) & mask
         found = np.concatenate([found, more[more < _P]])
-    return found[:ELEMENTS]
+    return found[:count]
 
 
 def _interpolate(shares: Mapping[int, UInt64], holders: list[int], at: int) -> UInt64:
-    total = np.zeros(ELEMENTS, dtype=np.uint64)
+    total = np.zeros_like(shares[holders[0]])
     for holder in holders:
         numerator = denominator = 1
         for other in holders:
@@ -121,12 +149,17 @@ def _interpolate(shares: Mapping[int, UInt64], holders: list[int], at: int) -> U
     return total
 
 
-def _lanes(elements: UInt64) -> Int64:
-    value = elements.astype(np.int64)
+def _unpack(packed: UInt64, num_holders: int) -> Int64:
+    bits, count = lanes(num_holders)
+    value = packed.astype(np.int64)
     value = np.where(value > PRIME // 2, value - PRIME, value)
-    half = 1 << (LANE_BITS - 1)
-    low = (value + half) % (1 << LANE_BITS) - half
-    out = np.empty(RING_DEGREE, dtype=np.int64)
-    out[0::2] = low
-    out[1::2] = (value - low) >> LANE_BITS
-    return out
+    half, size = 1 << (bits - 1), 1 << bits
+    out = np.empty(count * value.size, dtype=np.int64)
+    for lane in range(count - 1):
+        low = (value + half) % size - half
+        out[lane::count] = low
+        value = (value - low) >> bits
+    out[count - 1 :: count] = value
+    if out[RING_DEGREE:].any():
+        raise CryptoError("shamir: expected zeros after the last coefficient")
+    return out[:RING_DEGREE]

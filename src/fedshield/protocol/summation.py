@@ -208,7 +208,8 @@ class Summation:
         expected = upload.share_digests.get(self._member.name, b"")
         if not hmac.compare_digest(hashlib.sha256(box).digest(), expected):
             raise CryptoError(f"share of {dealer}: not the one that it signed for")
-        return shamir.from_bytes(self._unseal(box, dealer, SHARE, upload_digest(upload)))
+        content = self._unseal(box, dealer, SHARE, upload_digest(upload))
+        return shamir.from_bytes(content, len(self._member.roster.sites))
 
     def _unseal(self, box: bytes, sender: str, purpose: str, about: bytes) -> bytes:
         return unseal(
@@ -370,7 +371,7 @@ class Summation:
             try:
                 if self._member.open_to == "peers":
                     content = self._unseal(raw, holder, ANSWER, about)
-                shares[roster.index(holder)] = shamir.from_bytes(content)
+                shares[roster.index(holder)] = shamir.from_bytes(content, len(roster.sites))
             except CryptoError:
                 unreadable.append(holder)
         if len(shares) < roster.rules.threshold:
@@ -378,7 +379,9 @@ class Summation:
             raise ProtocolError(
                 "share", f"expected {roster.rules.threshold} answers, got {len(shares)}{worse}"
             )
-        return shamir.reconstruct(shares, roster.rules.threshold, len(self.contributors))
+        return shamir.reconstruct(
+            shares, roster.rules.threshold, len(self.contributors), len(roster.sites)
+        )
 
     # -- helpers ---------------------------------------------------------------------------
 
