@@ -303,6 +303,21 @@ def test_round_keys_that_a_site_refuses(federation: Any) -> None:
     assert ours.works[VICTIM].trained_rounds == [1]
 
 
+def test_a_site_that_failed_is_not_asked_again(federation: Any) -> None:
+    """Its keys are for the sites that it was told of first, whatever became of its training."""
+    ours = started(federation, 5)
+    hand = Hand(ours).prepare()
+    ours.works[VICTIM].fault = RoundFailed("out of memory")
+    with pytest.raises(RoundFailed):
+        hand.raw(VICTIM, messages.Work(hand.keys))
+    ours.works[VICTIM].fault = None
+    hand.binding = hand.summing()
+    for sites in (hand.sites, hand.sites[:4]):
+        again = messages.Work({site: hand.keys[site] for site in sites})
+        assert hand.refused(VICTIM, again)[0] == "repeated"
+        assert hand.refused(VICTIM, again, hand.session)[0] == "context"
+
+
 def test_round_keys_of_two_sets(federation: Any) -> None:
     """Each half is told of other sites: what the halves upload cannot come together."""
     ours = started(federation, 5)
@@ -316,6 +331,11 @@ def test_round_keys_of_two_sets(federation: Any) -> None:
     assert one.context != other.context
     with nothing_installed(ours):
         mixed = {site: uploads[site] for site in hand.sites[1:]}
+        # Nor does a site come in that this half was not told of, though it signs as if it had been.
+        hand.binding = one
+        stranger = hand.signed_by(last, messages.Upload.from_body(body_of(uploads["bank"])))
+        found, text = hand.refused("bank", messages.Announce({**uploads, last: stranger}, ()))
+        assert (found, f"{last} is not in this sum" in text) == ("not-in-set", True)
         for site in hand.sites:
             binding = other if site == last else one
             for command in (messages.Hold(mixed, {}), messages.Announce(mixed, (bytes(32),))):

@@ -257,6 +257,24 @@ def test_the_same_set_may_be_tried_again(federation: Any, restarted: bool) -> No
     assert found == set(ours.names) - {GONE}
 
 
+def test_the_same_set_without_a_site_that_came_back(federation: Any) -> None:
+    """Who was not among those that were voted for is not in the sum now either, though it is
+    there; it puts its update back."""
+    ours = federation("rlwe", sites=5, weights="equal")
+    network = failing(ours)
+    ours.coordinator.start()
+    network.moments = {GONE: ("work", "before"), "bank": ("quorum", "before")}
+    with pytest.raises(RoundFailed, match=r"^quorum: no answer from bank"):
+        ours.coordinator.round(1)
+    network = failing(ours)
+    ours.coordinator.start()
+    before = ours.state()
+    _, found = lose(ours, 1, {}, network)
+    assert found == set(ours.names) - {GONE}
+    whole = ours.trained(GONE, before, 1) - before.values
+    np.testing.assert_array_equal(ours.participants[GONE].memory.residual, whole)
+
+
 @pytest.mark.parametrize("moment", ["invite", "prepare", "work", "fetch"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_smaller_set_is_refused_by_the_coordinator(
