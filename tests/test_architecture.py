@@ -22,7 +22,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 TIERS = (
     {"", "types", "errors", "seeds"},
     {"plan", "planfile", "quorum"},
-    {"model", "data", "prune", "encode", "encode_integers", "quantise", "crypto", "privacy"},
+    {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
+    | {"privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "summary", "runfolder", "bench"},
     {"cli", "cli_roster", "cli_watch", "__main__"},

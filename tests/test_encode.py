@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,21 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fedshield import aggregate
 from fedshield.crypto.scheme import CKKS, PLAIN
 from fedshield.encode import (
     COUNT_BASE,
     COUNT_DIGITS,
-    apply_sum,
     decode_count,
     decode_sum,
     encode_count,
     encode_update,
+    mean_of,
     round_count,
     update_layout,
     weights_layout,
 )
 from fedshield.errors import CryptoError, PlanError
 from fedshield.plan import MAX_SITES, Plan
+from fedshield.planfile import parse_plan
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -32,9 +35,8 @@ from fedshield.types import (
     Exchange,
     Float32,
     Float64,
-    Mask,
     OpenedSum,
-    PrunedUpdate,
+    Selection,
     TensorSpec,
 )
 
@@ -44,7 +46,8 @@ SPEC = AdapterSpec(
     (TensorSpec("q.lora_A.weight", (2, 5)), TensorSpec("q.lora_B.weight", (3, 2))), "", 2.0
 )
 NUM = SPEC.num_values
-LAYOUT = update_layout(SPEC, CKKS["lean"], "ckks")
+ALL = Selection(np.arange(NUM, dtype=np.int64), SPEC)
+LAYOUT = update_layout(ALL.sha256(), NUM, CKKS["lean"], "ckks")
 COUNTS = weights_layout(CKKS["lean"], "ckks")
 #: Every grid that a plan may ask for.
 GRIDS = range(19, 23)
@@ -53,18 +56,11 @@ LIMIT = 2.0**10
 adapters = npst.arrays(np.float32, NUM, elements=st.floats(-4, 4, width=32))
 
 
-def pruned_update(values: Float32, exchange: Exchange = "parameters") -> PrunedUpdate:
-    mask = Mask(np.ones(NUM, np.bool_), 0.0)
-    nothing = np.zeros(NUM, np.float32)
-    return PrunedUpdate(np.array(values, np.float32), mask, exchange, nothing)
-
-
 def encoded(
     values: Float32, weight: float, grid_bits: int | None = 22, limit: float = LIMIT
 ) -> EncodedUpdate:
-    return encode_update(
-        pruned_update(values), weight, LAYOUT, grid_bits=grid_bits, slot_limit=limit
-    )
+    given = np.array(values, np.float32)
+    return encode_update(given, weight, LAYOUT, grid_bits=grid_bits, slot_limit=limit)
 
 
 def on_grid(slots: Float64, grid_bits: int) -> bool:
@@ -78,6 +74,19 @@ def opened(uploads: Sequence[EncodedUpdate]) -> OpenedSum:
 
 def state(values: Float32 | float = 0.0) -> AdapterState:
     return AdapterState(np.full(NUM, values, np.float32), SPEC)
+
+
+def apply_sum(
+    before: AdapterState, found: OpenedSum, exchange: Exchange, least_weight: float | None = None
+) -> AdapterState:
+    """The next adapter by FedAvg, where all coordinates travel: what a site does with a sum."""
+    sites = {name: {"source": "sample:finance"} for name in ("x", "y", "z")}
+    raw = {"data": {"sites": sites}, "adapter": {"exchange": exchange}}
+    plan = parse_plan(raw, base_dir=Path.cwd())
+    mean = mean_of(found, least_weight)
+    after, moments = aggregate.step(plan, before, ALL, mean, {})
+    assert moments == {}
+    return after
 
 
 def test_a_plan_may_ask_for_these_grids_and_no_others(make_plan: MakePlan) -> None:
@@ -277,7 +286,15 @@ def test_where_sites_may_be_missing_the_mean_is_over_those_that_are_there(
 def test_a_mean_that_float32_does_not_hold_is_refused(value: float) -> None:
     found = OpenedSum(np.full(NUM, value), {"weight": 1.0}, LAYOUT)
     with pytest.raises(CryptoError, match="float32"):
-        apply_sum(state(), found, "parameters")
+        mean_of(found)
+
+
+def test_an_adapter_that_float32_does_not_hold_is_refused() -> None:
+    """Each fits, their sum does not: no site may install it."""
+    found = OpenedSum(np.full(NUM, 3e38), {"weight": 1.0}, LAYOUT)
+    with pytest.raises(CryptoError, match="float32") as caught:
+        apply_sum(state(3e38), found, "delta")
+    assert caught.value.code == "weight"
 
 
 def test_a_sum_whose_weight_is_no_number_is_refused() -> None:
@@ -299,7 +316,7 @@ def test_every_site_finds_the_same_adapter_bit_by_bit(rows: list[Float32], shuff
 
 def test_the_layout_names_what_is_summed() -> None:
     assert (LAYOUT.num_values, LAYOUT.reserved) == (NUM, ("weight",))
-    assert LAYOUT.spec_sha256 == SPEC.sha256()
+    assert LAYOUT.spec_sha256 == ALL.sha256()
     assert LAYOUT.values_per_block == CKKS["lean"].values_per_block
     assert COUNTS.num_slots == COUNT_DIGITS
     found = decode_sum(np.arange(NUM + 1, dtype=np.float64), LAYOUT)

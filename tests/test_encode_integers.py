@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedshield import encode_integers
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import MIN_SITE_DIGIT, RlweParameters, choose
-from fedshield.encode import apply_sum
+from fedshield.encode import mean_of
 from fedshield.encode_integers import (
     CLIP_FLOOR,
     CLIP_GROWTH,
@@ -32,9 +32,7 @@ from fedshield.encode_integers import (
     encode_count,
     encode_update,
     first_clip,
-    next_clip,
     rounding_seed,
-    update_layout,
     weights_layout,
 )
 from fedshield.errors import CryptoError
@@ -44,8 +42,8 @@ from fedshield.types import (
     AdapterState,
     EncodedIntegers,
     Float32,
-    Mask,
-    PrunedUpdate,
+    Layout,
+    Selection,
     TensorSpec,
 )
 
@@ -57,10 +55,31 @@ WIDE = choose(3, 16, 1000)
 HEADROOM = choose(3, 8, 1000, headroom=True)
 
 
-def pruned(values: Any, spec: AdapterSpec = SPEC) -> PrunedUpdate:
-    array = np.broadcast_to(np.asarray(values, dtype=np.float32), spec.num_values).copy()
-    nothing = np.zeros(spec.num_values, dtype=np.float32)
-    return PrunedUpdate(array, Mask(np.ones(spec.num_values, dtype=np.bool_), 0), "delta", nothing)
+def everything(spec: AdapterSpec) -> Selection:
+    return Selection(np.arange(spec.num_values, dtype=np.int64), spec)
+
+
+ALL = everything(SPEC)
+
+
+def update_layout(spec: AdapterSpec, parameters: RlweParameters) -> Layout:
+    """Of an update of which all coordinates travel."""
+    digest = everything(spec).sha256()
+    return encode_integers.update_layout(digest, spec.num_values, parameters)
+
+
+def parts_of(bounds: Float32, spec: AdapterSpec = SPEC) -> list[tuple[slice, float]]:
+    return list(zip(spec.slices().values(), bounds.tolist(), strict=True))
+
+
+def next_clip(
+    plan: Plan, bounds: Float32, before: AdapterState, after: AdapterState, next_round: int
+) -> Float32:
+    """Where all coordinates travel and the adapter moves by the mean alone."""
+    mean = after.values.astype(np.float64)
+    if plan.adapter.exchange == "delta":
+        mean = mean - before.values.astype(np.float64)
+    return encode_integers.next_clip(plan, bounds, before, after, ALL, mean, next_round)
 
 
 def clip(*bounds: float) -> Float32:
@@ -76,7 +95,9 @@ def encoded(
     seed: int = 1,
     spec: AdapterSpec = SPEC,
 ) -> EncodedIntegers:
-    return encode_update(pruned(values, spec), spec, bounds, weight, loss, parameters, seed)
+    array = np.broadcast_to(np.asarray(values, dtype=np.float32), spec.num_values).copy()
+    layout = update_layout(spec, parameters)
+    return encode_update(array, layout, parts_of(bounds, spec), weight, loss, parameters, seed)
 
 
 def state(values: Any) -> AdapterState:
@@ -193,6 +214,19 @@ def test_clips_of_parameters_hold_the_parameters(make_plan: MakePlan) -> None:
         found = next_clip(plan, bounds, before, after, number)
         np.testing.assert_allclose(found, 4.0 + 2 * rate, rtol=1e-6)
     assert next_clip(plan, clip(1.0, 8.0), before, after, 2).tolist()[0] == 2.0
+
+
+def test_a_clip_follows_the_mean_over_what_travelled(make_plan: MakePlan) -> None:
+    """By its places in the selection, whatever the optimiser made of it; a tensor that did not
+    travel keeps its clip."""
+    before = state(normal(1))
+    some = Selection(np.array([3, 39, 40, 51], dtype=np.int64), SPEC)
+    mean = np.array([0.25, -0.75, 0.5, -0.125])
+    after = state(before.values + np.float32(7))
+    bounds, found = clip(4.0, 4.0), encode_integers.next_clip
+    assert found(make_plan(), bounds, before, after, some, mean, 2).tolist() == [1.5, 1.0]
+    first = Selection(np.array([3, 39], dtype=np.int64), SPEC)
+    assert found(make_plan(), bounds, before, after, first, mean[:2], 2).tolist() == [1.5, 4.0]
 
 
 def test_every_site_finds_the_same_clips(make_plan: MakePlan) -> None:
@@ -491,7 +525,9 @@ def test_the_decoded_sum_is_the_weighted_mean(
         for n, (update, weight, loss) in enumerate(zip(updates, weights, losses, strict=True))
     ]
     values, reserved = summed(parts)
-    opened = decode_sum(values, reserved, parts[0].layout, 3, SPEC, bounds, parameters)
+    opened = decode_sum(
+        values, reserved, parts[0].layout, 3, parts_of(bounds), parameters.max_digit
+    )
     mean = np.sum([w * u.astype(np.float64) for w, u in zip(weights, updates, strict=True)], axis=0)
     left = np.sum([w * p.residual for w, p in zip(weights, parts, strict=True)], axis=0)
     np.testing.assert_allclose(opened.values + left, mean, atol=1e-6)
@@ -500,9 +536,8 @@ def test_the_decoded_sum_is_the_weighted_mean(
     expected = sum(w * loss for w, loss in zip(weights, losses, strict=True))
     assert abs(opened.reserved[LOSS] - expected) <= 3 * LOSS_STEP
     # The next adapter is the mean over those who were in it.
-    start = state(normal(9))
-    taken = apply_sum(start, opened, "delta", 0.25)
-    np.testing.assert_allclose(taken.values, start.values + opened.values, atol=2e-6)
+    taken = mean_of(opened, 0.25)
+    np.testing.assert_allclose(taken, opened.values, atol=2e-6)
 
 
 def test_a_mean_over_some_is_renormalised() -> None:
@@ -514,11 +549,12 @@ def test_a_mean_over_some_is_renormalised() -> None:
         for update, weight in zip(updates, weights, strict=True)
     ]
     values, reserved = summed(parts)
-    opened = decode_sum(values, reserved, parts[0].layout, 2, SPEC, clip(1.0, 1.0), WIDE)
-    found = apply_sum(state(0.0), opened, "delta", 0.5)
-    np.testing.assert_allclose(found.values, (0.25 - 0.075) / 0.8, atol=1e-4)
+    opened = decode_sum(
+        values, reserved, parts[0].layout, 2, parts_of(clip(1.0, 1.0)), WIDE.max_digit
+    )
+    np.testing.assert_allclose(mean_of(opened, 0.5), (0.25 - 0.075) / 0.8, atol=1e-4)
     with pytest.raises(CryptoError) as caught:
-        apply_sum(state(0.0), opened, "delta", 0.9)
+        mean_of(opened, 0.9)
     assert caught.value.code == "weight"
 
 
@@ -549,14 +585,16 @@ def test_large_sums_are_exact() -> None:
     layout = update_layout(SPEC, parameters)
     top = np.full(SPEC.num_values, parameters.max_digit, dtype=np.int64)
     reserved = (64, 64 * (2**31 - 1), 64 * (2**31 - 1))
-    opened = decode_sum(top, reserved, layout, 64, SPEC, clip(1.0, 0.25), parameters)
+    opened = decode_sum(
+        top, reserved, layout, 64, parts_of(clip(1.0, 0.25)), parameters.max_digit
+    )
     assert set(opened.values[:40].tolist()) == {1.0}
     assert set(opened.values[40:].tolist()) == {0.25}
     assert opened.reserved[WEIGHT] == 64 * (2**31 - 1) * WEIGHT_STEP
 
 
 def test_names_are_those_that_the_model_reads() -> None:
-    """`encode.apply_sum` divides by the weight under its own name."""
+    """`encode.mean_of` divides by the weight under its own name."""
     from fedshield import encode
 
     assert encode_integers.WEIGHT == encode.WEIGHT

@@ -12,9 +12,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fedshield import prune as pruning
 from fedshield.plan import Plan
-from fedshield.prune import magnitude_mask, prune, ramp_rounds, rate_at
-from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, Float32, TensorSpec
+from fedshield.prune import magnitude_mask, ramp_rounds, rate_at, select
+from fedshield.types import (
+    AdapterSpec,
+    AdapterState,
+    AdapterUpdate,
+    Float32,
+    PrunedUpdate,
+    TensorSpec,
+)
 
 MakePlan = Callable[..., Plan]
 
@@ -33,6 +41,14 @@ some_values = npst.arrays(
     | st.floats(-(2.0**100), 2.0**100, width=32),
 )
 rates = st.floats(0, 1, exclude_max=True)
+
+
+def prune(
+    update: AdapterUpdate, plan: Plan, round_number: int, carried: Float32 | None = None
+) -> PrunedUpdate:
+    """Under the selection of the round, before any update was opened."""
+    selection = select(plan, SPEC, None, round_number)
+    return pruning.prune(update, plan, round_number, selection, carried)
 
 
 # -- the schedule --------------------------------------------------------------------------
@@ -147,7 +163,7 @@ def test_large_tensors_are_pruned_to_the_last_coordinate() -> None:
 def test_what_is_sent_is_the_pruned_parameters_or_the_pruned_difference(
     make_plan: MakePlan, start: Float32, trained: Float32, exchange: str
 ) -> None:
-    plan = make_plan({"adapter.exchange": exchange})
+    plan = make_plan({"adapter.exchange": exchange, "pruning.mask": "local"})
     update = AdapterUpdate(trained.copy(), AdapterState(start.copy(), SPEC), 5)
     sent = prune(update, plan, 4)
     full = trained if exchange == "parameters" else trained - start
@@ -163,6 +179,7 @@ def test_what_is_sent_is_the_pruned_parameters_or_the_pruned_difference(
 @given(start=some_values, trained=some_values, carried=some_values)
 @pytest.mark.parametrize("exchange", ["parameters", "delta"])
 @pytest.mark.parametrize("feedback", [True, False])
+@pytest.mark.parametrize("mask", ["shared", "local"])
 def test_only_a_pruned_difference_is_kept_back(
     make_plan: MakePlan,
     start: Float32,
@@ -170,28 +187,38 @@ def test_only_a_pruned_difference_is_kept_back(
     carried: Float32,
     exchange: str,
     feedback: bool,
+    mask: str,
 ) -> None:
     """What earlier rounds left out is added before pruning. A pruned difference waits for the
     next round; pruned parameters are zeros, as in the paper."""
-    plan = make_plan({"adapter.exchange": exchange, "encoding.error_feedback": feedback})
+    plan = make_plan(
+        {
+            "adapter.exchange": exchange,
+            "encoding.error_feedback": feedback,
+            "pruning.mask": mask,
+        }
+    )
+    alike = np.zeros(SPEC.num_values, np.bool_)
+    alike[select(plan, SPEC, None, 4).indices] = True
     update = AdapterUpdate(trained.copy(), AdapterState(start.copy(), SPEC), 5)
     for more in (None, carried):
         sent = prune(update, plan, 4, more)
         full = trained if exchange == "parameters" else trained - start
         full = full if more is None else full + more
-        expected = magnitude_mask(full, SPEC, 0.5)
-        assert (sent.mask.kept == expected.kept).all()
-        assert (sent.values[expected.kept] == full[expected.kept]).all()
-        assert (sent.values[~expected.kept] == 0).all()
+        kept = alike if mask == "shared" else magnitude_mask(full, SPEC, 0.5).kept
+        assert (sent.mask.kept == kept).all()
+        assert (sent.values[kept] == full[kept]).all()
+        assert (sent.values[~kept] == 0).all()
         if exchange == "delta" and feedback:
             assert (sent.values + sent.left_out == full).all()  # nothing is lost
-            assert (sent.left_out[expected.kept] == 0).all()
+            assert (sent.left_out[kept] == 0).all()
         else:
             assert not sent.left_out.any()
 
 
-def test_the_round_decides_the_rate(make_plan: MakePlan) -> None:
-    plan = make_plan({"rounds": 10})
+@pytest.mark.parametrize("mask", ["shared", "local"])
+def test_the_round_decides_the_rate(make_plan: MakePlan, mask: str) -> None:
+    plan = make_plan({"rounds": 10, "pruning.mask": mask})
     update = AdapterUpdate(
         np.ones(SPEC.num_values, np.float32),
         AdapterState(np.zeros(SPEC.num_values, np.float32), SPEC),
@@ -201,4 +228,5 @@ def test_the_round_decides_the_rate(make_plan: MakePlan) -> None:
         sent = prune(update, plan, number)
         assert sent.mask.rate == rate_at(plan, number)
         assert np.count_nonzero(sent.values == 0) == sent.mask.num_pruned
+        assert pruning.num_pruned(plan, sent, SPEC, number) == sent.mask.num_pruned
     assert prune(update, plan, 1).mask.num_pruned == 0

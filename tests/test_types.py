@@ -22,6 +22,7 @@ from fedshield.types import (
     Mask,
     OpenedSum,
     PrunedUpdate,
+    Selection,
     SiteMemory,
     TensorSpec,
 )
@@ -111,15 +112,39 @@ def test_digits_are_read_only_and_of_the_layouts_length() -> None:
 
 def test_what_a_site_carries_is_read_only_float32() -> None:
     residual, clip = zeros(), np.ones(2, np.float32)
-    memory = SiteMemory(residual, clip)
-    for target in (residual, clip, memory.residual, memory.clip):
+    own = np.ones(3, np.float32)
+    memory = SiteMemory(residual, {"clip": clip}, {"control": own})
+    for target in (residual, clip, own, memory.residual, memory.clip, memory.own["control"]):
         with pytest.raises(ValueError, match="read-only"):
             target[0] = 1
     for wrong in (np.zeros(14), np.zeros((14, 1), np.float32)):
         with pytest.raises(ValueError, match="residual: expected float32"):
-            SiteMemory(wrong, np.ones(2, np.float32))
+            SiteMemory(wrong, {"clip": np.ones(2, np.float32)})
         with pytest.raises(ValueError, match="clip: expected float32"):
-            SiteMemory(zeros(), wrong)
+            SiteMemory(zeros(), {"clip": wrong})
+        with pytest.raises(ValueError, match="control: expected float32"):
+            SiteMemory(zeros(), {"clip": np.ones(2, np.float32)}, {"control": wrong})
+
+
+def test_what_sites_share_is_in_one_digest_and_their_own_is_not() -> None:
+    def digest(own: Any = None, residual: Any = None, **shared: Any) -> bytes:
+        given = {name: np.array(vector, np.float32) for name, vector in shared.items()}
+        return SiteMemory(zeros() if residual is None else residual, given, own or {}).shared_sha256()
+
+    first = digest(clip=[1, 2], score=[3])
+    assert digest({"control": np.ones(2, np.float32)}, clip=[1, 2], score=[3]) == first
+    assert digest(None, np.ones(14, np.float32), clip=[1, 2], score=[3]) == first
+    assert digest(score=[3], clip=[1, 2]) == first  # in whatever order
+    others = [
+        digest(clip=[1, 2]),
+        digest(clip=[1, 2], momentum=[3]),
+        digest(clip=[1, 2, 3], score=[]),
+        digest(clip=[1], score=[2, 3]),
+        digest(clip=[2, 1], score=[3]),
+        digest(clip=[1, np.nextafter(np.float32(2), np.float32(3))], score=[3]),
+        digest(clip=[1, 2], score=[3], second=[0]),
+    ]
+    assert len({first, *others}) == 1 + len(others)
 
 
 def test_no_field_can_be_set() -> None:
@@ -129,7 +154,8 @@ def test_no_field_can_be_set() -> None:
         LAYOUT,
         EncryptedUpdate("plain", b"", b"", b"", (b"ab", b"c")),
         EncryptedSum("plain", b"", b"", b"", {}, ()),
-        SiteMemory(zeros(), np.ones(2, np.float32)),
+        Selection(np.arange(3), SPEC),
+        SiteMemory(zeros(), {"clip": np.ones(2, np.float32)}),
         *(build(np.ones(length, dtype)) for build, _, dtype, length in WITH_ARRAYS),
     ]
     for value in values:
@@ -209,6 +235,6 @@ def test_every_field_of_a_layout_is_in_its_digest() -> None:
 def test_large_arrays_stay_out_of_repr() -> None:
     pruned = PrunedUpdate(zeros(), mask(), "delta", zeros())
     integers = EncodedIntegers(digits(), (1,), LAYOUT, 0, zeros())
-    for value in (state(), pruned, integers, SiteMemory(zeros(), zeros())):
+    for value in (state(), pruned, integers, SiteMemory(zeros(), {"clip": zeros()})):
         assert "array" not in repr(value)
     assert "secret" not in repr(EncryptedUpdate("ckks", b"", b"", b"", (b"secret",)))

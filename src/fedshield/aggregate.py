@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedshield.errors import CryptoError
 from fedshield.plan import Plan
 from fedshield.types import AdapterState, Float32, Float64, Selection
 
@@ -30,13 +31,14 @@ def step(
 
     `mean`: float64, (selection.size,), the weighted mean of what was sent: parameters, which
     replace those that travelled, or differences, which the optimiser takes as its direction.
-    Coordinates that did not travel keep their value and their moments.
+    Coordinates that did not travel keep their value and their moments. Raises `CryptoError`
+    ('weight') if the step leaves float32.
     """
     values = state.values.astype(np.float64)
     places = selection.indices
     if plan.adapter.exchange == "parameters":
         values[places] = mean
-        return AdapterState(values.astype(np.float32), state.spec), {}
+        return AdapterState(_narrow(values), state.spec), {}
     rules = plan.aggregation
     direction, moments = mean, {}
     if rules.optimizer != "fedavg":
@@ -45,17 +47,17 @@ def step(
         moved = rules.momentum * first[places].astype(np.float64) + gain * mean
         if rules.optimizer == "fedadagrad":
             moved = mean  # without momentum, as in the paper
-        first[places] = moved
+        first[places] = _narrow(moved)
         moments[MOMENTUM] = first
         direction = moved
         if rules.optimizer != "fedavgm":
             second = _vector(shared, SECOND, values.size)
             new = _second_moment(rules.optimizer, second[places].astype(np.float64), mean, plan)
-            second[places] = new
+            second[places] = _narrow(new)
             moments[SECOND] = second
             direction = moved / (np.sqrt(new) + rules.epsilon)
     values[places] += rules.learning_rate * direction
-    return AdapterState(values.astype(np.float32), state.spec), moments
+    return AdapterState(_narrow(values), state.spec), moments
 
 
 def _second_moment(optimizer: str, old: Float64, mean: Float64, plan: Plan) -> Float64:
@@ -66,6 +68,14 @@ def _second_moment(optimizer: str, old: Float64, mean: Float64, plan: Plan) -> F
     if optimizer == "fedyogi":
         return old - (1.0 - beta) * square * np.sign(old - square)
     return beta * old + (1.0 - beta) * square
+
+
+def _narrow(values: Float64) -> Float32:
+    if not np.abs(values).max(initial=0) <= np.finfo(np.float32).max:
+        raise CryptoError(
+            "sum: expected a step that float32 holds, got NaN or larger values", "weight"
+        )
+    return values.astype(np.float32)
 
 
 def _vector(shared: Mapping[str, Float32], name: str, size: int) -> Float32:
