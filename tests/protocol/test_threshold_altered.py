@@ -13,7 +13,8 @@ from fedshield.crypto import shamir
 from fedshield.crypto.keys import RunKey
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.protocol import envelope, messages
-from fedshield.protocol.summation import ANSWER
+from fedshield.protocol.session import upload_digest
+from fedshield.protocol.summation import ANSWER, SHARE
 
 VICTIM, COLLUDER = "clinic", "surgery"
 FOUR = ("bank", "clinic", "hospital", "lab")
@@ -227,6 +228,26 @@ def test_a_dealer_with_two_uploads(five: Hand) -> None:
     answers = five.answers(votes, *names)
     with nothing_installed(ours):
         assert all(answer["boxes"] == {} for answer in answers.values())
+
+
+def test_boxes_that_a_dealer_did_not_sign_for(federation: Any) -> None:
+    """A colluder seals well what it did not sign for, or signs for what is sealed about another
+    upload of its own: both are complained of."""
+    ours = started(federation, 5)
+    hand = Hand(ours).prepare().work().collect()
+    dealer = ours.participants[COLLUDER]._sum
+    own = messages.Upload.from_body(body_of(hand.uploads[COLLUDER]))
+    share, about = bytes(shamir.SHARE_BYTES), upload_digest(own)
+    second = dealer._seal(share, "bank", dealer._peers["bank"], SHARE, about)
+    shares = hand.shares_for("bank") | {COLLUDER: second}
+    held = hand.send("bank", messages.Hold(hand.uploads, shares))
+    assert held["complaints"] == {COLLUDER: b"share"}
+    other = messages.Upload(own.key_id, own.layout_tag, (bytes(32),), own.share_digests)
+    uploads = hand.uploads | {COLLUDER: hand.signed_by(COLLUDER, other)}
+    held = hand.send("lab", messages.Hold(uploads, hand.shares_for("lab")))
+    assert held["complaints"] == {COLLUDER: b"share"}
+    held = hand.send(VICTIM, messages.Hold(hand.uploads, hand.shares_for(VICTIM)))
+    assert held["complaints"] == {}
 
 
 @pytest.mark.parametrize("command", ["hold", "announce"])
