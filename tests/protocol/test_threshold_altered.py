@@ -3,6 +3,7 @@ is refused with its code, by whom it was meant for, and nothing is installed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,21 @@ ALTERED = {
 def test_a_sum_that_was_altered(four: Hand, way: str) -> None:
     """All sites vote for it, since nobody can see it, and answer; nobody installs it."""
     rejected(four, altered(four, way), ALTERED[way])
+
+
+def test_a_colluder_that_does_not_count_itself(federation: Any) -> None:
+    """Each contributor brings a one; the number of them is the one that was voted for."""
+    ours = started(federation)
+    model = ours.participants["lab"]._model
+    contribution = model.contribution
+
+    def uncounted(*args: Any) -> Any:
+        right = contribution(*args)
+        return replace(right, reserved=(0, *right.reserved[1:]))
+
+    model.contribution = uncounted
+    hand = Hand(ours).ready()
+    rejected(hand, hand.aggregate(FOUR), "weight", "expected 4 contributors, got 3")
 
 
 def test_a_sum_of_another_round(federation: Any) -> None:
