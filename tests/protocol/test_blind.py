@@ -1,4 +1,4 @@
-"""The coordinator is blind under ckks: what it sees, holds and has in memory opens nothing.
+"""The coordinator is blind: what it sees, holds and has in memory opens nothing.
 
 Three views, each with a control that shows that the search would have found something:
 every byte that crossed, every object that can be reached from the `Coordinator`, and the whole
@@ -8,6 +8,7 @@ writable memory of a coordinator that runs in a process of its own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,23 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from fedshield.crypto import framing
+from fedshield.crypto import framing, shamir
 from fedshield.crypto.adders import CkksAdder
 from fedshield.crypto.ckks import CkksScheme
 from fedshield.crypto.keys import RunKey, SigningKey
+from fedshield.crypto.rlwe import scheme as rlwe
+from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.scheme import CKKS
 from fedshield.crypto.seal import unseal
 from fedshield.errors import CryptoError
-from fedshield.protocol import codec
+from fedshield.protocol import codec, messages, summation
+from fedshield.protocol.ciphers import OneTimeKeys, Sealed
 from fedshield.protocol.run_keys import PURPOSE, RunKeys
+from fedshield.protocol.session import aggregate_digest, contributors_digest, upload_digest
 
 HEAD = 128  # the serialised contexts begin alike: parameters
 WINDOW = 64
+ROUNDS = 2
 
 
 def windows(secret: bytes) -> Iterator[bytes]:
@@ -54,29 +61,75 @@ def value_windows(values: np.ndarray[Any, Any]) -> Iterator[bytes]:
             yield raw[start : start + 8].tobytes()
 
 
+def integer_windows(values: np.ndarray[Any, Any]) -> Iterator[bytes]:
+    """The same of integers: 32 bytes and more at a time, in every width that holds them."""
+    for size in (1, 2, 4, 8):
+        if np.abs(values).max(initial=0) >= 2 ** (8 * size - 1):
+            continue
+        for order in "<>" if size > 1 else "|":
+            raw, count = values.astype(f"{order}i{size}"), max(8, 32 // size)
+            for start in range(0, raw.size - count + 1, count):
+                piece = raw[start : start + count].tobytes()
+                if len(set(piece)) > 4:
+                    yield piece
+
+
+#: Weights of four neighbouring words in a number that stands for all of them: a needle may begin
+#: with a word that memory is full of.
+ODD = np.array(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64
+)
+SHIFT = np.uint64(44)
+PIECE = 1 << 22
+
+
+def mixed(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    count = words.size - 3
+    total = words[:count] * ODD[0]
+    for place in (1, 2, 3):
+        total += words[place : place + count] * ODD[place]
+    return total
+
+
+class Index:
+    """`needles` (32 bytes or longer each), to be looked for."""
+
+    def __init__(self, needles: Iterable[bytes]) -> None:
+        unique = list(set(needles))
+        assert min(map(len, unique)) >= 32
+        full = [needle for needle in unique if len(set(needle)) <= 4]
+        assert not full, "a needle that memory is full of anyway"
+        self.longest = max(map(len, unique))
+        heads = np.frombuffer(b"".join(needle[:32] for needle in unique), dtype="<u8")
+        starts = (heads.reshape(-1, 4) * ODD).sum(axis=1, dtype=np.uint64)
+        self.by_start: dict[int, list[bytes]] = {}
+        for start, needle in zip(starts.tolist(), unique, strict=True):
+            self.by_start.setdefault(start, []).append(needle)
+        self.starts = np.unique(starts)
+        self.likely = np.zeros(1 << 20, dtype=np.bool_)
+        self.likely[self.starts >> SHIFT] = True
+
+    def found_in(self, haystack: bytes) -> set[bytes]:
+        """Which of them occur, at whatever place."""
+        found = set()
+        for begin in range(0, len(haystack), PIECE):
+            piece = haystack[begin : begin + PIECE + self.longest]
+            for offset in range(8):
+                count = (len(piece) - offset) // 8
+                if count < 4:
+                    continue
+                sums = mixed(np.frombuffer(piece, dtype="<u8", count=count, offset=offset))
+                (places,) = np.nonzero(self.likely[sums >> SHIFT])
+                places = places[np.isin(sums[places], self.starts)]
+                for place in places.tolist():
+                    for needle in self.by_start[int(sums[place])]:
+                        if piece.startswith(needle, offset + 8 * place):
+                            found.add(needle)
+        return found
+
+
 def found_in(haystack: bytes, needles: Iterable[bytes]) -> set[bytes]:
-    """Which of `needles` (32 bytes or longer) occur in `haystack`, at whatever place."""
-    by_start: dict[int, list[bytes]] = {}
-    for needle in needles:
-        assert len(needle) >= 32
-        assert len(set(needle)) > 4, "a needle that memory is full of anyway"
-        by_start.setdefault(struct.unpack_from("<Q", needle)[0], []).append(needle)
-    starts = np.array(sorted(by_start), dtype=np.uint64)
-    odd, shift_by = np.uint64(0x9E3779B97F4A7C15), np.uint64(48)
-    likely = np.zeros(1 << 16, dtype=np.bool_)
-    likely[(starts * odd) >> shift_by] = True
-    found = set()
-    for offset in range(8):
-        count = (len(haystack) - offset) // 8
-        words = np.frombuffer(haystack, dtype="<u8", count=count, offset=offset)
-        (places,) = np.nonzero(likely[(words * odd) >> shift_by])
-        places = places[np.isin(words[places], starts)]
-        for place in places.tolist():
-            at = offset + 8 * place
-            for needle in by_start[int(words[place])]:
-                if haystack.startswith(needle, at):
-                    found.add(needle)
-    return found
+    return Index(needles).found_in(haystack)
 
 
 def raw_secret_key(context: Any) -> bytes:
@@ -86,36 +139,83 @@ def raw_secret_key(context: Any) -> bytes:
     return struct.pack(f"<{len(words)}Q", *words)
 
 
-def watch_slots(federation: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Fills with every site's slots of every round, as they go into encryption."""
-    slots: dict[str, np.ndarray[Any, Any]] = {}
+class Watched:
+    """Fills with what the sites make in the sums of a run and tell nobody: name -> needles."""
 
-    def watched(name: str, real: Any) -> Any:
-        def train_and_encode(scheme: Any) -> Any:
-            encoded = real(scheme)
-            round_number = len(federation.works[name].trained_rounds)
-            slots[f"{name}'s slots, round {round_number}"] = encoded.slots
+    def __init__(self, federation: Any, patch: pytest.MonkeyPatch) -> None:
+        self.named: dict[str, list[bytes]] = {}
+        self.federation = federation
+        for name, one in federation.participants.items():
+            one._model.contribution = self._contribution(name, one._model.contribution)
+
+        def keep(what: str, values: Any) -> None:
+            self.named.setdefault(what, []).extend(integer_windows(values))
+
+        class Ephemeral(RunKey):
+            def __init__(ephemeral) -> None:
+                super().__init__()
+                raw = ephemeral.private.private_bytes_raw()
+                self.named.setdefault("the ephemeral keys", []).append(raw)
+
+        def one_time_key(*arguments: Any) -> Any:
+            key = make(*arguments)
+            self.named.setdefault("the one-time seeds", []).append(key.seed)
+            return key
+
+        def share(secret: Any, threshold: int, holders: int, seed: bytes) -> Any:
+            shares = deal(secret, threshold, holders, seed)
+            self.named.setdefault("the share seeds", []).append(seed)
+            keep("the one-time keys", secret)
+            for one in shares:
+                keep("the shares", one)
+            return shares
+
+        def add_shares(shares: Any) -> Any:
+            found = add(shares)
+            keep("the answers", found)
+            return found
+
+        def reconstruct(*arguments: Any) -> Any:
+            found = combine(*arguments)
+            keep("the sums of keys", found)
+            return found
+
+        make, deal, add = rlwe.one_time_key, shamir.share, shamir.add_shares
+        combine = shamir.reconstruct
+        patch.setattr(summation, "RunKey", Ephemeral)
+        patch.setattr(rlwe, "one_time_key", one_time_key)
+        patch.setattr(shamir, "share", share)
+        patch.setattr(shamir, "add_shares", add_shares)
+        patch.setattr(shamir, "reconstruct", reconstruct)
+
+    def _contribution(self, name: str, real: Any) -> Any:
+        def contribution(round_number: int, cipher: Any, weight: float) -> Any:
+            encoded = real(round_number, cipher, weight)
+            what = f"{name}'s numbers, round {round_number}"
+            if self.federation.plan.scheme.name == "rlwe":
+                self.named[what] = list(integer_windows(encoded.digits))
+                residual = np.array(encoded.residual)
+                self.named[f"{name}'s residual, round {round_number}"] = list(
+                    value_windows(residual)
+                )
+            else:
+                self.named[what] = list(value_windows(encoded.slots))
             return encoded
 
-        return train_and_encode
-
-    for name, one in federation.participants.items():
-        one._train_and_encode = watched(name, one._train_and_encode)
-    return slots
+        return contribution
 
 
 class Secrets:
     """What the sites of a federation know and nobody else may, as needles by name."""
 
-    def __init__(
-        self, federation: Any, slots: dict[str, np.ndarray[Any, Any]], first: Any, rounds: int
-    ) -> None:
-        self.named: dict[str, list[bytes]] = {}
+    def __init__(self, federation: Any, watched: Watched, first: Any) -> None:
+        self.named: dict[str, list[bytes]] = dict(watched.named)
         for name, one in federation.participants.items():
             run_key = one._run_key.private.private_bytes_raw()
             signing = federation.keys[name]._private.private_bytes_raw()
             self.named[f"{name}'s run key"] = [run_key]
             self.named[f"{name}'s signing key"] = [signing]
+            self.named[f"{name}'s own secret"] = [one._secret]
         keys = federation.participants["bank"]._keys
         self.named["the group key"] = [keys.group_key]
         if isinstance(keys.scheme, CkksScheme):
@@ -123,32 +223,55 @@ class Secrets:
             self.named["the secret context"] = list(windows(middle))
             raw = raw_secret_key(keys.scheme._context)
             self.named["the secret polynomial"] = list(windows(raw))
-        assert len(slots) == rounds * len(federation.names)
-        values = {**slots, "the first adapter": first.values}
-        for number in range(1, rounds + 1):
+        numbers = [name for name in watched.named if "numbers" in name]
+        assert len(numbers) == ROUNDS * len(federation.names)
+        values = {"the first adapter": first.values}
+        for number in range(1, ROUNDS + 1):
             for name in federation.names:
                 trained = federation.trained(name, first, number)
                 values[f"{name}'s adapter, round {number}"] = trained
+                values[f"{name}'s difference, round {number}"] = trained - first.values
             first = federation.stores["bank"].saved[number]
             values[f"the adapter after round {number}"] = first.values
         for name, array in values.items():
             self.named[name] = list(value_windows(array))
 
+    @cached_property
+    def index(self) -> Index:
+        return Index(one for needles in self.named.values() for one in needles)
+
     def found_in(self, haystack: bytes) -> list[str]:
-        hits = found_in(haystack, [one for needles in self.named.values() for one in needles])
+        hits = self.index.found_in(haystack)
         return sorted(name for name, needles in self.named.items() if hits & set(needles))
 
 
-def run_and_collect(federation: Any, rounds: int = 2) -> Secrets:
-    slots, first = watch_slots(federation), federation.state()
-    federation.run(rounds)
-    return Secrets(federation, slots, first, rounds)
+def run_and_collect(federation: Any, patch: pytest.MonkeyPatch) -> Secrets:
+    watched, first = Watched(federation, patch), federation.state()
+    federation.run(ROUNDS)
+    return Secrets(federation, watched, first)
+
+
+BLIND = {"ckks": {}, "rlwe": {}, "rlwe to the server": {"open_to": "server"}}
+
+
+@pytest.fixture(params=BLIND)
+def blind(
+    federation: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Secrets]:
+    scheme, rules = request.param.split()[0], BLIND[request.param]
+    ours = federation(scheme, weights="private", rules=rules)
+    return ours, run_and_collect(ours, monkeypatch)
 
 
 @pytest.fixture
-def blind(federation: Any) -> tuple[Any, Secrets]:
+def blind_ckks(federation: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Secrets]:
     ours = federation("ckks", weights="private")
-    return ours, run_and_collect(ours)
+    return ours, run_and_collect(ours, monkeypatch)
+
+
+def known_to(federation: Any) -> list[str]:
+    """What a plan that opens to the server shows it: the shares of the *sum's* key."""
+    return ["the answers"] if federation.plan.scheme.open_to == "server" else []
 
 
 # -- what crosses ----------------------------------------------------------------------------
@@ -161,20 +284,38 @@ def traffic(federation: Any) -> bytes:
 def test_no_byte_that_crosses_is_a_sites_secret(blind: tuple[Any, Secrets]) -> None:
     federation, secrets = blind
     recorded = traffic(federation)
-    assert len(recorded) > 1_000_000
-    assert secrets.found_in(recorded) == []
+    one_time = {"the shares", "the one-time keys", "the one-time seeds", "the share seeds"}
+    if federation.plan.scheme.name == "rlwe":
+        assert one_time <= set(secrets.named)
+        assert {"the ephemeral keys", "the answers", "the sums of keys"} <= set(secrets.named)
+    assert len(recorded) > 500_000
+    assert secrets.found_in(recorded) == known_to(federation)
 
 
-def test_the_search_finds_the_values_that_plain_sends(federation: Any) -> None:
-    """Control: without encryption the same search finds every site's slots in every round."""
+def test_the_search_finds_the_values_that_plain_sends(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: without encryption the same search finds every site's numbers in every round."""
     ours = federation("plain", weights="private")
-    hits = run_and_collect(ours).found_in(traffic(ours))
-    assert [name for name in hits if "slots" in name] == sorted(
-        f"{name}'s slots, round {number}" for name in ours.names for number in (1, 2)
+    hits = run_and_collect(ours, monkeypatch).found_in(traffic(ours))
+    assert [name for name in hits if "numbers" in name] == sorted(
+        f"{name}'s numbers, round {number}" for name in ours.names for number in (1, 2)
     )
     assert not [name for name in hits if "key" in name]
 
 
+def test_the_search_finds_shares_that_are_not_sealed(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: where boxes are only framed, every share and every answer is found in them."""
+    ours = federation("rlwe", weights="private")
+    monkeypatch.setattr(summation, "seal", lambda content, *_, **__: bytes(32) + content)
+    monkeypatch.setattr(summation, "unseal", lambda box, *_, **__: box[32:])
+    hits = run_and_collect(ours, monkeypatch).found_in(traffic(ours))
+    assert hits == ["the answers", "the shares"]
+
+
+@pytest.mark.parametrize("blind", ["ckks", "rlwe"], indirect=True)
 def test_the_search_finds_needles_at_every_offset(blind: tuple[Any, Secrets]) -> None:
     """Control: one needle of each kind, in noise, at places that no word boundary helps with."""
     _, secrets = blind
@@ -234,12 +375,14 @@ def contexts_in(things: Iterable[object]) -> list[Any]:
 def test_nothing_that_the_coordinator_holds_is_secret(blind: tuple[Any, Secrets]) -> None:
     federation, secrets = blind
     things = reachable(federation.coordinator, stop=federation.wire)
-    assert any(isinstance(thing, CkksAdder) for thing in things)  # the walk gets there
+    adder = CkksAdder if federation.plan.scheme.name == "ckks" else RlweAdder
+    assert any(isinstance(thing, adder) for thing in things)  # the walk gets there
 
     contexts = contexts_in(things)
-    assert contexts
+    assert bool(contexts) == (adder is CkksAdder)
     assert not any(context.has_secret_key() for context in contexts)
     forbidden = (CkksScheme, RunKeys, RunKey, np.ndarray, X25519PrivateKey)
+    forbidden += (OneTimeKeys, Sealed, rlwe.OneTimeKey, summation.Summation, summation.Member)
     assert [thing for thing in things if isinstance(thing, forbidden)] == []
     signing = [thing for thing in things if isinstance(thing, SigningKey)]
     assert signing == [federation.server]
@@ -250,9 +393,9 @@ def test_nothing_that_the_coordinator_holds_is_secret(blind: tuple[Any, Secrets]
     assert secrets.found_in(b"|".join(held + texts)) == []
 
 
-def test_the_walk_finds_a_secret_context(blind: tuple[Any, Secrets]) -> None:
+def test_the_walk_finds_a_secret_context(blind_ckks: tuple[Any, Secrets]) -> None:
     """Control: hidden in an attribute, a closure and a list of a dict, it is found each time."""
-    federation, _ = blind
+    federation, _ = blind_ckks
     scheme = federation.participants["bank"]._keys.scheme
     coordinator = federation.coordinator
     hidden = {"attribute": scheme, "list": [{"k": (scheme,)}], "closure": lambda: scheme.key_id}
@@ -263,9 +406,11 @@ def test_the_walk_finds_a_secret_context(blind: tuple[Any, Secrets]) -> None:
         del coordinator.extra
 
 
-def test_no_context_of_the_coordinator_decrypts_a_ciphertext(blind: tuple[Any, Secrets]) -> None:
+def test_no_context_of_the_coordinator_decrypts_a_ciphertext(
+    blind_ckks: tuple[Any, Secrets],
+) -> None:
     """Its own context, and every context that can be read out of the bytes that it saw."""
-    federation, _ = blind
+    federation, _ = blind_ckks
     things = reachable(federation.coordinator, stop=federation.wire)
     contexts = [thing for thing in things if isinstance(thing, tenseal.Context)]
     for raw in parts(federation):
@@ -284,7 +429,7 @@ def test_no_context_of_the_coordinator_decrypts_a_ciphertext(blind: tuple[Any, S
     assert np.isfinite(scheme.open([blocks[-1]], 551)).all()
 
 
-# -- the key boxes ---------------------------------------------------------------------------
+# -- the boxes -------------------------------------------------------------------------------
 
 
 def parts(federation: Any) -> set[bytes]:
@@ -310,49 +455,88 @@ def parts(federation: Any) -> set[bytes]:
     }
 
 
+def opens_with(
+    box: bytes, candidates: Iterable[bytes], peers: Iterable[bytes], bound: dict[str, Any]
+) -> int:
+    """Try every candidate as an X25519 key, and as the box's own key; how many were tried. Every
+    public half is tried with each private one: the box's key is bound to both."""
+    tried = 0
+    for candidate in candidates:
+        with pytest.raises(InvalidTag):
+            ChaCha20Poly1305(candidate).decrypt(bytes(12), box[32:], bound.get("associated", b""))
+        key = RunKey()
+        key.private = X25519PrivateKey.from_private_bytes(candidate)
+        for own in {key.private.public_key().public_bytes_raw(), *peers}:
+            key.public = own
+            for peer in peers:
+                with pytest.raises(CryptoError):
+                    unseal(box, key, peer, **bound)
+                tried += 1
+    return tried
+
+
+def candidates(federation: Any) -> set[bytes]:
+    """Every 32 bytes that the coordinator saw or holds."""
+    saw = {part for part in parts(federation) if len(part) == 32}
+    return saw | {federation.server._private.private_bytes_raw(), federation.server.public}
+
+
 def test_the_key_boxes_open_with_nothing_that_the_coordinator_has(
     blind: tuple[Any, Secrets],
 ) -> None:
-    """Every 32 bytes that it saw or holds, taken as an X25519 key and as the box's own key."""
     federation, _ = blind
     offer = federation.opened(federation.wire.of("bank", "make-key")[0].reply)[3]
     assert set(offer["boxes"]) == {"clinic", "hospital"}
-    context = federation.participants["bank"]._binding.context
-    saw = {part for part in parts(federation) if len(part) == 32}
-    saw |= {federation.server._private.private_bytes_raw(), federation.server.public, bytes(32)}
+    saw = candidates(federation)
     peers = {name: one._run_key.public for name, one in federation.participants.items()}
     assert set(peers.values()) <= saw
-    tried = 0
     for receiver, sealed in offer["boxes"].items():
         box = federation.opened(sealed)[3]["box"]
-        for candidate in saw:
-            with pytest.raises(InvalidTag):
-                ChaCha20Poly1305(candidate).decrypt(bytes(12), box[32:], None)
-            key = RunKey()
-            key.private = X25519PrivateKey.from_private_bytes(candidate)
-            for own in {key.private.public_key().public_bytes_raw(), *peers.values()}:
-                key.public = own
-                for peer in peers.values():
-                    with pytest.raises(CryptoError):
-                        unseal(
-                            box,
-                            key,
-                            peer,
-                            purpose=PURPOSE,
-                            context=context,
-                            names=("bank", receiver),
-                        )
-                    tried += 1
+        context = federation.coordinator._session.context
+        bound = {"purpose": PURPOSE, "context": context, "names": ("bank", receiver)}
+        assert opens_with(box, saw, peers.values(), bound) > 250
         opened = unseal(  # control: the receiver's key opens it
-            box,
-            federation.participants[receiver]._run_key,
-            peers["bank"],
-            purpose=PURPOSE,
-            context=context,
-            names=("bank", receiver),
+            box, federation.participants[receiver]._run_key, peers["bank"], **bound
         )
         assert opened[:32] == federation.participants["bank"]._keys.group_key
-    assert tried > 500
+
+
+def test_the_share_boxes_open_with_nothing_that_the_coordinator_has(federation: Any) -> None:
+    """Shares and answers of a sum, with every key that crossed in it and before."""
+    ours = federation("rlwe")
+    ours.coordinator.start()
+    sums: dict[str, Any] = {}
+
+    def to_site(site: str, method: str, data: bytes) -> bytes:
+        sums[site] = ours.participants[site]._sum or sums.get(site)  # to see their keys later
+        return data
+
+    ours.wire.to_site = to_site
+    ours.coordinator.round(1)
+    saw = candidates(ours)
+    keys = {name: sums[name]._key for name in ours.names}
+    peers = {name: key.public for name, key in keys.items()}
+    assert set(peers.values()) <= saw
+    context = ours.binding.context
+    uploads = {
+        name: messages.Upload.from_body(ours.opened(ours.wire.of(name, "work")[0].reply)[3])
+        for name in ours.names
+    }
+    digests = tuple(ours.opened(ours.wire.of("bank", "announce")[0].command)[3]["block_digests"])
+    about = contributors_digest(uploads) + aggregate_digest(digests)
+    for method, purpose in (("fetch-shares", summation.SHARE), ("quorum", summation.ANSWER)):
+        boxes = ours.opened(ours.wire.of("bank", method)[0].reply)[3]["boxes"]
+        assert set(boxes) == {"clinic", "hospital"}
+        for receiver, box in boxes.items():
+            bound = {
+                "purpose": purpose,
+                "context": context,
+                "names": ("bank", receiver),
+                "associated": upload_digest(uploads["bank"]) if method != "quorum" else about,
+            }
+            assert opens_with(box, saw, peers.values(), bound) > 250
+            share = unseal(box, keys[receiver], peers["bank"], **bound)  # control
+            assert len(share) == shamir.SHARE_BYTES
 
 
 # -- its memory ------------------------------------------------------------------------------
@@ -385,6 +569,7 @@ from fedshield.protocol import codec
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.sites import Replies
+from fedshield.quorum import Rules
 
 def receive():
     (size,) = struct.unpack(">I", sys.stdin.buffer.read(4))
@@ -408,8 +593,8 @@ class Pipe:
 """
     + DUMP
     + """
-plan, sites, server, seed, rounds, path = receive()
-roster = Roster(sites, server, True)
+plan, sites, server, rules, seed, rounds, path = receive()
+roster = Roster(sites, server, Rules(*rules), True)
 key = Ed25519PrivateKey.from_private_bytes(seed)
 plan = parse_plan(json.loads(plan), base_dir=Path("."))
 coordinator = Coordinator(plan, roster, Pipe(), key.sign)
@@ -428,6 +613,19 @@ import sys, tenseal
     + DUMP
     + """
 context = tenseal.context_from(sys.stdin.buffer.read())
+dump(sys.argv[1])
+"""
+)
+
+ONE_TIME_SITE = (
+    """
+import sys
+from fedshield.crypto.rlwe.scheme import OneTimeKey
+"""
+    + DUMP
+    + """
+key = OneTimeKey(sys.stdin.buffer.read())
+secret = key.secret()
 dump(sys.argv[1])
 """
 )
@@ -456,6 +654,7 @@ def run_over_a_pipe(federation: Any, rounds: int, dump: Path) -> list[str]:
                     json.dumps(federation.plan.model_dump(mode="json")),
                     federation.roster.sites,
                     federation.roster.coordinator,
+                    list(dataclasses.astuple(federation.roster.rules)),
                     federation.server._private.private_bytes_raw(),
                     rounds,
                     str(dump),
@@ -473,20 +672,22 @@ def run_over_a_pipe(federation: Any, rounds: int, dump: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["ckks", "rlwe"])
 def test_the_memory_of_the_coordinators_process_holds_no_secret(
-    federation: Any, tmp_path: Path
+    federation: Any, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its writable memory after two rounds, in which it kept every message."""
-    ours = federation("ckks", weights="private")
-    slots, first = watch_slots(ours), ours.state()
-    modules = run_over_a_pipe(ours, 2, tmp_path / "dump")
-    secrets = Secrets(ours, slots, first, 2)
+    ours = federation(kind, weights="private")
+    watched, first = Watched(ours, monkeypatch), ours.state()
+    modules = run_over_a_pipe(ours, ROUNDS, tmp_path / "dump")
+    secrets = Secrets(ours, watched, first)
     memory = (tmp_path / "dump").read_bytes()
     assert secrets.found_in(memory) == []
 
     # what it should know is there, and so is every byte that crossed
     known = [ours.roster.public(name) for name in ours.names]
     blocks = [piece for block in ciphertexts(ours) for piece in windows(block[HEAD:])]
+    assert len(blocks) > 1000
     assert found_in(memory, known + blocks) == {*known, *blocks}
 
     assert not {
@@ -498,23 +699,46 @@ def test_the_memory_of_the_coordinators_process_holds_no_secret(
             "fedshield.crypto.ckks",
             "fedshield.crypto.keys",
             "fedshield.crypto.plain",
+            "fedshield.crypto.rlwe.sampling",
+            "fedshield.crypto.rlwe.scheme",
             "fedshield.crypto.seal",
+            "fedshield.crypto.shamir",
+            "fedshield.protocol.ciphers",
             "fedshield.protocol.participant",
             "fedshield.protocol.run_keys",
+            "fedshield.protocol.summation",
         )
     }
-    assert {"fedshield.protocol.coordinator", "fedshield.crypto.adders"} <= set(modules)
+    adders = "fedshield.crypto.adders" if kind == "ckks" else "fedshield.crypto.rlwe.adder"
+    assert {"fedshield.protocol.coordinator", adders} <= set(modules)
+
+
+def dumped(code: str, given: bytes, folder: Path) -> bytes:
+    """The memory of a process that runs `code` and is given `given`."""
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder / "dump")],
+        input=given,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return (folder / "dump").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
 def test_the_same_search_finds_the_key_in_a_sites_memory(tmp_path: Path) -> None:
     """Control: a process that does hold the secret context, and nothing else is known of it."""
     scheme = CkksScheme.generate("lean", 22)
-    subprocess.run(
-        [sys.executable, "-c", SITE, str(tmp_path / "dump")],
-        input=scheme.secret(),
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
     needles = set(windows(raw_secret_key(scheme._context)))
-    assert found_in((tmp_path / "dump").read_bytes(), needles) == needles
+    assert found_in(dumped(SITE, scheme.secret(), tmp_path), needles) == needles
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_the_same_search_finds_a_one_time_key_in_a_sites_memory(tmp_path: Path) -> None:
+    """Control: the same for rlwe, from the seed."""
+    seed = os.urandom(32)
+    secret = rlwe.OneTimeKey(seed).secret()
+    memory = dumped(ONE_TIME_SITE, seed, tmp_path)
+    as_it_lies = {secret[at : at + 8].astype("<i8").tobytes() for at in range(0, 4096, 8)}
+    found = found_in(memory, [seed, *(one for one in as_it_lies if len(set(one)) > 4)])
+    assert seed in found
+    assert len(found) > 500

@@ -32,6 +32,7 @@ from fedshield.crypto.adders import PlainAdder
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
+from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.scheme import CKKS, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.protocol import codec, envelope, messages, run_keys
@@ -44,11 +45,12 @@ from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import read_joins, read_round_keys, read_uploads, upload_digest
 from fedshield.protocol.sites import Replies
 from fedshield.protocol.summation import ANSWER, SHARE
+from fedshield.quantise import quantise
 
 CASES = int(os.environ.get("FEDSHIELD_FUZZ_CASES", "4000"))
 OURS = (ProtocolError, CryptoError, RoundFailed)
 #: Beyond what is made of honest input, which is below it as well, and of each byte that comes in.
-MEMORY_BYTES = 24 * 2**20
+MEMORY_BYTES = 8 * 2**20
 MEMORY_A_BYTE = 30
 LONGEST_S = 30.0
 
@@ -286,6 +288,20 @@ def fixed_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coordinator_module, "os", fixed)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> None:
+    """Compiling takes memory of its own, once."""
+    parameters = rlwe_parameters(3, 16, False)
+    layout = RlweLayout(parameters, 4, (1,))
+    digits = np.zeros(4, dtype=np.int16)
+    quantise(np.zeros(4, dtype=np.float32), 1.0, 1, 0, out=digits, residual=np.zeros(4, np.float32))
+    key = rlwe.OneTimeKey(bytes(32))
+    adder = RlweAdder(parameters)
+    (chunk,) = rlwe.encrypt(digits, (1,), key, bytes(32), layout, bytes(32))
+    summed = adder.result(adder.add(None, chunk))
+    rlwe.open_sum([summed], key.secret(), 1, bytes(32), layout, bytes(32))
+
+
 # -- parsers --------------------------------------------------------------------------------------
 
 
@@ -317,6 +333,11 @@ def test_counts_that_lie_take_no_memory() -> None:
                     with bounded(len(data)) as outcome:
                         codec.decode(data + more)
                     assert outcome.code in ("done", "malformed")
+    for head in (b"L\0\0\0\1", b"M\0\0\0\1S\0\0\0\0"):
+        data = head * 20_000
+        with bounded(len(data)) as outcome:
+            codec.decode(data)
+        assert outcome.code == "malformed"
     for item in (b"M\0\0\0\0", b"L\0\0\0\0", b"S\0\0\0\0", b"I" + bytes(7) + b"\x99"):
         data = b"L" + (20_000).to_bytes(4, "big") + item * 20_000
         with bounded(len(data)):
