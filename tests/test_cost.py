@@ -63,6 +63,13 @@ CASES: dict[str, dict[str, Any]] = {
     "equal": {"scheme": {"name": "plain", "weights": "equal"}},
     "one site": {"data": {"heldout_rows": 2, "sites": sites("alone")}},
     "one round": {"rounds": 1},
+    "local masks": {"pruning": {"mask": "local"}},
+    "global ranking": {"pruning": {"ranking": "global", "target_rate": 0.9}},
+    "alternate": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "alternate"}},
+    "share-a": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "share-a"}},
+    "core": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "core"}},
+    "scaffold": {"training": {"steps": 1, "batch_size": 2, "max_length": 96, "precision": "fp32",
+                              "optimizer": "sgd", "local_algorithm": "scaffold"}},
     "two blocks": {
         "adapter": {"rank": 1024, "alpha": 1, "dropout": 0.0, "targets": ["up_proj", "lm_head"]}
     },
@@ -101,6 +108,7 @@ def test_plain_bytes_are_predicted_exactly(tmp_path: Path, case: str) -> None:
     assert cost.plaintext_float32_upload_bytes == summary["plaintext_float32_upload_bytes"]
     assert cost.plan_sha256 == summary["plan_sha256"]
     assert cost.sites == len(summary["sites"])
+    assert 4 * sum(cost.exchanged_values) * cost.sites < summary["update_bytes"]  # and the weight
 
 
 @pytest.mark.parametrize("weights", ["private", "public", "equal"])
@@ -162,8 +170,18 @@ def test_the_json_holds_every_field_and_the_promised_ones(tmp_path: Path) -> Non
     found = json.loads(json.dumps(estimate(tiny_plan(tmp_path)).to_json(), allow_nan=False))
     assert set(found) == {item.name for item in fields(Cost)}
     assert found["trainable_values"] == 2 * (2 * 64 + 64 * 2 + 2 * 64 + 32 * 2)
-    assert found["upload_bytes_per_site_round"][0] > 4 * found["trainable_values"]
-    assert found["total_upload_bytes"] > found["plaintext_float32_upload_bytes"]
+    # The ramp of three rounds, from 0 to 3: floor of 0.3, 0.4 and 0.5 of each tensor stays.
+    sizes = (2 * 64, 64 * 2, 2 * 64, 32 * 2) * 2
+    rates = (0.3, 0.4, 0.5)
+    travelling = [sum(size - int(rate * size) for size in sizes) for rate in rates]
+    assert found["exchanged_values"] == travelling
+    ups = found["upload_bytes_per_site_round"]
+    for up, values in zip(ups, travelling, strict=True):
+        assert up > 4 * values
+    assert sorted(ups, reverse=True) == ups
+    whole = estimate(tiny_plan(tmp_path, pruning={"mask": "local"}))
+    assert whole.exchanged_values == [found["trainable_values"]] * 3
+    assert whole.total_upload_bytes > whole.plaintext_float32_upload_bytes
     assert found["peak_memory_bytes"] > 100_000_000
     assert found["estimated_s"] > 0
     assert (found["device"], found["precision"]) == ("cpu", "float32")
@@ -220,6 +238,7 @@ def test_the_embedded_model_is_costed_before_it_is_built(
 
 def test_a_misspelt_sample_is_refused_before_anything_is_loaded() -> None:
     raw = {"model": {"name": "tiny-llama"}, "data": {"sites": {
-        "a": {"source": "sample:medicla"}, "b": {"source": "sample:maths"}}}}  # fmt: skip
+        "a": {"source": "sample:medicla"}, "b": {"source": "sample:maths"}}},
+        "scheme": {"name": "plain"}}  # fmt: skip
     with pytest.raises(DataError, match="medical"):
         estimate(parse_plan(raw, base_dir=Path()))

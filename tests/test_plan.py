@@ -52,7 +52,7 @@ data:
 training: {steps: 8, learning_rate: 0.02, min_learning_rate: 0.002}
 scheme: {name: ckks, parameters: lean}
 """
-PINNED_SHA256 = "57979be86d14075d8e0886ecfce872d2a0a16549bdd96c5755f442b4a1255999"
+PINNED_SHA256 = "aef6ff77539fdbde4698533e90911557b83c03251e84d3a30ded848c91fab680"
 
 
 def parsed(raw: dict[str, Any]) -> Plan:
@@ -92,6 +92,9 @@ def test_the_defaults_of_method_are_the_papers() -> None:
     assert (training.learning_rate, training.min_learning_rate) == (5e-5, 1e-6)
     assert (training.lr_schedule, training.optimizer) == ("cosine", "adamw")
     assert (pruning.method, pruning.initial_rate, pruning.target_rate) == ("magnitude", 0.2, 0.5)
+    assert (pruning.mask, pruning.ranking, pruning.explore) == ("shared", "tensor", 0.1)
+    assert training.local_algorithm == "plain"
+    assert (plan.aggregation.optimizer, plan.aggregation.learning_rate) == ("fedavg", 1.0)
     assert prune.ramp_rounds(plan) == (40, 200)
     assert (plan.scheme.name, plan.scheme.weights) == ("rlwe", "private")
     assert (plan.scheme.server, plan.scheme.open_to) == ("malicious", "peers")
@@ -109,6 +112,8 @@ def test_the_paper_example_says_what_the_paper_has_and_the_defaults_have_not() -
     assert paper.training.model_copy(update={"gradient_checkpointing": False}) == default.training
     assert prune.ramp_rounds(paper) == prune.ramp_rounds(default)
     assert (paper.pruning.initial_rate, paper.pruning.target_rate) == (0.2, 0.5)
+    assert paper.pruning.mask == "local"
+    assert paper.aggregation == default.aggregation
     assert paper.scheme.parameter_set == "paper"
     assert paper.model.quantization == "8bit"
     assert len(paper.data.site_names()) == 3
@@ -134,6 +139,19 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
 def test_a_constant_learning_rate() -> None:
     plan = parsed({**BY_SITE, "training": {"lr_schedule": "constant", "learning_rate": 0.01}})
     assert {learning_rate(plan, number) for number in (1, 100, 200)} == {0.01}
+
+
+@pytest.mark.parametrize(
+    ("training", "exchange"),
+    [({"optimizer": "adamw"}, "delta"), ({"optimizer": "sgd"}, "parameters")],
+)
+def test_scaffold_needs_gradients_and_differences(training: dict[str, Any], exchange: str) -> None:
+    scaffold = {**BY_SITE, "training": {"local_algorithm": "scaffold", **training}}
+    said = refused({**scaffold, "adapter": {"exchange": exchange}})
+    assert said.startswith("training.local_algorithm: expected optimizer sgd and exchange delta")
+    assert "got scaffold" in said
+    good = {"local_algorithm": "scaffold", "optimizer": "sgd"}
+    assert parsed({**BY_SITE, "training": good}).training.local_algorithm == "scaffold"
 
 
 # -- the hash ------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def test_a_data_section_that_is_not_whole(tmp_path: Path, text: str, says: str) 
             "data: {sites: {a: {source: x, columns: {promt: q}}}}",
             "did you mean data.sites.a.columns.prompt?",
         ),
-        ("zzz: 1", "zzz: unknown key (value 1); expected one of adapter, data, encoding"),
+        ("zzz: 1", "zzz: unknown key (value 1); expected one of adapter, aggregation, data"),
         (
             "scheme: {zzz: 1}",
             "scheme.zzz: unknown key (value 1); expected one of max_colluding, min_cohort, name",

@@ -32,7 +32,21 @@ def state(seed: int) -> AdapterState:
 def memory(seed: int) -> SiteMemory:
     rng = np.random.default_rng(1000 + seed)
     residual = rng.standard_normal(6).astype(np.float32)
-    return SiteMemory(residual, rng.random(1).astype(np.float32))
+    shared = {"clip": rng.random(1), "score": rng.random(6)}
+    own = {"control": rng.standard_normal(6)}
+    return SiteMemory(
+        residual,
+        {name: vector.astype(np.float32) for name, vector in shared.items()},
+        {name: vector.astype(np.float32) for name, vector in own.items()},
+    )
+
+
+def assert_same(one: SiteMemory, other: SiteMemory) -> None:
+    assert one.residual.tobytes() == other.residual.tobytes()
+    assert one.shared_sha256() == other.shared_sha256()
+    assert one.own.keys() == other.own.keys()
+    for name, vector in one.own.items():
+        assert vector.tobytes() == other.own[name].tobytes()
 
 
 def left_in(folder: Path) -> list[str]:
@@ -290,8 +304,7 @@ def test_a_store_keeps_the_last_two_rounds(folder: RunFolder) -> None:
             loaded, carried = store.load(old, SPEC)
             assert loaded.values.tobytes() == state(old).values.tobytes()
             assert loaded.sha256() == state(old).sha256()
-            assert carried.residual.tobytes() == memory(old).residual.tobytes()
-            assert carried.clip.tobytes() == memory(old).clip.tobytes()
+            assert_same(carried, memory(old))
 
 
 def test_a_round_can_be_done_again(folder: RunFolder) -> None:
@@ -302,7 +315,7 @@ def test_a_round_can_be_done_again(folder: RunFolder) -> None:
     assert store.rounds() == [1, 2]
     loaded, carried = store.load(2, SPEC)
     assert loaded.sha256() == state(22).sha256()
-    assert carried.residual.tobytes() == memory(22).residual.tobytes()
+    assert_same(carried, memory(22))
 
 
 def test_an_exception_midway_keeps_the_rounds_before(
@@ -320,7 +333,7 @@ def test_an_exception_midway_keeps_the_rounds_before(
         assert len(left_in(store.path)) == 2
         loaded, carried = store.load(2, SPEC)
         assert loaded.sha256() == state(2).sha256()
-        assert carried.clip.tobytes() == memory(2).clip.tobytes()
+        assert_same(carried, memory(2))
 
 
 def test_other_files_beside_are_no_rounds(folder: RunFolder) -> None:
@@ -336,7 +349,10 @@ def damaged(store: SiteStore, how: str) -> None:
     path = store.path / "round-000001.safetensors"
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name).copy() for name in ("adapter", "residual", "clip")}
+        tensors = {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118
+    assert tensors.keys() == {
+        *("adapter", "residual", "shared.clip", "shared.score", "own.control"),
+    }
     if how in tensors:  # one bit of one value
         tensors[how].view(np.uint8)[-1] ^= 1
     elif how == "cut":
@@ -349,15 +365,19 @@ def damaged(store: SiteStore, how: str) -> None:
         metadata = {name: metadata[name] for name in metadata if name != how.split()[-1]} or None
     elif how.startswith("without"):
         del tensors[how.split()[-1]]
+    elif how.startswith("a foreign"):
+        tensors[how.split()[-1]] = np.zeros(6, np.float32)
     elif how == "longer":
         tensors["adapter"] = np.zeros(7, np.float32)
     else:  # a digest that fits what does not fit the adapter
-        other = memory(1)
-        residual = np.append(other.residual, other.residual[:1]) if how == "residual of 7" else None
-        clip = np.append(other.clip, other.clip) if how == "clip of 2" else None
+        which, _, size = how.partition(" of ")
+        right = memory(1)
+        parts = {"residual": right.residual, **right.shared, **right.own}
+        parts = {name: np.resize(v, int(size) if name == which else v.size) for name, v in parts.items()}
         other = SiteMemory(
-            np.array(other.residual) if residual is None else residual,
-            np.array(other.clip) if clip is None else clip,
+            parts["residual"],
+            {name: parts[name] for name in right.shared if size != "0" or name != which},
+            {name: parts[name] for name in right.own},
         )
         shutil.rmtree(store.path)
         store.save(1, state(1), other)
@@ -368,10 +388,12 @@ def damaged(store: SiteStore, how: str) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        *("adapter", "residual", "clip", "cut", "empty", "longer"),
-        *("without adapter", "without residual", "without clip"),
+        *("adapter", "residual", "shared.clip", "shared.score", "own.control"),
+        *("cut", "empty", "longer", "a foreign shared.x", "a foreign own.x", "a foreign other.x"),
+        *("without adapter", "without residual", "without shared.clip"),
+        *("without shared.score", "without own.control"),
         *("no digest sha256", "no digest spec", "no digest memory"),
-        *("residual of 7", "clip of 2"),
+        *("residual of 7", "clip of 2", "clip of 0", "score of 7", "control of 5"),
     ],
 )
 def test_a_damaged_adapter_is_refused(folder: RunFolder, how: str) -> None:

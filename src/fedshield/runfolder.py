@@ -255,7 +255,13 @@ class SiteStore:
             memory = SiteMemory(residual, parts["shared"], parts["own"])
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
-        shapes = memory.residual.size == spec.num_values and "clip" in memory.shared
+        sizes = {spec.num_values, len(spec.tensors)}
+        shapes = (
+            memory.residual.size == spec.num_values
+            and "clip" in memory.shared
+            and memory.clip.size == len(spec.tensors)
+            and {vector.size for vector in (*memory.shared.values(), *memory.own.values())} <= sizes
+        )
         kept = {"spec": spec.sha256(), "sha256": state.sha256(), "memory": _memory_sha256(memory)}
         if not shapes or any(metadata.get(key) != value for key, value in kept.items()):
             raise RunFolderError(

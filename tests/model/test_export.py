@@ -36,6 +36,10 @@ def host_of(plan: Plan) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
     return loaded, host, AdapterState(values.astype(np.float32), host.spec)
 
 
+def save_adapter(host: AdapterHost, state: AdapterState, plan: Plan, card: str, out: Path) -> None:
+    export.save_adapter(host, {"": state}, plan, card, out)
+
+
 def logits(model: Any) -> torch.Tensor:
     model.eval()
     with torch.inference_mode():
@@ -56,7 +60,7 @@ def test_peft_alone_loads_the_adapter(make_plan: MakePlan, tmp_path: Path, alpha
 
     plan = make_plan({"adapter.alpha": alpha, "adapter.dropout": 0.25})
     _, host, state = host_of(plan)
-    export.save_adapter(state, plan, "card", tmp_path / "adapter")
+    save_adapter(host, state, plan, "card", tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(tiny.build(), tmp_path / "adapter")
     host.write(state)
     expected = logits(host.model)
@@ -86,7 +90,7 @@ def test_peft_alone_loads_the_adapter_of_a_gpt2(tmp_path: Path, make_plan: MakeP
     values = np.random.default_rng(3).standard_normal(host.spec.num_values) * 0.2
     state = AdapterState(values.astype(np.float32), host.spec)
     host.write(state)
-    export.save_adapter(state, plan, "card", tmp_path / "adapter")
+    save_adapter(host, state, plan, "card", tmp_path / "adapter")
     fresh = GPT2LMHeadModel(config)
     fresh.load_state_dict(weights)
     with pytest.warns(UserWarning, match="fan_in_fan_out"):
@@ -99,9 +103,9 @@ def test_the_adapters_folder_holds_the_state_and_says_what_it_is(
 ) -> None:
     targets = [f"{name}_proj" for name in ("v", "q", "k", "o", "up", "gate", "down")]
     plan = make_plan({"adapter.targets": targets, "adapter.alpha": 7.5})
-    _, _, state = host_of(plan)
+    _, host, state = host_of(plan)
     out = tmp_path / "adapter"
-    export.save_adapter(state, plan, "# A card: naïve\n", out)
+    save_adapter(host, state, plan, "# A card: naïve\n", out)
     assert left_in(out) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert (out / "README.md").read_text(encoding="utf-8") == "# A card: naïve\n"
     tensors = load_file(out / "adapter_model.safetensors")
@@ -120,6 +124,45 @@ def test_the_adapters_folder_holds_the_state_and_says_what_it_is(
         "target_modules": sorted(targets),  # always in one order, so the bytes repeat
     }
     assert {key: config[key] for key in wanted} == wanted
+
+
+@old_name
+@pytest.mark.parametrize("train", ["ab", "b", "alternate", "core"])
+def test_whatever_was_trained_is_ordinary_lora(
+    make_plan: MakePlan, tmp_path: Path, train: str
+) -> None:
+    """Read back from its folder, the state computes the same; PEFT alone agrees."""
+    from peft import PeftModel
+
+    plan = make_plan({"adapter.train": train})
+    _, host, state = host_of(plan)
+    save_adapter(host, state, plan, "card", tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(tiny.build(), tmp_path / "adapter")
+    host.write(state)
+    expected = logits(host.model)
+    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-5)
+    assert (expected - logits(tiny.build())).abs().max() > 0.01
+    again = host.from_lora(load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    np.testing.assert_allclose(again.values, state.values, rtol=0, atol=1e-6)
+
+
+@old_name
+def test_each_site_has_a_folder_of_its_own(make_plan: MakePlan, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    plan = make_plan({"adapter.train": "share-a"})
+    _, host, state = host_of(plan)
+    half = AdapterState(state.values / 2, state.spec)
+    out = tmp_path / "adapter"
+    export.save_adapter(host, {"bank": state, "hospital": half}, plan, "card", out)
+    assert left_in(out) == ["bank", "hospital"]
+    for name, one in (("bank", state), ("hospital", half)):
+        host.write(one)
+        loaded = PeftModel.from_pretrained(tiny.build(), out / name)
+        assert torch.equal(logits(loaded), logits(host.model))
+        assert left_in(out / name) == [
+            *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+        ]
 
 
 # -- the merged model ----------------------------------------------------------------------
@@ -209,7 +252,7 @@ def test_an_exception_midway_leaves_the_earlier_adapter(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     plan = make_plan()
-    _, _, state = host_of(plan)
+    _, host, state = host_of(plan)
     out = tmp_path / "adapter"
     config = type(export.lora_config(plan.adapter))
 
@@ -220,9 +263,9 @@ def test_an_exception_midway_leaves_the_earlier_adapter(
         with monkeypatch.context() as patched:
             patched.setattr(config, "save_pretrained", fail)
             with pytest.raises(type(error)):
-                export.save_adapter(state, plan, "new", out)
+                save_adapter(host, state, plan, "new", out)
         assert left_in(tmp_path) == expected
-        export.save_adapter(state, plan, "old", out)
+        save_adapter(host, state, plan, "old", out)
     assert (out / "README.md").read_text() == "old"
 
 
@@ -244,12 +287,12 @@ def test_what_a_kill_left_is_swept_and_a_new_adapter_takes_the_place(
     make_plan: MakePlan, tmp_path: Path
 ) -> None:
     plan = make_plan()
-    _, _, state = host_of(plan)
+    _, host, state = host_of(plan)
     out = tmp_path / "adapter"
-    export.save_adapter(state, plan, "first", out)
+    save_adapter(host, state, plan, "first", out)
     (out / "stale").write_text("")
     shutil.copytree(out, tmp_path / ".adapter.part")
-    export.save_adapter(state, plan, "second", out)
+    save_adapter(host, state, plan, "second", out)
     assert left_in(tmp_path) == ["adapter"]
     assert left_in(out) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert (out / "README.md").read_text() == "second"
