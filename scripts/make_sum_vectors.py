@@ -41,11 +41,12 @@ from fedshield.protocol.session import (
 )
 from fedshield.protocol.summation import ANSWER, SHARE, tag
 from fedshield.quorum import resolve
-from fedshield.types import AdapterSpec, TensorSpec
+from fedshield.types import AdapterSpec, Selection, TensorSpec
 
 OUT = Path(__file__).parents[1] / "tests" / "vectors" / "sums.json"
 SITES = ("bank", "clinic", "hospital")
 SPEC = AdapterSpec((TensorSpec("a", (6, 7)), TensorSpec("b", (6, 3))), "00" * 32, 2.0)
+EVERYTHING = Selection(np.arange(SPEC.num_values, dtype=np.int64), SPEC)
 #: What the sites agree on before a sum, in place of a model and its clips.
 AGREED = b"a model and its clips"
 
@@ -79,7 +80,7 @@ def integers(values: Any) -> dict[str, Any]:
 def known_sum() -> dict[str, Any]:
     rules = resolve(len(SITES))
     packing = rlwe_parameters(len(SITES), 16, False)
-    layout = update_layout(SPEC, packing)
+    layout = update_layout(EVERYTHING.sha256(), EVERYTHING.size, packing)
     lay = RlweLayout(packing, layout.num_values, tuple(UPDATE_RESERVED.values()))
     limit = packing.site_limit(1 / len(SITES))
     group_key = fixed("group key")
@@ -189,7 +190,7 @@ def known_sum() -> dict[str, Any]:
                 if to != holder
             },
         }
-    key_sum = shamir.reconstruct(held, rules.threshold, len(SITES))
+    key_sum = shamir.reconstruct(held, rules.threshold, len(SITES), len(SITES))
     assert np.array_equal(key_sum, sum(secrets.values()))
     opened = rlwe.open_sum([aggregate], key_sum, 3, context, lay, tag_seed, fast=False)
     return {

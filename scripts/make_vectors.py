@@ -45,7 +45,7 @@ def main() -> None:
     )
     shares = []
     values = np.arange(RING_DEGREE, dtype=np.int64) % 85 - 42
-    for threshold, holders in ((2, 3), (3, 5)):
+    for threshold, holders in ((2, 3), (3, 5), (2, 13)):
         dealt = shamir.share(values, threshold, holders, SEED)
         shares.append(
             {"threshold": threshold, "holders": holders, "seed": SEED.hex(),

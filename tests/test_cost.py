@@ -66,10 +66,28 @@ CASES: dict[str, dict[str, Any]] = {
     "local masks": {"pruning": {"mask": "local"}},
     "global ranking": {"pruning": {"ranking": "global", "target_rate": 0.9}},
     "alternate": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "alternate"}},
-    "share-a": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "share-a"}},
+    # With a decay, or round 1 would leave A as it was: a model that a set is bound to is named.
+    "share-a": {
+        "adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "share-a"},
+        "training": {
+            "steps": 1,
+            "batch_size": 2,
+            "max_length": 96,
+            "precision": "fp32",
+            "weight_decay": 0.1,
+        },
+    },
     "core": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "core"}},
-    "scaffold": {"training": {"steps": 1, "batch_size": 2, "max_length": 96, "precision": "fp32",
-                              "optimizer": "sgd", "local_algorithm": "scaffold"}},
+    "scaffold": {
+        "training": {
+            "steps": 1,
+            "batch_size": 2,
+            "max_length": 96,
+            "precision": "fp32",
+            "optimizer": "sgd",
+            "local_algorithm": "scaffold",
+        }
+    },
     "two blocks": {
         "adapter": {"rank": 1024, "alpha": 1, "dropout": 0.0, "targets": ["up_proj", "lm_head"]}
     },

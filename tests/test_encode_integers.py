@@ -585,9 +585,7 @@ def test_large_sums_are_exact() -> None:
     layout = update_layout(SPEC, parameters)
     top = np.full(SPEC.num_values, parameters.max_digit, dtype=np.int64)
     reserved = (64, 64 * (2**31 - 1), 64 * (2**31 - 1))
-    opened = decode_sum(
-        top, reserved, layout, 64, parts_of(clip(1.0, 0.25)), parameters.max_digit
-    )
+    opened = decode_sum(top, reserved, layout, 64, parts_of(clip(1.0, 0.25)), parameters.max_digit)
     assert set(opened.values[:40].tolist()) == {1.0}
     assert set(opened.values[40:].tolist()) == {0.25}
     assert opened.reserved[WEIGHT] == 64 * (2**31 - 1) * WEIGHT_STEP

@@ -373,7 +373,9 @@ def damaged(store: SiteStore, how: str) -> None:
         which, _, size = how.partition(" of ")
         right = memory(1)
         parts = {"residual": right.residual, **right.shared, **right.own}
-        parts = {name: np.resize(v, int(size) if name == which else v.size) for name, v in parts.items()}
+        parts = {
+            name: np.resize(v, int(size) if name == which else v.size) for name, v in parts.items()
+        }
         other = SiteMemory(
             parts["residual"],
             {name: parts[name] for name in right.shared if size != "0" or name != which},

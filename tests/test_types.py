@@ -129,7 +129,9 @@ def test_what_a_site_carries_is_read_only_float32() -> None:
 def test_what_sites_share_is_in_one_digest_and_their_own_is_not() -> None:
     def digest(own: Any = None, residual: Any = None, **shared: Any) -> bytes:
         given = {name: np.array(vector, np.float32) for name, vector in shared.items()}
-        return SiteMemory(zeros() if residual is None else residual, given, own or {}).shared_sha256()
+        return SiteMemory(
+            zeros() if residual is None else residual, given, own or {}
+        ).shared_sha256()
 
     first = digest(clip=[1, 2], score=[3])
     assert digest({"control": np.ones(2, np.float32)}, clip=[1, 2], score=[3]) == first

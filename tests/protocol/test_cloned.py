@@ -24,15 +24,16 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedshield import encode_integers
 from fedshield.crypto import seal as seal_module
 from fedshield.crypto import shamir
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.rlwe import reference, sampling
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
-from fedshield.crypto.rlwe.params import RING_DEGREE
+from fedshield.crypto.rlwe.params import RING_DEGREE, RlweParameters
 from fedshield.crypto.scheme import rlwe_parameters
-from fedshield.encode_integers import UPDATE_RESERVED, update_layout
+from fedshield.encode_integers import UPDATE_RESERVED
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.protocol import envelope, messages, summation
 from fedshield.protocol.ciphers import OneTimeKeys, Sealed, rlwe_layout
@@ -46,7 +47,7 @@ from fedshield.protocol.session import (
 )
 from fedshield.protocol.summation import Member, Summation
 from fedshield.quorum import resolve
-from fedshield.types import AdapterSpec, EncodedIntegers, Layout, TensorSpec
+from fedshield.types import AdapterSpec, EncodedIntegers, Layout, Selection, TensorSpec
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sums.json").read_text())
 NAMES = ("bank", "clinic", "hospital")
@@ -57,6 +58,12 @@ CONTEXT = hashlib.sha256(b"one context").digest()
 RANDOM = hashlib.sha256(b"the clones' random bytes").digest()
 
 Ints = np.ndarray[Any, Any]
+
+
+def update_layout(spec: AdapterSpec, packing: RlweParameters) -> Layout:
+    """Of an update of which all coordinates travel."""
+    all_of_it = Selection(np.arange(spec.num_values, dtype=np.int64), spec)
+    return encode_integers.update_layout(all_of_it.sha256(), spec.num_values, packing)
 
 
 def vector(number: int, size: int = SPEC.num_values) -> np.ndarray[Any, np.dtype[np.int16]]:
@@ -665,8 +672,8 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
         one.deliver(messages.Deliver(0, aggregate))
         boxes = {holder: given[holder][name] for holder in NAMES if holder != name}
         assert known(one._key_sum(boxes)) == answers["key_sum"]
-        clip = np.full(2, PACKING.max_digit, dtype=np.float32)  # steps of one
-        opened = one.open(messages.Open(boxes), SPEC, clip)
+        steps_of_one = [(slice(0, 60), float(PACKING.max_digit))]
+        opened = one.open(messages.Open(boxes), steps_of_one)
         assert opened.values.tolist() == answers["opened"]["values"]
         ones, weight, loss = answers["opened"]["reserved"]
         assert dict(opened.reserved) == {

@@ -159,10 +159,19 @@ class Block:
         return found
 
 
+def packed(secret: Ints) -> Ints:
+    """A key as field elements: three lanes of ten bits each, the last element's filled up."""
+    lanes = np.append(secret, [0] * (-len(secret) % 3)).astype(object).reshape(-1, 3)
+    elements: Ints = (lanes[:, 0] + lanes[:, 1] * 2**10 + lanes[:, 2] * 2**20) % P
+    return elements
+
+
 def polynomials(secret: Ints, threshold: int, seed: bytes) -> Ints:
-    """The sharing of a key: (threshold, 2048) coefficients."""
-    rows = [(secret[0::2] + secret[1::2] * 2**15) % P]
-    rows += [shamir._uniform(seed, degree).astype(object) for degree in range(1, threshold)]
+    """The sharing of a key: (threshold, 1366) coefficients."""
+    rows = [packed(secret)]
+    rows += [
+        shamir._uniform(seed, degree, rows[0].size).astype(object) for degree in range(1, threshold)
+    ]
     return np.stack([row.astype(object) for row in rows])
 
 
@@ -277,7 +286,7 @@ class Observed:
         box = self.reply(dealer, "fetch-shares")["boxes"][colluder]
         about = upload_digest(self.upload(dealer))
         raw = self.sums[colluder]._unseal(box, dealer, SHARE, about)
-        return shamir.from_bytes(raw).astype(object)
+        return shamir.from_bytes(raw, self.rules.num_sites).astype(object)
 
     def answer(self, holder: str) -> Ints:
         """An honest holder's answer, as sealed to the first colluder."""
@@ -285,7 +294,8 @@ class Observed:
         vote = messages.Vote.from_body(self.reply(holder, "announce"))
         about = vote.contributors + vote.aggregate
         return shamir.from_bytes(
-            self.sums[self.colluders[0]]._unseal(box, holder, ANSWER, about)
+            self.sums[self.colluders[0]]._unseal(box, holder, ANSWER, about),
+            self.rules.num_sites,
         ).astype(object)
 
     def aggregate(self) -> bytes:
@@ -313,9 +323,7 @@ class Observed:
             limit = p.site_limit(1 / self.rules.num_sites)
             assert int(np.abs(held.digits.astype(np.int64)).max()) <= limit
             assert int(np.abs(held.secret).max()) <= ETA
-            assert (
-                at(held.sharing, 0) == (held.secret[0::2] + held.secret[1::2] * 2**15) % P
-            ).all()
+            assert (at(held.sharing, 0) == packed(held.secret)).all()
         # What it shared out to colluders.
         for site, colluder in ((s, c) for s in honest for c in self.colluders):
             shared = at(honest[site].sharing, self.index(colluder))
@@ -356,10 +364,10 @@ def explained_otherwise(
     free = seen.rules.threshold - 1 - len(seen.colluders)
     assert free >= 0
     roots = [seen.index(colluder) for colluder in seen.colluders]
-    at_zero = (change[0::2] + change[1::2] * 2**15) % P
+    at_zero = packed(change)
     scale = pow(math.prod(-x for x in roots) % P, -1, P)
     rows = [at_zero * scale % P]
-    rows += [rng.integers(0, P, shamir.ELEMENTS).astype(object) for _ in range(free)]
+    rows += [rng.integers(0, P, at_zero.size).astype(object) for _ in range(free)]
     for x in roots:  # times (X - x)
         rows = [
             (before - x * row) % P
@@ -657,16 +665,16 @@ def test_as_many_shares_as_open_the_sum_open_a_single_update(
     seen = Observed(ours, monkeypatch, colluders)
     (victim,) = seen.honest
     shares = {seen.index(c) - 1: seen.share(victim, c).astype(np.uint64) for c in colluders}
-    secret = shamir.reconstruct(shares, t, 1)
+    secret = shamir.reconstruct(shares, t, 1, 5)
     opened = single(seen, victim, secret)
     np.testing.assert_array_equal(opened.values, seen.truth[victim].digits)
     assert opened.reserved == seen.truth[victim].reserved
     for fewer in combinations(shares, t - 1):
         with pytest.raises(CryptoError):
-            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t, 1)
+            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t, 1, 5)
         # As if T were one less: a key that is none.
         with pytest.raises(CryptoError, match="larger"):
-            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t - 1, 1)
+            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t - 1, 1, 5)
 
 
 @dataclass
@@ -728,7 +736,7 @@ class Driven:
             raw = spy._unseal(
                 boxes[self.colluders[0]], site, ANSWER, vote.contributors + vote.aggregate
             )
-            found[ours.roster.index(site)] = shamir.from_bytes(raw)
+            found[ours.roster.index(site)] = shamir.from_bytes(raw, len(ours.names))
         return found
 
 
@@ -742,9 +750,9 @@ def test_one_colluder_too_many_opens_two_sets(federation: Any) -> None:
     victim, other, *colluders = ours.names
     driven = Driven(ours, tuple(colluders))
     truth = ours.participants[victim]._sum._sealed.secret.copy()
-    whole = shamir.reconstruct(driven.answers(ours.names, [other]), 3, 4)
+    whole = shamir.reconstruct(driven.answers(ours.names, [other]), 3, 4, 4)
     without = tuple(site for site in ours.names if site != victim)
-    rest = shamir.reconstruct(driven.answers(without, [victim]), 3, 3)
+    rest = shamir.reconstruct(driven.answers(without, [victim]), 3, 3, 4)
     np.testing.assert_array_equal(whole - rest, truth)
     current = ours.participants[victim]._sum
     adder = RlweAdder(driven.parameters)

@@ -1,4 +1,5 @@
-"""A site's adapter in rounds: error feedback, clips that sites agree on, sums that are refused."""
+"""A site's adapter in rounds: error feedback, what sites agree on, sums that are refused; shared
+masks, control variates and what a site keeps to itself."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from fedshield import encode_integers
 from fedshield.errors import CryptoError, RoundFailed
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+from fedshield.protocol import summation
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, parameters_of
 from fedshield.protocol.site_model import LEAST_WEIGHT, SiteModel, first_memory
 from fedshield.prune import rate_at
@@ -46,8 +48,14 @@ class Work:
     reach: float = 0.2
     loss: float = 1.5
     sent: list[Values] = field(default_factory=list)
+    starts: list[Values] = field(default_factory=list)
+    corrections: list[Values | None] = field(default_factory=list)
 
-    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
+    def train(
+        self, state: AdapterState, round_number: int, correction: Values | None = None
+    ) -> tuple[AdapterUpdate, float]:
+        self.starts.append(state.values)
+        self.corrections.append(correction)
         rng = np.random.default_rng([len(self.site), ord(self.site[0]), round_number])
         moved = self.reach * (rng.standard_normal(SPEC.num_values) + 0.5)
         values = (state.values + moved).astype(np.float32)
@@ -104,8 +112,13 @@ class House:
 
     def decoded(self, encoded: EncodedIntegers, weight: float) -> Values:
         """A site's digits as what they stand for, in float64."""
-        clips = np.repeat(self.models["bank"].memory.clip, [36, 25]).astype(np.float64)
-        found: Values = encoded.digits * clips / (weight * self.cipher.parameters.max_digit)
+        model = self.models["bank"]
+        values = encoded.digits.astype(np.float64)
+        for part, bound in model.parts():
+            values[part] *= bound / (weight * self.cipher.parameters.max_digit)
+        selection = model.selection()
+        found = np.zeros(SPEC.num_values)
+        found[selection.indices] = values[: selection.size]
         return found
 
     def opened(self, parts: dict[str, EncodedIntegers]) -> OpenedSum:
@@ -116,9 +129,8 @@ class House:
             reserved,
             next(iter(parts.values())).layout,
             len(parts),
-            SPEC,
-            self.models["bank"].memory.clip,
-            self.cipher.parameters,
+            self.models["bank"].parts(),
+            self.cipher.parameters.max_digit,
         )
 
 
@@ -129,7 +141,9 @@ MakeHouse = Callable[..., House]
 def house(tmp_path: Path) -> MakeHouse:
     """`house({'encoding': {'bits': 8}}, reach=0.3)`."""
 
-    def make(changes: dict[str, Any] | None = None, **works: Any) -> House:
+    def make(
+        changes: dict[str, Any] | None = None, spec: AdapterSpec = SPEC, **works: Any
+    ) -> House:
         raw: dict[str, Any] = {
             "rounds": ROUNDS,
             "data": {"sites": {name: {"source": "sample:finance"} for name in NAMES}},
@@ -141,7 +155,7 @@ def house(tmp_path: Path) -> MakeHouse:
         plan = parse_plan(raw | (changes or {}), base_dir=tmp_path)
         cipher = OneTimeKeys(parameters_of(plan), bytes(32), bytes(32))
         values = np.random.default_rng(1).standard_normal(SPEC.num_values).astype(np.float32)
-        state = AdapterState(values, SPEC)
+        state = AdapterState(values, spec)
         tasks = {name: Work(name, **works) for name in NAMES}
         disks = {name: Disk() for name in NAMES}
         models = {
@@ -159,9 +173,18 @@ def house(tmp_path: Path) -> MakeHouse:
 
 
 @pytest.mark.parametrize("bits", [6, 8, 16])
-@pytest.mark.parametrize("pruning", [None, {"initial_rate": 0.5, "target_rate": 0.75}])
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        None,
+        {"initial_rate": 0.5, "target_rate": 0.75, "mask": "local"},
+        {"initial_rate": 0.5, "target_rate": 0.75},
+        {"initial_rate": 0.5, "target_rate": 0.75, "ranking": "global", "explore": 0.0},
+    ],
+    ids=["dense", "local", "shared", "shared by rank over all"],
+)
 def test_nothing_of_a_delta_is_lost(
-    house: MakeHouse, bits: int, pruning: dict[str, float] | None
+    house: MakeHouse, bits: int, pruning: dict[str, Any] | None
 ) -> None:
     """What a site sent over the rounds and what it keeps is the sum of what it trained: rounded,
     clipped and pruned values come later, none goes away."""
@@ -224,7 +247,7 @@ def test_nothing_of_whole_parameters_is_lost(house: MakeHouse) -> None:
 
 def test_pruned_parameters_are_zeros_on_purpose(house: MakeHouse) -> None:
     """They are the paper's zeros, not something to be sent later."""
-    pruning = {"method": "magnitude", "initial_rate": 0.5, "target_rate": 0.5, "start_round": 0}
+    pruning = {"initial_rate": 0.5, "target_rate": 0.5, "start_round": 0, "mask": "local"}
     ours = house({"adapter": {"exchange": "parameters"}, "pruning": pruning})
     for number in range(1, 4):
         ours.round(number, ALL)
@@ -260,9 +283,10 @@ def test_who_was_not_in_the_sum_puts_its_update_back(house: MakeHouse) -> None:
     assert np.abs(ours.models["hospital"].memory.residual).max() < np.abs(carried + trained).max()
 
 
-def test_with_pruning_all_of_it_is_put_back(house: MakeHouse) -> None:
-    """Also what its own mask would have left out."""
-    pruning = {"method": "magnitude", "initial_rate": 0.5, "target_rate": 0.5, "start_round": 0}
+@pytest.mark.parametrize("mask", ["shared", "local"])
+def test_with_pruning_all_of_it_is_put_back(house: MakeHouse, mask: str) -> None:
+    """Also what the mask would have left out."""
+    pruning = {"initial_rate": 0.5, "target_rate": 0.5, "start_round": 0, "mask": mask}
     ours = house({"pruning": pruning})
     ours.round(1, {"bank", "clinic"})
     np.testing.assert_allclose(
@@ -372,10 +396,15 @@ def test_sites_agree_on_clips_whatever_they_keep(house: MakeHouse) -> None:
         assert len({model.memory.residual.tobytes() for model in ours.models.values()}) == 3
     model = ours.models["bank"]
     assert model.agreed().startswith(bytes.fromhex(model.state.sha256()))
+    clip, residual = model.memory.clip, model.memory.residual
+    ones, shared = np.ones(SPEC.num_values, np.float32), model.memory.shared
     for memory, alike in (
-        (SiteMemory(np.ones(SPEC.num_values, np.float32), model.memory.clip), True),
-        (SiteMemory(model.memory.residual, model.memory.clip * np.float32(1 + 2**-22)), False),
-        (SiteMemory(model.memory.residual, model.memory.clip[::-1].copy()), False),
+        (SiteMemory(ones, shared), True),
+        (SiteMemory(residual, shared, {"personal": ones}), True),
+        (SiteMemory(residual, {**shared, "clip": clip * np.float32(1 + 2**-22)}), False),
+        (SiteMemory(residual, {**shared, "clip": clip[::-1].copy()}), False),
+        (SiteMemory(residual, {**shared, "score": ones}), False),
+        (SiteMemory(residual, {**shared, "momentum": ones}), False),
     ):
         other = SiteModel("bank", ours.plan, Work("bank"), Disk(), model.state, 3, memory, None)
         assert (other.agreed() == model.agreed()) == alike
@@ -389,7 +418,8 @@ def test_a_site_with_other_clips_is_out_before_it_sends(federation: Any) -> None
     refuse to work with it, and no model moves."""
     ours = federation("rlwe", weights="equal").run(1)
     model = ours.participants["clinic"]._model
-    model.memory = SiteMemory(model.memory.residual, model.memory.clip * np.float32(2))
+    shared = {**model.memory.shared, "clip": model.memory.clip * np.float32(2)}
+    model.memory = SiteMemory(model.memory.residual, shared)
     before = ours.states()
     with pytest.raises(RoundFailed):
         ours.coordinator.round(2)
@@ -507,3 +537,206 @@ def test_a_weight_too_small_names_the_knob(house: MakeHouse) -> None:
     cipher: Cipher = ours.cipher
     with pytest.raises(CryptoError, match="use more bits or headroom"):
         ours.models["bank"].contribution(1, cipher, 0.01)
+
+
+# -- control variates --------------------------------------------------------------------------
+
+SCAFFOLD = {
+    "training": {
+        "learning_rate": 0.1,
+        "steps": 10,
+        "lr_schedule": "constant",
+        "optimizer": "sgd",
+        "local_algorithm": "scaffold",
+    },
+    "encoding": {"bits": 16},
+}
+
+
+def mean_control(ours: House) -> Values:
+    own = [WEIGHTS[name] * model.memory.own["control"] for name, model in ours.models.items()]
+    mean: Values = np.sum(np.array(own, dtype=np.float64), axis=0)
+    return mean
+
+
+@pytest.mark.parametrize("mask", ["none", "shared", "local"])
+def test_the_shared_control_is_the_mean_of_the_sites_own(house: MakeHouse, mask: str) -> None:
+    """Whoever is missing, whatever is pruned, clipped and rounded; and the correction that a site
+    trains with is what the shared one has more than its own."""
+    pruning = {"method": "none"}
+    if mask != "none":
+        pruning = {"mask": mask, "initial_rate": 0.5, "target_rate": 0.5}
+    ours = house(SCAFFOLD | {"pruning": pruning})
+    expected: dict[str, Values] = {name: np.zeros(SPEC.num_values) for name in NAMES}
+    for number in range(1, ROUNDS + 1):
+        ours.round(number, {"bank", "clinic"} if number in (2, 5) else ALL)
+        for name, model in ours.models.items():
+            np.testing.assert_array_equal(ours.works[name].corrections[-1], expected[name])
+            expected[name] = model.memory.shared["control"] - model.memory.own["control"]
+        shared = {model.memory.shared["control"].tobytes() for model in ours.models.values()}
+        assert len(shared) == 1
+        control = ours.models["bank"].memory.shared["control"]
+        assert control.any()
+        np.testing.assert_allclose(control, mean_control(ours), rtol=0, atol=3e-6)
+
+
+def test_a_control_becomes_the_mean_gradient_of_the_round(house: MakeHouse) -> None:
+    """Option II of the paper: c_i + (x - y_i) / (steps * rate) - c, and from the first round on
+    the mean gradient itself, where it is sent whole."""
+    ours = house(SCAFFOLD | {"pruning": {"method": "none"}})
+    for number in (1, 2, 3):
+        control = ours.models["bank"].memory.shared["control"].astype(np.float64)
+        before = {name: model.memory.own["control"] for name, model in ours.models.items()}
+        ours.round(number, ALL)
+        for name, model in ours.models.items():
+            work = ours.works[name]
+            gradient = (work.starts[-1].astype(np.float64) - work.sent[-1]) / (10 * 0.1)
+            expected = before[name] + gradient - control
+            steps = 1.0 / (WEIGHTS[name] * ours.cipher.parameters.max_digit)
+            np.testing.assert_allclose(model.memory.own["control"], expected, rtol=0, atol=steps)
+
+
+def test_a_control_in_the_sum_moves_no_adapter(house: MakeHouse) -> None:
+    """The same training with and without: the controls travel beside the differences."""
+    plain = {**SCAFFOLD, "training": {**SCAFFOLD["training"], "local_algorithm": "plain"}}
+    states = []
+    for changes in (plain, SCAFFOLD):
+        ours = house(changes)
+        ours.round(1, ALL)
+        states.append(ours.models["bank"].state.values)
+    step = 1.0 / (0.2 * ours.cipher.parameters.max_digit)
+    np.testing.assert_allclose(states[0], states[1], rtol=0, atol=3 * step)
+
+
+# -- what stays at the site --------------------------------------------------------------------
+
+FACTORS = AdapterSpec(
+    (TensorSpec("q.lora_A.weight", (9, 4)), TensorSpec("q.lora_B.weight", (5, 5))), "00" * 32, 2.0
+)
+B = slice(36, 61)
+
+
+@pytest.mark.parametrize("mask", ["none", "shared", "local"])
+@pytest.mark.parametrize("exchange", ["delta", "parameters"])
+def test_share_a_keeps_b_at_the_site(house: MakeHouse, mask: str, exchange: str) -> None:
+    """No coordinate of B is selected, so none is in an upload; each site goes on from its own,
+    and nobody's is in the adapter of all or in what is owed."""
+    pruning = {"method": "none"} if mask == "none" else {"mask": mask, "initial_rate": 0.5}
+    changes = {"adapter": {"train": "share-a", "exchange": exchange}, "pruning": pruning}
+    ours = house(changes, spec=FACTORS)
+    first = ours.models["bank"].state.values
+    for number in range(1, 4):
+        selection = ours.models["bank"].selection()
+        assert int(selection.indices.max()) < B.start
+        for name, model in ours.models.items():
+            encoded = model.contribution(number, ours.cipher, WEIGHTS[name])
+            assert isinstance(encoded, EncodedIntegers)
+            assert encoded.digits.shape == (selection.size,)
+            assert encoded.layout.num_values == selection.size
+            ours.works[name].sent.pop()
+        ours.round(number, {"bank", "clinic"} if number == 2 else ALL)
+        for name, model in ours.models.items():
+            own = ours.works[name].sent[-1][B]
+            np.testing.assert_array_equal(model.memory.own["personal"][B], own)
+            np.testing.assert_array_equal(model.state.values[B], first[B])
+            assert not model.memory.own["personal"][: B.start].any()
+            assert not model.memory.residual[B].any()
+            assert own.tobytes() not in b"".join(
+                vector.tobytes() for vector in model.memory.shared.values()
+            )
+    assert len({model.memory.own["personal"].tobytes() for model in ours.models.values()}) == 3
+    for name, model in ours.models.items():
+        trained = ours.works[name].sent[-1]
+        model.contribution(4, ours.cipher, WEIGHTS[name])
+        start = ours.works[name].starts[-1]
+        np.testing.assert_array_equal(start[B], trained[B])
+        np.testing.assert_array_equal(start[: B.start], model.state.values[: B.start])
+
+
+def test_what_a_site_sends_with_share_a_does_not_hang_on_its_b(house: MakeHouse) -> None:
+    sent = []
+    for shift in (0.0, 3.0):
+        ours = house({"adapter": {"train": "share-a"}}, spec=FACTORS)
+        work, train = ours.works["bank"], ours.works["bank"].train
+
+        def moved(*given: Any, train: Any = train, shift: float = shift) -> Any:
+            update, loss = train(*given)
+            values = update.values.copy()
+            values[B] += np.float32(shift)
+            return AdapterUpdate(values, update.start, update.num_examples), loss
+
+        work.train = moved  # type: ignore[method-assign]
+        encoded = ours.models["bank"].contribution(1, ours.cipher, 0.2)
+        assert isinstance(encoded, EncodedIntegers)
+        sent.append((encoded.digits.tobytes(), encoded.reserved, encoded.layout))
+    assert sent[0] == sent[1]
+
+
+# -- what the coordinator learns of a mask -----------------------------------------------------
+
+
+def masked_run(federation: Any, shift: float) -> tuple[Any, list[Any]]:
+    """Two rounds of one plan, where training differs by `shift`; the selection of each."""
+    pruning = {"initial_rate": 0.8, "target_rate": 0.8, "start_round": 0}
+    ours = federation("rlwe", pruning=pruning)
+    for work in ours.works.values():
+        train = work.train
+
+        def moved(state: Any, round_number: int, train: Any = train) -> Any:
+            update, loss = train(state, round_number)
+            noise = np.random.default_rng(round_number).standard_normal(update.values.size)
+            values = (update.values + shift * noise).astype(np.float32)
+            return AdapterUpdate(values, state, update.num_examples), loss
+
+        work.train = moved
+    ours.coordinator.start()
+    selections = []
+    for number in (1, 2):
+        found = [one._model.selection() for one in ours.participants.values()]
+        assert len({one.sha256() for one in found}) == 1
+        selections.append(found[0])
+        ours.coordinator.round(number)
+    return ours, selections
+
+
+def test_uploads_tell_nothing_of_a_shared_mask(federation: Any) -> None:
+    """Two runs of one plan whose masks differ, of one size: every message is as long in one as in
+    the other, and the only thing in them that hangs on the mask is a tag under a key that the
+    coordinator does not have."""
+    (one, first), (other, second) = (masked_run(federation, shift) for shift in (0.0, 2.0))
+    assert first[1].size == second[1].size < one.spec.num_values
+    assert first[1].sha256() != second[1].sha256()
+    lengths = [
+        [(each.site, each.method, len(each.command), len(each.reply)) for each in ours.wire.log]
+        for ours in (one, other)
+    ]
+    assert lengths[0] == lengths[1]
+    tags = set()
+    for ours, selections in ((one, first), (other, second)):
+        crossed = b"".join(each.command + each.reply for each in ours.wire.log)
+        uploads = [each for each in ours.wire.log if each.method == "work"][-len(ours.names) :]
+        layout = ours.participants["bank"]._cipher.update_layout(
+            selections[1].sha256(), selections[1].size
+        )
+        for each in uploads:
+            _, binding, _, body = ours.opened(each.reply)
+            group_key = ours.participants[each.site]._keys.group_key
+            expected = summation.tag(group_key, binding, b"layout", layout.sha256())
+            assert body["layout_tag"] == expected
+            assert group_key not in crossed
+            tags.add(body["layout_tag"])
+        # Neither a digest of the mask nor any run of its places, in any width.
+        indices = selections[1].indices
+        needles = [layout.sha256(), bytes.fromhex(selections[1].sha256())]
+        for dtype in ("<i8", ">i8", "<i4", ">i4", "<i2", ">i2"):
+            raw, width = indices.astype(dtype).tobytes(), np.dtype(dtype).itemsize
+            needles += [raw[at : at + 8 * width] for at in range(0, len(raw) - 8 * width, width)]
+        kept = np.zeros(ours.spec.num_values, dtype=np.uint8)
+        kept[indices] = 1
+        for order in ("big", "little"):
+            raw = np.packbits(kept, bitorder=order).tobytes()
+            needles += [raw[at : at + 16] for at in range(0, len(raw) - 16, 16)]
+        assert kept.tobytes() not in crossed
+        assert not [needle for needle in needles if needle in crossed]
+    # One tag for all sites of a sum, and another in the other run.
+    assert len(tags) == 2

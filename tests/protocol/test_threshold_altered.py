@@ -251,7 +251,7 @@ def test_boxes_that_a_dealer_did_not_sign_for(federation: Any) -> None:
     hand = Hand(ours).prepare().work().collect()
     dealer = ours.participants[COLLUDER]._sum
     own = messages.Upload.from_body(body_of(hand.uploads[COLLUDER]))
-    share, about = bytes(shamir.SHARE_BYTES), upload_digest(own)
+    share, about = bytes(shamir.share_bytes(5)), upload_digest(own)
     second = dealer._seal(share, "bank", dealer._peers["bank"], SHARE, about)
     shares = hand.shares_for("bank") | {COLLUDER: second}
     held = hand.send("bank", messages.Hold(hand.uploads, shares))

@@ -294,8 +294,10 @@ def test_opening_to_the_server(federation: Any, tmp_path: Path) -> None:
     answers = hand.answers(hand.vote_on(FOUR, FOUR, blocks))
     secrets = [ours.participants[site]._sum._sealed.secret for site in FOUR]
     for three in itertools.combinations(FOUR, 3):
-        shares = {ours.roster.index(one): shamir.from_bytes(answers[one]["share"]) for one in three}
-        assert (shamir.reconstruct(shares, 3, 4) == sum(secrets)).all()
+        shares = {
+            ours.roster.index(one): shamir.from_bytes(answers[one]["share"], 4) for one in three
+        }
+        assert (shamir.reconstruct(shares, 3, 4, 4) == sum(secrets)).all()
     assert all(answer["boxes"] == {} for answer in answers.values())
     with nothing_installed(ours):
         for site, wrong in (

@@ -17,6 +17,7 @@ from threshold_kit import (
     nothing_installed,
     record,
     restart,
+    sent_by,
     standing,
 )
 
@@ -192,7 +193,7 @@ def test_who_lacks_a_share_complains_and_does_not_answer(federation: Any, way: s
     assert all(set(answers[one]["boxes"]) == set(ours.names) - {one} for one in ours.names[1:])
     assert not ours.participants["bank"]._sum._held
     # The others are enough, and it can open with their answers.
-    made = {name: ours.participants[name]._model._made[1] for name in ours.names}
+    made = {name: sent_by(ours, name) for name in ours.names}
     mean, _ = mean_of(ours, ours.state(), ours.participants[GONE].memory.clip, made.values())
     for site in ours.names:
         hand.deliver(site, blocks)

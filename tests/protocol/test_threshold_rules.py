@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from threshold_attack import Attacker, Forgetful
-from threshold_kit import Hand, body_of, record, started
+from threshold_kit import Hand, body_of, record, sent_by, started
 
 from fedshield.crypto import shamir
 from fedshield.crypto.rlwe import scheme as rlwe
@@ -55,7 +55,7 @@ def legal(rules: Rules) -> bool:
 
 def bare(hand: Hand, attacker: Attacker, site: str, key: Any) -> None:
     """With this key the server reads exactly what the site sent, tag and residue included."""
-    sent = hand.federation.participants[site]._model._made[1]
+    sent = sent_by(hand.federation, site)
     opened = attacker.decrypt([site], key)
     np.testing.assert_array_equal(opened.values, sent.digits)
     assert opened.reserved == sent.reserved
@@ -153,7 +153,7 @@ def test_the_threshold_is_more_than_the_colluders(
         # Nor do two of three points say anything: the line through them misses the key.
         indexed = {ours.roster.index(one): share for one, share in shares.items()}
         with pytest.raises(CryptoError, match="coefficients up to 42, got larger"):
-            shamir.reconstruct(indexed, 2, 1)
+            shamir.reconstruct(indexed, 2, 1, 5)
 
 
 # -- once -----------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def test_a_share_is_the_dealers_that_signed_for_it(
             return open_share(self, box, dealer, upload)
         except CryptoError:
             about = upload_digest(uploads["hospital"])
-            return shamir.from_bytes(self._unseal(box, "hospital", SHARE, about))
+            return shamir.from_bytes(self._unseal(box, "hospital", SHARE, about), 3)
 
     uploads: dict[str, messages.Upload] = {}
     read_uploads = Summation._read_uploads

@@ -93,15 +93,15 @@ def test_the_total_weight_has_a_range(federation: Any, monkeypatch: pytest.Monke
     with pytest.raises(CryptoError) as caught:
         installed(overweight())
     assert caught.value.code == "weight"
-    apply_sum = encode.apply_sum
+    mean_of = encode.mean_of
 
-    def unweighed(state: Any, opened: Any, exchange: Any, least: float | None) -> Any:
+    def unweighed(opened: Any, least: float | None) -> Any:
         total = opened.reserved[encode.WEIGHT]
         right = {**opened.reserved, encode.WEIGHT: 1.0}
         scaled = type(opened)(opened.values / total, right, opened.layout)
-        return apply_sum(state, scaled, exchange, least)
+        return mean_of(scaled, least)
 
-    monkeypatch.setattr(encode, "apply_sum", unweighed)
+    monkeypatch.setattr(encode, "mean_of", unweighed)
     before, held_back, _ = installed(overweight())
     before, _, honest = installed(started(federation))
     moved = float(np.abs(held_back - before).mean() / np.abs(honest - before).mean())

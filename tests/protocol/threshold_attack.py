@@ -51,7 +51,8 @@ class Attacker:
         about = contributors_digest(uploads) + aggregate_digest(digests(blocks))
         return {
             holder: shamir.from_bytes(
-                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about)
+                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about),
+                len(self._roster.sites),
             )
             for holder, answer in answers.items()
             if first in answer["boxes"]
@@ -64,7 +65,8 @@ class Attacker:
     def key_sum(self, shares: Mapping[str, shamir.UInt64], num_summed: int) -> Any:
         """The sum of the keys, from shares of it by holder. Raises `CryptoError`."""
         indexed = {self._roster.index(holder): share for holder, share in shares.items()}
-        return shamir.reconstruct(indexed, self._roster.rules.threshold, num_summed)
+        rules, num_sites = self._roster.rules, len(self._roster.sites)
+        return shamir.reconstruct(indexed, rules.threshold, num_summed, num_sites)
 
     def decrypt(self, sites: Sequence[str], key_sum: Any) -> rlwe.Opened:
         """The sum over `sites`' uploads, which the server has, under a key that it has found:

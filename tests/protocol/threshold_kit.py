@@ -129,6 +129,21 @@ def record(federation: Any, *names: str) -> dict[tuple[str, int], EncodedInteger
     return made
 
 
+def sent_by(federation: Any, name: str) -> EncodedIntegers:
+    """What the site has encoded in the round that it is in: made again, which repeats."""
+    site = federation.participants[name]
+    model, made = site._model, site._model._made
+    encoded: EncodedIntegers = site._cipher.encode_update(
+        made.values,
+        site._cipher.update_layout(made.selection.sha256(), made.values.size),
+        model.parts(),
+        site._weight,
+        model.record.train_loss,
+        encode_integers.rounding_seed(federation.plan, name, model.record.round_number),
+    )
+    return encoded
+
+
 def mean_of(
     federation: Any, before: Any, clip: Digits, parts: Iterable[EncodedIntegers]
 ) -> tuple[Digits, float]:
@@ -175,7 +190,8 @@ def standing(federation: Any, *names: str) -> dict[str, tuple[Any, ...]]:
             site.state.sha256(),
             site.completed_rounds,
             site.memory.residual.tobytes(),
-            site.memory.clip.tobytes(),
+            site.memory.shared_sha256(),
+            {name: vector.tobytes() for name, vector in site.memory.own.items()},
             tuple(sorted(federation.stores[name].saved)),
         )
     return found
@@ -321,7 +337,8 @@ class Hand:
 
     def layout(self) -> RlweLayout:
         site = self.federation.participants[self.sites[0]]
-        layout = site._cipher.update_layout(site.state.spec)
+        selection = site._model.selection()
+        layout = site._cipher.update_layout(selection.sha256(), selection.size)
         return rlwe_layout(parameters_of(self.federation.plan), layout)
 
     def vote_on(

@@ -105,7 +105,9 @@ def reconstruct(
     found = _unpack(_interpolate(shares, used, 0), num_holders)
     if int(np.abs(found).max()) > ETA * num_summed:
         raise CryptoError(f"shamir: expected coefficients up to {ETA * num_summed}, got larger")
-    return found
+    if found[RING_DEGREE:].any():
+        raise CryptoError("shamir: expected zeros after the last coefficient")
+    return found[:RING_DEGREE]
 
 
 def to_bytes(one: UInt64) -> bytes:
@@ -150,6 +152,7 @@ def _interpolate(shares: Mapping[int, UInt64], holders: list[int], at: int) -> U
 
 
 def _unpack(packed: UInt64, num_holders: int) -> Int64:
+    """All lanes, those after the last coefficient as well."""
     bits, count = lanes(num_holders)
     value = packed.astype(np.int64)
     value = np.where(value > PRIME // 2, value - PRIME, value)
@@ -160,6 +163,4 @@ def _unpack(packed: UInt64, num_holders: int) -> Int64:
         out[lane::count] = low
         value = (value - low) >> bits
     out[count - 1 :: count] = value
-    if out[RING_DEGREE:].any():
-        raise CryptoError("shamir: expected zeros after the last coefficient")
-    return out[:RING_DEGREE]
+    return out

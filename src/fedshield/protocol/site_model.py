@@ -204,7 +204,13 @@ class SiteModel:
         state, moments = aggregate.step(
             self._plan, self.state, selection, mean[: selection.size], self.memory.shared
         )
-        shared = self._next_shared(state, selection, mean, round_number) | moments
+        # Of control variates the sum, not the mean: who is not in it keeps its own, so that the
+        # shared one stays the mean over all sites (SCAFFOLD's |S| / N).
+        change = opened.values[selection.size :]
+        shared = (
+            self._next_shared(state, selection, mean[: selection.size], change, round_number)
+            | moments
+        )
         memory = SiteMemory(self._left_over(in_set), shared, self._next_own(selection, in_set))
         # Kept first: a site never stands at a round that it could not load again.
         self._store.save(round_number, state, memory)
@@ -220,11 +226,15 @@ class SiteModel:
         )
 
     def _next_shared(
-        self, state: AdapterState, selection: Selection, mean: Float64, round_number: int
+        self,
+        state: AdapterState,
+        selection: Selection,
+        values: Float64,
+        change: Float64,
+        round_number: int,
     ) -> dict[str, Float32]:
         """What every site derives alike from this sum, for the next."""
         plan, old = self._plan, self.memory.shared
-        values, change = mean[: selection.size], mean[selection.size :]
         new = {
             CLIP: encode_integers.next_clip(
                 plan, old[CLIP], self.state, state, selection, values, round_number + 1
