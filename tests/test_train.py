@@ -418,3 +418,87 @@ def test_the_state_that_is_measured_is_the_one_given(make_plan: MakePlan) -> Non
     assert other != first
     bench.train()
     assert bench.trainer.evaluate(bench.start) == first
+
+
+# -- what local algorithms add to gradients ----------------------------------------------------
+
+STEPS = {
+    "rounds": 2,
+    "training.optimizer": "sgd",
+    "training.max_grad_norm": None,
+    "training.learning_rate": 0.5,
+    "training.lr_schedule": "constant",
+}
+
+
+def test_fedprox_pulls_towards_where_the_round_began(make_plan: MakePlan) -> None:
+    """The second step's gradient has mu (w - w_0) on top: Li et al., MLSys 2020."""
+    keys = STEPS | {"training.local_algorithm": "fedprox", "training.proximal": 0.25}
+    start = Bench(make_plan(keys)).start
+    first = Bench(make_plan(keys | {"training.steps": 1})).train(1, start)
+    plain = Bench(make_plan(STEPS | {"training.steps": 1})).train(1, start)
+    assert first.tobytes() == plain.tobytes()  # it has not moved yet
+    bench = Bench(make_plan(keys | {"training.steps": 2}))
+    second = bench.train(1, start)
+    after_one = AdapterState(first.copy(), start.spec)
+    _, gradient = reference(bench, after_one, [bench.train_rows[row] for row in bench.seen[1]])
+    pull = 0.25 * (first.astype(np.float64) - start.values)
+    assert np.abs(pull).max() > 1e-3
+    found = (second.astype(np.float64) - first) / -0.5
+    np.testing.assert_allclose(found, gradient + pull, rtol=1e-3, atol=2e-6)
+    off = Bench(make_plan(keys | {"training.steps": 2, "training.proximal": 0.0}))
+    without = Bench(make_plan(STEPS | {"training.steps": 2}))
+    assert off.train(1, start).tobytes() == without.train(1, start).tobytes()
+
+
+@pytest.mark.parametrize(("train", "round_number"), [("ab", 1), ("b", 1), ("alternate", 2)])
+def test_scaffold_adds_its_correction_to_every_gradient(
+    make_plan: MakePlan, train: str, round_number: int
+) -> None:
+    """y - rate (g - c_i + c), of what the round trains: Karimireddy et al., ICML 2020."""
+    keys = STEPS | {
+        "training.local_algorithm": "scaffold",
+        "training.steps": 2,
+        "adapter.train": train,
+    }
+    bench = Bench(make_plan(keys))
+    start = bench.start
+    noise = np.random.default_rng(2).standard_normal(start.values.size)
+    correction = (0.01 * noise).astype(np.float32)
+    trained = np.zeros(start.values.size, dtype=bool)
+    for name, place in start.spec.slices().items():
+        factor = {"ab": "lora_", "b": "lora_B", "alternate": "lora_A"}[train]
+        trained[place] = factor in name
+    values, none = start.values.astype(np.float64), AdapterState(start.values.copy(), start.spec)
+    found = bench.trainer.train(start, round_number, correction)[0].values
+    for batch in bench.seen:
+        now = AdapterState(values.astype(np.float32), start.spec)
+        _, gradient = reference(bench, now, [bench.train_rows[row] for row in batch])
+        values = np.where(trained, values - 0.5 * (gradient + correction), values)
+    np.testing.assert_allclose(found, values, rtol=0, atol=5e-6)
+    assert found[~trained].tobytes() == start.values[~trained].tobytes()
+    zero = bench.trainer.train(none, round_number, np.zeros_like(correction))[0].values
+    assert zero.tobytes() == bench.train(round_number, start).tobytes()
+    assert np.abs(zero - found).max() > 1e-3
+
+
+def test_the_correction_counts_in_the_gradients_norm(make_plan: MakePlan) -> None:
+    """So that a control variate, which is a mean gradient, stays below the clip of both."""
+    keys = STEPS | {
+        "training.local_algorithm": "scaffold",
+        "training.steps": 1,
+        "training.max_grad_norm": 0.05,
+    }
+    bench = Bench(make_plan(keys))
+    correction = np.full(bench.host.spec.num_values, 3.0, np.float32)
+    moved = bench.trainer.train(bench.start, 1, correction)[0].values - bench.start.values
+    assert np.linalg.norm(moved) == pytest.approx(0.5 * 0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize(("train", "tensors"), [("b", "lora_B"), ("core", "core")])
+def test_only_what_a_round_trains_moves(make_plan: MakePlan, train: str, tensors: str) -> None:
+    bench = Bench(make_plan({"adapter.train": train}))
+    start = initial_state(bench.host.spec, 3)
+    moved = bench.train(1, start) != start.values
+    for name, place in start.spec.slices().items():
+        assert moved[place].any() == (tensors in name)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors import safe_open
 
 from fedshield.engines import inprocess
 from fedshield.planfile import parse_plan
@@ -365,6 +366,66 @@ def test_ctrl_c_stops_cleanly_and_can_be_resumed(small: tuple[Path, str], tmp_pa
     assert "Traceback" not in stderr
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
     assert resumed_hash(out) == expected
+
+
+def content(path: Path) -> Any:
+    """All that a file of tensors holds, in whatever order it lies there."""
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+        return tensors, file.metadata()
+
+
+def optimised(optimizer: str, rate: float = 0.02) -> dict[str, Any]:
+    return {"optimizer": optimizer, "learning_rate": rate}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter__train": "b", "aggregation": optimised("fedavgm", 0.7)},
+        {"adapter__train": "alternate", "aggregation": optimised("fedadam")},
+        {"adapter__train": "share-a", "aggregation": optimised("fedyogi")},
+        {"adapter__train": "core", "aggregation": optimised("fedadagrad")},
+        {"training__local_algorithm": "scaffold", "training__optimizer": "sgd",
+         "training__learning_rate": 0.5},
+        {"training__local_algorithm": "fedprox", "pruning__ranking": "global"},
+    ],
+    ids=["b fedavgm", "alternate fedadam", "share-a fedyogi", "core fedadagrad", "scaffold",
+         "fedprox global"],
+)  # fmt: skip
+def test_what_sites_carry_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Moments, scores, control variates and personal parts are kept with each round: stopped
+    after the second, a run ends with the same adapters and the same memories."""
+    changes = {"scheme": {"name": "rlwe"}, "adapter__exchange": "delta", **changes}
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    expected = run_small(whole, **changes)
+    append, calls = RunFolder.append_metrics, iter(range(10))
+
+    def stopped(self: RunFolder, rows: Any) -> None:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        append(self, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "append_metrics", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_small(out, **changes)
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    inprocess.resume(out)
+    assert (
+        json.loads((out / "summary.json").read_text())["adapter_sha256"]
+        == (expected["adapter_sha256"])
+    )
+    kept = [
+        path.relative_to(whole)
+        for folder in ("adapter", "sites")
+        for path in (whole / folder).rglob("*.safetensors")
+    ]
+    assert len(kept) == (3 if changes.get("adapter__train") == "share-a" else 1) + 2 * 3
+    for path in kept:
+        assert content(out / path) == content(whole / path), path
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:

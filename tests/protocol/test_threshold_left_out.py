@@ -54,9 +54,9 @@ def deal_badly(ours: Any, dealer: str, *holders: str) -> None:
 
 
 @pytest.mark.parametrize("exchange", ["delta", "parameters"])
-@pytest.mark.parametrize("pruning", ["none", "magnitude"])
+@pytest.mark.parametrize("mask", ["none", "local", "shared"])
 def test_a_site_that_is_left_out_puts_its_update_back(
-    federation: Any, exchange: str, pruning: str
+    federation: Any, exchange: str, mask: str
 ) -> None:
     """Too few holders have good shares of one dealer: it is left out, takes the sum like the
     others, and its next update carries what this one could not bring."""
@@ -65,8 +65,8 @@ def test_a_site_that_is_left_out_puts_its_update_back(
         sites=4,
         weights="equal",
         adapter={"exchange": exchange},
-        pruning={"method": pruning, "start_round": 1, "target_round": 1, "target_rate": 0.5}
-        if pruning == "magnitude"
+        pruning={"mask": mask, "start_round": 1, "target_round": 1, "target_rate": 0.5}
+        if mask != "none"
         else {"method": "none"},
     )
     ours.coordinator.start()
@@ -75,15 +75,21 @@ def test_a_site_that_is_left_out_puts_its_update_back(
     deal_badly(ours, GONE, "bank", "hospital")
     made = record(ours)
     clip = ours.participants[GONE].memory.clip
+    places = ours.participants[GONE]._model.selection().indices
+    assert places.size == (before.spec.num_values // 2 if mask == "shared" else 550)
     outcome = ours.coordinator.round(1)
     assert outcome.contributors == ("bank", "hospital", "lab")
     assert outcome.lost == {}
     assert ours.coordinator.active == list(ours.names)
+    start = before.values.copy()
+    if exchange == "parameters":
+        start[places] = 0
     mean, _ = mean_of(
         ours,
-        before if exchange == "delta" else type(before)(np.zeros_like(before.values), before.spec),
+        type(before)(start, before.spec),
         clip,
         [made[name, 1] for name in outcome.contributors],
+        places,
     )
     np.testing.assert_array_equal(ours.state().values, mean)
     residual = ours.participants[GONE].memory.residual
@@ -95,8 +101,13 @@ def test_a_site_that_is_left_out_puts_its_update_back(
         # Parameters cannot be put back: the next round sends them anew.
         np.testing.assert_array_equal(residual, carried)
     others = ours.participants["bank"].memory.residual
-    assert np.abs(others).max() < (1e-3 if pruning == "none" or exchange == "parameters" else 1.0)
-    if exchange == "parameters" or pruning == "magnitude":
+    if mask == "shared" and exchange == "delta":  # what did not travel waits, whole
+        travelled = np.isin(np.arange(others.size), places)
+        own = ours.trained("bank", before, 1) - before.values
+        np.testing.assert_array_equal(others[~travelled], own[~travelled])
+        others = others[travelled]
+    assert np.abs(others).max() < (1.0 if mask == "local" and exchange == "delta" else 1e-3)
+    if exchange == "parameters" or mask != "none":
         return
     # It comes in the next round, on top of that round's own update.
     ours.wire.to_coordinator = lambda site, method, data: data

@@ -145,15 +145,20 @@ def sent_by(federation: Any, name: str) -> EncodedIntegers:
 
 
 def mean_of(
-    federation: Any, before: Any, clip: Digits, parts: Iterable[EncodedIntegers]
+    federation: Any,
+    before: Any,
+    clip: Digits,
+    parts: Iterable[EncodedIntegers],
+    chosen_places: Digits | None = None,
 ) -> tuple[Digits, float]:
-    """The next adapter, from the integers that its contributors sent; and their weight."""
+    """The next adapter, from the integers that its contributors sent; and their weight.
+    `chosen_places`: the coordinates that travelled, all by default."""
     packing = parameters_of(federation.plan)
     chosen = list(parts)
-    total = np.zeros(before.spec.num_values, dtype=np.int64)
+    places = slice(None) if chosen_places is None else chosen_places
+    sums = np.zeros(before.spec.num_values)
     for part in chosen:
-        total += part.digits
-    sums = total.astype(np.float64)
+        sums[places] += part.digits
     for place, bound in zip(before.spec.slices().values(), clip.tolist(), strict=True):
         sums[place] *= bound / packing.max_digit
     weight = sum(part.reserved[1] for part in chosen) * encode_integers.WEIGHT_STEP
