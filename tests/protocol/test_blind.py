@@ -745,6 +745,6 @@ def test_the_same_search_finds_a_one_time_key_in_a_sites_memory(tmp_path: Path) 
     secret = rlwe.OneTimeKey(seed).secret()
     memory = dumped(ONE_TIME_SITE, seed, tmp_path)
     as_it_lies = {secret[at : at + 8].astype("<i8").tobytes() for at in range(0, 4096, 8)}
-    found = found_in(memory, [seed, *(one for one in as_it_lies if distinct(one))])
-    assert seed in found
-    assert len(found) > 500
+    needles = {seed, *filter(distinct, as_it_lies)}
+    assert len(needles) > 300
+    assert found_in(memory, needles) == needles
