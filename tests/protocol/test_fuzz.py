@@ -47,7 +47,8 @@ from fedshield.protocol.sites import Replies
 from fedshield.protocol.summation import ANSWER, SHARE
 from fedshield.quantise import quantise
 
-CASES = int(os.environ.get("FEDSHIELD_FUZZ_CASES", "4000"))
+#: With fewer than a thousand, some ways to end are not met.
+CASES = max(1000, int(os.environ.get("FEDSHIELD_FUZZ_CASES", "4000")))
 OURS = (ProtocolError, CryptoError, RoundFailed)
 #: Beyond what is made of honest input, which is below it as well, and of each byte that comes in.
 MEMORY_BYTES = 8 * 2**20
