@@ -618,7 +618,7 @@ def test_sets_and_uploads_that_are_refused(uploaded: tuple[Any, Any]) -> None:
         ({VICTIM: uploads[VICTIM]}, good, "cohort"),
         ({}, good, "cohort"),
         ({**uploads, "lab": lab_upload}, good, "sender"),
-        ({**uploads, "coordinator": bank}, good, "signature"),
+        ({**uploads, "coordinator": bank}, good, "sender"),
         ({**uploads, "hospital": bank}, good, "signature"),
         ({**uploads, VICTIM: bank}, good, "signature"),
         ({**uploads, "bank": uploads["hospital"], "hospital": bank}, good, "signature"),
@@ -923,8 +923,8 @@ def test_no_second_set_is_opened_from_one_model(federation: Any, scheme: str) ->
     with pytest.raises(RoundFailed) as caught:
         ours.coordinator.round(1)
     assert str(caught.value) == (
-        "a sum over bank, clinic, lab was voted for from this model, and any other would give a "
-        "site away; lab must be back first"
+        "a sum over bank, clinic, lab (so says bank, clinic) was voted for from this model, and "
+        "any other would give a site away; lab must be back first"
     )
     ours.coordinator.start()
     keys = ours.prepare(1)

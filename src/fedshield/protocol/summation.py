@@ -185,8 +185,8 @@ class Summation:
 
     def hold(self, command: messages.Hold) -> messages.Held:
         """Open the shares sealed to this site; complain of each that is missing or wrong."""
-        if self._took_shares:
-            raise ProtocolError("repeated", "this site has taken the shares of this sum")
+        if self._took_shares or self._vote is not None:
+            raise ProtocolError("repeated", "this site has taken the shares of this sum, or voted")
         uploads = self._read_uploads(command.uploads)
         self._took_shares = True
         complaints: dict[str, bytes] = {}
