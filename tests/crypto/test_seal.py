@@ -168,3 +168,15 @@ class TestNothingSecretIsShown:
     def test_keys_cannot_be_pickled(self, key: object) -> None:
         with pytest.raises(TypeError):
             pickle.dumps(key)
+
+
+def test_repeated_randomness_gives_no_repeated_salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloned machine seals two contents under two keys."""
+    monkeypatch.setattr("fedshield.crypto.seal.os.urandom", lambda size: b"\7" * size)
+    mine, peer = RunKey(), RunKey()
+    made = [
+        seal(content, mine, peer.public, purpose="test", context=bytes(32), names=("a", "b"))
+        for content in (b"one", b"two", b"one")
+    ]
+    assert made[0][:32] != made[1][:32]
+    assert made[0] == made[2]

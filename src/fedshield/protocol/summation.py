@@ -326,6 +326,12 @@ class Summation:
             raise ProtocolError("repeated", f"block {command.index} came out of turn")
         if command.index >= len(announced.block_digests):
             raise ProtocolError("size", f"block {command.index} was not announced")
+        assert self._layout is not None
+        most = self._cipher.sum_block_bytes(self._layout, command.index)
+        if len(command.block) > most:
+            raise ProtocolError(
+                "size", f"block {command.index}: {len(command.block)} bytes, at most {most}"
+            )
         expected = announced.block_digests[command.index]
         if hashlib.sha256(command.block).digest() != expected:
             raise ProtocolError("digest", f"block {command.index} is not the one announced")
@@ -365,7 +371,7 @@ class Summation:
             if holder == self._member.name:
                 continue
             if holder not in self._peers:
-                raise ProtocolError("not-in-set", f"{holder} is not in this sum")
+                raise ProtocolError("not-in-set", f"{holder!r:.60} is not in this sum")
             content = raw
             try:
                 if self._member.open_to == "peers":
