@@ -55,6 +55,44 @@ def test_two_seals_of_one_secret_differ_everywhere() -> None:
     assert same < 12
 
 
+def salted(secret: bytes = SECRET, salt_key: bytes = bytes(32), **changed: Any) -> bytes:
+    bound = {**BOUND, "associated": b"an upload", **changed}
+    return seal(secret, SENDER, RECEIVER.public, salt_key=salt_key, **bound)
+
+
+def test_a_derived_salt_repeats_for_the_same_box_only() -> None:
+    """A cloned machine, whose random bytes repeat, seals equal contents in equal boxes; any other
+    content, receiver, purpose, context or thing spoken of has another salt, and so another key."""
+    box = salted()
+    assert salted() == box
+    assert unseal(box, RECEIVER, SENDER.public, **BOUND, associated=b"an upload") == SECRET
+    others = [
+        salted(SECRET + b"!"),
+        salted(SECRET[:-1]),
+        salted(b""),
+        salted(salt_key=b"\x01" * 32),
+        salted(purpose="run key"),
+        salted(context=bytes(32)),
+        salted(names=("bank", "clinic")),
+        salted(names=("bankh", "ospital")),
+        salted(associated=b"another"),
+        salted(associated=b""),
+    ]
+    salts = {one[:32] for one in (box, *others)}
+    assert len(salts) == 1 + len(others)
+
+
+def test_what_a_box_speaks_of_is_bound_to_it() -> None:
+    box = salted()
+    for other in (b"", b"an uploaf", b"an upload "):
+        with pytest.raises(CryptoError, match="does not open"):
+            unseal(box, RECEIVER, SENDER.public, **BOUND, associated=other)
+    with pytest.raises(CryptoError, match="does not open"):
+        unseal(box, RECEIVER, SENDER.public, **BOUND)
+    assert unseal(boxed(), RECEIVER, SENDER.public, **BOUND, associated=b"") == SECRET
+    assert b"an upload" not in box
+
+
 @pytest.mark.parametrize(
     "changed",
     [
