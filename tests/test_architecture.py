@@ -35,7 +35,9 @@ NETWORK = {
 }
 HOLDS_A_KEY = {
     *("fedshield.crypto.ckks", "fedshield.crypto.keys"),
-    *("fedshield.crypto.seal", "fedshield.crypto.plain"),
+    *("fedshield.crypto.seal", "fedshield.crypto.plain", "fedshield.crypto.shamir"),
+    *(f"fedshield.crypto.rlwe.{part}" for part in ("scheme", "sampling", "tag", "products")),
+    *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
 PRINTS = {"fedshield.cli", "fedshield.cli_roster", "fedshield.cli_watch"}

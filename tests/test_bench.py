@@ -58,7 +58,13 @@ def test_rows_can_be_chosen() -> None:
     assert [CASES[i].bits for i in chosen_cases(["rlwe"])] == [16, 12, 8, 4]
     assert [CASES[i].scheme for i in chosen_cases(["rlwe", "plain"])] == ["plain"] + ["rlwe"] * 4
     assert [CASES[i] for i in chosen_cases(["rlwe"], 12)] == [("rlwe", "", 12)]
-    for schemes, bits in ((["paillier"], None), (["plain"], 8), ([], None), (None, 5)):
+    for schemes, bits in (
+        (["paillier"], None),
+        (["rlwe", "paillier"], None),
+        (["plain"], 8),
+        ([], None),
+        (None, 5),
+    ):
         with pytest.raises(UserError, match="plain, ckks, bfv, rlwe"):
             chosen_cases(schemes, bits)
 

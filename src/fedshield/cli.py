@@ -275,6 +275,8 @@ def bench_crypto(
     values: Annotated[int, typer.Option(help="Values of a site's update.")] = 1_000_000,
     sites: Annotated[int, typer.Option(help="Sites whose updates are summed.")] = 3,
     threads: Annotated[int, typer.Option(help="Threads; one is what is measured.")] = 1,
+    schemes: Annotated[str | None, typer.Option(help="Only these: plain,ckks,bfv,rlwe")] = None,
+    bits: Annotated[int | None, typer.Option(help="Only rows of so many bits.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bytes, speed and exactness of every scheme on the same work, one thread each."""
@@ -282,9 +284,11 @@ def bench_crypto(
 
     if threads != 1:
         raise UserError(f"--threads: expected 1, got {threads}; every scheme is measured on one")
-    _print_notes(bench.missing_peers())
+    chosen = schemes.split(",") if schemes else None
+    if chosen is None or "bfv" in chosen:
+        _print_notes(bench.missing_peers())
     rows = []
-    for row in bench.crypto_rows(values, sites):
+    for row in bench.crypto_rows(values, sites, schemes=chosen, bits=bits):
         rows.append(row)
         if not as_json:
             _print_bench_row(row, first=len(rows) == 1)

@@ -137,7 +137,8 @@ class _Sizes:
         self._plan = plan
         self._names = plan.data.site_names()
         rules = plan.rules()
-        self._roster = Roster(dict.fromkeys(self._names, bytes(32)), bytes(32), rules, demo=True)
+        keys = {name: at.to_bytes(32, "big") for at, name in enumerate(self._names)}
+        self._roster = Roster(keys, b"\xff" * 32, rules, demo=True)
         self._shared = plan.scheme.name == "rlwe"
 
     def _size(self, message: messages.Message, phase: str, sender: str = COORDINATOR) -> int:

@@ -55,6 +55,44 @@ def test_two_seals_of_one_secret_differ_everywhere() -> None:
     assert same < 12
 
 
+def salted(secret: bytes = SECRET, salt_key: bytes = bytes(32), **changed: Any) -> bytes:
+    bound = {**BOUND, "associated": b"an upload", **changed}
+    return seal(secret, SENDER, RECEIVER.public, salt_key=salt_key, **bound)
+
+
+def test_a_derived_salt_repeats_for_the_same_box_only() -> None:
+    """A cloned machine, whose random bytes repeat, seals equal contents in equal boxes; any other
+    content, receiver, purpose, context or thing spoken of has another salt, and so another key."""
+    box = salted()
+    assert salted() == box
+    assert unseal(box, RECEIVER, SENDER.public, **BOUND, associated=b"an upload") == SECRET
+    others = [
+        salted(SECRET + b"!"),
+        salted(SECRET[:-1]),
+        salted(b""),
+        salted(salt_key=b"\x01" * 32),
+        salted(purpose="run key"),
+        salted(context=bytes(32)),
+        salted(names=("bank", "clinic")),
+        salted(names=("bankh", "ospital")),
+        salted(associated=b"another"),
+        salted(associated=b""),
+    ]
+    salts = {one[:32] for one in (box, *others)}
+    assert len(salts) == 1 + len(others)
+
+
+def test_what_a_box_speaks_of_is_bound_to_it() -> None:
+    box = salted()
+    for other in (b"", b"an uploaf", b"an upload "):
+        with pytest.raises(CryptoError, match="does not open"):
+            unseal(box, RECEIVER, SENDER.public, **BOUND, associated=other)
+    with pytest.raises(CryptoError, match="does not open"):
+        unseal(box, RECEIVER, SENDER.public, **BOUND)
+    assert unseal(boxed(), RECEIVER, SENDER.public, **BOUND, associated=b"") == SECRET
+    assert b"an upload" not in box
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -168,3 +206,15 @@ class TestNothingSecretIsShown:
     def test_keys_cannot_be_pickled(self, key: object) -> None:
         with pytest.raises(TypeError):
             pickle.dumps(key)
+
+
+def test_repeated_randomness_gives_no_repeated_salt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloned machine seals two contents under two keys."""
+    monkeypatch.setattr("fedshield.crypto.seal.os.urandom", lambda size: b"\7" * size)
+    mine, peer = RunKey(), RunKey()
+    made = [
+        seal(content, mine, peer.public, purpose="test", context=bytes(32), names=("a", "b"))
+        for content in (b"one", b"two", b"one")
+    ]
+    assert made[0][:32] != made[1][:32]
+    assert made[0] == made[2]

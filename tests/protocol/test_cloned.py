@@ -444,30 +444,15 @@ def test_clones_with_other_peers_reuse_no_key(federation_of_sums: Federation, bo
     assert opened_by_difference(one.fetch(0), clone.fetch(0), vector(1), vector(1)) < 0.2
 
 
-@pytest.mark.usefixtures("same_random")
-def test_random_salts_alone_would_be_reused(federation_of_sums: Federation, boxes: Boxes) -> None:
-    """Control: with salts from the generator that repeats, two contents go under one key."""
+def test_salts_that_repeat_would_reuse_keys(
+    federation_of_sums: Federation, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Control: with salts that do not depend on the content, two contents go under one key."""
+    monkeypatch.setattr(seal_module, "hmac", SimpleNamespace(digest=lambda *_: RANDOM))
     clones, _ = clones_of(federation_of_sums, 2)
     for number, clone in enumerate(clones):
-        clone._share_out = _with_random_salts(clone)  # type: ignore[method-assign]
         federation_of_sums.contribute(clone, encoded(vector(number)))
     assert boxes.reused() == 2
-
-
-def _with_random_salts(one: Summation) -> Callable[[Sealed, bytes], None]:
-    share_out = Summation._share_out
-
-    def without_salt_key(sealed: Sealed, digest: bytes) -> None:
-        real = summation.seal
-        try:
-            summation.seal = (  # type: ignore[attr-defined]
-                lambda *rest, **named: real(*rest, **{**named, "salt_key": None})
-            )
-            share_out(one, sealed, digest)
-        finally:
-            summation.seal = real  # type: ignore[attr-defined]
-
-    return without_salt_key
 
 
 def test_clones_that_answer_for_other_sums_reuse_no_key(

@@ -618,7 +618,7 @@ def test_sets_and_uploads_that_are_refused(uploaded: tuple[Any, Any]) -> None:
         ({VICTIM: uploads[VICTIM]}, good, "cohort"),
         ({}, good, "cohort"),
         ({**uploads, "lab": lab_upload}, good, "sender"),
-        ({**uploads, "coordinator": bank}, good, "signature"),
+        ({**uploads, "coordinator": bank}, good, "sender"),
         ({**uploads, "hospital": bank}, good, "signature"),
         ({**uploads, VICTIM: bank}, good, "signature"),
         ({**uploads, "bank": uploads["hospital"], "hospital": bank}, good, "signature"),
@@ -690,8 +690,11 @@ def test_blocks_that_were_not_announced(three_blocks: Any, scheme: str) -> None:
     command = boxes_for(VICTIM, answer(ours, vote(ours, uploads, blocks)))
     own = ours.blocks(VICTIM, uploads[VICTIM])
     changed = blocks[0][:-9] + bytes([blocks[0][-9] ^ 1]) + blocks[0][-8:]
-    for wrong in (b"", blocks[1], own[0], changed, blocks[0] + b"\0", blocks[0][:-1]):
+    for wrong in (b"", blocks[1], own[0], changed, blocks[0][:-1]):
         assert ours.refused(VICTIM, messages.Deliver(0, wrong)) == "digest"
+    longer = "size" if scheme == "rlwe" else "digest"  # there the length is known exactly
+    assert ours.refused(VICTIM, messages.Deliver(0, blocks[0] + b"\0")) == longer
+    assert ours.refused(VICTIM, messages.Deliver(0, bytes(6_000_000))) == "size"
     ours.send(VICTIM, messages.Deliver(0, blocks[0]))
     assert ours.refused(VICTIM, messages.Deliver(2, blocks[2])) == "repeated"  # not its turn
     assert ours.refused(VICTIM, messages.Deliver(1, blocks[2])) == "digest"
@@ -923,8 +926,8 @@ def test_no_second_set_is_opened_from_one_model(federation: Any, scheme: str) ->
     with pytest.raises(RoundFailed) as caught:
         ours.coordinator.round(1)
     assert str(caught.value) == (
-        "a sum over bank, clinic, lab was voted for from this model, and any other would give a "
-        "site away; lab must be back first"
+        "a sum over bank, clinic, lab (so says bank, clinic) was voted for from this model, and "
+        "any other would give a site away; lab must be back first"
     )
     ours.coordinator.start()
     keys = ours.prepare(1)

@@ -69,10 +69,21 @@ NUMBERS = ("num_sites", "max_colluding", "threshold", "votes", "min_cohort")
 def test_roster_knows_its_members_only() -> None:
     assert ROSTER.names() == ("bank", "clinic", "hospital")
     assert ROSTER.public("bank") == KEYS["bank"].public
-    assert ROSTER.public(COORDINATOR) == SERVER.public
-    with pytest.raises(ProtocolError) as caught:
-        ROSTER.public("stranger")
-    assert caught.value.code == "sender"
+    # The coordinator is no site: what it signs in its own name counts for none.
+    for name in ("stranger", COORDINATOR):
+        with pytest.raises(ProtocolError) as caught:
+            ROSTER.public(name)
+        assert caught.value.code == "sender"
+
+
+def test_no_two_parties_have_one_key() -> None:
+    """One key under two names would vote twice."""
+    for sites in (
+        {"bank": bytes(32), "clinic": bytes(32)},
+        {"bank": SERVER.public, "clinic": bytes(32)},
+    ):
+        with pytest.raises(ProtocolError, match="same key"):
+            Roster(sites, SERVER.public, RULES, demo=True)
 
 
 def test_no_site_can_be_named_like_the_coordinator() -> None:
@@ -165,7 +176,7 @@ def test_joins_are_read() -> None:
     [
         ({"bank": None}, "cohort"),
         ({"stranger": sign("bank", JOINS["bank"])}, "sender"),
-        ({COORDINATOR: sign("bank", JOINS["bank"])}, "signature"),
+        ({COORDINATOR: sign("bank", JOINS["bank"])}, "sender"),
         ({"bank": sign("bank", JOINS["bank"], by="clinic")}, "signature"),
         ({"bank": sign("clinic", JOINS["bank"], by="bank")}, "sender"),
         ({"bank": sign("clinic", JOINS["clinic"])}, "signature"),
@@ -188,6 +199,13 @@ def round_key(name: str, binding: Binding = SESSION, by: str = "", **changes: An
     return sign(name, replace(ROUND_KEYS[name], **changes), binding, by)
 
 
+def test_round_keys_of_low_order_are_refused() -> None:
+    """Nobody could seal anything to their owner."""
+    for low in (bytes(32), (1).to_bytes(32, "little")):
+        raw = {"bank": round_key("bank", key=low)}
+        assert code_of(partial(read_round_keys, raw, SESSION, ROSTER, 1)) == "malformed"
+
+
 def test_round_keys_are_read() -> None:
     raw = {name: round_key(name) for name in KEYS}
     assert read_round_keys(raw, SESSION, ROSTER, 3) == ROUND_KEYS
@@ -200,7 +218,7 @@ def test_round_keys_are_read() -> None:
     [
         ({"bank": None}, "cohort"),
         ({"stranger": round_key("bank")}, "sender"),
-        ({COORDINATOR: round_key("bank")}, "signature"),
+        ({COORDINATOR: round_key("bank")}, "sender"),
         ({"bank": round_key("bank", by="clinic")}, "signature"),
         ({"bank": round_key("clinic")}, "signature"),
         ({"bank": round_key("clinic", by="bank")}, "sender"),
@@ -249,7 +267,7 @@ def test_uploads_are_read_under_the_keys_of_their_names() -> None:
     for name, data, code in (
         ("bank", raw["clinic"], "signature"),
         ("stranger", raw["bank"], "sender"),
-        (COORDINATOR, raw["bank"], "signature"),
+        (COORDINATOR, raw["bank"], "sender"),
         ("bank", sign("bank", UPLOAD, SESSION), "context"),
         ("bank", sign("bank", messages.Ready(bytes(32))), "kind"),
     ):

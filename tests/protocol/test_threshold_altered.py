@@ -61,8 +61,6 @@ def altered(hand: Hand, way: str) -> list[bytes]:
         return [bytes(len(whole[0]))]
     if way == "short":
         return [whole[0][:-8]]
-    if way == "long":
-        return [whole[0] + bytes(8)]
     places = {
         "a value": 0,
         "the last value": layout.value_coefficients - 1,
@@ -84,7 +82,6 @@ ALTERED = {
     "all bits": "crypto",
     "zeros": "residual",
     "short": "crypto",
-    "long": "crypto",
     # Without any trace in what is left over: only the tag can tell.
     "a value": "tag",
     "the last value": "tag",
@@ -100,6 +97,15 @@ ALTERED = {
 def test_a_sum_that_was_altered(four: Hand, way: str) -> None:
     """All sites vote for it, since nobody can see it, and answer; nobody installs it."""
     rejected(four, altered(four, way), ALTERED[way])
+
+
+def test_blocks_larger_than_a_sum_can_be_are_not_kept(four: Hand) -> None:
+    """Also when that was announced and voted for: no site holds megabytes for it."""
+    blocks = [four.aggregate(FOUR)[0] + bytes(8)]
+    with nothing_installed(four.federation):
+        four.answers(four.vote_on(FOUR, FOUR, blocks))
+        code, text = four.refused(VICTIM, messages.Deliver(0, blocks[0]))
+    assert (code, f"{len(blocks[0])} bytes, at most" in text) == ("size", True)
 
 
 def test_a_colluder_that_does_not_count_itself(federation: Any) -> None:
@@ -174,7 +180,7 @@ def test_answers_from_outside_the_sum(five: Hand) -> None:
     opening = five.opening(VICTIM, answers)
     with nothing_installed(five.federation):
         code, text = five.refused(VICTIM, messages.Open({**opening.answers, "ward-00": b""}))
-        assert (code, "ward-00 is not in this sum" in text) == ("not-in-set", True)
+        assert (code, "'ward-00' is not in this sum" in text) == ("not-in-set", True)
 
 
 def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str]) -> bytes:

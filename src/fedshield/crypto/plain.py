@@ -28,7 +28,8 @@ class PlainScheme:
         raw = b"".join(blocks)
         if len(raw) != 4 * num_slots:
             raise CryptoError(f"plain sum: expected {4 * num_slots} bytes, got {len(raw)}")
-        values = np.frombuffer(raw, dtype="<f4").astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN; refused below
+            values = np.frombuffer(raw, dtype="<f4").astype(np.float64)
         if not np.isfinite(values).all():
             raise CryptoError("plain sum: expected finite numbers, got NaN or infinity")
         return values

@@ -40,14 +40,12 @@ def seal(
     """A box for the holder of `peer` (X25519 public, 32 bytes). `names`: sender, receiver;
     `associated`: what the box speaks of, bound to it but not in it.
 
-    `salt_key`: 32 secret bytes from which the salt is derived together with the content, so that
-    a cloned machine with the same random bytes never seals two contents under one key; without
-    it, the salt is random."""
-    salt = os.urandom(SALT_BYTES)
-    if salt_key is not None:
-        parts = (purpose.encode(), context, *map(str.encode, names), associated, secret)
-        digest = b"".join(hashlib.sha256(part).digest() for part in parts)
-        salt = hmac.digest(salt_key, digest, "sha256")
+    `salt_key`: 32 secret bytes that the salt is derived from, random if not given. The content
+    goes into the salt too, so that a cloned machine whose random bytes repeat never seals two
+    contents under one key."""
+    parts = (purpose.encode(), context, *map(str.encode, names), associated, secret)
+    digest = b"".join(hashlib.sha256(part).digest() for part in parts)
+    salt = hmac.digest(salt_key or os.urandom(SALT_BYTES), digest, "sha256")
     derived = _derive(key, peer, salt, purpose, context, names, (key.public, peer))
     return salt + ChaCha20Poly1305(derived).encrypt(_NONCE, secret, associated)
 

@@ -35,11 +35,15 @@ class Caller:
     def everyone(self, command: messages.Message) -> dict[str, messages.Message]:
         return dict.fromkeys(self.active, command)
 
-    def require(self, method: str, have: int, need: int) -> None:
-        """Raises `RoundFailed`, naming who is lost, if fewer than `need` are left."""
+    def require(
+        self, method: str, have: int, need: int, also: Mapping[str, str] | None = None
+    ) -> None:
+        """Raises `RoundFailed`, naming who is lost, if fewer than `need` are left. `also`: sites
+        that still answer and are missed all the same, and why."""
         if have >= need:
             return
-        why = ", ".join(f"{site} ({self.why(site)})" for site in sorted(self.lost))
+        missed = {site: self.why(site) for site in self.lost} | dict(also or {})
+        why = ", ".join(f"{site} ({missed[site]})" for site in sorted(missed))
         wanted = "" if need == len(self._roster.sites) else f"; {have} of {need} needed are left"
         raise RoundFailed(
             f"{method}: no answer from {why}{wanted}; the model of the last round is kept"

@@ -20,7 +20,7 @@ from fedshield.crypto import framing
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import SECURITY_BITS, RlweParameters
-from fedshield.crypto.scheme import SiteScheme, parameters, rlwe_parameters
+from fedshield.crypto.scheme import BLOCK_BYTES, SiteScheme, parameters, rlwe_parameters
 from fedshield.errors import CryptoError, PlanError
 from fedshield.plan import Plan
 from fedshield.types import (
@@ -60,6 +60,9 @@ class Cipher(Protocol):
 
     def num_blocks(self, layout: Layout) -> int:
         """Messages that a vector of this layout travels in."""
+
+    def sum_block_bytes(self, layout: Layout, index: int) -> int:
+        """Most bytes of message `index` of a sum."""
 
     def encode_count(self, num_examples: int) -> Encoded: ...
 
@@ -110,6 +113,9 @@ class SharedKey:
 
     def num_blocks(self, layout: Layout) -> int:
         return layout.num_blocks
+
+    def sum_block_bytes(self, layout: Layout, index: int) -> int:
+        return max(BLOCK_BYTES, self.scheme.parameters.block_limit())
 
     def encode_count(self, num_examples: int) -> Encoded:
         return encode.encode_count(num_examples, self.weights_layout())
@@ -175,6 +181,9 @@ class OneTimeKeys:
 
     def num_blocks(self, layout: Layout) -> int:
         return self._lay(layout).num_chunks
+
+    def sum_block_bytes(self, layout: Layout, index: int) -> int:
+        return self._lay(layout).sum_chunk_bytes(index)
 
     def encode_count(self, num_examples: int) -> Encoded:
         return encode_integers.encode_count(num_examples, self.parameters)

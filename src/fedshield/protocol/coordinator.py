@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class Coordinator:
         self._receipts: dict[str, bytes] = {}
         self.completed_rounds = 0
         self._threshold = plan.scheme.name == "rlwe"
+        # Dealers that are left out of this sum because of their shares.
+        self._blamed: dict[str, str] = {}
 
     @property
     def active(self) -> list[str]:
@@ -185,6 +188,12 @@ class Coordinator:
         self._calls.binding = Binding(self._session.context, round_number, phase)
         self._progress("work")
         keys = self._calls.gather(self._calls.everyone(messages.Prepare()), messages.RoundKey)
+        for site, (raw_key, _) in list(keys.items()):
+            try:
+                read_round_keys({site: raw_key}, self._calls.binding, self._roster, 1)
+            except ProtocolError as error:
+                self._calls.drop({site: f"its answer was refused: {error}"}, "prepare")
+                del keys[site]
         self._calls.require("prepare", len(keys), self._least)
         raw_keys = {site: raw for site, (raw, _) in keys.items()}
         wanted = self._bound({site: key for site, (_, key) in keys.items()})
@@ -207,9 +216,8 @@ class Coordinator:
         self._progress("aggregate")
         started = time.perf_counter()
         found, blocks = self._aggregate(found)
-        self._calls.require(
-            "fetch", len(found), rules.min_cohort if wanted is None else len(wanted)
-        )
+        least = rules.min_cohort if wanted is None else len(wanted)
+        self._calls.require("fetch", len(found), least, self._blamed)
         digests = tuple(hashlib.sha256(block).digest() for block in blocks)
         aggregate_s = time.perf_counter() - started
         answers = self._vote_and_answer({site: raw[site] for site in found}, found, digests)
@@ -238,13 +246,17 @@ class Coordinator:
 
     def _bound(self, keys: Mapping[str, messages.RoundKey]) -> set[str] | None:
         """The set that was voted for from this model before, if any: no other will be opened."""
-        bound = {tuple(sorted(key.bound)) for key in keys.values() if key.bound}
+        said = {site: tuple(sorted(key.bound)) for site, key in keys.items() if key.bound}
+        bound = set(said.values())
         if not bound:
             return None
-        names = " and ".join(", ".join(one) for one in sorted(bound))
+        names = " and ".join(
+            f"{', '.join(one)} (so says {', '.join(site for site in said if said[site] == one)})"
+            for one in sorted(bound)
+        )
         if len(bound) > 1:
             raise RoundFailed(
-                f"different sets were voted for from this model ({names}); it cannot go on"
+                f"different sets were voted for from this model: {names}; it cannot go on"
             )
         wanted = set(bound.pop())
         if not wanted <= set(keys):
@@ -255,17 +267,22 @@ class Coordinator:
         return wanted
 
     def _same_shape(self, uploads: dict[str, messages.Upload]) -> None:
-        first = next(iter(uploads.values()))
-        for site, upload in uploads.items():
-            if upload.key_id != first.key_id or upload.layout_tag != first.layout_tag:
+        shapes = {
+            site: (upload.key_id, upload.layout_tag, len(upload.block_digests))
+            for site, upload in uploads.items()
+        }
+        usual, _ = Counter(shapes.values()).most_common(1)[0]
+        for site in sorted(shapes):
+            if shapes[site][:2] != usual[:2]:
                 raise RoundFailed(f"{site} used another key or layout than the others")
-            if len(upload.block_digests) != len(first.block_digests):
+            if shapes[site] != usual:
                 raise RoundFailed(f"{site} announced a different number of blocks")
 
     def _pass_shares(
         self, uploads: dict[str, messages.Upload], raw: Mapping[str, bytes]
     ) -> dict[str, messages.Upload]:
         """Every dealer's sealed shares to their holders; the dealers that remain in the sum."""
+        self._blamed = {}
         if not self._threshold:
             return uploads
         fetched = self._calls.gather(
@@ -287,8 +304,10 @@ class Coordinator:
         if len(content) >= self._least_answers:
             return dealers
         # Too few could answer: leave out those that were complained of.
-        blamed = set().union(*complaints.values())
-        return {site: upload for site, upload in dealers.items() if site not in blamed}
+        for dealer in sorted(set().union(*complaints.values())):
+            holders = [holder for holder in complaints if dealer in complaints[holder]]
+            self._blamed[dealer] = f"its shares were refused by {', '.join(sorted(holders))}"
+        return {site: upload for site, upload in dealers.items() if site not in self._blamed}
 
     def _aggregate(
         self, uploads: Mapping[str, messages.Upload]
@@ -298,7 +317,8 @@ class Coordinator:
         totals: list[object] = []
         added: dict[str, messages.Upload] = {}
         for site, upload in uploads.items():
-            blocks = self._pull(site, upload)
+            # A site that was lost while shares were passed on is not waited for again.
+            blocks = self._pull(site, upload) if site in self.active else None
             if blocks is None:
                 continue
             try:
@@ -338,6 +358,8 @@ class Coordinator:
         votes = self._calls.gather(self._calls.everyone(announce), messages.Vote)
         expected = messages.Vote(contributors_digest(uploads), aggregate_digest(digests))
         matching = {site: data for site, (data, vote) in votes.items() if vote == expected}
+        others = {site: "voted for another sum" for site in votes if site not in matching}
+        self._calls.drop(others, "announce")
         self._calls.require("announce", len(matching), max(rules.votes, self._least_answers))
         quorum = messages.Quorum(matching)
         replies = self._calls.gather(dict.fromkeys(matching, quorum), messages.Answer)
@@ -346,7 +368,8 @@ class Coordinator:
             for site, (_, answer) in replies.items()
             if answer.boxes or answer.share or not self._threshold
         }
-        self._calls.require("quorum", len(answers), self._least_answers)
+        lacking = {site: "lacks a share" for site in replies if site not in answers}
+        self._calls.require("quorum", len(answers), self._least_answers, lacking)
         return answers
 
     # -- calling ---------------------------------------------------------------------------

@@ -74,15 +74,17 @@ def unseal(
         raise ProtocolError("malformed", f"{kind} from {sender}: not an envelope")
     got_kind, context, round_number, phase, got_sender, body = value
     if got_kind != kind:
-        raise ProtocolError("kind", f"expected {kind} from {sender}, got {got_kind!r}")
+        raise ProtocolError("kind", f"expected {kind} from {sender}, got {got_kind!r:.60}")
     if context != binding.context:
         raise ProtocolError("context", f"{kind} from {sender}: made for another run or plan")
     if round_number != binding.round_number or phase != binding.phase:
         raise ProtocolError(
             "round",
             f"{kind} from {sender}: expected round {binding.round_number} ({binding.phase}), "
-            f"got {round_number!r} ({phase!r})",
+            f"got {round_number!r:.60} ({phase!r:.60})",
         )
     if got_sender != sender:
-        raise ProtocolError("sender", f"expected {kind} from {sender}, got one from {got_sender!r}")
+        raise ProtocolError(
+            "sender", f"expected {kind} from {sender}, got one from {got_sender!r:.60}"
+        )
     return body

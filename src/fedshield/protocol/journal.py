@@ -27,6 +27,7 @@ class Journal:
         self._left: dict[tuple[str, str, int, str], str] = {}
         self._opened: dict[str, list[str]] = {}
         self._chain = ""
+        self._broken = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -74,11 +75,18 @@ class Journal:
             self._opened[str(record["base"])] = [str(name) for name in contributors]
 
     def _append(self, record: dict[str, object]) -> None:
+        if self._broken:
+            raise ProtocolError(
+                "journal", f"{self._path.name}: a line could not be written before; leave the run"
+            )
         line = json.dumps({**record, "check": self._check(record)}, sort_keys=True) + "\n"
+        # Until it is known to be on disk, nobody can tell what the file holds.
+        self._broken = True
         with self._path.open("ab") as file:
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
+        self._broken = False
         self._apply(record)
 
     def upload(self, session: bytes, round_number: int, phase: str, digest: bytes) -> None:

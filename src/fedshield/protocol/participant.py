@@ -314,7 +314,7 @@ class Participant:
         assert self._cipher is not None
         total = self._cipher.count(opened, len(current.contributors))
         own = self._model.num_examples
-        if current.in_set and total < own:
+        if total < 1 or (current.in_set and total < own):
             raise CryptoError("weights: the total is less than this site's own count", "weight")
         self._weights_total = total
         self._left_out_of_weights = not current.in_set

@@ -22,7 +22,8 @@ class Roster:
     may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
     nothing for a demonstration.
 
-    Raises `ProtocolError` ('sender') for a site with the coordinator's name."""
+    Raises `ProtocolError` ('sender') for a site with the coordinator's name, or a key that two
+    parties have."""
 
     sites: dict[str, bytes]
     coordinator: bytes
@@ -34,6 +35,9 @@ class Roster:
         # Else the coordinator's key would speak for that site.
         if COORDINATOR in self.sites:
             raise ProtocolError("sender", f"no site may be named {COORDINATOR!r}; rename it")
+        # One key under two names would count twice in every quorum.
+        if len({*self.sites.values(), self.coordinator}) <= len(self.sites):
+            raise ProtocolError("sender", "two parties of the roster have the same key")
 
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.sites))
@@ -43,9 +47,8 @@ class Roster:
         return self.names().index(name)
 
     def public(self, name: str) -> bytes:
-        """The signing key of a site, or of the coordinator. Raises `ProtocolError`."""
-        if name == COORDINATOR:
-            return self.coordinator
+        """The signing key of a site. The coordinator is none: what it signs in its own name counts
+        as no site's join, key, upload, vote or receipt. Raises `ProtocolError`."""
         if name not in self.sites:
             raise ProtocolError("sender", f"{name!r} is not in the roster")
         return self.sites[name]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.envelope import Binding
@@ -66,10 +68,23 @@ def read_round_keys(
         key = messages.RoundKey.from_body(body)
         if len(key.key) != KEY_BYTES or len(key.model_tag) != 32:
             raise ProtocolError("size", f"{site}: round key and model tag are 32 bytes each")
+        if not _is_usable(key.key):
+            raise ProtocolError("malformed", f"{site}: the round key is of low order")
         keys[site] = key
     if len({key.key for key in keys.values()}) != len(keys):
         raise ProtocolError("repeated", "two sites sent the same round key")
     return keys
+
+
+def _is_usable(public: bytes) -> bool:
+    """Whether an X25519 key gives a shared secret at all: with one of low order nobody could
+    seal anything to its owner. The private key here is nobody's."""
+    try:
+        probe = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+        probe.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        return False
+    return True
 
 
 def round_context(session: Binding, keys: dict[str, messages.RoundKey]) -> bytes:

@@ -185,8 +185,8 @@ class Summation:
 
     def hold(self, command: messages.Hold) -> messages.Held:
         """Open the shares sealed to this site; complain of each that is missing or wrong."""
-        if self._took_shares:
-            raise ProtocolError("repeated", "this site has taken the shares of this sum")
+        if self._took_shares or self._vote is not None:
+            raise ProtocolError("repeated", "this site has taken the shares of this sum, or voted")
         uploads = self._read_uploads(command.uploads)
         self._took_shares = True
         complaints: dict[str, bytes] = {}
@@ -330,6 +330,12 @@ class Summation:
         expected = announced.block_digests[command.index]
         if hashlib.sha256(command.block).digest() != expected:
             raise ProtocolError("digest", f"block {command.index} is not the one announced")
+        assert self._layout is not None
+        most = self._cipher.sum_block_bytes(self._layout, command.index)
+        if len(command.block) > most:
+            raise ProtocolError(
+                "size", f"block {command.index}: {len(command.block)} bytes, at most {most}"
+            )
         self._delivered.append(command.block)
 
     def open(self, command: messages.Open, parts: Parts) -> OpenedSum:
@@ -366,7 +372,7 @@ class Summation:
             if holder == self._member.name:
                 continue
             if holder not in self._peers:
-                raise ProtocolError("not-in-set", f"{holder} is not in this sum")
+                raise ProtocolError("not-in-set", f"{holder!r:.60} is not in this sum")
             content = raw
             try:
                 if self._member.open_to == "peers":

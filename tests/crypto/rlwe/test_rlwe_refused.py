@@ -138,6 +138,24 @@ def test_a_site_left_out_or_twice(this: Round) -> None:
     assert refusal(this, twice) == "residual"
 
 
+def test_a_reserved_integer_that_no_site_may_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that breaks its own checks: two of 4 bits cannot make 31 or less than zero."""
+    layout = layout_for(2, 16, 100, reserved=(4,))
+    zeros = np.zeros(100, dtype=np.int16)
+    with monkeypatch.context() as patch:
+        patch.setattr(scheme, "_check_message", lambda *_: None)
+        for sent, caught in (((16, 15), True), ((15, 15), False), ((31, 0), True)):
+            this = Round(layout, {0: zeros, 1: zeros}, {0: (sent[0],), 1: (sent[1],)})
+            chunks = this.aggregate()
+            if caught:
+                assert refusal(this, chunks) == "crypto"
+            else:
+                assert this.open(chunks).reserved == (30,)
+        patch.setattr(scheme, "_slots", lambda sent, _: np.array([float(sent[0])]))
+        below = Round(layout, {0: zeros, 1: zeros}, {0: (-5,), 1: (1,)})
+        assert refusal(below, below.aggregate()) == "crypto"
+
+
 # -- encrypt -------------------------------------------------------------------------------
 
 
@@ -209,7 +227,7 @@ def test_the_adder_can_reach_no_key() -> None:
     code = (
         "import sys, fedshield.crypto.rlwe.adder; from fedshield.crypto.rlwe.ring import "
         "arithmetic; arithmetic(False); arithmetic(True); "
-        "found = {'scheme', 'sampling', 'tag'} & "
+        "found = {'scheme', 'sampling', 'tag', 'products'} & "
         "{name.rsplit('.')[-1] for name in sys.modules if 'fedshield.crypto.rlwe' in name}; "
         "assert not found, found; assert 'cryptography' not in sys.modules"
     )

@@ -93,6 +93,13 @@ def test_numba_and_numpy_are_equal_at_the_extremes(q: int) -> None:
         for w in inputs[2:]:
             fast, slow = (multiply_back(lanes, w, q, fast)[0] for fast in (True, False))
             np.testing.assert_array_equal(fast, slow)
+    # Sums that grow as fast as they can, for 2, 4, 8 and 16 terms, and then meet their negative.
+    w = np.full(RING_DEGREE, 1)
+    for period in range(0, 12, 4):
+        blocks = [np.arange(RING_DEGREE) >> (period + shift) & 1 for shift in range(4)] * 2
+        lanes = np.stack([np.where(one, q // 2, q // 2 + 1) for one in blocks])
+        fast, slow = (multiply_back(lanes, w, q, fast)[0] for fast in (True, False))
+        np.testing.assert_array_equal(fast, slow)
 
 
 @BOTH
@@ -159,6 +166,21 @@ def test_balanced_digits_round_trip(
         np.testing.assert_array_equal(back, values)
 
 
+@pytest.mark.parametrize(("radix", "digits"), [(103, 4), (49, 5), (253, 3), (3, 24), (65535, 3)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_digits_at_the_ends_of_their_range(radix: int, digits: int, sign: int) -> None:
+    """There the quotient lies next to an integer, and k * R * (1/R) may be less than k."""
+    half, stride = (radix - 1) // 2, 3000
+    values = np.random.default_rng(radix).integers(-half, half + 1, stride * digits)
+    values[:stride] = sign * half
+    values[stride : stride + 1500] = sign * half
+    for fast in (True, False):
+        packed, back = np.empty(stride), np.empty(values.size, dtype=np.int64)
+        arithmetic(fast).pack_digits(values, stride, 0, radix, digits, packed)
+        arithmetic(fast).unpack_digits(packed, stride, 0, radix, digits, back)
+        np.testing.assert_array_equal(back, values)
+
+
 @settings(deadline=None, max_examples=20)
 @given(q=st.sampled_from(list(PRIMES.values())), seed=st.integers(0, 2**32))
 def test_inner_products_agree_with_python_integers(q: int, seed: int) -> None:
@@ -176,6 +198,28 @@ def test_inner_products_agree_with_python_integers(q: int, seed: int) -> None:
         work, out = arithmetic(fast), np.empty((2, 3), dtype=np.int64)
         work.inner_products(messages.astype(np.float64), work.prepare_tag(v, q), q, out)
         assert out.tolist() == expected
+
+
+@pytest.mark.parametrize("case", [(3, 16, False), (3, 2, False), (5, 12, True), (6, 3, False)])
+def test_opening_rounds_alike_where_two_messages_meet(case: tuple[int, int, bool]) -> None:
+    """What is left is exactly half of delta, or one more or less: no honest sum comes near."""
+    p = choose(case[0], case[1], 1000, headroom=case[2])
+    rng = np.random.default_rng(1)
+    half = (p.radix**p.digits - 1) // 2
+    messages = rng.integers(-half + 1, half, GROUP)
+    v = messages * p.delta - p.delta // 2 + rng.integers(-1, 2, GROUP)
+    words = rng.integers(0, 1 << p.sum_word_bits, GROUP)
+    product = ((words << p.dropped) + 7 - v) % p.q
+    product = np.where(product > p.q // 2, product - p.q, product)
+    stream = np.empty(GROUP * p.sum_word_bits // 64, dtype=np.uint64)
+    arithmetic(True).pack_words(words, p.sum_word_bits, stream)
+    for fast in (True, False):
+        out, squares = np.empty(GROUP), np.empty(8)
+        arithmetic(fast).open_blocks(
+            stream, p.sum_word_bits, product.astype(np.float64), 7, p.dropped, p.delta, p.q, out,
+            squares,
+        )  # fmt: skip
+        np.testing.assert_array_equal(out, (v + p.delta // 2) // p.delta)
 
 
 @settings(deadline=None, max_examples=30)

@@ -10,6 +10,7 @@ from rlwe_round import CONTEXT, TAG_SEED, Round, extreme_round, key, layout_for
 
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE, choose
+from fedshield.crypto.rlwe.sampling import Matrix, Residues
 from fedshield.crypto.rlwe.scheme import (
     OneTimeKey,
     derive_seed,
@@ -96,6 +97,38 @@ def test_numba_and_numpy_make_the_same_bytes_and_the_same_sum(
     fast.check(opened[0])
     fast.check(opened[1])
     assert opened[0].mean_squares == pytest.approx(opened[1].mean_squares)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_residues_drawn_again_are_used_by_both_sides(
+    bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Residues of q or more come once in some million groups; here in every one."""
+    layout = layout_for(3, bits, 70_000)
+    this = extreme_round(layout, range(3), bits)
+    usual = this.aggregate()
+    real, repair, repaired = Matrix.next_group, Matrix.repair, []
+
+    def with_large(self: Matrix) -> Residues:
+        found = real(self)
+        for place in (3, 32_767):
+            found.low[place], found.middle[place] = 2**32 - 1, 2**16 - 1
+            found.high[place : place + 1] = 255
+        return found
+
+    def counted(self: Matrix) -> None:
+        repaired.append(self)
+        repair(self)
+
+    monkeypatch.setattr(Matrix, "next_group", with_large)
+    monkeypatch.setattr(Matrix, "repair", counted)
+    chunks = this.aggregate()
+    assert chunks != usual
+    this.check(this.open(chunks))
+    groups = -(-layout.num_blocks // 8)
+    assert len(repaired) == 4 * groups
+    slow = Round(layout, this.vectors, this.reserved, fast=False)
+    assert slow.aggregate() == chunks
 
 
 def test_the_residual_is_what_was_computed() -> None:

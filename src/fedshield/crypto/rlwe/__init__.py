@@ -5,6 +5,8 @@ of the keys. Lineage: Stevens et al., USENIX Security 2022 (arXiv 2112.06872); A
 Security 2023; Willow, CRYPTO 2025 (ePrint 2024/936).
 
 This package is the arithmetic only: who may learn the sum of the keys, and when, is the
-protocol's part. Reading order: params.py, sampling.py, scheme.py; ring.py and kernels.py hold
-the same arithmetic twice, readable in numpy and fast in numba.
+protocol's part. Reading order: params.py and layout.py (public, computed before a run);
+sampling.py and tag.py; scheme.py, what a site does; adder.py, what the coordinator does.
+reference.py and kernels.py (with transform.py and primitives.py) hold the same arithmetic twice,
+readable in numpy and fast in numba.
 """
