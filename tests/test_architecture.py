@@ -155,6 +155,33 @@ def test_crypto_does_no_io() -> None:
     assert not set(opens) & set(within("fedshield.crypto"))
 
 
+def test_only_the_journal_of_the_protocol_touches_a_disk() -> None:
+    disk = {"pathlib", "io", "tempfile", "shutil", "subprocess", "fcntl"}
+    found = {name for name in within("fedshield.protocol") if imports_of(name) & disk}
+    assert found == {"fedshield.protocol.journal"}
+    opens = {module for module, call in calls() if name_of(call.func) in ("open", "os.open")}
+    assert opens & set(within("fedshield.protocol")) <= found
+
+
+def test_neither_coordinator_nor_sites_read_key_files() -> None:
+    """Keys are given to them: files are the command line's and the engines' part."""
+    for module in within("fedshield.protocol"):
+        via = reached_from(module)
+        assert [chain(via, name) for name in via if name.startswith("fedshield.enrolment")] == []
+
+
+def test_the_coordinator_knows_no_site_and_no_journal() -> None:
+    via = reached_from("fedshield.protocol.coordinator")
+    parts = ("site_model", "local", "journal", "summation", "participant", "ciphers", "run_keys")
+    assert set(MODULES) >= {f"fedshield.protocol.{part}" for part in parts}
+    assert [
+        chain(via, f"fedshield.protocol.{p}") for p in parts if f"fedshield.protocol.{p}" in via
+    ] == []
+    for room in ("encode", "encode_integers", "prune", "quantise", "train"):
+        assert f"fedshield.{room}" in MODULES
+        assert f"fedshield.{room}" not in via, chain(via, f"fedshield.{room}")
+
+
 def test_the_coordinator_cannot_reach_a_key() -> None:
     """Nothing on any path of imports from the coordinator can hold a secret key."""
     via = reached_from("fedshield.protocol.coordinator")
