@@ -124,7 +124,7 @@ GZIP = gzip.compress(rows(40))
 UNFINISHED = edit("run.json", status="running")
 
 PLANS = {
-    "unknown key": Case(("zzz: unknown key", "expected one of adapter, aggregation"), set={"zzz": 1}),
+    "unknown key": Case(("zzz: unknown key", "one of adapter, aggregation"), set={"zzz": 1}),
     "misspelt key": Case(("traning: unknown key", "did you mean training?"), set={"traning": {}}),
     "misspelt inner key": Case(
         ("training.stesp: unknown key", "did you mean training.steps?"), set={"training.stesp": 2}
