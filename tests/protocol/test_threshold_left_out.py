@@ -300,8 +300,8 @@ def test_a_smaller_set_is_refused_by_the_coordinator(
     failing(ours, {GONE: (moment, "before")})
     ours.coordinator.start()
     text = {
-        "invite": "a sum over bank, clinic, hospital, lab was voted for from this model, and any "
-        "other would give a site away; clinic must be back first",
+        "invite": "a sum over bank, clinic, hospital, lab (so says bank, hospital, lab) was voted "
+        "for from this model, and any other would give a site away; clinic must be back first",
         "work": "work: no answer from clinic (no answer); the model of the last round is kept",
     }
     text["prepare"] = text["invite"]
