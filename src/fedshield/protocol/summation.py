@@ -327,15 +327,15 @@ class Summation:
             raise ProtocolError("repeated", f"block {command.index} came out of turn")
         if command.index >= len(announced.block_digests):
             raise ProtocolError("size", f"block {command.index} was not announced")
+        expected = announced.block_digests[command.index]
+        if hashlib.sha256(command.block).digest() != expected:
+            raise ProtocolError("digest", f"block {command.index} is not the one announced")
         assert self._layout is not None
         most = self._cipher.sum_block_bytes(self._layout, command.index)
         if len(command.block) > most:
             raise ProtocolError(
                 "size", f"block {command.index}: {len(command.block)} bytes, at most {most}"
             )
-        expected = announced.block_digests[command.index]
-        if hashlib.sha256(command.block).digest() != expected:
-            raise ProtocolError("digest", f"block {command.index} is not the one announced")
         self._delivered.append(command.block)
 
     def open(self, command: messages.Open, parts: Parts) -> OpenedSum:
