@@ -704,6 +704,7 @@ def test_blocks_that_were_not_announced(three_blocks: Any, scheme: str) -> None:
     assert ours.participants[VICTIM].completed_rounds == 1
 
 
+@pytest.mark.parametrize("begun", ["ckks", "rlwe"], indirect=True)
 def test_a_block_that_is_longer_than_a_sums_is_refused(uploaded: tuple[Any, Any]) -> None:
     """Though it was announced and voted for: nothing of that size is kept."""
     federation, uploads = uploaded
