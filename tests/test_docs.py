@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from fedshield.cost import estimate
 from fedshield.crypto.scheme import CKKS
 from fedshield.errors import ProtocolCode
-from fedshield.plan import AdapterPlan, Plan, SourcePlan
+from fedshield.plan import AdapterPlan, Plan
+from fedshield.plan_data import SourcePlan
 from fedshield.planfile import load_plan
 from fedshield.protocol import messages
 

@@ -26,7 +26,8 @@ from fedshield.encode import (
     weights_layout,
 )
 from fedshield.errors import CryptoError, PlanError
-from fedshield.plan import MAX_SITES, Plan
+from fedshield.plan import Plan
+from fedshield.plan_data import MAX_SITES
 from fedshield.planfile import parse_plan
 from fedshield.types import (
     AdapterSpec,

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from fedshield.errors import PlanError
+from fedshield.plan_data import MAX_SITES, DataPlan, PositiveInt, Section
 from fedshield.quorum import OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
 
@@ -27,17 +28,10 @@ YAML_FLOAT = (
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
     list("-+0123456789."),
 )
-SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
-MAX_SITES = 64
-PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelPlan(_Section):
+class ModelPlan(Section):
     """The frozen base model: a hub name, a local folder, or a built-in name."""
 
     name: Annotated[str, Field(min_length=1)] = "smollm2-135m"
@@ -50,7 +44,7 @@ class ModelPlan(_Section):
     chat_template: Literal["auto", "fallback"] = "auto"
 
 
-class AdapterPlan(_Section):
+class AdapterPlan(Section):
     """LoRA. Defaults are the paper's."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
@@ -61,87 +55,7 @@ class AdapterPlan(_Section):
     exchange: Exchange = "delta"
 
 
-class ColumnsPlan(_Section):
-    """Names of the columns that hold each part of an example, where the usual ones differ."""
-
-    prompt: str | None = None
-    input: str | None = None
-    response: str | None = None
-    messages: str | None = None
-    system: str | None = None
-
-
-class SourcePlan(_Section):
-    """Where rows come from: `sample:NAME`, `hub:OWNER/NAME`, or a .jsonl/.csv/.parquet file."""
-
-    source: Annotated[str, Field(min_length=1)]
-    split: str = "train"
-    rows: PositiveInt | None = None
-    heldout_source: str | None = None
-    heldout_rows: PositiveInt | None = None
-    columns: ColumnsPlan | None = None
-
-
-SiteName = Annotated[str, Field(pattern=SITE_NAME)]
-
-
-class DataPlan(_Section):
-    """Which site trains on what."""
-
-    split: Literal["by-site", "iid", "dirichlet"] = "by-site"
-    sites: dict[SiteName, SourcePlan] = Field(default_factory=dict)
-    pool: tuple[SourcePlan, ...] = ()
-    num_sites: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
-    dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
-    dirichlet_column: str | None = None
-    heldout_rows: PositiveInt = 32
-    on_bad_row: Literal["refuse", "skip"] = "refuse"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DataPlan:
-        if self.split == "by-site":
-            if not self.sites:
-                raise ValueError("sites|{}|at least one site with a source when split is by-site")
-            if self.pool or self.num_sites is not None:
-                key = "pool" if self.pool else "num_sites"
-                raise ValueError(
-                    f"{key}|some|no {key} when split is by-site (give each site a source)"
-                )
-        else:
-            if self.sites:
-                raise ValueError(
-                    f"sites|some|no sites when split is {self.split} (use pool, num_sites)"
-                )
-            if not self.pool:
-                raise ValueError(f"pool|()|at least one source when split is {self.split}")
-            if self.num_sites is None:
-                raise ValueError(f"num_sites|None|a number of sites when split is {self.split}")
-            for index, source in enumerate(self.pool):
-                for key in ("heldout_source", "heldout_rows"):
-                    value = getattr(source, key)
-                    if value is not None:
-                        raise ValueError(
-                            f"pool.{index}.{key}|{value!r}|none in a pool: every site holds out "
-                            "data.heldout_rows of its share"
-                        )
-        if self.dirichlet_column is not None and self.split != "dirichlet":
-            raise ValueError(
-                f"dirichlet_column|{self.dirichlet_column!r}|none when split is {self.split}"
-            )
-        if "coordinator" in self.sites:
-            raise ValueError("sites|coordinator|site names other than coordinator")
-        if len(self.sites) > MAX_SITES:
-            raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
-        return self
-
-    def site_names(self) -> tuple[str, ...]:
-        if self.split == "by-site":
-            return tuple(sorted(self.sites))
-        width = len(str(self.num_sites))
-        return tuple(f"site-{k + 1:0{width}d}" for k in range(self.num_sites or 0))
-
-
-class TrainingPlan(_Section):
+class TrainingPlan(Section):
     """One site's local training in one round. Defaults are the paper's."""
 
     steps: PositiveInt = 10
@@ -169,7 +83,7 @@ class TrainingPlan(_Section):
         return self
 
 
-class PruningPlan(_Section):
+class PruningPlan(Section):
     """Magnitude pruning with the paper's clamped ramp over the rounds.
 
     `shared` masks are found by every site from what all have; only kept coordinates travel.
@@ -200,7 +114,7 @@ class PruningPlan(_Section):
         return self
 
 
-class AggregationPlan(_Section):
+class AggregationPlan(Section):
     """What every site does with the opened mean update; the coordinator does not see it.
 
     Sources: FedAvg (McMahan et al., AISTATS 2017); FedAvgM (Hsu et al., arXiv 1909.06335);
@@ -214,7 +128,7 @@ class AggregationPlan(_Section):
     epsilon: Annotated[float, Field(gt=0, le=1.0)] = 1e-3
 
 
-class EncodingPlan(_Section):
+class EncodingPlan(Section):
     """How values become numbers that can be encrypted and summed."""
 
     grid_bits: Annotated[int, Field(ge=19, le=22)] = Field(
@@ -239,7 +153,7 @@ SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
 _QUORUM_KEYS = ("max_colluding", "threshold", "votes", "min_cohort")
 
 
-class SchemePlan(_Section):
+class SchemePlan(Section):
     """Privacy: how updates are protected on the way, and what the coordinator may learn."""
 
     name: Literal["rlwe", "ckks", "plain"] = "rlwe"
@@ -278,14 +192,14 @@ class SchemePlan(_Section):
         return self.parameters or (known[0] if known else "")
 
 
-class EvaluationPlan(_Section):
+class EvaluationPlan(Section):
     """What is measured and asked of the model; prompts appear in the report."""
 
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 48
 
 
-class SpeedPlan(_Section):
+class SpeedPlan(Section):
     """Settings that change how fast a run is, never what it computes or protects."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -293,13 +207,13 @@ class SpeedPlan(_Section):
     eval_batch_size: PositiveInt = 8
 
 
-class OutputPlan(_Section):
+class OutputPlan(Section):
     """Where the run folder goes. `--out` wins over it."""
 
     dir: str | None = None
 
 
-class Plan(_Section):
+class Plan(Section):
     """A run, whole. `planfile.load_plan` reads one from a file."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fedshield.data.rows import Row, Rows, read
 from fedshield.errors import DataError
-from fedshield.plan import Plan, SourcePlan
+from fedshield.plan import Plan
+from fedshield.plan_data import SourcePlan
 from fedshield.planfile import parse_plan
 
 QA = (("user", "What is 2 + 2?"), ("assistant", "4"))

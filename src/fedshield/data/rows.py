@@ -19,7 +19,8 @@ from fedshield.data import samples
 from fedshield.errors import DataError
 from fedshield.model.base import offline
 from fedshield.model.chat import Message
-from fedshield.plan import ColumnsPlan, Plan, SourcePlan
+from fedshield.plan import Plan
+from fedshield.plan_data import ColumnsPlan, SourcePlan
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _PROMPTS = ("instruction", "prompt", "question")

@@ -21,7 +21,8 @@ import numpy as np
 from fedshield.data.rows import Row, Rows, read
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, tokenise
-from fedshield.plan import Plan, SourcePlan
+from fedshield.plan import Plan
+from fedshield.plan_data import SourcePlan
 from fedshield.seeds import derive
 
 DIRICHLET_TRIES = 100

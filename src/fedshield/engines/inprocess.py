@@ -8,7 +8,6 @@ with new keys that goes on from the last round that every site has kept.
 from __future__ import annotations
 
 import datetime
-import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
+from fedshield.engines.metrics import round_rows
 from fedshield.errors import (
     FedShieldError,
     ModelError,
@@ -31,7 +31,7 @@ from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.plan import Plan
 from fedshield.protocol.ciphers import parameters_of
-from fedshield.protocol.coordinator import Coordinator, RoundOutcome
+from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
@@ -39,11 +39,8 @@ from fedshield.protocol.session import least_sites
 from fedshield.protocol.site_model import personal
 from fedshield.runfolder import RunFolder, write_atomic
 from fedshield.seeds import derive
-from fedshield.summary import PHASES, summarise
+from fedshield.summary import summarise
 from fedshield.types import AdapterState, SiteMemory
-
-SITE_PHASES = ("train", "prune", "encode", "encrypt", "open", "evaluate")
-
 
 # -- running -------------------------------------------------------------------------------
 
@@ -278,7 +275,7 @@ def _rounds(
             for site, why in outcome.lost.items():
                 watch.note(f"round {number}: {site} was lost at {why}; going on without it")
                 state.setdefault("lost_sites", {})[site] = f"round {number}, {why}"
-            rows = _rows(outcome, seen, sites.traffic, participants, round_s)
+            rows = round_rows(outcome, seen, sites.traffic, participants, round_s)
             folder.append_metrics(rows)
             state["wall_s"] = elapsed()
             folder.write_state(state)
@@ -321,45 +318,6 @@ def _add_setup_traffic(state: dict[str, Any], traffic: Traffic) -> None:
     state["setup_download_bytes"] += sum(down.values())
 
 
-def _rows(
-    outcome: RoundOutcome,
-    seen: Mapping[str, SiteRound],
-    traffic: Traffic,
-    participants: Mapping[str, Participant],
-    round_s: float,
-) -> list[dict[str, Any]]:
-    """metrics.jsonl's rows of a round. The coordinator's adding time is shared out evenly;
-    `round_s` is the whole round's, all sites one after the other, the same in each row."""
-    up, down = traffic.take()
-    rows = []
-    for name, record in sorted(seen.items()):
-        wall_s = {phase: round(record.wall_s.get(phase, 0.0), 6) for phase in SITE_PHASES}
-        wall_s["aggregate"] = round(outcome.aggregate_s / len(seen), 6)
-        rows.append(
-            {
-                "round": outcome.round_number,
-                "site": name,
-                "train_loss": record.train_loss,
-                "heldout_loss_before": record.heldout_loss_before,
-                "heldout_loss_after": record.heldout_loss_after,
-                "num_examples": record.num_examples,
-                "learning_rate": record.learning_rate,
-                "pruning_rate": record.pruning_rate,
-                "pruned_values": record.pruned_values,
-                "clipped_values": record.clipped_values,
-                "contributors": list(record.contributors),
-                "sites_in_round": len(seen),
-                "mean_train_loss": _or_none(record.mean_train_loss),
-                "upload_bytes": up.get(name, 0),
-                "download_bytes": down.get(name, 0),
-                "adapter_sha256": participants[name].state.sha256(),
-                "wall_s": {phase: wall_s[phase] for phase in PHASES},
-                "round_s": round(round_s, 6),
-            }
-        )
-    return rows
-
-
 def _personal_states(
     folder: RunFolder, plan: Plan, host: AdapterHost, adapter: AdapterState
 ) -> dict[str, AdapterState]:
@@ -373,11 +331,6 @@ def _personal_states(
             state, memory = folder.site_store(site).load(max(rounds), host.spec)
             found[site] = personal(plan, state, memory)
     return found
-
-
-def _or_none(value: float) -> float | None:
-    """NaN, which JSON has no word for, as null."""
-    return None if math.isnan(value) else value
 
 
 # -- ending --------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedshield.errors import UserError
-from fedshield.plan import SITE_NAME
+from fedshield.plan_data import SITE_NAME
 
 Kind = Literal["card 1", "key 1", "roster 1"]
 KIND_KEY = "fedshield"

@@ -26,7 +26,7 @@ from fedshield.enrolment.cards import SIGNATURE_BYTES, Card, KeyFile, is_signed
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
-from fedshield.plan import MAX_SITES
+from fedshield.plan_data import MAX_SITES
 from fedshield.protocol import codec
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.quorum import Rules

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedshield.enrolment.files import Fields, RosterError
 from fedshield.errors import PlanError
-from fedshield.plan import MAX_SITES
+from fedshield.plan_data import MAX_SITES
 from fedshield.quorum import Rules, Server, resolve
 
 #: The plan's schemes, the default first.

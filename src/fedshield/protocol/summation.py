@@ -6,7 +6,6 @@ The rules that keep a single update closed are all here, each where it acts:
 - from one base model only one set, for ever (the vote binds);
 - an answer only after Q matching votes of distinct roster sites, and only over exactly that set;
 - a holder that lacks a share complains; a partial sum is never sent.
-
 The X25519 key and the one-time key live in this object only and go with it: after a restart a
 site has nothing to answer an interrupted round with.
 """

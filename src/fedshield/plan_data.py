@@ -1,0 +1,95 @@
+"""The plan's part on data: which site trains on what, and how a pool is dealt out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
+MAX_SITES = 64
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ColumnsPlan(Section):
+    """Names of the columns that hold each part of an example, where the usual ones differ."""
+
+    prompt: str | None = None
+    input: str | None = None
+    response: str | None = None
+    messages: str | None = None
+    system: str | None = None
+
+
+class SourcePlan(Section):
+    """Where rows come from: `sample:NAME`, `hub:OWNER/NAME`, or a .jsonl/.csv/.parquet file."""
+
+    source: Annotated[str, Field(min_length=1)]
+    split: str = "train"
+    rows: PositiveInt | None = None
+    heldout_source: str | None = None
+    heldout_rows: PositiveInt | None = None
+    columns: ColumnsPlan | None = None
+
+
+SiteName = Annotated[str, Field(pattern=SITE_NAME)]
+
+
+class DataPlan(Section):
+    """Which site trains on what."""
+
+    split: Literal["by-site", "iid", "dirichlet"] = "by-site"
+    sites: dict[SiteName, SourcePlan] = Field(default_factory=dict)
+    pool: tuple[SourcePlan, ...] = ()
+    num_sites: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
+    dirichlet_alpha: Annotated[float, Field(gt=0)] = 0.5
+    dirichlet_column: str | None = None
+    heldout_rows: PositiveInt = 32
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataPlan:
+        if self.split == "by-site":
+            if not self.sites:
+                raise ValueError("sites|{}|at least one site with a source when split is by-site")
+            if self.pool or self.num_sites is not None:
+                key = "pool" if self.pool else "num_sites"
+                raise ValueError(
+                    f"{key}|some|no {key} when split is by-site (give each site a source)"
+                )
+        else:
+            if self.sites:
+                raise ValueError(
+                    f"sites|some|no sites when split is {self.split} (use pool, num_sites)"
+                )
+            if not self.pool:
+                raise ValueError(f"pool|()|at least one source when split is {self.split}")
+            if self.num_sites is None:
+                raise ValueError(f"num_sites|None|a number of sites when split is {self.split}")
+            for index, source in enumerate(self.pool):
+                for key in ("heldout_source", "heldout_rows"):
+                    value = getattr(source, key)
+                    if value is not None:
+                        raise ValueError(
+                            f"pool.{index}.{key}|{value!r}|none in a pool: every site holds out "
+                            "data.heldout_rows of its share"
+                        )
+        if self.dirichlet_column is not None and self.split != "dirichlet":
+            raise ValueError(
+                f"dirichlet_column|{self.dirichlet_column!r}|none when split is {self.split}"
+            )
+        if "coordinator" in self.sites:
+            raise ValueError("sites|coordinator|site names other than coordinator")
+        if len(self.sites) > MAX_SITES:
+            raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
+        return self
+
+    def site_names(self) -> tuple[str, ...]:
+        if self.split == "by-site":
+            return tuple(sorted(self.sites))
+        width = len(str(self.num_sites))
+        return tuple(f"site-{k + 1:0{width}d}" for k in range(self.num_sites or 0))
