@@ -124,14 +124,34 @@ class Index:
                 count = (len(piece) - offset) // 8
                 if count < 4:
                     continue
-                sums = mixed(np.frombuffer(piece, dtype="<u8", count=count, offset=offset))
+                words = np.frombuffer(piece, dtype="<u8", count=count, offset=offset)
+                sums = mixed(words)
                 (places,) = np.nonzero(self.likely[sums >> SHIFT])
                 places = places[np.isin(sums[places], self.starts)]
-                for place in places.tolist():
-                    for needle in self.by_start[int(sums[place])]:
-                        if piece.startswith(needle, offset + 8 * place):
+                if not places.size:
+                    continue
+                places = places[np.argsort(sums[places], kind="stable")]
+                starts, first = np.unique(sums[places], return_index=True)
+                groups = np.split(places, first[1:])
+                for start, group in zip(starts.tolist(), groups, strict=True):
+                    for needle in self.by_start[start]:
+                        if needle not in found and _occurs(piece, offset, words, group, needle):
                             found.add(needle)
         return found
+
+
+def _occurs(
+    piece: bytes,
+    offset: int,
+    words: np.ndarray[Any, Any],
+    places: np.ndarray[Any, Any],
+    needle: bytes,
+) -> bool:
+    """Whether `needle` begins at one of `places`, of which there may be very many."""
+    for at, word in enumerate(np.frombuffer(needle[: len(needle) // 8 * 8], dtype="<u8")):
+        places = places[places + at < words.size]
+        places = places[words[places + at] == word]
+    return any(piece.startswith(needle, offset + 8 * place) for place in places.tolist())
 
 
 def found_in(haystack: bytes, needles: Iterable[bytes]) -> set[bytes]:
