@@ -117,7 +117,7 @@ def model_card(plan: Plan, summary: dict[str, Any]) -> str:
         data = summary["data"][site]
         lines.append(
             f"| {site} | {data['source']} | {data['train_rows']} | "
-            f"{_number(initial['sites'][site])} | {_number(final['sites'][site])} |"
+            f"{_number(initial['sites'].get(site))} | {_number(final['sites'].get(site))} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -330,7 +330,8 @@ class Coordinator:
                 # The running total may hold part of it: there is nothing whole to go on with.
                 raise RoundFailed(f"{site}: {error}") from None
             added[site] = upload
-        return added, [self._adder.result(total) for total in totals]
+        with _refusing():
+            return added, [self._adder.result(total) for total in totals]
 
     def _pull(self, site: str, upload: messages.Upload) -> list[bytes] | None:
         blocks: list[bytes] = []
