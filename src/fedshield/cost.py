@@ -29,7 +29,7 @@ from fedshield.protocol.ciphers import (
 )
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.prune import num_travelling
+from fedshield.prune import num_sent
 from fedshield.types import AdapterSpec, Layout
 
 #: Share of peak matrix speed that a training step reaches (measured on SmolLM2-135M, CPU).
@@ -98,8 +98,7 @@ def estimate(plan: Plan) -> Cost:
     scheme = facts(plan)
     sizes = _Sizes(plan)
     names = plan.data.site_names()
-    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
-    counts = [channels * num_travelling(plan, spec, at + 1) for at in range(plan.rounds)]
+    counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
     by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
     ups = [by_count[count][0] for count in counts]
     downs = [by_count[count][1] for count in counts]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedshield.crypto.rlwe.params import RlweParameters
+from fedshield.encode import WEIGHT as WEIGHT
 from fedshield.errors import CryptoError
 from fedshield.plan import Plan, learning_rate
 from fedshield.quantise import quantise
@@ -30,7 +31,7 @@ from fedshield.types import (
     Selection,
 )
 
-CONTRIBUTORS, WEIGHT, LOSS, COUNT = "contributors", "weight", "loss", "count"
+CONTRIBUTORS, LOSS, COUNT = "contributors", "loss", "count"
 #: Reserved integers of an update and of the weights phase: name -> bits that a site may send.
 UPDATE_RESERVED = {CONTRIBUTORS: 1, WEIGHT: 31, LOSS: 31}
 WEIGHTS_RESERVED = {CONTRIBUTORS: 1, COUNT: 30}

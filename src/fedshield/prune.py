@@ -18,6 +18,7 @@ from fedshield.seeds import derive
 from fedshield.types import (
     AdapterSpec,
     AdapterUpdate,
+    Bool,
     Float32,
     Float64,
     Mask,
@@ -104,6 +105,12 @@ def num_travelling(plan: Plan, spec: AdapterSpec, round_number: int) -> int:
     if plan.pruning.ranking == "global":
         groups = [sum(groups)]
     return sum(size - int(rate * size) for size in groups)
+
+
+def num_sent(plan: Plan, spec: AdapterSpec, round_number: int) -> int:
+    """Values of an update: those that travel, and with `scaffold` a control for each."""
+    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
+    return channels * num_travelling(plan, spec, round_number)
 
 
 def select(plan: Plan, spec: AdapterSpec, score: Float32 | None, round_number: int) -> Selection:
@@ -197,16 +204,19 @@ def prune(
     keep_back = exchange == "delta" and plan.encoding.error_feedback
     zeros = np.zeros_like(values)
     left_out = np.where(mask.kept, zeros, values) if keep_back else zeros
-    for name, place in update.start.spec.slices().items():
-        if name in _stays(plan, update.start.spec, round_number):
-            left_out[place] = 0
+    # Nothing of what never travels is owed to anyone.
+    left_out[own_places(plan, update.start.spec)] = 0
     return PrunedUpdate(np.where(mask.kept, values, zeros), mask, exchange, left_out)
 
 
-def _stays(plan: Plan, spec: AdapterSpec, round_number: int) -> set[str]:
-    """Tensors that are trained and never travel: nothing of them is owed to anyone."""
-    trained = set(trained_tensors(plan, spec, round_number))
-    return trained - set(exchanged_tensors(plan, spec, round_number))
+def own_places(plan: Plan, spec: AdapterSpec) -> Bool:
+    """Coordinates that a site trains and keeps (`share-a`), in every round the same: bool,
+    (num_values,)."""
+    places = spec.slices()
+    mine = np.zeros(spec.num_values, dtype=np.bool_)
+    for name in set(trained_tensors(plan, spec, 1)) - set(exchanged_tensors(plan, spec, 1)):
+        mine[places[name]] = True
+    return mine
 
 
 def num_pruned(plan: Plan, pruned: PrunedUpdate, spec: AdapterSpec, round_number: int) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import resource
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedshield.data.sites import SiteData
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.ciphers import block_sizes, facts, update_layout
-from fedshield.prune import num_travelling
+from fedshield.prune import num_sent
 from fedshield.types import AdapterSpec, AdapterState
 
 LEARNING = ("train", "prune", "evaluate")
@@ -109,9 +110,8 @@ def _versions() -> dict[str, str]:
 
 def update_bytes(plan: Plan, spec: AdapterSpec, rows: Sequence[dict[str, Any]]) -> int:
     """Bytes of the blocks of all updates alone: no shares, no messages around them."""
-    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
-    total = 0
-    for row in rows:
-        count = channels * num_travelling(plan, spec, row["round"])
-        total += sum(up for up, _ in block_sizes(plan, update_layout(plan, count)))
-    return total
+    turns = Counter(num_sent(plan, spec, row["round"]) for row in rows)
+    return sum(
+        times * sum(up for up, _ in block_sizes(plan, update_layout(plan, count)))
+        for count, times in turns.items()
+    )

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threshold_kit import Hand, started
 
 from fedshield.crypto import plain
 from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.rlwe import layout as rlwe_layout
-from fedshield.errors import CryptoError, ProtocolError, RoundFailed
+from fedshield.engines.local_sites import failure_code
+from fedshield.errors import ProtocolError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol import codec, envelope, messages
@@ -122,9 +124,7 @@ class Wire:
                 reply = self.participants[site].handle(method, command)
             except Exception as error:
                 self.errors[site] = error
-                failed[site] = "training" if isinstance(error, RoundFailed) else "internal"
-                if isinstance(error, ProtocolError | CryptoError):
-                    failed[site] = error.code
+                failed[site] = failure_code(error)
                 self.log.append(Crossing(site, method, command, code=failed[site]))
                 continue
             ok[site] = self.to_coordinator(site, method, reply)
@@ -325,3 +325,24 @@ def three_blocks(federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(rlwe_layout, "BLOCK_BYTES", 8000)
     monkeypatch.setattr(plain, "VALUES_PER_BLOCK", 2000)
     return partial(federation, large=True)
+
+
+# -- thresholds ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here survives a power cut, so nothing need wait for a disk."""
+    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def four(federation: Any) -> Hand:
+    """Four sites, one of which may collude: T = Q = min_cohort = 3. Up to the announcement."""
+    return Hand(started(federation)).ready()
+
+
+@pytest.fixture
+def five(federation: Any) -> Hand:
+    """Five sites: T = Q = min_cohort = 4, c = 1."""
+    return Hand(started(federation, 5)).ready()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from threshold_attack import Attacker
-from threshold_kit import Hand, body_of, flipped, nothing_installed, rejected, started
+from threshold_kit import FOUR, REST, Hand, body_of, flipped, nothing_installed, rejected, started
 
 from fedshield.crypto import shamir
 from fedshield.protocol import envelope, messages
@@ -16,26 +16,8 @@ from fedshield.protocol.session import upload_digest
 from fedshield.protocol.summation import ANSWER, SHARE
 
 VICTIM, COLLUDER = "clinic", "surgery"
-FOUR = ("bank", "clinic", "hospital", "lab")
-REST = ("bank", "hospital", "lab")
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
-
-
-@pytest.fixture
-def four(federation: Any) -> Hand:
-    """Four sites, one of which may collude: T = Q = min_cohort = 3. Up to the announcement."""
-    return Hand(started(federation)).ready()
-
-
-@pytest.fixture
-def five(federation: Any) -> Hand:
-    """Five sites: T = Q = min_cohort = 4, c = 1."""
-    return Hand(started(federation, 5)).ready()
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 # -- ciphertexts and sums -------------------------------------------------------------------

@@ -22,11 +22,7 @@ METHODS = (
 #: Up to here a lost site's upload is lost with it.
 BEFORE_VOTE = METHODS[:5]
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 def expect_mean(ours: Any, before: Any, contributors: set[str], equal: bool, number: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from threshold_attack import Attacker
 from threshold_kit import (
+    FOUR,
+    REST,
     Hand,
     body_of,
     flipped,
@@ -27,26 +29,8 @@ from fedshield.protocol import envelope, messages
 from fedshield.protocol.roster import COORDINATOR
 
 VICTIM, COLLUDER = "clinic", "surgery"
-FOUR = ("bank", "clinic", "hospital", "lab")
-REST = ("bank", "hospital", "lab")
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
-
-
-@pytest.fixture
-def four(federation: Any) -> Hand:
-    """Four sites, one of which may collude: T = Q = min_cohort = 3. Up to the announcement."""
-    return Hand(started(federation)).ready()
-
-
-@pytest.fixture
-def five(federation: Any) -> Hand:
-    """Five sites: T = Q = min_cohort = 4, c = 1."""
-    return Hand(started(federation, 5)).ready()
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 # -- two stories ----------------------------------------------------------------------------

@@ -27,11 +27,7 @@ from fedshield.protocol.envelope import Binding
 
 GONE = "clinic"
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 # -- a site that is not in the sum ----------------------------------------------------------

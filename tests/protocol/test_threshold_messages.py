@@ -13,17 +13,7 @@ from fedshield.protocol import envelope, messages
 
 VICTIM = "clinic"
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
-
-
-@pytest.fixture
-def four(federation: Any) -> Hand:
-    """Four sites, one of which may collude: T = Q = min_cohort = 3. Up to the announcement."""
-    return Hand(started(federation)).ready()
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 # -- keys of a round ------------------------------------------------------------------------

@@ -26,11 +26,7 @@ from fedshield.quorum import Rules, resolve
 
 VICTIM = "clinic"
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 def ruled(federation: Any, monkeypatch: pytest.MonkeyPatch, rules: Rules) -> Any:

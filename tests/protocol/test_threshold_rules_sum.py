@@ -22,11 +22,7 @@ from fedshield.types import Layout
 
 VICTIM = "clinic"
 
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 # -- is the opened sum right ----------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from fedshield.types import Float64
@@ -106,6 +107,7 @@ class SiteScheme(Protocol):
 RUN_COEFFICIENTS = 1 << 40
 
 
+@lru_cache(maxsize=64)
 def rlwe_parameters(num_sites: int, bits: int, headroom: bool) -> RlweParameters:
     """The packing of scheme `rlwe`, the same at every party. Raises `CryptoError`."""
     from fedshield.crypto.rlwe.params import choose

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,8 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
 def _common_round(folder: RunFolder, plan: Plan) -> int:
     """The last round that enough sites have kept to go on from, and whose metrics are whole."""
     rows = folder.metrics()
-    complete = {
-        row["round"]
-        for row in rows
-        if sum(other["round"] == row["round"] for other in rows) == row["sites_in_round"]
-    }
+    found_rows = Counter(row["round"] for row in rows)
+    complete = {row["round"] for row in rows if found_rows[row["round"]] == row["sites_in_round"]}
     least = least_sites(plan.rules())
     kept = [set(folder.site_store(site).rounds()) for site in plan.data.site_names()]
     found = [r for r in complete if sum(r in rounds for rounds in kept) >= least]
@@ -348,9 +346,9 @@ def _finish(
 ) -> None:
     from fedshield.report import write_report
 
+    states = _personal_states(folder, plan, host, adapter)
     if plan.evaluation.prompts:
         prompts = plan.evaluation.prompts
-        states = _personal_states(folder, plan, host, adapter)
         found = export.answers(
             base,
             host,
@@ -364,7 +362,6 @@ def _finish(
     state["finished"] = _now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
     card = export.model_card(plan, summary)
-    states = _personal_states(folder, plan, host, adapter)
     export.save_adapter(host, states, plan, card, folder.path / "adapter")
     folder.write_json("summary.json", summary)
     write_report(folder.path)

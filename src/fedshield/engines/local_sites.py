@@ -53,16 +53,15 @@ class InProcessSites:
                 reply = self._participants[site].handle(method, data)
             except Exception as error:
                 self.errors[site] = error
-                failed[site] = _code(error)
+                failed[site] = failure_code(error)
                 continue
             self.traffic.up[site] = self.traffic.up.get(site, 0) + len(reply)
             ok[site] = reply
         return Replies(ok, failed)
 
 
-def _code(error: Exception) -> str:
-    if isinstance(error, ProtocolError):
-        return error.code
-    if isinstance(error, CryptoError):
+def failure_code(error: Exception) -> str:
+    """What may be told of a site's error: a code from a fixed list, never its text."""
+    if isinstance(error, ProtocolError | CryptoError):
         return error.code
     return "training" if isinstance(error, RoundFailed) else "internal"

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedshield.durable import sync_folder
 from fedshield.enrolment.cards import PRIVATE_MODE, PUBLIC_MODE, KeyFile
-from fedshield.enrolment.files import RosterError, sync_folder, write_new
+from fedshield.enrolment.files import RosterError, write_new
 from fedshield.enrolment.roster import SignedRoster
 from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.protocol.roster import COORDINATOR

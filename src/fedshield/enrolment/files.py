@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any, Literal
 
+from fedshield.durable import sync_folder
 from fedshield.errors import UserError
 from fedshield.plan_data import SITE_NAME
 
@@ -240,11 +241,3 @@ def _cannot_write(path: Path, error: OSError) -> RosterError:
     return RosterError(
         f"{path}: expected a place to write to, but {error.strerror}; choose another --out"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,7 +9,7 @@ from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import SETUP
+from fedshield.protocol.session import SETUP, read_signed
 from fedshield.protocol.sites import Sites
 
 _M = TypeVar("_M", bound=messages.Message)
@@ -87,8 +87,7 @@ class Caller:
             if site not in args or site in failed:
                 continue
             try:
-                body = envelope.unseal(data, kind.kind, binding, site, self._roster.public(site))
-                found[site] = (data, kind.from_body(body))
+                found[site] = (data, read_signed(data, kind, binding, site, self._roster))
             except ProtocolError as error:
                 failed[site] = f"its answer was refused: {error}"
         self.drop(failed, method)

@@ -31,11 +31,12 @@ from fedshield.protocol.session import (
     SETUP,
     WEIGHTS,
     aggregate_digest,
+    check_distinct,
+    check_round_key,
     contributors_digest,
+    least_opened,
     least_sites,
     read_joins,
-    read_round_keys,
-    read_uploads,
     round_context,
     session_context,
     setup_context,
@@ -188,24 +189,23 @@ class Coordinator:
         self._calls.binding = Binding(self._session.context, round_number, phase)
         self._progress("work")
         keys = self._calls.gather(self._calls.everyone(messages.Prepare()), messages.RoundKey)
-        for site, (raw_key, _) in list(keys.items()):
+        for site, (_, key) in list(keys.items()):
             try:
-                read_round_keys({site: raw_key}, self._calls.binding, self._roster, 1)
+                check_round_key(site, key)
             except ProtocolError as error:
                 self._calls.drop({site: f"its answer was refused: {error}"}, "prepare")
                 del keys[site]
         self._calls.require("prepare", len(keys), self._least)
         raw_keys = {site: raw for site, (raw, _) in keys.items()}
-        wanted = self._bound({site: key for site, (_, key) in keys.items()})
+        read = {site: key for site, (_, key) in keys.items()}
+        wanted = self._bound(read)
         with _refusing():
-            read = read_round_keys(raw_keys, self._calls.binding, self._roster, self._least)
+            check_distinct(read)
         summing = Binding(round_context(self._calls.binding, read), round_number, phase)
         work = messages.Work(raw_keys)
         uploads = self._calls.gather(self._calls.everyone(work), messages.Upload, summing)
         self._calls.binding = summing
         raw = {site: data for site, (data, _) in uploads.items()}
-        with _refusing():
-            read_uploads(raw, summing, self._roster)
         found = {site: upload for site, (_, upload) in uploads.items()}
         if wanted is not None:
             found = {site: found[site] for site in found if site in wanted}
@@ -382,12 +382,11 @@ class Coordinator:
 
     @property
     def _least_answers(self) -> int:
-        return self._roster.rules.threshold if self._threshold else self._roster.rules.num_sites
+        return self._roster.rules.threshold or self._roster.rules.num_sites
 
     @property
     def _least_opened(self) -> int:
-        """Sites that must take the new model: one is enough for it not to be lost."""
-        return 1 if self._threshold else self._roster.rules.num_sites
+        return least_opened(self._roster.rules)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import json
 import os
 from pathlib import Path
 
+from fedshield.durable import sync_folder
 from fedshield.errors import ProtocolError
 
 
@@ -33,7 +34,7 @@ class Journal:
             if path.exists():
                 self._load()
             path.touch()
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise ProtocolError(
                 "journal", f"{path.name}: cannot be read or made ({error.strerror})"
@@ -148,12 +149,3 @@ class Journal:
                     **more,
                 }
             )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name in `folder` as durable as what will be in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,8 +28,10 @@ from fedshield.protocol.session import (
     ROUND,
     SETUP,
     WEIGHTS,
+    least_opened,
     least_sites,
     read_joins,
+    read_signed,
     session_context,
     setup_context,
 )
@@ -349,13 +351,10 @@ class Participant:
     def _check_receipts(self, receipts: dict[str, bytes], binding: Binding) -> None:
         """Every site that opened the last sum must have opened the same; at least as many as a
         round needs must have."""
-        least = least_sites(self._roster.rules) if self._plan.scheme.name != "rlwe" else 1
-        if len(receipts) < least:
+        if len(receipts) < least_opened(self._roster.rules):
             raise ProtocolError("disagree", "receipts of the last sum are missing")
         for site in sorted(receipts):
-            receipt = messages.Receipt.from_body(
-                envelope.unseal(receipts[site], "receipt", binding, site, self._roster.public(site))
-            )
+            receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
 

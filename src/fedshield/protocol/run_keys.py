@@ -22,6 +22,7 @@ from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import read_signed
 
 PURPOSE = "run keys"
 GROUP_KEY_BYTES = 32
@@ -104,9 +105,7 @@ def take(
     """The keys out of a signed box. Raises `ProtocolError` or `CryptoError` unless the maker
     made it for this site and session, and the key is the announced one."""
     sender = maker(peer_keys)
-    found = messages.KeyBox.from_body(
-        envelope.unseal(data, messages.KeyBox.kind, binding, sender, roster.public(sender))
-    )
+    found = read_signed(data, messages.KeyBox, binding, sender, roster)
     if found.receiver != receiver:
         raise ProtocolError("sender", f"a key box for {found.receiver!r} came here")
     opened = unseal(

@@ -6,6 +6,7 @@ Nothing here holds a key of any kind but the public ones in the roster.
 from __future__ import annotations
 
 import hashlib
+from typing import TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -14,6 +15,8 @@ from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import Roster
 from fedshield.quorum import Rules
+
+_M = TypeVar("_M", bound=messages.Message)
 
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
 NONCE_BYTES = 32
@@ -36,6 +39,11 @@ def session_context(setup: Binding, joins: dict[str, messages.Join]) -> bytes:
     return envelope.run_context("session", *parts)
 
 
+def read_signed(data: bytes, kind: type[_M], binding: Binding, site: str, roster: Roster) -> _M:
+    """A message that `site` must have signed for `binding`. Raises `ProtocolError`."""
+    return kind.from_body(envelope.unseal(data, kind.kind, binding, site, roster.public(site)))
+
+
 def read_joins(
     raw: dict[str, bytes], binding: Binding, roster: Roster, least: int
 ) -> dict[str, messages.Join]:
@@ -44,8 +52,7 @@ def read_joins(
         raise ProtocolError("cohort", f"expected at least {least} sites in a session, {len(raw)}")
     joins: dict[str, messages.Join] = {}
     for site, data in sorted(raw.items()):
-        body = envelope.unseal(data, "join", binding, site, roster.public(site))
-        join = messages.Join.from_body(body)
+        join = read_signed(data, messages.Join, binding, site, roster)
         if len(join.nonce) != NONCE_BYTES or len(join.run_key) != KEY_BYTES:
             raise ProtocolError("size", f"{site}: nonce and run key are 32 bytes each")
         if join.num_examples < 0 or join.completed_rounds < 0:
@@ -64,16 +71,24 @@ def read_round_keys(
         raise ProtocolError("cohort", f"expected at least {least} sites in a round, got {len(raw)}")
     keys: dict[str, messages.RoundKey] = {}
     for site, data in sorted(raw.items()):
-        body = envelope.unseal(data, "round-key", binding, site, roster.public(site))
-        key = messages.RoundKey.from_body(body)
-        if len(key.key) != KEY_BYTES or len(key.model_tag) != 32:
-            raise ProtocolError("size", f"{site}: round key and model tag are 32 bytes each")
-        if not _is_usable(key.key):
-            raise ProtocolError("malformed", f"{site}: the round key is of low order")
-        keys[site] = key
+        keys[site] = read_signed(data, messages.RoundKey, binding, site, roster)
+        check_round_key(site, keys[site])
+    check_distinct(keys)
+    return keys
+
+
+def check_round_key(site: str, key: messages.RoundKey) -> None:
+    """Raises `ProtocolError` for a key that nothing could be sealed to."""
+    if len(key.key) != KEY_BYTES or len(key.model_tag) != 32:
+        raise ProtocolError("size", f"{site}: round key and model tag are 32 bytes each")
+    if not _is_usable(key.key):
+        raise ProtocolError("malformed", f"{site}: the round key is of low order")
+
+
+def check_distinct(keys: dict[str, messages.RoundKey]) -> None:
+    """Raises `ProtocolError` if two sites have one key."""
     if len({key.key for key in keys.values()}) != len(keys):
         raise ProtocolError("repeated", "two sites sent the same round key")
-    return keys
 
 
 def _is_usable(public: bytes) -> bool:
@@ -104,9 +119,7 @@ def read_uploads(
 ) -> dict[str, messages.Upload]:
     """The contributors' signed `Upload`s, checked. Raises `ProtocolError`."""
     return {
-        site: messages.Upload.from_body(
-            envelope.unseal(data, "upload", binding, site, roster.public(site))
-        )
+        site: read_signed(data, messages.Upload, binding, site, roster)
         for site, data in sorted(raw.items())
     }
 
@@ -114,6 +127,12 @@ def read_uploads(
 def least_sites(rules: Rules) -> int:
     """How many sites must be there for a sum to be worth beginning."""
     return max(rules.min_cohort, rules.threshold, rules.votes)
+
+
+def least_opened(rules: Rules) -> int:
+    """How many sites must take an opened sum: with a threshold one is enough for it not to be
+    lost, without one all must."""
+    return 1 if rules.threshold else rules.num_sites
 
 
 def upload_digest(upload: messages.Upload) -> bytes:

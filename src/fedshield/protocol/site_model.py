@@ -18,10 +18,8 @@ from fedshield.plan import Plan, learning_rate
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts
 from fedshield.protocol.local import LocalWork, SiteRound, Store
 from fedshield.types import (
-    AdapterSpec,
     AdapterState,
     AdapterUpdate,
-    Bool,
     Float32,
     Float64,
     OpenedSum,
@@ -32,7 +30,6 @@ from fedshield.types import (
 
 #: A sum whose contributors weigh less than this in all is not taken.
 LEAST_WEIGHT = 0.25
-
 
 CLIP, CONTROL_CLIP, SCORE, CONTROL = "clip", "control clip", "score", "control"
 PERSONAL = "personal"
@@ -52,22 +49,12 @@ def first_memory(plan: Plan, state: AdapterState) -> SiteMemory:
     return SiteMemory(np.zeros(size, dtype=np.float32), shared, own)
 
 
-def own_places(plan: Plan, spec: AdapterSpec) -> Bool:
-    """Coordinates that a site trains and keeps (`share-a`): bool, (num_values,)."""
-    places = spec.slices()
-    stays = set(prune.trained_tensors(plan, spec, 1)) - set(prune.exchanged_tensors(plan, spec, 1))
-    mine = np.zeros(spec.num_values, dtype=np.bool_)
-    for name in stays:
-        mine[places[name]] = True
-    return mine
-
-
 def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterState:
     """The global adapter with a site's own part in it (`share-a`); else the global one."""
     own = memory.own.get(PERSONAL)
     if own is None:
         return state
-    return AdapterState(np.where(own_places(plan, state.spec), own, state.values), state.spec)
+    return AdapterState(np.where(prune.own_places(plan, state.spec), own, state.values), state.spec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +94,7 @@ class SiteModel:
         self._heldout_loss = heldout_loss
         self._example_cap = example_cap
         self._made: _Made | None = None
+        self._selected: Selection | None = None
 
     @property
     def num_examples(self) -> int:
@@ -120,9 +108,12 @@ class SiteModel:
         return bytes.fromhex(self.state.sha256()) + self.memory.shared_sha256()
 
     def selection(self) -> Selection:
-        """The coordinates that travel in the next round."""
-        score = self.memory.shared.get(SCORE)
-        return prune.select(self._plan, self.state.spec, score, self.completed_rounds + 1)
+        """The coordinates that travel in the next round: ranked once a round."""
+        if self._selected is None:
+            score = self.memory.shared.get(SCORE)
+            number = self.completed_rounds + 1
+            self._selected = prune.select(self._plan, self.state.spec, score, number)
+        return self._selected
 
     def parts(self) -> Parts:
         """Slices of the values that travel in the next round, and the clip of each."""
@@ -215,7 +206,7 @@ class SiteModel:
         # Kept first: a site never stands at a round that it could not load again.
         self._store.save(round_number, state, memory)
         self.state, self.memory, self.completed_rounds = state, memory, round_number
-        self._made = None
+        self._made = self._selected = None
         loss = opened.reserved.get(encode_integers.LOSS)
         self.record = replace(
             self.record,
@@ -257,7 +248,7 @@ class SiteModel:
             return own
         if self._plan.adapter.train == "share-a":
             own[PERSONAL] = np.where(
-                own_places(self._plan, self.state.spec), made.update.values, np.float32(0)
+                prune.own_places(self._plan, self.state.spec), made.update.values, np.float32(0)
             )
         if CONTROL in own and in_set:
             # By what was really sent, so that the mean of the sites' stays the shared one.

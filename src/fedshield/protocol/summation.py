@@ -20,7 +20,7 @@ from fedshield.crypto import shamir
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.seal import seal, unseal
 from fedshield.errors import CryptoError, ProtocolError
-from fedshield.protocol import envelope, messages
+from fedshield.protocol import messages
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts, Sealed
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.journal import Journal
@@ -30,6 +30,7 @@ from fedshield.protocol.session import (
     contributors_digest,
     least_sites,
     read_round_keys,
+    read_signed,
     read_uploads,
     round_context,
     upload_digest,
@@ -279,10 +280,7 @@ class Summation:
             raise ProtocolError("repeated", "this site has answered for this sum")
         matching = 0
         for site, data in sorted(command.votes.items()):
-            public = self._member.roster.public(site)
-            found = messages.Vote.from_body(
-                envelope.unseal(data, "vote", self.binding, site, public)
-            )
+            found = read_signed(data, messages.Vote, self.binding, site, self._member.roster)
             if found != vote:
                 raise ProtocolError("vote", f"{site} voted for another set or another sum")
             matching += 1

@@ -17,8 +17,6 @@ from fedshield.crypto.rlwe.params import RING_DEGREE
 from fedshield.crypto.rlwe.primitives import inline, jit, small, times, to_float
 from fedshield.crypto.rlwe.ring import Float64, Int64, Ring, centred, ring
 
-LANES = 8
-
 
 def forward_transform(x: Int64, here: Ring) -> None:
     """See reference.py."""
