@@ -57,7 +57,7 @@ def measured(num_values: int, num_sites: int, bits: int) -> dict[str, float]:
     from fedshield.crypto.rlwe.params import choose
 
     # The same packing for every number of sites, as one that grows would hide what is measured.
-    layout = RlweLayout(choose(64, bits, num_values), num_values, (16, 30, 30, 40))
+    layout = RlweLayout(choose(64, bits, num_values), num_values, (1, 31, 31))
     adder = RlweAdder(layout.parameters)
     totals: list[object | None] = [None] * layout.num_chunks
     rng, received, add_s = np.random.default_rng(1), 0, 0.0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import sampling
 from fedshield.crypto.rlwe import scheme as rlwe
@@ -30,6 +30,7 @@ from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.crypto.seal import seal
 from fedshield.encode_integers import UPDATE_RESERVED, update_layout
 from fedshield.protocol import messages
+from fedshield.protocol.ciphers import share_shape
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.session import (
     aggregate_digest,
@@ -83,6 +84,7 @@ def known_sum() -> dict[str, Any]:
     layout = update_layout(EVERYTHING.sha256(), EVERYTHING.size, packing)
     lay = RlweLayout(packing, layout.num_values, tuple(UPDATE_RESERVED.values()))
     limit = packing.site_limit(1 / len(SITES))
+    shape = share_shape(packing, layout, rules)
     group_key = fixed("group key")
     session = Binding(fixed("session"), 1, "round")
     model_tag = tag(group_key, session, b"model", AGREED)
@@ -97,7 +99,7 @@ def known_sum() -> dict[str, Any]:
     sites: dict[str, Any] = {}
     uploads: dict[str, messages.Upload] = {}
     chunks: dict[str, bytes] = {}
-    shares: dict[str, list[shamir.UInt64]] = {}
+    shares: dict[str, list[sharing.Share]] = {}
     salt_keys: dict[str, bytes] = {}
     secrets: dict[str, Any] = {}
     for number, site in enumerate(SITES):
@@ -111,16 +113,18 @@ def known_sum() -> dict[str, Any]:
         key = rlwe.OneTimeKey(seed)
         secrets[site] = key.secret(fast=False)
         errors = sampling.binomial(seed, rlwe.ERROR, 8 * RING_DEGREE, fast=False)[:RING_DEGREE]
-        (chunks[site],) = rlwe.encrypt(digits, reserved, key, context, lay, tag_seed, fast=False)
+        made = rlwe.Encryption(digits, reserved, key, context, lay, tag_seed, fast=False)
+        (chunks[site],) = made.chunks()
+        residues = made.residues()
         unshared = messages.Upload(
             bytes(16), layout_tag, (hashlib.sha256(chunks[site]).digest(),), {}
         )
-        share_seed = hmac.digest(seed, b"fedshield shares 1", "sha256")
-        shares[site] = shamir.share(secrets[site], rules.threshold, len(SITES), share_seed)
+        share_seed = hmac.digest(seed, b"fedshield shares 2", "sha256")
+        shares[site] = sharing.deal(secrets[site], residues, shape, share_seed)
         salt_keys[site] = hmac.digest(share_seed, b"salts", "sha256")
         boxes = {
             to: seal(
-                shamir.to_bytes(shares[site][index]),
+                sharing.to_bytes(shares[site][index]),
                 keys[site],
                 keys[to].public,
                 purpose=SHARE,
@@ -151,8 +155,9 @@ def known_sum() -> dict[str, Any]:
             "errors": integers(errors),
             "chunk": {"first": chunks[site][:16].hex(), "sha256": sha256(chunks[site])},
             "upload_digest": upload_digest(uploads[site]).hex(),
+            "residues": residues,
             "share_seed": share_seed.hex(),
-            "shares": [sha256(shamir.to_bytes(one)) for one in shares[site]],
+            "shares": [sha256(sharing.to_bytes(one)) for one in shares[site]],
             "salt_key": salt_keys[site].hex(),
             "boxes": {to: box(one) for to, one in boxes.items()},
             "shares_digest": shares_digest(uploads[site]).hex(),
@@ -168,15 +173,15 @@ def known_sum() -> dict[str, Any]:
         contributors_digest(uploads), aggregate_digest((hashlib.sha256(aggregate).digest(),))
     )
     answers: dict[str, Any] = {}
-    held: dict[int, shamir.UInt64] = {}
+    held: dict[int, sharing.Share] = {}
     for index, holder in enumerate(SITES):
-        held[index] = shamir.add_shares([shares[dealer][index] for dealer in SITES])
+        held[index] = sharing.add([shares[dealer][index] for dealer in SITES], shape)
         answers[holder] = {
-            "share": sha256(shamir.to_bytes(held[index])),
+            "share": sha256(sharing.to_bytes(held[index])),
             "boxes": {
                 to: box(
                     seal(
-                        shamir.to_bytes(held[index]),
+                        sharing.to_bytes(held[index]),
                         keys[holder],
                         keys[to].public,
                         purpose=ANSWER,
@@ -190,9 +195,12 @@ def known_sum() -> dict[str, Any]:
                 if to != holder
             },
         }
-    key_sum = shamir.reconstruct(held, rules.threshold, len(SITES), len(SITES))
+    found = sharing.open_sum(held, shape, len(SITES))
+    key_sum = found.key_sum
     assert np.array_equal(key_sum, sum(secrets.values()))
-    opened = rlwe.open_sum([aggregate], key_sum, 3, context, lay, tag_seed, fast=False)
+    opened = rlwe.open_sum(
+        [aggregate], key_sum, found.residues, 3, context, lay, tag_seed, fast=False
+    )
     return {
         "rules": [rules.max_colluding, rules.threshold, rules.votes, rules.min_cohort],
         "parameters": {
@@ -208,11 +216,9 @@ def known_sum() -> dict[str, Any]:
         "layout": {
             "sha256": layout.sha256().hex(),
             "reserved_bits": lay.reserved_bits,
-            "slot_bits": lay.slot_bits,
-            "value_coefficients": lay.value_coefficients,
-            "reserved_digits": lay.reserved_digits,
-            "tag_digits": lay.tag_digits,
+            "num_coefficients": lay.num_coefficients,
             "num_tags": lay.num_tags,
+            "share_bytes": shape.num_bytes,
         },
         "session_context": session.context.hex(),
         "group_key": group_key.hex(),
@@ -227,6 +233,7 @@ def known_sum() -> dict[str, Any]:
         "aggregate_digest": vote.aggregate.hex(),
         "answers": answers,
         "key_sum": integers(key_sum),
+        "residue_sum": found.residues,
         "opened": {"values": opened.values.tolist(), "reserved": opened.reserved},
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedshield.crypto import shamir
+from fedshield.crypto import shamir, shares
 from fedshield.crypto.rlwe import sampling, scheme
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
@@ -43,16 +43,32 @@ def main() -> None:
             "encrypt": [encrypted(*case) for case in CASES],
         },
     )
-    shares = []
+    keys = []
     values = np.arange(RING_DEGREE, dtype=np.int64) % 85 - 42
     for threshold, holders in ((2, 3), (3, 5), (2, 13)):
         dealt = shamir.share(values, threshold, holders, SEED)
-        shares.append(
+        keys.append(
             {"threshold": threshold, "holders": holders, "seed": SEED.hex(),
              "first": [s[:3].tolist() for s in dealt],
              "sha256": [hashlib.sha256(shamir.to_bytes(s)).hexdigest() for s in dealt]}
         )  # fmt: skip
-    write("shamir.json", shares)
+    write("shamir.json", {"keys": keys, "residues": residues()})
+
+
+def residues() -> list[dict[str, Any]]:
+    """Shares of residues, and whole shares of key and residues as bytes."""
+    cases = []
+    secret = np.arange(RING_DEGREE, dtype=np.int64) % 85 - 42
+    for threshold, holders, q in ((2, 3, PRIMES[42]), (3, 5, PRIMES[50])):
+        values = [0, 1, q - 1, 1 << 40]
+        shape = shares.ShareShape(threshold, holders, len(values), q)
+        dealt = shares.deal(secret, values, shape, SEED)
+        cases.append(
+            {"threshold": threshold, "holders": holders, "seed": SEED.hex(), "q": q,
+             "values": values, "shares": [list(one.residues) for one in dealt],
+             "sha256": [hashlib.sha256(shares.to_bytes(one)).hexdigest() for one in dealt]}
+        )  # fmt: skip
+    return cases
 
 
 def stream() -> list[dict[str, Any]]:
@@ -117,13 +133,14 @@ def tag() -> list[dict[str, Any]]:
     """Two blocks whose coefficient c is c - 4000."""
     cases = []
     for sites, bits in ((3, 16), (3, 8)):
-        layout = RlweLayout(choose(sites, bits, 20_000), 20_000, (16, 40))
+        layout, reserved = RlweLayout(choose(sites, bits, 20_000), 20_000, (16, 40)), [7, 1 << 39]
         tagger = Tagger(TAG_SEED, layout, fast=False)
         tagger.add(np.arange(2 * RING_DEGREE) - 4000.0)
         cases.append(
             {"sites": sites, "bits": bits, "num_values": 20_000, "reserved_bits": [16, 40],
-             "tag_seed": TAG_SEED.hex(), "q": layout.parameters.q,
-             "keys": [[rho, v[0], v[-1]] for rho, v in tagger.pairs()], "tags": tagger.tags()}
+             "reserved": reserved, "tag_seed": TAG_SEED.hex(), "q": layout.parameters.q,
+             "keys": [[rho, v[0], v[-1], *u] for rho, v, u in tagger.factors()],
+             "tags": list(tagger.tags(reserved))}
         )  # fmt: skip
     return cases
 
@@ -144,10 +161,10 @@ def seed() -> list[dict[str, Any]]:
 
 
 CASES = (
-    (3, 16, False, 10_000, (16, 30, 30, 40)),
-    (3, 16, False, 80_000, (16, 30, 30, 40)),
+    (3, 16, False, 10_000, (1, 31, 31)),
+    (3, 16, False, 80_000, (1, 31, 31)),
     (3, 8, False, 10_000, ()),
-    (16, 12, False, 10_000, (64,)),
+    (16, 12, False, 10_000, (38,)),
     (3, 4, True, 10_000, (16, 30)),
 )
 
@@ -161,15 +178,16 @@ def encrypted(
     values = (np.arange(num_values) % 7 - 3).astype(np.int16)
     reserved = [(1 << most) - 1 - j for j, most in enumerate(reserved_bits)]
     key = scheme.OneTimeKey(SEED)
-    chunks = list(scheme.encrypt(values, reserved, key, CONTEXT, layout, TAG_SEED, fast=False))
+    made = scheme.Encryption(values, reserved, key, CONTEXT, layout, TAG_SEED, fast=False)
+    chunks = list(made.chunks())
     adder = RlweAdder(p, fast=False)
     sums = [adder.result(adder.add(None, chunk)) for chunk in chunks]
     return {
         "sites": sites, "bits": bits, "headroom": headroom, "num_values": num_values,
         "reserved_bits": list(reserved_bits),
         "parameters": [p.q, p.radix, p.digits, p.delta, p.dropped],
-        "layout": [layout.slot_bits, layout.num_tags, layout.tag_start, layout.num_blocks,
-                   layout.blocks_per_chunk],
+        "layout": [layout.num_tags, layout.num_blocks, layout.blocks_per_chunk],
+        "residues": list(made.residues()),
         "seed": SEED.hex(), "context": CONTEXT.hex(), "tag_seed": TAG_SEED.hex(),
         "first_bytes": chunks[0][:16].hex(),
         "sha256": [hashlib.sha256(chunk).hexdigest() for chunk in chunks],

@@ -51,9 +51,9 @@ CLIP = 0.07
 GRID_BITS = 22
 CONTEXT = b"fedshield bench, not for real use"[:32]
 TAG_SEED = SITE_SECRET = CONTEXT
-#: A count, a weight and two metrics, as a round sends them.
-RESERVED_BITS = (16, 30, 30, 40)
-RESERVED = (800, 1 << 29, 12345, 678)
+#: Contributors, weight and loss, as a round sends them.
+RESERVED_BITS = (1, 31, 31)
+RESERVED = (1, 1 << 29, 12345)
 #: A whole round is repeated until this much time has passed, at most so often; medians count.
 MEASURE_S = 3.0
 MAX_ROUNDS = 15
@@ -304,6 +304,7 @@ class _Rlwe(Work):
         self._limit = p.site_limit(1.0 / num_sites)
         self._digits = np.empty(num_values, np.int16)
         self._keys: dict[int, Any] = {}
+        self._residues: dict[int, tuple[int, ...]] = {}
         self.name, self.step = p.name, CLIP / self._limit
 
     def encode(self, site: int, update: Float32) -> Any:
@@ -313,8 +314,10 @@ class _Rlwe(Work):
 
     def encrypt(self, site: int, encoded: Any) -> Iterator[bytes]:
         key = self._scheme.one_time_key(encoded, RESERVED, CONTEXT, CONTEXT, SITE_SECRET)
+        made = self._scheme.Encryption(encoded, RESERVED, key, CONTEXT, self._layout, TAG_SEED)
         self._keys[site] = key
-        return self._scheme.encrypt(encoded, RESERVED, key, CONTEXT, self._layout, TAG_SEED)
+        yield from made.chunks()
+        self._residues[site] = made.residues()
 
     def adder(self) -> Any:
         from fedshield.crypto.rlwe.adder import RlweAdder
@@ -323,7 +326,9 @@ class _Rlwe(Work):
 
     def open(self, blocks: list[bytes]) -> Any:
         key_sum = np.sum([key.secret() for key in self._keys.values()], axis=0)
-        given = (key_sum, len(self._keys), CONTEXT, self._layout, TAG_SEED)
+        q = self._layout.parameters.q
+        residues = tuple(sum(column) % q for column in zip(*self._residues.values(), strict=True))
+        given = (key_sum, residues, len(self._keys), CONTEXT, self._layout, TAG_SEED)
         return self._scheme.open_sum(blocks, *given).values
 
 

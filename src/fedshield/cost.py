@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedshield.crypto import shamir
 from fedshield.crypto.scheme import BLOCK_BYTES, parameters
 from fedshield.crypto.seal import OVERHEAD_BYTES
 from fedshield.data import samples
@@ -24,6 +23,8 @@ from fedshield.protocol.ciphers import (
     SchemeFacts,
     block_sizes,
     facts,
+    parameters_of,
+    share_shape,
     update_layout,
     weights_layout,
 )
@@ -155,7 +156,10 @@ class _Sizes:
         """Bytes up and down, of all sites together, of one sum over `layout`."""
         names, sizes = self._names, block_sizes(self._plan, layout)
         digests = tuple(bytes(32) for _ in sizes)
-        share = bytes(shamir.share_bytes(len(names)))
+        share = b""
+        if self._shared:
+            shape = share_shape(parameters_of(self._plan), layout, self._plan.rules())
+            share = bytes(shape.num_bytes)
         box = bytes(len(share) + OVERHEAD_BYTES)
         clear = self._plan.scheme.open_to == "server"
         round_key = messages.RoundKey(bytes(32), bytes(32), {})

@@ -196,6 +196,12 @@ class Watched:
                 keep("the shares", one)
             return shares
 
+        def share_residues(residues: Any, *rest: Any) -> Any:
+            rows = deal_residues(residues, *rest)
+            kept = self.named.setdefault("the residues and their shares", [])
+            kept += [np.array(row, dtype="<u8").tobytes() for row in (residues, *rows)]
+            return rows
+
         def add_shares(shares: Any) -> Any:
             found = add(shares)
             keep("the answers", found)
@@ -207,10 +213,11 @@ class Watched:
             return found
 
         make, deal, add = rlwe.one_time_key, shamir.share, shamir.add_shares
-        combine = shamir.reconstruct
+        combine, deal_residues = shamir.reconstruct, shamir.share_residues
         patch.setattr(summation, "RunKey", Ephemeral)
         patch.setattr(rlwe, "one_time_key", one_time_key)
         patch.setattr(shamir, "share", share)
+        patch.setattr(shamir, "share_residues", share_residues)
         patch.setattr(shamir, "add_shares", add_shares)
         patch.setattr(shamir, "reconstruct", reconstruct)
 
@@ -562,7 +569,7 @@ def test_the_share_boxes_open_with_nothing_that_the_coordinator_has(federation: 
             }
             assert opens_with(box, saw, peers.values(), bound) > 250
             share = unseal(box, keys[receiver], peers["bank"], **bound)  # control
-            assert len(share) == shamir.share_bytes(len(ours.names))
+            assert len(share) == sums["bank"]._shape(sums["bank"]._layout).num_bytes
 
 
 # -- its memory ------------------------------------------------------------------------------
@@ -729,6 +736,7 @@ def test_the_memory_of_the_coordinators_process_holds_no_secret(
             "fedshield.crypto.rlwe.scheme",
             "fedshield.crypto.seal",
             "fedshield.crypto.shamir",
+            "fedshield.crypto.shares",
             "fedshield.protocol.ciphers",
             "fedshield.protocol.participant",
             "fedshield.protocol.run_keys",

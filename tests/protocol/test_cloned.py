@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from fedshield import encode_integers
 from fedshield.crypto import seal as seal_module
 from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.rlwe import reference, sampling
 from fedshield.crypto.rlwe import scheme as rlwe
@@ -208,7 +209,7 @@ def test_one_key_for_two_vectors_would_give_the_difference_away() -> None:
     key = rlwe.OneTimeKey(RANDOM)
     layout = rlwe_layout(PACKING, update_layout(SPEC, PACKING))
     one, other = (
-        b"".join(rlwe.encrypt(vector(n), (1, 2, 3), key, CONTEXT, layout, bytes(32)))
+        b"".join(rlwe.Encryption(vector(n), (1, 2, 3), key, CONTEXT, layout, bytes(32)).chunks())
         for n in (1, 2)
     )
     assert opened_by_difference(one, other, vector(1), vector(2)) == 1.0
@@ -589,6 +590,7 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
     lay = rlwe_layout(PACKING, layout)
     assert answers["layout"].pop("sha256") == layout.sha256().hex()
     assert answers["layout"].pop("reserved_bits") == list(UPDATE_RESERVED.values())
+    assert answers["layout"].pop("share_bytes") == sites["bank"]._shape(layout).num_bytes
     for name, value in answers["layout"].items():
         place = getattr(lay, name)
         assert (list(place) if isinstance(place, tuple) else place) == value, name
@@ -616,7 +618,8 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
             bytes.fromhex(expected["site_secret"]),
         )
         digest = rlwe.message_digest(digits, expected["reserved"])
-        shares = shamir.share(sealed.secret, 2, 3, sealed.share_seed)
+        shape = one._shape(layout)
+        shares = sharing.deal(sealed.secret, sealed.residues, shape, sealed.share_seed)
         found = {
             "message_digest": digest.hex(),
             "seed": seed.hex(),
@@ -625,7 +628,8 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
             "chunk": {"first": one.fetch(0)[:16].hex(), "sha256": sha256(one.fetch(0))},
             "upload_digest": upload_digest(upload).hex(),
             "share_seed": sealed.share_seed.hex(),
-            "shares": [sha256(shamir.to_bytes(each)) for each in shares],
+            "residues": list(sealed.residues),
+            "shares": [sha256(sharing.to_bytes(each)) for each in shares],
             "salt_key": hmac.digest(sealed.share_seed, b"salts", "sha256").hex(),
             "boxes": known_boxes(one.shares()),
             "shares_digest": shares_digest(upload).hex(),
@@ -652,11 +656,13 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
         given[name] = one.quorum(messages.Quorum(votes)).boxes
         assert known_boxes(given[name]) == answers["answers"][name]["boxes"]
         assert one._own_answer is not None
-        assert sha256(shamir.to_bytes(one._own_answer)) == answers["answers"][name]["share"]
+        assert sha256(sharing.to_bytes(one._own_answer)) == answers["answers"][name]["share"]
     for name, one in sites.items():
         one.deliver(messages.Deliver(0, aggregate))
         boxes = {holder: given[holder][name] for holder in NAMES if holder != name}
-        assert known(one._key_sum(boxes)) == answers["key_sum"]
+        shares_opened = one._opened(boxes, layout)
+        assert known(shares_opened.key_sum) == answers["key_sum"]
+        assert list(shares_opened.residues) == answers["residue_sum"]
         steps_of_one = [(slice(0, 60), float(PACKING.max_digit))]
         opened = one.open(messages.Open(boxes), steps_of_one)
         assert opened.values.tolist() == answers["opened"]["values"]

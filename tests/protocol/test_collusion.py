@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 
 from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import sampling
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
@@ -103,47 +104,38 @@ class Block:
         return group.joined()[::8].astype(object)
 
     @cached_property
-    def v(self) -> list[Ints]:
-        """The secret vectors of the tags; rho has no part in the first block."""
-        rows = []
+    def rows(self) -> list[tuple[Ints, Ints]]:
+        """The secret vectors v and u of the tags; rho has no part in the first block."""
+        found, count = [], len(self.layout.reserved_bits)
         for repetition in range(self.layout.num_tags):
             stream = sampling.Stream(self.tag_seed, "tag", repetition)
             rho = int(sampling.accepted(stream, 1, self.parameters.q)[0])
             assert rho > 0
-            rows.append(sampling.accepted(stream, RING_DEGREE, self.parameters.q).astype(object))
-        return rows
+            v, u = (
+                sampling.accepted(stream, size, self.parameters.q).astype(object)
+                for size in (RING_DEGREE, count)
+            )
+            found.append((v, u))
+        return found
 
     def times_a(self, s: Ints) -> Ints:
         q, (roots, inverse) = self.parameters.q, self._roots
         return untransformed(self.a * transformed(s.astype(object), q, roots) % q, q, inverse)
 
-    def _cut(self, value: int, count: int) -> list[int]:
-        bits = self.layout.slot_bits
-        return [(value >> (bits * place)) % (1 << bits) for place in range(count)]
-
-    def untagged(self, digits: Ints, reserved: Iterable[int]) -> Ints:
-        """The coefficients of values and reserved integers."""
-        p, layout = self.parameters, self.layout
-        padded = np.zeros(layout.value_coefficients * p.digits, dtype=object)
+    def coefficients(self, digits: Ints) -> Ints:
+        p, used = self.parameters, self.layout.num_coefficients
+        padded = np.zeros(used * p.digits, dtype=object)
         padded[: digits.size] = digits.tolist()
         powers = [p.radix**place for place in range(p.digits)]
         m = np.zeros(RING_DEGREE, dtype=object)
-        m[: layout.value_coefficients] = np.array(powers, object) @ padded.reshape(p.digits, -1)
-        parts: list[int] = []
-        for one, count in zip(reserved, layout.reserved_digits, strict=True):
-            parts += self._cut(one, count)
-        m[layout.value_coefficients : layout.tag_start] = parts
+        m[:used] = np.array(powers, object) @ padded.reshape(p.digits, -1)
         return m
 
-    def tag_digits(self, m: Ints) -> list[int]:
-        """The coefficients of the tags of an untagged vector."""
-        tags = [int(m @ row) % self.parameters.q for row in self.v]
-        return [digit for tag in tags for digit in self._cut(tag, self.layout.tag_digits)]
-
-    def coefficients(self, digits: Ints, reserved: Iterable[int]) -> Ints:
-        m = self.untagged(digits, reserved)
-        m[self.layout.tag_start : self.layout.num_coefficients] = self.tag_digits(m)
-        return m
+    def residues(self, digits: Ints, reserved: Iterable[int]) -> Ints:
+        """What is shared out beside the key: the reserved integers and the tags."""
+        m, given = self.coefficients(digits), np.array(list(reserved), dtype=object)
+        tags = [int(m @ v + given @ u) % self.parameters.q for v, u in self.rows]
+        return np.array([*given, *tags], dtype=object)
 
     def ciphertext(self, s: Ints, e: Ints, m: Ints) -> Ints:
         """a s + e + delta m mod q, whole."""
@@ -166,6 +158,15 @@ def packed(secret: Ints) -> Ints:
     return elements
 
 
+def residue_polynomials(residues: Ints, threshold: int, seed: bytes, q: int) -> Ints:
+    """The sharing of residues mod q: (threshold, number of them) coefficients."""
+    rows = [residues]
+    for degree in range(1, threshold):
+        stream = sampling.Stream(seed, "shamir residues", degree)
+        rows.append(sampling.accepted(stream, residues.size, q).astype(object))
+    return np.stack(rows)
+
+
 def polynomials(secret: Ints, threshold: int, seed: bytes) -> Ints:
     """The sharing of a key: (threshold, 1366) coefficients."""
     rows = [packed(secret)]
@@ -175,10 +176,10 @@ def polynomials(secret: Ints, threshold: int, seed: bytes) -> Ints:
     return np.stack([row.astype(object) for row in rows])
 
 
-def at(coefficients: Ints, x: int) -> Ints:
+def at(coefficients: Ints, x: int, prime: int = P) -> Ints:
     total = np.zeros(coefficients.shape[1], dtype=object)
     for row in coefficients[::-1]:
-        total = (total * x + row) % P
+        total = (total * x + row) % prime
     return total
 
 
@@ -193,6 +194,7 @@ class Held:
     reserved: tuple[int, ...]
     secret: Ints
     sharing: Ints
+    residue_sharing: Ints
     error: Ints
 
     def scaled_down(self) -> bool:
@@ -236,6 +238,7 @@ class Observed:
         assert layout.num_blocks == 1
         context = first.binding.context
         self.block = Block(layout, context, first._cipher._tag_seed(context))
+        self.shape = first._shape(first._layout)
         self.truth = {site: self._held(site, keys) for site in self.contributors}
 
     def _watch(self, site: str, method: str, data: bytes) -> bytes:
@@ -256,6 +259,12 @@ class Observed:
             reserved,
             sealed.secret.astype(object),
             polynomials(sealed.secret.astype(object), self.rules.threshold, sealed.share_seed),
+            residue_polynomials(
+                np.array(sealed.residues, dtype=object),
+                self.rules.threshold,
+                sealed.share_seed,
+                self.block.parameters.q,
+            ),
             error.astype(object),
         )
 
@@ -280,23 +289,21 @@ class Observed:
         place: int = self.federation.roster.index(site)
         return place + 1
 
-    def share(self, dealer: str, colluder: str) -> Ints:
+    def share(self, dealer: str, colluder: str) -> sharing.Share:
         """A dealer's share, as sealed to a colluder."""
         assert colluder in self.colluders
         box = self.reply(dealer, "fetch-shares")["boxes"][colluder]
         about = upload_digest(self.upload(dealer))
         raw = self.sums[colluder]._unseal(box, dealer, SHARE, about)
-        return shamir.from_bytes(raw, self.rules.num_sites).astype(object)
+        return sharing.from_bytes(raw, self.shape)
 
-    def answer(self, holder: str) -> Ints:
+    def answer(self, holder: str) -> sharing.Share:
         """An honest holder's answer, as sealed to the first colluder."""
         box = self.reply(holder, "quorum")["boxes"][self.colluders[0]]
         vote = messages.Vote.from_body(self.reply(holder, "announce"))
         about = vote.contributors + vote.aggregate
-        return shamir.from_bytes(
-            self.sums[self.colluders[0]]._unseal(box, holder, ANSWER, about),
-            self.rules.num_sites,
-        ).astype(object)
+        raw = self.sums[self.colluders[0]]._unseal(box, holder, ANSWER, about)
+        return sharing.from_bytes(raw, self.shape)
 
     def aggregate(self) -> bytes:
         (one,) = [
@@ -316,27 +323,35 @@ class Observed:
         p, block = self.block.parameters, self.block
         # What each honest site sent, and so the aggregate.
         for site, held in honest.items():
-            c = block.ciphertext(
-                held.secret, held.error, block.coefficients(held.digits, held.reserved)
-            )
+            c = block.ciphertext(held.secret, held.error, block.coefficients(held.digits))
             assert (block.words(self.chunk(site), p.word_bits) == c >> p.dropped).all()
             limit = p.site_limit(1 / self.rules.num_sites)
             assert int(np.abs(held.digits.astype(np.int64)).max()) <= limit
             assert int(np.abs(held.secret).max()) <= ETA
             assert (at(held.sharing, 0) == packed(held.secret)).all()
+            for one, bits in zip(held.reserved, block.layout.reserved_bits, strict=True):
+                assert 0 <= one < 1 << bits
+            residues = block.residues(held.digits, held.reserved)
+            assert (at(held.residue_sharing, 0, p.q) == residues).all()
         # What it shared out to colluders.
         for site, colluder in ((s, c) for s in honest for c in self.colluders):
-            shared = at(honest[site].sharing, self.index(colluder))
-            assert (shared == self.share(site, colluder)).all()
+            given, x = self.share(site, colluder), self.index(colluder)
+            assert (at(honest[site].sharing, x) == given.key.astype(object)).all()
+            assert tuple(at(honest[site].residue_sharing, x, p.q)) == given.residues
         # What honest holders answered, which with the colluders' own is the sum's polynomial.
-        sharing = sum(held.sharing for held in everyone.values()) % P
+        shared = sum(held.sharing for held in everyone.values()) % P
+        residues = sum(held.residue_sharing for held in everyone.values()) % p.q
         for holder in self.sums:
             if holder not in self.colluders:
-                assert (at(sharing, self.index(holder)) == self.answer(holder)).all()
-        # The sum of keys, the sum of vectors with tags and reserved integers, and the residue.
+                answer, x = self.answer(holder), self.index(holder)
+                assert (at(shared, x) == answer.key.astype(object)).all()
+                assert tuple(at(residues, x, p.q)) == answer.residues
+        # The sums of keys, of residues and of vectors, and what is left over.
+        opened = sum(block.residues(h.digits, h.reserved) for h in self.truth.values()) % p.q
+        assert (residues[0] == opened).all()
         total = sum(held.secret for held in everyone.values())
         assert (total == sum(held.secret for held in self.truth.values())).all()
-        opened = sum(block.coefficients(h.digits, h.reserved) for h in everyone.values())
+        opened = sum(block.coefficients(h.digits) for h in everyone.values())
         summed = sum(h.digits.astype(np.int64) for h in everyone.values())
         assert (summed == sum(h.digits.astype(np.int64) for h in self.truth.values())).all()
         residue = sum(held.error for held in everyone.values()) % p.q
@@ -348,11 +363,31 @@ class Observed:
         assert ((y + p.delta // 2) // p.delta == opened).all()
 
 
+def hidden_at(
+    places: Iterable[int], at_zero: Ints, degree: int, prime: int, rng: np.random.Generator
+) -> Ints:
+    """Polynomials of this degree mod prime that are `at_zero` at zero and nothing at `places`:
+    (degree + 1, at_zero.size) coefficients, drawn from all of them."""
+    roots = list(places)
+    free = degree - len(roots)
+    assert free >= 0
+    scale = pow(math.prod(-x for x in roots) % prime, -1, prime)
+    rows = [at_zero * scale % prime]
+    rows += [rng.integers(0, prime, at_zero.size).astype(object) for _ in range(free)]
+    for x in roots:  # times (X - x)
+        rows = [
+            (before - x * row) % prime
+            for before, row in zip([0 * rows[0], *rows], [*rows, 0 * rows[0]], strict=True)
+        ]
+    return np.stack(rows)
+
+
 def explained_otherwise(
     seen: Observed, victim: str, other: str, digits: Ints, rng: np.random.Generator
 ) -> dict[str, Held]:
-    """The honest sites' holdings with the victim's vector replaced by `digits`, its key by
-    another short one, and `other` taking up the difference; all of which is drawn afresh."""
+    """The honest sites' holdings with the victim's vector replaced by `digits`, its weight and
+    loss and its key by others, and `other` taking up the difference; all of which is drawn
+    afresh."""
     block, p, truth = seen.block, seen.block.parameters, seen.truth
     mine, theirs = truth[victim], truth[other]
     # Another short key, such that the other's stays short and the sum the same.
@@ -360,90 +395,39 @@ def explained_otherwise(
     high = np.minimum(ETA, mine.secret + theirs.secret + ETA).astype(np.int64)
     secret = rng.integers(low, high + 1).astype(object)
     change = secret - mine.secret
-    # A polynomial of degree T - 1 with that change at zero, and nothing at the colluders' places.
-    free = seen.rules.threshold - 1 - len(seen.colluders)
-    assert free >= 0
-    roots = [seen.index(colluder) for colluder in seen.colluders]
-    at_zero = packed(change)
-    scale = pow(math.prod(-x for x in roots) % P, -1, P)
-    rows = [at_zero * scale % P]
-    rows += [rng.integers(0, P, at_zero.size).astype(object) for _ in range(free)]
-    for x in roots:  # times (X - x)
-        rows = [
-            (before - x * row) % P
-            for before, row in zip([0 * rows[0], *rows], [*rows, 0 * rows[0]], strict=True)
-        ]
-    difference = np.stack(rows)
+    degree = seen.rules.threshold - 1
+    places = [seen.index(colluder) for colluder in seen.colluders]
+    difference = hidden_at(places, packed(change), degree, P, rng)
     assert difference.shape == mine.sharing.shape
     rest = mine.digits.astype(np.int64) + theirs.digits - digits
+    both = [one + two for one, two in zip(mine.reserved, theirs.reserved, strict=True)]
+    reserved = tuple(
+        int(rng.integers(max(0, total - (1 << bits) + 1), min(total, (1 << bits) - 1) + 1))
+        for total, bits in zip(both, block.layout.reserved_bits, strict=True)
+    )
+    others = tuple(total - one for total, one in zip(both, reserved, strict=True))
+    moved = block.residues(digits, reserved) - block.residues(mine.digits, mine.reserved)
+    residue_difference = hidden_at(places, moved % p.q, degree, p.q, rng)
     # What is left over are the errors: whatever makes the same words.
     found = dict(truth)
-    for site, digits_now, secret_now, sharing in (
-        (victim, digits, secret, (mine.sharing + difference) % P),
-        (other, rest, theirs.secret - change, (theirs.sharing - difference) % P),
+    for site, digits_now, reserved_now, secret_now, sign in (
+        (victim, digits, reserved, secret, 1),
+        (other, rest, others, theirs.secret - change, -1),
     ):
         was = truth[site]
-        c = block.ciphertext(was.secret, was.error, block.coefficients(was.digits, was.reserved))
-        m = block.coefficients(digits_now, was.reserved)
+        c = block.ciphertext(was.secret, was.error, block.coefficients(was.digits))
+        m = block.coefficients(digits_now)
         error = (c - block.times_a(secret_now) - p.delta * m) % p.q
         error = np.where(error > p.q // 2, error - p.q, error)
-        found[site] = Held(digits_now, was.reserved, secret_now, sharing, error)
-    return {site: found[site] for site in seen.honest}
-
-
-def opened_tags(seen: Observed, victim: str, other: str, digits: Ints) -> list[int]:
-    """What the tags of two sites add up to, digit by digit, when the victim has these digits.
-    Tags are residues, cut into digits that are opened one by one: beside the tag of the sum, which
-    follows from the sum, carries show."""
-    block, mine, theirs = seen.block, seen.truth[victim], seen.truth[other]
-    rest = mine.digits.astype(np.int64) + theirs.digits - digits
-    pair = ((digits, mine.reserved), (rest, theirs.reserved))
-    tags = [block.tag_digits(block.untagged(*one)) for one in pair]
-    return [one + two for one, two in zip(*tags, strict=True)]
-
-
-def with_carries(
-    seen: Observed, victim: str, other: str, digits: Ints, rng: np.random.Generator
-) -> Ints | None:
-    """`digits`, two of them changed by one or two, such that the tags' digits add up as they did;
-    nothing if no pair of a million does."""
-    block, p = seen.block, seen.block.parameters
-    truth = seen.truth[victim].digits.astype(np.int64)
-    wanted = opened_tags(seen, victim, other, truth)
-    if opened_tags(seen, victim, other, digits) == wanted:
-        return digits
-    low, high = ends(seen, victim, other)
-    steps = [
-        (place, by)
-        for place in rng.permutation(digits.size)[:400].tolist()
-        for by in (-2, -1, 1, 2)
-        if low[place] <= digits[place] + by <= high[place]
-    ][:1000]
-    stride, bits = block.layout.value_coefficients, block.layout.slot_bits
-    mine = block.untagged(digits, seen.truth[victim].reserved)
-    rest = truth + seen.truth[other].digits - digits
-    theirs = block.untagged(rest, seen.truth[other].reserved)
-    good = np.ones((len(steps), len(steps)), dtype=np.bool_)
-    np.fill_diagonal(good, False)
-    count = block.layout.tag_digits
-    for r, row in enumerate(block.v):
-        moves = np.array(
-            [by * p.radix ** (n // stride) * int(row[n % stride]) % p.q for n, by in steps]
+        found[site] = Held(
+            digits_now,
+            reserved_now,
+            secret_now,
+            (was.sharing + sign * difference) % P,
+            (was.residue_sharing + sign * residue_difference) % p.q,
+            error,
         )
-        one = (int(mine @ row) % p.q + moves[:, None] + moves[None, :]) % p.q
-        two = (int((mine + theirs) @ row) % p.q - one) % p.q
-        for place in range(count):
-            cut = (1 << bits) - 1
-            found = ((one >> bits * place) & cut) + ((two >> bits * place) & cut)
-            good &= found == wanted[r * count + place]
-    for i, j in np.argwhere(good).tolist():
-        if steps[i][0] != steps[j][0]:
-            found = digits.astype(np.int64)
-            for place, by in (steps[i], steps[j]):
-                found[place] += by
-            assert opened_tags(seen, victim, other, found) == wanted
-            return found
-    return None
+    return {site: found[site] for site in seen.honest}
 
 
 def ends(seen: Observed, victim: str, other: str) -> tuple[Ints, Ints]:
@@ -509,15 +493,11 @@ def test_any_other_vector_explains_all_that_was_seen(seen: Observed) -> None:
     assert all(held.scaled_down() for held in truth.values())
     rng = np.random.default_rng(1)
     for name, draw in vectors(seen, victim, other, rng).items():
-        for _ in range(50):
-            digits = with_carries(seen, victim, other, draw(), rng)
-            if digits is not None:
-                break
-        assert digits is not None, name
-        otherwise = explained_otherwise(seen, victim, other, digits, rng)
+        otherwise = explained_otherwise(seen, victim, other, draw(), rng)
         seen.fits(otherwise)
         mine = otherwise[victim]
         assert (mine.digits != truth[victim].digits).any(), name
+        assert mine.reserved[1:] != truth[victim].reserved[1:]
         assert np.count_nonzero(mine.secret != truth[victim].secret) > RING_DEGREE / 2
         assert not mine.scaled_down()  # what only ring-LWE hides
 
@@ -539,6 +519,7 @@ def test_a_wrong_explanation_does_not_fit(seen: Observed) -> None:
         replace(mine, error=one(mine.error, 1 << p.dropped)),
         replace(mine, secret=one(mine.secret, 1 if mine.secret[-1] < 0 else -1)),
         replace(mine, sharing=one(mine.sharing)),
+        replace(mine, residue_sharing=one(mine.residue_sharing)),
         replace(mine, digits=digits),
         replace(mine, reserved=(mine.reserved[0], mine.reserved[1] + 1, mine.reserved[2])),
     ):
@@ -552,26 +533,16 @@ def test_a_wrong_explanation_does_not_fit(seen: Observed) -> None:
             replace(theirs, sharing=one(theirs.sharing, -1)),
         ),
         (
+            replace(mine, residue_sharing=one(mine.residue_sharing)),
+            replace(theirs, residue_sharing=one(theirs.residue_sharing, -1)),
+        ),
+        (
             replace(mine, error=one(mine.error, 1 << p.dropped)),
             replace(theirs, error=one(theirs.error, -(1 << p.dropped))),
         ),
     ):
         with pytest.raises(AssertionError):
             seen.fits({**truth, victim: mine_wrong, other: theirs_wrong})
-
-
-def test_the_carries_of_the_tags_tell_a_few_bits_at_most(seen: Observed) -> None:
-    """Of all vectors that give the same sum, the digits of two tags add up in at most sixteen
-    ways: what they tell beyond the sum is at most four bits of a keyed hash."""
-    victim, other = seen.honest[:2]
-    rng = np.random.default_rng(2)
-    low, high = ends(seen, victim, other)
-    ways = {
-        tuple(opened_tags(seen, victim, other, rng.integers(low, high + 1))) for _ in range(200)
-    }
-    layout = seen.block.layout
-    assert (layout.num_tags, layout.tag_digits) == (2, 2)
-    assert len(ways) <= 2 ** (layout.num_tags * layout.tag_digits)
 
 
 def test_boxes_between_honest_sites_do_not_open_for_the_coalition(seen: Observed) -> None:
@@ -639,13 +610,14 @@ def test_tolerated_colluders_never_determine_a_key(num_sites: int) -> None:
 # -- beyond the rule --------------------------------------------------------------------------
 
 
-def single(seen: Observed, site: str, secret: Ints) -> Any:
-    """A single upload opened as if it were a sum of one, with its key."""
+def single(seen: Observed, site: str, found: sharing.OpenedShares) -> Any:
+    """A single upload opened as if it were a sum of one, with what its shares open to."""
     adder = RlweAdder(seen.block.parameters)
     aggregate = adder.result(adder.add(None, seen.chunk(site)))
     return rlwe.open_sum(
         [aggregate],
-        secret.astype(np.int64),
+        found.key_sum,
+        found.residues,
         1,
         seen.block.context,
         seen.block.layout,
@@ -664,17 +636,17 @@ def test_as_many_shares_as_open_the_sum_open_a_single_update(
     assert len(colluders) == t == 4
     seen = Observed(ours, monkeypatch, colluders)
     (victim,) = seen.honest
-    shares = {seen.index(c) - 1: seen.share(victim, c).astype(np.uint64) for c in colluders}
-    secret = shamir.reconstruct(shares, t, 1, 5)
-    opened = single(seen, victim, secret)
+    shares = {seen.index(c) - 1: seen.share(victim, c) for c in colluders}
+    opened = single(seen, victim, sharing.open_sum(shares, seen.shape, 1))
     np.testing.assert_array_equal(opened.values, seen.truth[victim].digits)
     assert opened.reserved == seen.truth[victim].reserved
     for fewer in combinations(shares, t - 1):
+        given = {holder: shares[holder] for holder in fewer}
         with pytest.raises(CryptoError):
-            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t, 1, 5)
+            sharing.open_sum(given, seen.shape, 1)
         # As if T were one less: a key that is none.
         with pytest.raises(CryptoError, match="larger"):
-            shamir.reconstruct({holder: shares[holder] for holder in fewer}, t - 1, 1, 5)
+            sharing.open_sum(given, replace(seen.shape, threshold=t - 1), 1)
 
 
 @dataclass
@@ -697,6 +669,8 @@ class Driven:
             shares = {dealer: boxes[dealer][holder] for dealer in ours.names if dealer != holder}
             assert ours.send(holder, messages.Hold(self.raw, shares))[1]["complaints"] == {}
         self.held = {one: dict(ours.participants[one]._sum._held) for one in self.colluders}
+        spy = ours.participants[self.colluders[0]]._sum
+        self.shape = spy._shape(spy._layout)
         self.parameters = parameters_of(ours.plan)
 
     def aggregate(self, sites: Iterable[str]) -> bytes:
@@ -727,7 +701,9 @@ class Driven:
         for site in voters:
             votes[site] = ours.participants[site].handle("announce", ours.seal(announce))
         found = {
-            ours.roster.index(one): shamir.add_shares([self.held[one][site] for site in sites])
+            ours.roster.index(one): sharing.add(
+                [self.held[one][site] for site in sites], self.shape
+            )
             for one in self.colluders
         }
         spy = ours.participants[self.colluders[0]]._sum
@@ -736,7 +712,7 @@ class Driven:
             raw = spy._unseal(
                 boxes[self.colluders[0]], site, ANSWER, vote.contributors + vote.aggregate
             )
-            found[ours.roster.index(site)] = shamir.from_bytes(raw, len(ours.names))
+            found[ours.roster.index(site)] = sharing.from_bytes(raw, self.shape)
         return found
 
 
@@ -749,17 +725,24 @@ def test_one_colluder_too_many_opens_two_sets(federation: Any) -> None:
     assert (rules.max_colluding, rules.threshold, rules.votes, rules.min_cohort) == (1, 3, 3, 3)
     victim, other, *colluders = ours.names
     driven = Driven(ours, tuple(colluders))
-    truth = ours.participants[victim]._sum._sealed.secret.copy()
-    whole = shamir.reconstruct(driven.answers(ours.names, [other]), 3, 4, 4)
-    without = tuple(site for site in ours.names if site != victim)
-    rest = shamir.reconstruct(driven.answers(without, [victim]), 3, 3, 4)
-    np.testing.assert_array_equal(whole - rest, truth)
     current = ours.participants[victim]._sum
+    truth = current._sealed
+    whole = sharing.open_sum(driven.answers(ours.names, [other]), driven.shape, 4)
+    without = tuple(site for site in ours.names if site != victim)
+    rest = sharing.open_sum(driven.answers(without, [victim]), driven.shape, 3)
+    key = whole.key_sum - rest.key_sum
+    np.testing.assert_array_equal(key, truth.secret)
+    q = driven.parameters.q
+    residues = tuple(
+        (one - two) % q for one, two in zip(whole.residues, rest.residues, strict=True)
+    )
+    assert residues == truth.residues
     adder = RlweAdder(driven.parameters)
     context = current.binding.context
     opened = rlwe.open_sum(
         [adder.result(adder.add(None, driven.chunks[victim]))],
-        whole - rest,
+        key,
+        residues,
         1,
         context,
         rlwe_layout(driven.parameters, current._layout),

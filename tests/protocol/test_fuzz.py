@@ -28,6 +28,7 @@ import numpy as np
 import pytest
 
 from fedshield.crypto import framing, seal, shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.adders import PlainAdder
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import scheme as rlwe
@@ -298,9 +299,10 @@ def _compiled() -> None:
     quantise(np.zeros(4, dtype=np.float32), 1.0, 1, 0, out=digits, residual=np.zeros(4, np.float32))
     key = rlwe.OneTimeKey(bytes(32))
     adder = RlweAdder(parameters)
-    (chunk,) = rlwe.encrypt(digits, (1,), key, bytes(32), layout, bytes(32))
+    made = rlwe.Encryption(digits, (1,), key, bytes(32), layout, bytes(32))
+    (chunk,) = made.chunks()
     summed = adder.result(adder.add(None, chunk))
-    rlwe.open_sum([summed], key.secret(), 1, bytes(32), layout, bytes(32))
+    rlwe.open_sum([summed], key.secret(), made.residues(), 1, bytes(32), layout, bytes(32))
 
 
 # -- parsers --------------------------------------------------------------------------------------
@@ -446,7 +448,9 @@ def test_boxes_and_shares(recorded: Recorded) -> None:
     mutator = recorded.mutator("boxes")
     one, other = RunKey(), RunKey()
     named: dict[str, Any] = {"purpose": SHARE, "context": bytes(32), "names": ("bank", "clinic")}
-    content = shamir.to_bytes(shamir.share(np.zeros(4096, np.int64), 2, 3, bytes(32))[0])
+    shape = sharing.ShareShape(2, 3, 5, rlwe_parameters(3, 16, False).q)
+    secret = np.zeros(4096, np.int64)
+    content = sharing.to_bytes(sharing.deal(secret, (0,) * 5, shape, bytes(32))[0])
     box = seal.seal(content, one, other.public, **named)
     assert seal.unseal(box, other, one.public, **named) == content
     mutator.remember(content)
@@ -458,10 +462,11 @@ def test_boxes_and_shares(recorded: Recorded) -> None:
             assert isinstance(outcome.error, CryptoError)
         share = mutator.mangled(content)
         with bounded(len(share)) as outcome:
-            found = shamir.from_bytes(share, 3)
+            found = sharing.from_bytes(share, shape)
         if not outcome.error:
-            assert shamir.to_bytes(found) == share
-            assert int(found.max()) < shamir.PRIME
+            assert sharing.to_bytes(found) == share
+            assert int(found.key.max()) < shamir.PRIME
+            assert max(found.residues) < shape.modulus
         public = mutator.mangled(one.public)
         with bounded(len(public)) as outcome:
             seal.unseal(box, other, public, **named)
@@ -520,11 +525,12 @@ def test_sums_that_were_changed_do_not_open(federation: Any) -> None:
     assert total is not None
     honest = adder.result(total)
     key_sum = sum(one._sealed.secret for one in sums)
+    residues = shamir.add_residues([one._sealed.residues for one in sums], parameters.q)
     context = sums[0].binding.context
     layout, seed = rlwe_layout(parameters, sums[0]._layout), sums[0]._cipher._tag_seed(context)
 
     def opened(chunk: bytes) -> rlwe.Opened:
-        return rlwe.open_sum([chunk], key_sum, 3, context, layout, seed)
+        return rlwe.open_sum([chunk], key_sum, residues, 3, context, layout, seed)
 
     truth = opened(honest)
     mutator = Mutator("sums", signers_of(ours))

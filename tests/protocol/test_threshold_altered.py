@@ -11,6 +11,7 @@ from threshold_attack import Attacker
 from threshold_kit import FOUR, REST, Hand, body_of, flipped, nothing_installed, rejected, started
 
 from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.session import upload_digest
 from fedshield.protocol.summation import ANSWER, SHARE
@@ -45,14 +46,10 @@ def altered(hand: Hand, way: str) -> list[bytes]:
         return [whole[0][:-8]]
     places = {
         "a value": 0,
-        "the last value": layout.value_coefficients - 1,
-        "the count": layout.value_coefficients,
-        "the weight": layout.value_coefficients + layout.reserved_digits[0],
-        "the loss": layout.value_coefficients + sum(layout.reserved_digits[:2]),
-        "a tag": layout.tag_start,
+        "the last value": layout.num_coefficients - 1,
         "the padding": layout.num_coefficients + 5,
     }
-    return hand.shifted(hand.sites, places[way], -1 if way == "the weight" else 1)
+    return hand.shifted(hand.sites, places[way], 1)
 
 
 ALTERED = {
@@ -67,10 +64,6 @@ ALTERED = {
     # Without any trace in what is left over: only the tag can tell.
     "a value": "tag",
     "the last value": "tag",
-    "the count": "tag",
-    "the weight": "tag",
-    "the loss": "tag",
-    "a tag": "tag",
     "the padding": "tag",
 }
 
@@ -170,7 +163,7 @@ def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str
     `by` larger in its first coefficient."""
     roster = hand.federation.roster
     summation = hand.federation.participants[COLLUDER]._sum
-    share = summation._own_answer.copy()
+    share = summation._own_answer.key.copy()
     x, weight = roster.index(COLLUDER) + 1, 1
     for other in holders:
         if other != COLLUDER:
@@ -178,7 +171,8 @@ def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str
             weight = weight * -y * pow(x - y, -1, shamir.PRIME) % shamir.PRIME
     share[0] = (int(share[0]) + by * pow(weight, -1, shamir.PRIME)) % shamir.PRIME
     about = summation._vote.contributors + summation._vote.aggregate
-    box: bytes = summation._seal(shamir.to_bytes(share), to, summation._peers[to], ANSWER, about)
+    content = sharing.to_bytes(sharing.Share(share, summation._own_answer.residues))
+    box: bytes = summation._seal(content, to, summation._peers[to], ANSWER, about)
     return box
 
 
@@ -239,7 +233,7 @@ def test_boxes_that_a_dealer_did_not_sign_for(federation: Any) -> None:
     hand = Hand(ours).prepare().work().collect()
     dealer = ours.participants[COLLUDER]._sum
     own = messages.Upload.from_body(body_of(hand.uploads[COLLUDER]))
-    share, about = bytes(shamir.share_bytes(5)), upload_digest(own)
+    share, about = bytes(dealer._shape(dealer._layout).num_bytes), upload_digest(own)
     second = dealer._seal(share, "bank", dealer._peers["bank"], SHARE, about)
     shares = hand.shares_for("bank") | {COLLUDER: second}
     held = hand.send("bank", messages.Hold(hand.uploads, shares))

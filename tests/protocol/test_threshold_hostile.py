@@ -4,6 +4,7 @@ honest sites refuse, with which code, and that nothing is opened or installed by
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from threshold_kit import (
     with_scheme,
 )
 
-from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.protocol import envelope, messages
@@ -277,15 +278,18 @@ def test_opening_to_the_server(federation: Any, tmp_path: Path) -> None:
     blocks = hand.aggregate(FOUR)
     answers = hand.answers(hand.vote_on(FOUR, FOUR, blocks))
     secrets = [ours.participants[site]._sum._sealed.secret for site in FOUR]
+    current = ours.participants["bank"]._sum
+    shape = current._shape(current._layout)
     for three in itertools.combinations(FOUR, 3):
         shares = {
-            ours.roster.index(one): shamir.from_bytes(answers[one]["share"], 4) for one in three
+            ours.roster.index(one): sharing.from_bytes(answers[one]["share"], shape)
+            for one in three
         }
-        assert (shamir.reconstruct(shares, 3, 4, 4) == sum(secrets)).all()
+        assert (sharing.open_sum(shares, shape, 4).key_sum == sum(secrets)).all()
     assert all(answer["boxes"] == {} for answer in answers.values())
     with nothing_installed(ours):
         for site, wrong in (
-            ("bank", {"clinic": flipped(answers["clinic"]["share"])}),
+            ("bank", {"clinic": flipped(answers["clinic"]["share"], 0)}),
             ("clinic", {"bank": answers["bank"]["share"][:-1], "lab": b"\xff" * 8192}),
         ):
             hand.deliver(site, blocks)
@@ -293,6 +297,35 @@ def test_opening_to_the_server(federation: Any, tmp_path: Path) -> None:
             code, text = hand.refused(site, opening)
             assert code == ("crypto" if site == "bank" else "share")
             assert ("unreadable from bank, lab" in text) == (site == "clinic")
+
+
+@pytest.mark.parametrize("slot", range(5))
+def test_answers_that_the_server_shifts(federation: Any, tmp_path: Path, slot: int) -> None:
+    """In the clear, and no more of them than needed, they are the server's to change: to another
+    number of contributors, total weight, loss or tag. The tags cover them all."""
+    ours = with_scheme(federation("rlwe", sites=4), tmp_path, open_to="server")
+    ours.coordinator.start()
+    hand = Hand(ours).ready()
+    current = ours.participants["bank"]._sum
+    shape, q = current._shape(current._layout), current._cipher.parameters.q
+    assert shape.num_residues == 5
+    blocks = hand.aggregate(FOUR)
+    answers = hand.answers(hand.vote_on(FOUR, FOUR, blocks))
+    share = sharing.from_bytes(answers["clinic"]["share"], shape)
+    residues = list(share.residues)
+    # What adds one to the opened sum: bank, clinic and hospital stand at 1, 2 and 3.
+    residues[slot] = (residues[slot] - pow(3, -1, q)) % q
+    wrong = sharing.to_bytes(replace(share, residues=tuple(residues)))
+    given = {
+        index: sharing.from_bytes(raw, shape)
+        for index, raw in enumerate((answers["bank"]["share"], wrong, answers["hospital"]["share"]))
+    }
+    right = sharing.open_sum({**given, 1: share}, shape, 4).residues
+    assert sharing.open_sum(given, shape, 4).residues[slot] == (right[slot] + 1) % q
+    hand.deliver("bank", blocks)
+    with nothing_installed(ours):
+        opening = {"clinic": wrong, "hospital": answers["hospital"]["share"]}
+        assert hand.refused("bank", messages.Open(opening))[0] == "tag"
 
 
 @pytest.mark.parametrize("sites", [3, 4, 5])

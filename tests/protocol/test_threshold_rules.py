@@ -7,14 +7,15 @@ uses what crossed, and what the colluders hold; the last site by name colludes."
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from threshold_attack import Attacker, Forgetful
+from threshold_attack import Attacker, Forgetful, Keys
 from threshold_kit import Hand, body_of, record, sent_by, started
 
-from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.errors import CryptoError, PlanError, ProtocolError
 from fedshield.plan import Plan
@@ -149,7 +150,7 @@ def test_the_threshold_is_more_than_the_colluders(
         # Nor do two of three points say anything: the line through them misses the key.
         indexed = {ours.roster.index(one): share for one, share in shares.items()}
         with pytest.raises(CryptoError, match="coefficients up to 42, got larger"):
-            shamir.reconstruct(indexed, 2, 1, 5)
+            sharing.open_sum(indexed, replace(attacker.shape, threshold=2), 1)
 
 
 # -- once -----------------------------------------------------------------------------------
@@ -279,7 +280,9 @@ def less_one_share(ours: Any, instead: str) -> None:
     times = 2 if instead else 1
     own = attacker.own_shares(["bank"] + ["hospital"] * times)
     shares = attacker.read(answers, ours.names, blocks) | own
-    key = attacker.key_sum(shares, 3) - times * attacker.own_key("hospital")
+    key = attacker.key_sum(shares, 3)
+    for _ in range(times):
+        key -= attacker.own_key("hospital")
     bare(hand, attacker, "bank", key)
 
 
@@ -312,7 +315,8 @@ def test_a_share_is_the_dealers_that_signed_for_it(
             return open_share(self, box, dealer, upload)
         except CryptoError:
             about = upload_digest(uploads["hospital"])
-            return shamir.from_bytes(self._unseal(box, "hospital", SHARE, about), 3)
+            raw = self._unseal(box, "hospital", SHARE, about)
+            return sharing.from_bytes(raw, self._shape(self._layout))
 
     uploads: dict[str, messages.Upload] = {}
     read_uploads = Summation._read_uploads
@@ -335,10 +339,11 @@ def replaced_entry(ours: Any, monkeypatch: pytest.MonkeyPatch, checked: bool) ->
     real = hand.uploads[VICTIM]
     upload = messages.Upload.from_body(body_of(real))
     made = rlwe.OneTimeKey(b"\7" * 32).secret()
-    dealt = shamir.share(made, 2, 3, b"\7" * 32)
     stolen = ours.participants[VICTIM]._sum
+    mine = Keys(made, (0,) * attacker.shape.num_residues, attacker.shape.modulus)
+    dealt = sharing.deal(made, mine.residues, attacker.shape, b"\7" * 32)
     peer = stolen._peers["bank"]
-    box = stolen._seal(shamir.to_bytes(dealt[0]), "bank", peer, SHARE, upload_digest(upload))
+    box = stolen._seal(sharing.to_bytes(dealt[0]), "bank", peer, SHARE, upload_digest(upload))
     signed = {**upload.share_digests, "bank": hashlib.sha256(box).digest()}
     false = messages.Upload(upload.key_id, upload.layout_tag, upload.block_digests, signed)
     hand.uploads[VICTIM] = hand.signed_by(VICTIM, false)
@@ -362,8 +367,8 @@ def replaced_entry(ours: Any, monkeypatch: pytest.MonkeyPatch, checked: bool) ->
     answers = hand.answers(votes, "bank")
     own = attacker.own_shares(["bank", "hospital"])["hospital"]
     found = attacker.read(answers, ours.names, blocks)
-    found["hospital"] = shamir.add_shares([own, dealt[2]])
-    key = attacker.key_sum(found, 3) - made - attacker.own_key("hospital")
+    found["hospital"] = sharing.add([own, dealt[2]], attacker.shape)
+    key = attacker.key_sum(found, 3) - mine - attacker.own_key("hospital")
     bare(hand, attacker, "bank", key)
 
 

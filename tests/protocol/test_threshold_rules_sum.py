@@ -52,8 +52,8 @@ class Untagged:
     def add(self, _: Any) -> None:
         return
 
-    def tags(self) -> list[int]:
-        return [0] * self._count
+    def tags(self, _: Any) -> tuple[int, ...]:
+        return (0,) * self._count
 
 
 def test_the_tag_finds_what_leaves_no_trace(
@@ -154,7 +154,7 @@ VALUES = np.random.default_rng(5).integers(-(10**6), 10**6, (2, 1000)).astype(np
 
 def upload(values: Any, key: rlwe.OneTimeKey) -> Any:
     """The words that travel."""
-    (chunk,) = rlwe.encrypt(values, (7,), key, b"c" * 32, LAYOUT, b"t" * 32)
+    (chunk,) = rlwe.Encryption(values, (7,), key, b"c" * 32, LAYOUT, b"t" * 32).chunks()
     total: Any = RlweAdder(LAYOUT.parameters).add(None, chunk)
     return total.words
 

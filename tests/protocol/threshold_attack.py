@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from threshold_kit import Hand, digests
 
-from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.protocol import messages
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.session import aggregate_digest, contributors_digest, read_uploads
 from fedshield.protocol.summation import ANSWER
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """Sums of one-time keys and residues: with those of other sets, differences."""
+
+    key_sum: Any
+    residues: tuple[int, ...]
+    modulus: int
+
+    def __sub__(self, other: Keys) -> Keys:
+        residues = tuple(
+            (one - two) % self.modulus
+            for one, two in zip(self.residues, other.residues, strict=True)
+        )
+        return Keys(self.key_sum - other.key_sum, residues, self.modulus)
 
 
 class Attacker:
@@ -34,41 +51,47 @@ class Attacker:
         vote = messages.Vote(contributors_digest(uploads), aggregate_digest(digests(blocks)))
         return {one: self.hand.signed_by(one, vote) for one in self.colluders}
 
-    def own_shares(self, sites: Iterable[str]) -> dict[str, shamir.UInt64]:
+    def own_shares(self, sites: Iterable[str]) -> dict[str, sharing.Share]:
         """What the colluders would answer for this set."""
         names = tuple(sites)
         return {
-            one: shamir.add_shares([self._sum(one)._held[site] for site in names])
+            one: sharing.add([self._sum(one)._held[site] for site in names], self.shape)
             for one in self.colluders
         }
 
     def read(
         self, answers: Mapping[str, Any], sites: Iterable[str], blocks: Sequence[bytes]
-    ) -> dict[str, shamir.UInt64]:
+    ) -> dict[str, sharing.Share]:
         """The honest sites' answers that are sealed to the first colluder, opened."""
         first = self.colluders[0]
         uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
         about = contributors_digest(uploads) + aggregate_digest(digests(blocks))
         return {
-            holder: shamir.from_bytes(
-                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about),
-                len(self._roster.sites),
+            holder: sharing.from_bytes(
+                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about), self.shape
             )
             for holder, answer in answers.items()
             if first in answer["boxes"]
         }
 
-    def own_key(self, colluder: str) -> Any:
-        """The one-time key that the colluder itself made."""
-        return self._sum(colluder)._sealed.secret
+    @property
+    def shape(self) -> sharing.ShareShape:
+        current = self._sum(self.colluders[0])
+        found: sharing.ShareShape = current._shape(current._layout)
+        return found
 
-    def key_sum(self, shares: Mapping[str, shamir.UInt64], num_summed: int) -> Any:
+    def own_key(self, colluder: str) -> Keys:
+        """The one-time key, and the residues with it, that the colluder itself made."""
+        sealed = self._sum(colluder)._sealed
+        return Keys(sealed.secret, sealed.residues, self.shape.modulus)
+
+    def key_sum(self, shares: Mapping[str, sharing.Share], num_summed: int) -> Keys:
         """The sum of the keys, from shares of it by holder. Raises `CryptoError`."""
         indexed = {self._roster.index(holder): share for holder, share in shares.items()}
-        rules, num_sites = self._roster.rules, len(self._roster.sites)
-        return shamir.reconstruct(indexed, rules.threshold, num_summed, num_sites)
+        found = sharing.open_sum(indexed, self.shape, num_summed)
+        return Keys(found.key_sum, found.residues, self.shape.modulus)
 
-    def decrypt(self, sites: Sequence[str], key_sum: Any) -> rlwe.Opened:
+    def decrypt(self, sites: Sequence[str], keys: Keys) -> rlwe.Opened:
         """The sum over `sites`' uploads, which the server has, under a key that it has found:
         exact, because the tag and what is left over are checked. Raises `CryptoError`."""
         federation = self.hand.federation
@@ -76,7 +99,8 @@ class Attacker:
         context = self.hand.binding.context
         return rlwe.open_sum(
             self.hand.aggregate(sites),
-            key_sum,
+            keys.key_sum,
+            keys.residues,
             len(sites),
             context,
             self.hand.layout(),

@@ -4,17 +4,20 @@ Several secret coefficients travel in one field element, in lanes that sums over
 inside: a key's coefficients are at most 42 in magnitude, so three lanes of 10 bits serve up to 12
 sites, two of 15 bits up to 390. The shares of a sum are the sums of the shares. Source: Shamir,
 CACM 1979.
+
+Residues mod q (reserved integers and tags of rlwe) are shared beside the key, over the field mod
+q: their sum is opened mod q, and nothing else of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedshield.crypto.rlwe.params import ETA, MAX_SITES, RING_DEGREE
-from fedshield.crypto.rlwe.sampling import Stream
+from fedshield.crypto.rlwe.sampling import Stream, accepted
 from fedshield.errors import CryptoError
 
 PRIME = 2**31 - 1
@@ -138,16 +141,23 @@ def _uniform(seed: bytes, degree: int, count: int) -> UInt64:
     return found[:count]
 
 
-def _interpolate(shares: Mapping[int, UInt64], holders: list[int], at: int) -> UInt64:
-    total = np.zeros_like(shares[holders[0]])
+def _weights(holders: list[int], at: int, prime: int) -> list[int]:
+    """Lagrange's weights of the holders' shares for the value at `at`."""
+    found: list[int] = []
     for holder in holders:
         numerator = denominator = 1
         for other in holders:
             if other != holder:
-                numerator = numerator * (at - (other + 1)) % PRIME
-                denominator = denominator * (holder - other) % PRIME
-        weight = np.uint64(numerator * pow(denominator, PRIME - 2, PRIME) % PRIME)
-        total = (total + shares[holder] * weight) % _P
+                numerator = numerator * (at - (other + 1)) % prime
+                denominator = denominator * (holder - other) % prime
+        found.append(numerator * pow(denominator, prime - 2, prime) % prime)
+    return found
+
+
+def _interpolate(shares: Mapping[int, UInt64], holders: list[int], at: int) -> UInt64:
+    total = np.zeros_like(shares[holders[0]])
+    for holder, weight in zip(holders, _weights(holders, at, PRIME), strict=True):
+        total = (total + shares[holder] * np.uint64(weight)) % _P
     return total
 
 
@@ -164,3 +174,66 @@ def _unpack(packed: UInt64, num_holders: int) -> Int64:
         value = (value - low) >> bits
     out[count - 1 :: count] = value
     return out
+
+
+# -- residues mod q ------------------------------------------------------------------------
+
+
+def share_residues(
+    residues: Sequence[int], modulus: int, threshold: int, num_holders: int, seed: bytes
+) -> list[tuple[int, ...]]:
+    """One share, a residue for each, for each holder 0..num_holders-1, at x = holder + 1.
+
+    `residues`: in [0, modulus), a prime above num_holders. The polynomials' other coefficients
+    are drawn from `seed` (32 secret bytes) by rejection. Raises `CryptoError` for residues or a
+    threshold out of range.
+    """
+    if not 1 <= threshold <= num_holders < modulus:
+        raise CryptoError(
+            f"shamir: expected 1 <= threshold <= holders < {modulus}, got {threshold} of "
+            f"{num_holders}"
+        )
+    if any(not 0 <= one < modulus for one in residues):
+        raise CryptoError(f"shamir: expected residues below {modulus}")
+    drawn = [
+        accepted(Stream(seed, "shamir residues", degree), len(residues), modulus).tolist()
+        for degree in range(1, threshold)
+    ]
+    shares: list[tuple[int, ...]] = []
+    for x in range(1, num_holders + 1):
+        value = [0] * len(residues)
+        for coefficients in (*reversed(drawn), residues):
+            value = [(v * x + c) % modulus for v, c in zip(value, coefficients, strict=True)]
+        shares.append(tuple(value))
+    return shares
+
+
+def add_residues(shares: Sequence[Sequence[int]], modulus: int) -> tuple[int, ...]:
+    """The share of the sum, for one holder."""
+    return tuple(sum(column) % modulus for column in zip(*shares, strict=True))
+
+
+def reconstruct_residues(
+    shares: Mapping[int, Sequence[int]], modulus: int, threshold: int
+) -> tuple[int, ...]:
+    """The (sum of) residues from the shares of at least `threshold` holders (index -> share).
+
+    Every share beyond the first `threshold` must lie on the same polynomials. Raises
+    `CryptoError` if there are too few or one does not fit.
+    """
+    if len(shares) < threshold:
+        raise CryptoError(f"shamir: expected {threshold} shares, got {len(shares)}")
+    holders = sorted(shares)
+    used, rest = holders[:threshold], holders[threshold:]
+
+    def value(at: int) -> tuple[int, ...]:
+        weights = _weights(used, at, modulus)
+        return tuple(
+            sum(w * one for w, one in zip(weights, column, strict=True)) % modulus
+            for column in zip(*(shares[holder] for holder in used), strict=True)
+        )
+
+    for holder in rest:
+        if value(holder + 1) != tuple(shares[holder]):
+            raise CryptoError(f"shamir: the share of holder {holder} does not fit the others")
+    return value(0)

@@ -21,8 +21,10 @@ from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import SECURITY_BITS, RlweParameters
 from fedshield.crypto.scheme import BLOCK_BYTES, SiteScheme, parameters, rlwe_parameters
+from fedshield.crypto.shares import OpenedShares, ShareShape
 from fedshield.errors import CryptoError, PlanError
 from fedshield.plan import Plan
+from fedshield.quorum import Rules
 from fedshield.types import (
     EncodedIntegers,
     EncodedUpdate,
@@ -38,11 +40,13 @@ Parts = Sequence[tuple[slice, float]]
 
 @dataclass(frozen=True, eq=False)
 class Sealed:
-    """An upload's blocks and, where the key is for this sum only, the key's coefficients to be
-    shared out and 32 secret bytes to draw shares and salts from."""
+    """An upload's blocks and, where the key is for this sum only, what is to be shared out: the
+    key's coefficients, the residues that go with them (reserved integers and tags), and 32
+    secret bytes to draw shares and salts from."""
 
     blocks: tuple[bytes, ...] = field(repr=False)
     secret: NDArray[np.int64] | None = field(default=None, repr=False)
+    residues: tuple[int, ...] = field(default=(), repr=False)
     share_seed: bytes = field(default=b"", repr=False)
 
 
@@ -64,6 +68,9 @@ class Cipher(Protocol):
     def sum_block_bytes(self, layout: Layout, index: int) -> int:
         """Most bytes of message `index` of a sum."""
 
+    def share_shape(self, layout: Layout, rules: Rules) -> ShareShape:
+        """Of the shares of a sum of this layout, where its key is opened by shares."""
+
     def encode_count(self, num_examples: int) -> Encoded: ...
 
     def encode_update(
@@ -82,7 +89,7 @@ class Cipher(Protocol):
         self,
         blocks: Sequence[bytes],
         layout: Layout,
-        key_sum: NDArray[np.int64] | None,
+        shares: OpenedShares | None,
         num_contributors: int,
         context: bytes,
         parts: Parts,
@@ -117,6 +124,9 @@ class SharedKey:
     def sum_block_bytes(self, layout: Layout, index: int) -> int:
         return max(BLOCK_BYTES, self.scheme.parameters.block_limit())
 
+    def share_shape(self, layout: Layout, rules: Rules) -> ShareShape:
+        raise CryptoError(f"{self.scheme.parameters.scheme}: its key is not opened by shares")
+
     def encode_count(self, num_examples: int) -> Encoded:
         return encode.encode_count(num_examples, self.weights_layout())
 
@@ -145,7 +155,7 @@ class SharedKey:
         self,
         blocks: Sequence[bytes],
         layout: Layout,
-        key_sum: NDArray[np.int64] | None,
+        shares: OpenedShares | None,
         num_contributors: int,
         context: bytes,
         parts: Parts,
@@ -185,6 +195,9 @@ class OneTimeKeys:
     def sum_block_bytes(self, layout: Layout, index: int) -> int:
         return self._lay(layout).sum_chunk_bytes(index)
 
+    def share_shape(self, layout: Layout, rules: Rules) -> ShareShape:
+        return share_shape(self.parameters, layout, rules)
+
     def encode_count(self, num_examples: int) -> Encoded:
         return encode_integers.encode_count(num_examples, self.parameters)
 
@@ -210,7 +223,7 @@ class OneTimeKeys:
         key = rlwe.one_time_key(
             encoded.digits, encoded.reserved, context, layout.sha256(), self._site_secret
         )
-        blocks = rlwe.encrypt(
+        encryption = rlwe.Encryption(
             encoded.digits,
             encoded.reserved,
             key,
@@ -218,23 +231,25 @@ class OneTimeKeys:
             self._lay(layout),
             self._tag_seed(context),
         )
-        share_seed = hmac.digest(key.seed, b"fedshield shares 1", "sha256")
-        return Sealed(tuple(blocks), key.secret(), share_seed)
+        blocks = tuple(encryption.chunks())
+        share_seed = hmac.digest(key.seed, b"fedshield shares 2", "sha256")
+        return Sealed(blocks, key.secret(), encryption.residues(), share_seed)
 
     def open(
         self,
         blocks: Sequence[bytes],
         layout: Layout,
-        key_sum: NDArray[np.int64] | None,
+        shares: OpenedShares | None,
         num_contributors: int,
         context: bytes,
         parts: Parts,
     ) -> OpenedSum:
-        if key_sum is None:
+        if shares is None:
             raise CryptoError("sum: expected the sum of the keys, got none", "key-sum")
         opened = rlwe.open_sum(
             blocks,
-            key_sum,
+            shares.key_sum,
+            shares.residues,
             num_contributors,
             context,
             self._lay(layout),
@@ -257,6 +272,12 @@ def rlwe_layout(packing: RlweParameters, layout: Layout) -> RlweLayout:
     """Where the coefficients of a layout lie."""
     bits = encode_integers.UPDATE_RESERVED | encode_integers.WEIGHTS_RESERVED
     return RlweLayout(packing, layout.num_values, tuple(bits[name] for name in layout.reserved))
+
+
+def share_shape(packing: RlweParameters, layout: Layout, rules: Rules) -> ShareShape:
+    """Of the shares of one sum under `rlwe`."""
+    count = rlwe_layout(packing, layout).num_residues
+    return ShareShape(rules.threshold, rules.num_sites, count, packing.q)
 
 
 def parameters_of(plan: Plan) -> RlweParameters:

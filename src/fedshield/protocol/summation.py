@@ -16,7 +16,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass, field
 
-from fedshield.crypto import shamir
+from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.seal import seal, unseal
 from fedshield.errors import CryptoError, ProtocolError
@@ -82,12 +82,12 @@ class Summation:
         self._layout: Layout | None = None
         self._boxes: dict[str, bytes] = {}
         # Dealer -> its share here, and the record of the upload that it belongs to.
-        self._held: dict[str, shamir.UInt64] = {}
+        self._held: dict[str, sharing.Share] = {}
         self._held_for: dict[str, bytes] = {}
         self._took_shares = False
         self._announced: messages.Announce | None = None
         self._vote: messages.Vote | None = None
-        self._own_answer: shamir.UInt64 | None = None
+        self._own_answer: sharing.Share | None = None
         self._answered = False
         self._delivered: list[bytes] = []
 
@@ -127,7 +127,7 @@ class Summation:
             share_digests={},
         )
         if sealed.secret is not None:
-            self._share_out(sealed, upload_digest(upload))
+            self._share_out(sealed, encoded.layout, upload_digest(upload))
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
             upload = messages.Upload(
                 upload.key_id, upload.layout_tag, upload.block_digests, digests
@@ -141,17 +141,18 @@ class Summation:
         self._sealed, self._upload, self._layout = sealed, upload, encoded.layout
         return upload
 
-    def _share_out(self, sealed: Sealed, digest: bytes) -> None:
+    def _shape(self, layout: Layout) -> sharing.ShareShape:
+        return self._cipher.share_shape(layout, self._member.roster.rules)
+
+    def _share_out(self, sealed: Sealed, layout: Layout, digest: bytes) -> None:
         assert sealed.secret is not None
         me, roster = self._member.name, self._member.roster
         self._salt_key = hmac.digest(sealed.share_seed, b"salts", "sha256")
-        shares = shamir.share(
-            sealed.secret, roster.rules.threshold, len(roster.sites), sealed.share_seed
-        )
-        self._held[me] = shares[roster.index(me)]
+        dealt = sharing.deal(sealed.secret, sealed.residues, self._shape(layout), sealed.share_seed)
+        self._held[me] = dealt[roster.index(me)]
         for holder, public in self._peers.items():
             if holder != me:
-                share = shamir.to_bytes(shares[roster.index(holder)])
+                share = sharing.to_bytes(dealt[roster.index(holder)])
                 self._boxes[holder] = self._seal(share, holder, public, SHARE, digest)
 
     def _seal(self, content: bytes, to: str, public: bytes, purpose: str, about: bytes) -> bytes:
@@ -204,12 +205,13 @@ class Summation:
                 complaints[dealer] = b"share"
         return messages.Held(complaints)
 
-    def _open_share(self, box: bytes, dealer: str, upload: messages.Upload) -> shamir.UInt64:
+    def _open_share(self, box: bytes, dealer: str, upload: messages.Upload) -> sharing.Share:
         expected = upload.share_digests.get(self._member.name, b"")
         if not hmac.compare_digest(hashlib.sha256(box).digest(), expected):
             raise CryptoError(f"share of {dealer}: not the one that it signed for")
         content = self._unseal(box, dealer, SHARE, upload_digest(upload))
-        return shamir.from_bytes(content, len(self._member.roster.sites))
+        assert self._layout is not None
+        return sharing.from_bytes(content, self._shape(self._layout))
 
     def _unseal(self, box: bytes, sender: str, purpose: str, about: bytes) -> bytes:
         return unseal(
@@ -291,8 +293,10 @@ class Summation:
         boxes: dict[str, bytes] = {}
         clear = b""
         if self._cipher.one_time and not lacking:
-            self._own_answer = shamir.add_shares([self._held[one] for one in self.contributors])
-            content = shamir.to_bytes(self._own_answer)
+            assert self._layout is not None
+            held = [self._held[one] for one in self.contributors]
+            self._own_answer = sharing.add(held, self._shape(self._layout))
+            content = sharing.to_bytes(self._own_answer)
             if self._member.open_to == "server":
                 clear = content
             else:
@@ -347,21 +351,22 @@ class Summation:
         ):
             raise ProtocolError("repeated", "there is nothing whole to open")
         delivered, self._delivered, self._announced = self._delivered, [], None
-        key_sum = self._key_sum(command.answers) if self._cipher.one_time else None
+        shares = self._opened(command.answers, layout) if self._cipher.one_time else None
         return self._cipher.open(
             delivered,
             layout,
-            key_sum,
+            shares,
             len(self.contributors),
             self.binding.context,
             parts,
         )
 
-    def _key_sum(self, answers: dict[str, bytes]) -> shamir.Int64:
-        """The sum of the keys from at least T answers; all that came must agree."""
-        vote, roster = self._voted(), self._member.roster
+    def _opened(self, answers: dict[str, bytes], layout: Layout) -> sharing.OpenedShares:
+        """The sum of the keys, and of what goes with them, from at least T answers; all that came
+        must agree."""
+        vote, roster, shape = self._voted(), self._member.roster, self._shape(layout)
         about = vote.contributors + vote.aggregate
-        shares: dict[int, shamir.UInt64] = {}
+        shares: dict[int, sharing.Share] = {}
         if self._own_answer is not None:
             shares[roster.index(self._member.name)] = self._own_answer
         unreadable: list[str] = []
@@ -374,17 +379,15 @@ class Summation:
             try:
                 if self._member.open_to == "peers":
                     content = self._unseal(raw, holder, ANSWER, about)
-                shares[roster.index(holder)] = shamir.from_bytes(content, len(roster.sites))
+                shares[roster.index(holder)] = sharing.from_bytes(content, shape)
             except CryptoError:
                 unreadable.append(holder)
-        if len(shares) < roster.rules.threshold:
+        if len(shares) < shape.threshold:
             worse = f"; unreadable from {', '.join(unreadable)}" if unreadable else ""
             raise ProtocolError(
-                "share", f"expected {roster.rules.threshold} answers, got {len(shares)}{worse}"
+                "share", f"expected {shape.threshold} answers, got {len(shares)}{worse}"
             )
-        return shamir.reconstruct(
-            shares, roster.rules.threshold, len(self.contributors), len(roster.sites)
-        )
+        return sharing.open_sum(shares, shape, len(self.contributors))
 
     # -- helpers ---------------------------------------------------------------------------
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedshield.crypto import shamir
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import choose
-from fedshield.crypto.rlwe.scheme import OneTimeKey, Opened, encrypt, open_sum
+from fedshield.crypto.rlwe.scheme import Encryption, OneTimeKey, Opened, open_sum
 
 CONTEXT = bytes(range(32))
 TAG_SEED = bytes(range(100, 132))
-RESERVED_BITS = (16, 30, 30, 40)
+RESERVED_BITS = (16, 30, 30, 31)
 
 
 def key(site: int) -> OneTimeKey:
@@ -56,13 +57,28 @@ class Round:
     reserved: dict[int, tuple[int, ...]]
     fast: bool = True
 
-    def upload(self, site: int) -> list[bytes]:
-        return list(
-            encrypt(
-                self.vectors[site], self.reserved[site], key(site), CONTEXT, self.layout,
-                TAG_SEED, fast=self.fast,
-            )
+    def encryption(self, site: int, tag_seed: bytes = TAG_SEED) -> Encryption:
+        return Encryption(
+            self.vectors[site], self.reserved[site], key(site), CONTEXT, self.layout, tag_seed,
+            fast=self.fast,
         )  # fmt: skip
+
+    def upload(self, site: int) -> list[bytes]:
+        return list(self.encryption(site).chunks())
+
+    def residues(self, site: int, tag_seed: bytes = TAG_SEED) -> tuple[int, ...]:
+        made = self.encryption(site, tag_seed)
+        assert sum(1 for _ in made.chunks()) == self.layout.num_chunks
+        found = made.residues()
+        assert len(found) == self.layout.num_residues
+        return found
+
+    def residue_sum(self) -> tuple[int, ...]:
+        """What the shares of all sites open to."""
+        return self.summed([self.residues(site) for site in self.vectors])
+
+    def summed(self, residues: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        return shamir.add_residues(residues, self.layout.parameters.q)
 
     def uploads(self) -> dict[int, list[bytes]]:
         return {site: self.upload(site) for site in self.vectors}
@@ -78,8 +94,9 @@ class Round:
 
     def open(self, chunks: Iterable[bytes], **changes: object) -> Opened:
         given: dict[str, object] = {
-            "key_sum": self.key_sum(), "num_contributors": len(self.vectors),
-            "context": CONTEXT, "layout": self.layout, "tag_seed": TAG_SEED, "fast": self.fast,
+            "key_sum": self.key_sum(), "residues": self.residue_sum(),
+            "num_contributors": len(self.vectors), "context": CONTEXT, "layout": self.layout,
+            "tag_seed": TAG_SEED, "fast": self.fast,
         }  # fmt: skip
         return open_sum(chunks, **(given | changes))  # type: ignore[arg-type]
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rlwe_round import CONTEXT, TAG_SEED, Round, add, key, layout_for
+from rlwe_round import CONTEXT, TAG_SEED, Round, add, layout_for
 
 from fedshield.crypto.rlwe import scheme
 from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE
 from fedshield.crypto.rlwe.reference import unpack_words
 from fedshield.crypto.rlwe.ring import arithmetic
 from fedshield.crypto.rlwe.scheme import Opened
-from fedshield.crypto.rlwe.tag import Tagger, digits, joined
+from fedshield.crypto.rlwe.tag import Tagger
 from fedshield.errors import CryptoError
 
 LENGTH = 40_000
@@ -26,7 +26,7 @@ def this() -> Round:
     layout = layout_for(3, 16, LENGTH)
     rng = np.random.default_rng(8)
     vectors = {site: rng.integers(-500, 501, LENGTH).astype(np.int16) for site in range(3)}
-    return Round(layout, vectors, dict.fromkeys(range(3), (300, 1 << 20, 77, 1 << 33)))
+    return Round(layout, vectors, dict.fromkeys(range(3), (300, 1 << 20, 77, 1 << 30)))
 
 
 @pytest.fixture(scope="module")
@@ -77,16 +77,16 @@ def test_an_honest_sum_passes(this: Round, chunks: list[bytes]) -> None:
 @settings(deadline=None, max_examples=60)
 @given(place=st.integers(0, 2**20), change=st.integers(-1000, 1000).filter(bool))
 def test_any_change_of_one_coefficient(place: int, change: int) -> None:
-    """Of a value, a reserved integer, a tag or the padding."""
+    """Of a value or the padding."""
     layout = layout_for(3, 16, LENGTH)
     vectors = {0: np.full(LENGTH, 9, dtype=np.int16), 1: np.full(LENGTH, -9, dtype=np.int16)}
     this = Round(layout, vectors, {0: (3, 1 << 20, 5, 6), 1: (4, 5, 1 << 20, 7)})
-    # A quarter of the places among reserved integers, tags and padding.
-    extra = layout.num_blocks * RING_DEGREE - layout.value_coefficients
+    # A quarter of the places in the padding.
+    extra = layout.num_blocks * RING_DEGREE - layout.num_coefficients
     place = (
-        layout.value_coefficients + (place // 4) % extra
+        layout.num_coefficients + (place // 4) % extra
         if place % 4 == 0
-        else place % layout.value_coefficients
+        else place % layout.num_coefficients
     )
     with pytest.raises(CryptoError) as caught:
         this.open(shifted(this, this.aggregate(), {place: change}))
@@ -94,15 +94,36 @@ def test_any_change_of_one_coefficient(place: int, change: int) -> None:
 
 
 def test_without_the_tag_a_server_would_add_what_it_likes(this: Round, chunks: list[bytes]) -> None:
-    radix, stride = this.layout.parameters.radix, this.layout.value_coefficients
-    opened = succeeds_but_for_the_tag(
-        this, shifted(this, chunks, {0: 5, 700: -3 * radix, this.layout.value_coefficients: 2})
-    )
+    radix, stride = this.layout.parameters.radix, this.layout.num_coefficients
+    opened = succeeds_but_for_the_tag(this, shifted(this, chunks, {0: 5, 700: -3 * radix}))
     expected = sum(vector.astype(np.int64) for vector in this.vectors.values())
     expected[0] += 5
     expected[stride + 700] -= 3
     np.testing.assert_array_equal(opened.values, expected)
-    assert opened.reserved[0] == 902
+
+
+@pytest.mark.parametrize("slot", range(6))
+def test_a_reserved_integer_or_tag_shifted(this: Round, chunks: list[bytes], slot: int) -> None:
+    """Where answers cross in the clear (`open_to: server`), who relays them can shift what they
+    open to: the total weight, say. The tag covers it."""
+    right = this.residue_sum()
+    assert len(right) == 6
+    wrong = list(right)
+    wrong[slot] = (wrong[slot] + 1) % this.layout.parameters.q
+    with pytest.raises(CryptoError) as caught:
+        this.open(chunks, residues=tuple(wrong))
+    assert caught.value.code == "tag"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheme, "_fits", lambda *_: True)
+        opened = this.open(chunks, residues=tuple(wrong))
+    assert opened.reserved == tuple(wrong[:4])
+
+
+def test_too_few_or_too_many_residues(this: Round, chunks: list[bytes]) -> None:
+    right = this.residue_sum()
+    for wrong in ((), right[:-1], (*right, 0)):
+        with pytest.raises(CryptoError, match="expected 6 residues"):
+            this.open(chunks, residues=wrong)
 
 
 def test_a_change_of_all_coefficients(this: Round, chunks: list[bytes]) -> None:
@@ -114,7 +135,7 @@ def test_a_change_of_all_coefficients(this: Round, chunks: list[bytes]) -> None:
 def test_two_blocks_of_messages_exchanged(this: Round, chunks: list[bytes]) -> None:
     """Exchanging ciphertexts is seen in the residue; whoever knew the sums could exchange the
     messages under them by shifting, and that is for the tag."""
-    p, stride = this.layout.parameters, this.layout.value_coefficients
+    p, stride = this.layout.parameters, this.layout.num_coefficients
     total = sum(vector.astype(np.int64) for vector in this.vectors.values())
     coefficients = np.zeros(2 * RING_DEGREE)
     arithmetic(True).pack_digits(total, stride, 0, p.radix, p.digits, coefficients)
@@ -142,7 +163,7 @@ def test_a_sites_message_twice_or_left_out(this: Round, chunks: list[bytes]) -> 
     """By shifting: a server that knows a site's values (it planted them) takes them out or puts
     them in again, in the values but not in the tag."""
     p = this.layout.parameters
-    coefficients = np.zeros(this.layout.value_coefficients)
+    coefficients = np.zeros(this.layout.num_coefficients)
     arithmetic(True).pack_digits(
         this.vectors[1], coefficients.size, 0, p.radix, p.digits, coefficients
     )
@@ -154,13 +175,36 @@ def test_a_sites_message_twice_or_left_out(this: Round, chunks: list[bytes]) -> 
 
 
 def test_tags_of_sites_that_do_not_share_the_seed_are_refused(this: Round) -> None:
-    uploads = this.uploads()
-    other = list(
-        scheme.encrypt(this.vectors[2], this.reserved[2], key(2), CONTEXT, this.layout, bytes(32))
-    )
+    """The ciphertexts are the same: the tags are not in them."""
+    assert list(this.encryption(2, bytes(32)).chunks()) == this.upload(2)
+    residues = this.summed([this.residues(0), this.residues(1), this.residues(2, bytes(32))])
     with pytest.raises(CryptoError) as caught:
-        this.open(add([uploads[0], uploads[1], other], this.layout))
+        this.open(this.aggregate(), residues=residues)
     assert caught.value.code == "tag"
+
+
+def test_tags_are_asked_for_when_all_was_tagged(this: Round) -> None:
+    made = this.encryption(0)
+    with pytest.raises(CryptoError, match="all chunks"):
+        made.residues()
+    assert len(list(made.chunks())) == this.layout.num_chunks
+    assert made.residues() == this.residues(0)
+    with pytest.raises(CryptoError, match="one pass"):
+        list(made.chunks())
+    assert repr(made) == f"Encryption({this.layout.parameters.name})"
+
+
+def test_nothing_is_opened_of_tags_but_what_the_sum_gives_anyway(this: Round) -> None:
+    """Two ways to make one sum: their tags are opened alike, bit for bit. As digits in
+    coefficients they were not: sums of digits tell carries."""
+    moved = np.arange(LENGTH) % 7 - 3
+    other = Round(
+        this.layout,
+        {0: this.vectors[0] + moved, 1: this.vectors[1] - moved, 2: this.vectors[2]},
+        {0: (310, 5, 77, 1), 1: (290, (1 << 21) - 5, 77, (1 << 31) - 1), 2: this.reserved[2]},
+    )
+    assert other.residues(0) != this.residues(0)
+    assert other.residue_sum() == this.residue_sum()
 
 
 @settings(deadline=None, max_examples=20)
@@ -174,21 +218,23 @@ def test_the_tag_is_its_formula(seed: int, fast: bool, groups: bool) -> None:
     parts = (messages,) if groups else (messages[:RING_DEGREE], messages[RING_DEGREE:])
     for part in parts:
         tagger.add(part.astype(np.float64))
-    expected = []
-    for rho, v in tagger.pairs():
+    expected, reserved = [], [int(one) for one in rng.integers(0, 2**16, 4)]
+    for rho, v, u in tagger.factors():
         assert 0 < rho < q
+        assert len(u) == 4
         blocks = messages.reshape(3, -1).tolist()
         expected.append(
             sum(
                 pow(rho, j, q) * sum(int(a) * b for a, b in zip(v, block, strict=True))
                 for j, block in enumerate(blocks)
             )
-            % q
+            + sum(a * b for a, b in zip(u, reserved, strict=True))
         )
-    assert tagger.tags() == expected
+    expected = [one % q for one in expected]
+    assert tagger.tags(reserved) == tuple(expected)
     assert len(expected) == layout.num_tags == 2
     tagger.add(np.zeros(RING_DEGREE))
-    assert tagger.tags() == expected
+    assert tagger.tags(reserved) == tuple(expected)
 
 
 def test_tags_are_linear_and_their_keys_differ() -> None:
@@ -196,14 +242,14 @@ def test_tags_are_linear_and_their_keys_differ() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.integers(-(10**9), 10**9, (2, RING_DEGREE))
     found = []
-    for one in (a, b, a + b):
+    for one, reserved in ((a, (1, 2, 3, 4)), (b, (5, 0, 7, 9)), (a + b, (6, 2, 10, 13))):
         tagger = Tagger(TAG_SEED, layout)
         tagger.add(one.astype(np.float64))
-        found.append(tagger.tags())
+        found.append(tagger.tags(reserved))
     q = layout.parameters.q
-    assert [(x + y) % q for x, y in zip(found[0], found[1], strict=True)] == found[2]
-    keys = list(Tagger(TAG_SEED, layout).pairs()) + list(Tagger(CONTEXT, layout).pairs())
-    assert len({rho for rho, _ in keys}) == 4
+    assert tuple((x + y) % q for x, y in zip(found[0], found[1], strict=True)) == found[2]
+    keys = list(Tagger(TAG_SEED, layout).factors()) + list(Tagger(CONTEXT, layout).factors())
+    assert len({rho for rho, _, _ in keys}) == len({u[0] for _, _, u in keys}) == 4
 
 
 def test_a_weak_tag_is_passed_as_often_as_computed() -> None:
@@ -219,15 +265,6 @@ def test_a_weak_tag_is_passed_as_often_as_computed() -> None:
     passing = float(((inner * powers).sum(axis=1) % q == 0).mean())
     assert passing <= (blocks + 1) / q
     assert passing > 0.5 / q  # the test has power
-
-
-@given(value=st.integers(0, 2**64 - 1), bits=st.integers(1, 40))
-def test_digits_and_their_sums_join(value: int, bits: int) -> None:
-    count = -(-64 // bits)
-    parts = digits(value, count, bits)
-    assert all(0 <= part < 1 << bits for part in parts)
-    assert joined(parts, bits) == value
-    assert joined([3 * part for part in parts], bits) == 3 * value
 
 
 def test_the_primes_make_two_tags_enough_for_every_adapter() -> None:

@@ -16,9 +16,9 @@ from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE, choose
 from fedshield.crypto.rlwe.ring import arithmetic, ring
 from fedshield.crypto.rlwe.scheme import (
+    Encryption,
     OneTimeKey,
     derive_seed,
-    encrypt,
     message_digest,
     open_sum,
 )
@@ -91,8 +91,8 @@ def test_tags(fast: bool) -> None:
         layout = RlweLayout(p, case["num_values"], tuple(case["reserved_bits"]))
         tagger = Tagger(raw(case, "tag_seed"), layout, fast)
         tagger.add(np.arange(2 * RING_DEGREE) - 4000.0)
-        assert [[rho, v[0], v[-1]] for rho, v in tagger.pairs()] == case["keys"]
-        assert tagger.tags() == case["tags"]
+        assert [[rho, v[0], v[-1], *u] for rho, v, u in tagger.factors()] == case["keys"]
+        assert list(tagger.tags(case["reserved"])) == case["tags"]
 
 
 def test_seeds() -> None:
@@ -112,10 +112,7 @@ def test_uploads_and_their_sum(case: dict[str, Any], fast: bool) -> None:
     p = choose(case["sites"], case["bits"], case["num_values"], headroom=case["headroom"])
     assert [p.q, p.radix, p.digits, p.delta, p.dropped] == case["parameters"]
     layout = RlweLayout(p, case["num_values"], tuple(case["reserved_bits"]))
-    assert [
-        layout.slot_bits, layout.num_tags, layout.tag_start, layout.num_blocks,
-        layout.blocks_per_chunk,
-    ] == case["layout"]  # fmt: skip
+    assert [layout.num_tags, layout.num_blocks, layout.blocks_per_chunk] == case["layout"]
     values = (np.arange(case["num_values"]) % 7 - 3).astype(np.int16)
     reserved = [(1 << bits) - 1 - j for j, bits in enumerate(layout.reserved_bits)]
     key, context, tag_seed = (
@@ -123,12 +120,16 @@ def test_uploads_and_their_sum(case: dict[str, Any], fast: bool) -> None:
         raw(case, "context"),
         raw(case, "tag_seed"),
     )
-    chunks = list(encrypt(values, reserved, key, context, layout, tag_seed, fast=fast))
+    made = Encryption(values, reserved, key, context, layout, tag_seed, fast=fast)
+    chunks = list(made.chunks())
+    assert list(made.residues()) == case["residues"]
     assert [hashlib.sha256(chunk).hexdigest() for chunk in chunks] == case["sha256"]
     assert chunks[0][:16] == raw(case, "first_bytes")
     adder = RlweAdder(p, fast=fast)
     sums = [adder.result(adder.add(None, chunk)) for chunk in chunks]
     assert [hashlib.sha256(chunk).hexdigest() for chunk in sums] == case["sum_of_one_sha256"]
-    opened = open_sum(sums, key.secret(fast), 1, context, layout, tag_seed, fast=fast)
+    opened = open_sum(
+        sums, key.secret(fast), made.residues(), 1, context, layout, tag_seed, fast=fast
+    )
     np.testing.assert_array_equal(opened.values, values)
     assert opened.reserved == tuple(reserved)

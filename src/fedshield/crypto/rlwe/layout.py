@@ -1,9 +1,10 @@
-"""Where everything lies: values, reserved integers and keyed tags in blocks, blocks in chunks.
+"""Where everything lies: values in blocks, blocks in chunks; reserved integers and tags in shares.
 
-The coefficient vector holds, in this order: the values, D to a coefficient; the reserved
-integers (counts, weights, metrics), cut into small digits, one to a coefficient; the tags, cut
-the same way; zeros up to a whole number of blocks of 4096. Everything here is public and follows
-from the parameters and two lengths, so that all parties compute the same.
+The coefficient vector holds the values, D to a coefficient, and zeros up to a whole number of
+blocks of 4096. The reserved integers (counts, weights, metrics) and the keyed tags are residues
+mod q that travel in the shares of the key: there they are summed mod q and nothing but the sum is
+opened, where digits in coefficients would tell carries as well. Everything here is public and
+follows from the parameters and two lengths, so that all parties compute the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ LANES = 8
 TAG_BITS = 64
 #: The streams of randomness are good for this many blocks (64 GiB under one AES key).
 MAX_BLOCKS = 1 << 20
-MAX_RESERVED_BITS = 64
 
 
 def blocks_per_chunk(parameters: RlweParameters) -> int:
@@ -33,23 +33,20 @@ def blocks_per_chunk(parameters: RlweParameters) -> int:
 @dataclass(frozen=True)
 class RlweLayout:
     """`num_values` digits and one non-negative integer of at most reserved_bits[i] bits for each
-    reserved slot. Raises `CryptoError` where the parameters leave no room for them."""
+    reserved slot. Raises `CryptoError` for more of either than can be summed."""
 
     parameters: RlweParameters
     num_values: int
     reserved_bits: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.num_values < 0 or any(
-            not 1 <= bits <= MAX_RESERVED_BITS for bits in self.reserved_bits
-        ):
+        if self.num_values < 0:
+            raise CryptoError(f"rlwe layout: expected 0 or more values, got {self.num_values}")
+        p = self.parameters
+        if any(bits < 1 or p.num_sites * ((1 << bits) - 1) >= p.q for bits in self.reserved_bits):
             raise CryptoError(
-                f"rlwe layout: expected values and reserved slots of 1 to {MAX_RESERVED_BITS} "
-                f"bits, got {self.num_values} and {self.reserved_bits}"
-            )
-        if self.slot_bits < 1:
-            raise CryptoError(
-                f"rlwe layout: {self.parameters.name} has no room for reserved slots; use more bits"
+                f"rlwe layout: expected reserved integers whose sum over {p.num_sites} sites stays "
+                f"below 2^{p.q.bit_length()}, got {self.reserved_bits} bits"
             )
         most = self.parameters.num_coefficients
         if self.num_blocks * RING_DEGREE > most or self.num_blocks > MAX_BLOCKS:
@@ -61,57 +58,30 @@ class RlweLayout:
 
     # -- coefficients ----------------------------------------------------------------------
 
-    @cached_property
-    def slot_bits(self) -> int:
-        """Bits of a digit of a reserved integer or tag: num_sites of them still fit half of
-        the range of a coefficient."""
-        p = self.parameters
-        largest: int = (p.radix**p.digits - 1) // 2
-        return (largest // p.num_sites).bit_length() - 1
-
     @property
-    def value_coefficients(self) -> int:
+    def num_coefficients(self) -> int:
+        """Without the padding."""
         return -(-self.num_values // self.parameters.digits)
 
-    @cached_property
-    def reserved_digits(self) -> tuple[int, ...]:
-        """Coefficients of each reserved integer."""
-        return tuple(-(-bits // self.slot_bits) for bits in self.reserved_bits)
-
     @property
-    def tag_digits(self) -> int:
-        """Coefficients of one tag, a residue mod q."""
-        q_bits = self.parameters.q.bit_length()
-        return -(-q_bits // self.slot_bits)
+    def num_blocks(self) -> int:
+        """None where only reserved integers are summed."""
+        return -(-self.num_coefficients // RING_DEGREE)
+
+    # -- residues in the shares ------------------------------------------------------------
 
     @cached_property
     def num_tags(self) -> int:
-        """Least k with ((J + 1)/q)^k <= 2^-64 over J blocks, the tags' own among them."""
+        """Least k with ((J + 1)/q)^k <= 2^-64 over J blocks."""
         q, k = self.parameters.q, 1
-        while (self._blocks_with(k) + 1) ** k << TAG_BITS > q**k:
+        while (self.num_blocks + 1) ** k << TAG_BITS > q**k:
             k += 1
         return k
 
     @property
-    def tag_start(self) -> int:
-        """Place of the first tag coefficient."""
-        return self.value_coefficients + sum(self.reserved_digits)
-
-    @property
-    def tag_coefficients(self) -> int:
-        return self.num_tags * self.tag_digits
-
-    @property
-    def num_coefficients(self) -> int:
-        """Without the padding."""
-        return self.tag_start + self.tag_coefficients
-
-    @property
-    def num_blocks(self) -> int:
-        return self._blocks_with(self.num_tags)
-
-    def _blocks_with(self, tags: int) -> int:
-        return -(-(self.tag_start + tags * self.tag_digits) // RING_DEGREE)
+    def num_residues(self) -> int:
+        """Reserved integers and tags."""
+        return len(self.reserved_bits) + self.num_tags
 
     # -- chunks ----------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ For block j: a_j is public, expanded from the round's context; c_j = a_j s + e_j
 Words c >> d travel, packed; the server adds words as integers (adder.py); who has S = sum of the
 s_i takes a_j S away, restores the middle of what was dropped, and rounds to the nearest message.
 With the parameters' rule the result is the exact sum, except with probability 2^-64; a sum that
-is not is refused by its residue or its tag.
+is not is refused by its residue or its tag. Reserved integers and tags are handed back as
+residues mod q, to be shared out and summed with the key.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fedshield.crypto.rlwe.params import ERROR_VARIANCE, ETA, RING_DEGREE, RlweP
 from fedshield.crypto.rlwe.products import Products
 from fedshield.crypto.rlwe.ring import Float64, Int64, arithmetic
 from fedshield.crypto.rlwe.sampling import GROUP
-from fedshield.crypto.rlwe.tag import Tagger, digits, joined
+from fedshield.crypto.rlwe.tag import Tagger
 from fedshield.errors import CryptoError
 
 Values = NDArray[np.int16] | NDArray[np.int32] | NDArray[np.int64]
@@ -111,28 +112,74 @@ def message_digest(values: Values, reserved: Sequence[int]) -> bytes:
 # -- encrypt -------------------------------------------------------------------------------
 
 
-def encrypt(
-    values: Values,
-    reserved: Sequence[int],
-    key: OneTimeKey,
-    context: bytes,
-    layout: RlweLayout,
-    tag_seed: bytes,
-    *,
-    fast: bool = True,
-) -> Iterator[bytes]:
-    """The chunks of an upload, layout.chunk_bytes(index) bytes each.
+class Encryption:
+    """One vector under one key: `chunks()` once, in order, then `residues()`.
 
     `values`: (layout.num_values,) int16, int32 or int64, magnitude at most the site's share of
     `max_digit`. `reserved`: non-negative integers within layout.reserved_bits. `context`: 32
     bytes that name run, round and phase; the same key must never see two contexts or two
     vectors. `tag_seed`: 32 bytes that the sites share and the server does not have. Raises
-    `CryptoError`, before the first chunk, for anything that does not fit.
+    `CryptoError`, when it is made, for anything that does not fit.
     """
-    p = layout.parameters
-    _check_message(values, reserved, layout)
-    tagger = Tagger(tag_seed, layout, fast)
-    return _chunks(values, _slots(reserved, layout), key, context, layout, tagger, p, fast)
+
+    def __init__(
+        self,
+        values: Values,
+        reserved: Sequence[int],
+        key: OneTimeKey,
+        context: bytes,
+        layout: RlweLayout,
+        tag_seed: bytes,
+        *,
+        fast: bool = True,
+    ) -> None:
+        _check_message(values, reserved, layout)
+        self._values, self._reserved = values, tuple(int(one) for one in reserved)
+        self._key, self._context, self._layout, self._fast = key, context, layout, fast
+        self._tagger = Tagger(tag_seed, layout, fast)
+        self._made = -1
+
+    def __repr__(self) -> str:
+        return f"Encryption({self._layout.parameters.name})"
+
+    def chunks(self) -> Iterator[bytes]:
+        """What travels: layout.chunk_bytes(index) bytes each."""
+        if self._made != -1:
+            raise CryptoError("rlwe: expected one pass over the chunks of an upload, got another")
+        self._made = 0
+        layout, p, kernels = self._layout, self._layout.parameters, arithmetic(self._fast)
+        products = Products(self._key.secret(self._fast), self._context, p.q, self._fast)
+        noise = sampling.Noise(self._key.seed, ERROR)
+        messages = np.empty(GROUP)
+        size = RING_DEGREE * p.word_bits // 64
+        buffer = np.empty(size * min(layout.num_blocks, layout.blocks_per_chunk), dtype="<u8")
+        for index in range(layout.num_chunks):
+            blocks = layout.chunk_blocks(index)
+            first = index * layout.blocks_per_chunk
+            out = buffer[: layout.chunk_bytes(index) // 8]
+            for start in range(0, blocks, LANES):
+                count = min(LANES, blocks - start)
+                low = (first + start) * RING_DEGREE
+                part = messages[: count * RING_DEGREE]
+                kernels.pack_digits(
+                    self._values, layout.num_coefficients, low, p.radix, p.digits, part
+                )
+                self._tagger.add(part)
+                product = products.next_group(count)
+                coins = noise.next_group()
+                kernels.encrypt_blocks(
+                    product, coins.words, coins.halves, coins.nibbles, part, p.delta, p.q,
+                    p.dropped, p.word_bits, out[start * size : (start + count) * size],
+                )  # fmt: skip
+            self._made += 1
+            yield out.tobytes()
+
+    def residues(self) -> tuple[int, ...]:
+        """The reserved integers and then the tags, mod q: secret, for the shares. Raises
+        `CryptoError` before all chunks were made."""
+        if max(self._made, 0) != self._layout.num_chunks:
+            raise CryptoError("rlwe: expected all chunks to be made before the tags are asked for")
+        return (*self._reserved, *self._tagger.tags(self._reserved))
 
 
 def _check_message(values: Values, reserved: Sequence[int], layout: RlweLayout) -> None:
@@ -152,71 +199,6 @@ def _check_message(values: Values, reserved: Sequence[int], layout: RlweLayout) 
             f"rlwe: expected reserved integers of {layout.reserved_bits} bits, got another "
             "number of them, or one that does not fit"
         )
-
-
-def _slots(reserved: Sequence[int], layout: RlweLayout) -> Float64:
-    """The coefficients of the reserved integers."""
-    parts: list[int] = []
-    for one, count in zip(reserved, layout.reserved_digits, strict=True):
-        parts += digits(int(one), count, layout.slot_bits)
-    return np.array(parts, dtype=np.float64)
-
-
-def _chunks(
-    values: Values,
-    slots: Float64,
-    key: OneTimeKey,
-    context: bytes,
-    layout: RlweLayout,
-    tagger: Tagger,
-    p: RlweParameters,
-    fast: bool,
-) -> Iterator[bytes]:
-    kernels = arithmetic(fast)
-    products = Products(key.secret(fast), context, p.q, fast)
-    noise = sampling.Noise(key.seed, ERROR)
-    messages = np.empty(GROUP)
-    buffer = np.empty(layout.chunk_bytes(0) // 8, dtype="<u8")
-    tags: Float64 | None = None
-    for index in range(layout.num_chunks):
-        blocks = layout.chunk_blocks(index)
-        first = index * layout.blocks_per_chunk
-        out = buffer[: layout.chunk_bytes(index) // 8]
-        for start in range(0, blocks, LANES):
-            count = min(LANES, blocks - start)
-            low = (first + start) * RING_DEGREE
-            part = messages[: count * RING_DEGREE]
-            kernels.pack_digits(values, layout.value_coefficients, low, p.radix, p.digits, part)
-            _write(part, low, slots, layout.value_coefficients)
-            tagger.add(part)
-            if low + part.size > layout.tag_start:
-                # All that the tags cover has passed: the rest is tags and padding.
-                if tags is None:
-                    tags = np.array(
-                        [
-                            digit
-                            for tag in tagger.tags()
-                            for digit in digits(tag, layout.tag_digits, layout.slot_bits)
-                        ],
-                        dtype=np.float64,
-                    )
-                _write(part, low, tags, layout.tag_start)
-            product = products.next_group(count)
-            coins = noise.next_group()
-            size = RING_DEGREE * p.word_bits // 64
-            kernels.encrypt_blocks(
-                product, coins.words, coins.halves, coins.nibbles, part, p.delta, p.q, p.dropped,
-                p.word_bits, out[start * size : (start + count) * size],
-            )  # fmt: skip
-        yield out.tobytes()
-
-
-def _write(part: Float64, low: int, coefficients: Float64, start: int) -> None:
-    """Into `part`, which begins at coefficient `low`, what it holds of `coefficients`, which
-    begin at `start`."""
-    begin, end = max(start, low), min(start + coefficients.size, low + part.size)
-    if begin < end:
-        part[begin - low : end - low] = coefficients[begin - start : end - start]
 
 
 # -- open ----------------------------------------------------------------------------------
@@ -244,6 +226,7 @@ def residual_limit(num_contributors: int, parameters: RlweParameters) -> float:
 def open_sum(
     chunks: Iterable[bytes],
     key_sum: Int64,
+    residues: Sequence[int],
     num_contributors: int,
     context: bytes,
     layout: RlweLayout,
@@ -252,7 +235,8 @@ def open_sum(
     fast: bool = True,
 ) -> Opened:
     """The sum of the vectors of `num_contributors` sites (those of the opened set, at most
-    num_sites) from the server's chunks and the sum of exactly their keys.
+    num_sites) from the server's chunks, the sum of exactly their keys and that of their residues
+    mod q (layout.num_residues of them).
 
     Raises `CryptoError`: code `key-sum` if that is out of range, `residual` if what is left over
     is too large in any block (wrong key, context, set, order or bits), `tag` if the opened
@@ -275,14 +259,11 @@ def open_sum(
     tagger = Tagger(tag_seed, layout, fast)
     products = Products(key_sum, context, p.q, fast)
     values = np.empty(layout.num_values, dtype=np.int64)
-    extra = np.zeros(layout.num_coefficients - layout.value_coefficients)
     squares = np.zeros(layout.num_blocks)
     for low, messages in _messages(chunks, products, num_contributors, layout, squares, fast):
         arithmetic(fast).unpack_digits(
-            messages, layout.value_coefficients, low, p.radix, p.digits, values
+            messages, layout.num_coefficients, low, p.radix, p.digits, values
         )
-        _read(messages, low, extra, layout.value_coefficients)
-        _blank(messages, low, layout.tag_start, layout.tag_coefficients)
         tagger.add(messages)
     mean_squares = tuple((squares / RING_DEGREE).tolist())
     limit = residual_limit(num_contributors, p)
@@ -293,35 +274,29 @@ def open_sum(
                 "expected (wrong key, context or bits)",
                 "residual",
             )
-    return Opened(
-        values,
-        _check_extra(extra.astype(np.int64).tolist(), tagger, num_contributors, layout),
-        mean_squares,
-    )
+    return Opened(values, _reserved(residues, tagger, num_contributors, layout), mean_squares)
 
 
-def _check_extra(
-    extra: list[int], tagger: Tagger, num_contributors: int, layout: RlweLayout
+def _reserved(
+    residues: Sequence[int], tagger: Tagger, num_contributors: int, layout: RlweLayout
 ) -> tuple[int, ...]:
     """The sums of the reserved integers, after the tags were found to fit."""
-    s, q = layout.slot_bits, layout.parameters.q
-    at = sum(layout.reserved_digits)
-    for tag in tagger.tags():
-        if not _fits(tag, joined(extra[at : at + layout.tag_digits], s), q):
-            raise CryptoError("rlwe sum: the opened vector does not fit its tag", "tag")
-        at += layout.tag_digits
-    found, at = [], 0
-    for count, bits in zip(layout.reserved_digits, layout.reserved_bits, strict=True):
-        one = joined(extra[at : at + count], s)
+    if len(residues) != layout.num_residues:
+        raise CryptoError(
+            f"rlwe sum: expected {layout.num_residues} residues, got {len(residues)}", "key-sum"
+        )
+    count = len(layout.reserved_bits)
+    found, tags = tuple(residues[:count]), tuple(residues[count:])
+    if not _fits(tagger.tags(found), tags):
+        raise CryptoError("rlwe sum: the opened vector does not fit its tag", "tag")
+    for one, bits in zip(found, layout.reserved_bits, strict=True):
         if not 0 <= one <= num_contributors * ((1 << bits) - 1):
             raise CryptoError("rlwe sum: a reserved integer is larger than the sites can make it")
-        found.append(one)
-        at += count
-    return tuple(found)
+    return found
 
 
-def _fits(tag: int, opened: int, q: int) -> bool:
-    return opened % q == tag
+def _fits(expected: tuple[int, ...], opened: tuple[int, ...]) -> bool:
+    return expected == opened
 
 
 def _messages(
@@ -360,16 +335,3 @@ def _messages(
             yield (first + start) * RING_DEGREE, part
     if index != layout.num_chunks:
         raise CryptoError(f"rlwe sum: expected {layout.num_chunks} chunks, got {index}")
-
-
-def _read(part: Float64, low: int, out: Float64, start: int) -> None:
-    """The inverse of `_write`: into `out`, whose place is `start`, what `part` holds of it."""
-    begin, end = max(start, low), min(start + out.size, low + part.size)
-    if begin < end:
-        out[begin - start : end - start] = part[begin - low : end - low]
-
-
-def _blank(part: Float64, low: int, start: int, count: int) -> None:
-    begin, end = max(start, low), min(start + count, low + part.size)
-    if begin < end:
-        part[begin - low : end - low] = 0
