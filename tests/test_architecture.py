@@ -25,7 +25,7 @@ TIERS = (
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},
-    {"engines", "audit", "report", "cost", "summary", "runfolder", "bench"},
+    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"},
     {"cli", "cli_roster", "cli_watch", "__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}

@@ -9,10 +9,12 @@ import datetime
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -21,6 +23,7 @@ from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
 if TYPE_CHECKING:
+    from fedshield.choices import Choice
     from fedshield.cost import Cost
     from fedshield.plan import Plan
 
@@ -175,17 +178,47 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Check a plan and print what its run will cost, without loading weights or data."""
+    from fedshield.choices import choices
     from fedshield.cost import estimate
     from fedshield.planfile import load_plan
 
     loaded, notes = load_plan(path, overrides or ())
     _print_notes(notes)
     cost = estimate(loaded)
+    others = list(choices(loaded))
     if as_json:
-        print(json.dumps(cost.to_json(), indent=1))
+        print(json.dumps(cost.to_json() | {"choices": [asdict(one) for one in others]}, indent=1))
         return
     for name, value in _cost_lines(loaded, cost):
         out_console.print(f"{name:<24} {value}", markup=False)
+    if others:
+        out_console.print(_choice_table(others))
+
+
+def _choice_table(others: Sequence[Choice]) -> Table:
+    """A row for each way to train, a column for each width of a value."""
+    widths = sorted({one.bits for one in others}, reverse=True)
+    table = Table(
+        title="adapter.train and encoding.bits under rlwe: up per site and round, of the paper's",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for name in ("train", "values", *(f"{bits} bit" for bits in widths)):
+        table.add_column(name, no_wrap=True, justify="left" if name == "train" else "right")
+    for train in dict.fromkeys(one.train for one in others):
+        cells = {one.bits: one for one in others if one.train == train}
+        row = [train, f"{next(iter(cells.values())).values:,}"]
+        for bits in widths:
+            if bits not in cells:
+                row.append("-")
+                continue
+            part = cells[bits].of_paper
+            row.append(
+                human_bytes(cells[bits].upload_bytes) + ("" if part is None else f"\n1/{part:,.0f}")
+            )
+        table.add_row(*row)
+    return table
 
 
 def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:

@@ -97,7 +97,7 @@ def estimate(plan: Plan) -> Cost:
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
     scheme = facts(plan)
-    sizes = _Sizes(plan)
+    sizes = Sizes(plan)
     names = plan.data.site_names()
     counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
     by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
@@ -130,7 +130,7 @@ def estimate(plan: Plan) -> Cost:
     )
 
 
-class _Sizes:
+class Sizes:
     """Lengths of the messages of a run, found by sealing dummies of the same shape."""
 
     def __init__(self, plan: Plan) -> None:

@@ -50,7 +50,10 @@ class AdapterPlan(Section):
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     dropout: Rate = 0.05
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj",
+        "v_proj",
+    )
     train: Literal["ab", "b", "alternate", "share-a", "core"] = "ab"
     exchange: Exchange = "delta"
 

@@ -67,7 +67,7 @@ def summarise(
         "adapter": {
             "rank": plan.adapter.rank,
             "alpha": plan.adapter.alpha,
-            "targets": list(plan.adapter.targets),
+            "targets": adapter.spec.layers(),
             "train": plan.adapter.train,
             "exchange": plan.adapter.exchange,
         },

@@ -69,6 +69,10 @@ class AdapterSpec:
             offset += tensor.size
         return places
 
+    def layers(self) -> list[str]:
+        """The last parts of the names of the layers that have an adapter (`q_proj`), in order."""
+        return sorted({t.name.partition(".lora_")[0].rpartition(".")[2] for t in self.tensors})
+
     def sha256(self) -> str:
         text = json.dumps(
             [[t.name, list(t.shape)] for t in self.tensors]

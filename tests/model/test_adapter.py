@@ -273,3 +273,28 @@ def test_the_start_hangs_on_seed_and_name_only() -> None:
         if ".lora_A." in name:
             seen.add(values[:4].tobytes())
     assert len(seen) == 6  # each layer has its own
+
+
+# -- all-linear ------------------------------------------------------------------------------
+
+LINEAR = {
+    "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    "qwen2": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    "gpt2": {"c_attn", "c_proj", "c_fc"},
+}
+
+
+@families
+def test_all_linear_is_every_layer_but_the_output(family: str) -> None:
+    """Whether the output layer has weights of its own (llama here) or shares the embeddings'."""
+    host = host_for(family, targets="all-linear")
+    assert set(host.targets) == set(host.spec.layers()) == LINEAR[family]
+    named = host_for(family, targets=tuple(LINEAR[family]))
+    assert named.spec == host.spec
+    linear = (torch.nn.Linear, type(_on_meta("gpt2").transformer.h[0].attn.c_attn))
+    blocks = [
+        name
+        for name, module in FAMILIES[family][0]().named_modules()
+        if isinstance(module, linear) and not name.endswith("lm_head")
+    ]
+    assert len(host.spec.tensors) == 2 * len(blocks)

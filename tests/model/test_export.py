@@ -254,7 +254,7 @@ def test_an_exception_midway_leaves_the_earlier_adapter(
     plan = make_plan()
     _, host, state = host_of(plan)
     out = tmp_path / "adapter"
-    config = type(export.lora_config(plan.adapter))
+    config = type(export.lora_config(plan.adapter, host.targets))
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -312,6 +312,7 @@ def summary_of(plan: Plan) -> dict[str, Any]:
         "rounds": 3,
         "rounds_planned": 4,
         "sites": list(sites),
+        "adapter": {"targets": list(plan.adapter.targets)},
         "versions": {"fedshield": "9.8.7"},
         "adapter_sha256": "6b" * 32,
         "plan_sha256": plan.sha256(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from fedshield.seeds import derive
 from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
 
 
-def lora_config(adapter: AdapterPlan) -> Any:
+def lora_config(adapter: AdapterPlan, targets: Sequence[str]) -> Any:
+    """PEFT's configuration; `targets`: last parts of the layers' names."""
     from peft import LoraConfig
 
     build: Any = LoraConfig
@@ -28,7 +29,7 @@ def lora_config(adapter: AdapterPlan) -> Any:
         r=adapter.rank,
         lora_alpha=int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=sorted(adapter.targets),
+        target_modules=list(targets),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -40,13 +41,13 @@ def attach(model: Any, adapter: AdapterPlan) -> tuple[Any, str]:
     target names no layer: PEFT itself would pass over it in silence."""
     from peft import get_peft_model
 
-    _check_targets(model, adapter)
+    targets = target_layers(model, adapter)
     with warnings.catch_warnings():
         # PEFT asks transformers for a property by its old name, and says that it turns the
         # weights of GPT-2's layers round by itself; nothing a user could do.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        attached = get_peft_model(model, lora_config(adapter))
+        attached = get_peft_model(model, lora_config(adapter, targets))
     factors = ""
     if adapter.train == "core":
         from fedshield.model import core
@@ -55,18 +56,22 @@ def attach(model: Any, adapter: AdapterPlan) -> tuple[Any, str]:
     return attached, factors
 
 
-def _check_targets(model: Any, adapter: AdapterPlan) -> None:
+def target_layers(model: Any, adapter: AdapterPlan) -> list[str]:
+    """The last parts of the names of the layers that get an adapter, in order. `all-linear`: of
+    all linear layers but the output's. Raises `ModelError` for a name that no layer has."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     # An output layer that shares its weights with the embeddings would change them in a merge.
     tied = getattr(model.config, "tie_word_embeddings", False)
-    shared = model.get_output_embeddings() if tied else None
+    every, output = adapter.targets == "all-linear", model.get_output_embeddings()
     leaves = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not shared
+        if isinstance(module, nn.Linear | Conv1D) and not (module is output and (tied or every))
     }
+    if every:
+        return sorted(leaves)
     for target in adapter.targets:
         if target not in leaves:
             close = difflib.get_close_matches(target, leaves, n=1)
@@ -75,12 +80,14 @@ def _check_targets(model: Any, adapter: AdapterPlan) -> None:
                 f"own, got {target}; "
                 + (f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(leaves))}")
             )
+    return sorted(adapter.targets)
 
 
 class AdapterHost:
     """One base model with one adapter, whose values are swapped as sites take turns."""
 
     def __init__(self, model: Any, adapter: AdapterPlan, base_model_sha256: str) -> None:
+        self.targets = target_layers(model, adapter)
         self.model, factors = attach(model, adapter)
         # Sites with other factors must not be added: they are part of what the adapter is for.
         of = base_model_sha256

@@ -48,11 +48,11 @@ def save_adapter(
     """Write `out` so that `PeftModel.from_pretrained(base, out)` loads it: an ordinary LoRA
     adapter, whatever was trained. `states`: '' -> the adapter of all, or each site's name -> its
     own, each then in a folder of its name."""
-    config = lora_config(plan.adapter)
+    config = lora_config(plan.adapter, host.targets)
     config.inference_mode = True
     config.base_model_name_or_path = plan.model.name
     config.revision = plan.model.revision
-    config.target_modules = sorted(plan.adapter.targets)  # PEFT keeps a set: no order of its own
+    config.target_modules = host.targets  # PEFT keeps a set: no order of its own
     with _whole_folder(out) as part:
         for name, state in states.items():
             folder = part / name
@@ -93,7 +93,7 @@ def model_card(plan: Plan, summary: dict[str, Any]) -> str:
         f"# {plan.name}",
         "",
         f"A LoRA adapter (rank {plan.adapter.rank}, alpha {plan.adapter.alpha:g}, on "
-        f"{', '.join(plan.adapter.targets)}) for {plan.model.name}"
+        f"{', '.join(summary['adapter']['targets'])}) for {plan.model.name}"
         + (f" ({note})" if note else "")
         + f", made by {len(summary['sites'])} sites with FedShield "
         + f"{summary['versions']['fedshield']}.",

@@ -1,0 +1,95 @@
+"""What other choices of a plan would send: `fedshield plan` shows them beside the plan's own.
+
+One row for each way to train and each width of a value, everything else as in the plan: its
+targets, rank, masks and sites. Bytes are counted as in cost.py, on messages of the true shape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from fedshield.cost import Sizes
+from fedshield.crypto.scheme import CKKS
+from fedshield.errors import FedShieldError, ModelError
+from fedshield.model.adapter import empty_spec
+from fedshield.model.base import empty_model
+from fedshield.plan import AdapterPlan, Plan
+from fedshield.protocol.ciphers import parameters_of, update_layout
+from fedshield.prune import num_sent
+from fedshield.types import AdapterSpec
+
+#: Widths that are shown, and below which each site gets its own range (headroom).
+BITS = (16, 8, 4, 3, 2)
+HEADROOM_BELOW = 8
+TRAIN: tuple[str, ...] = get_args(AdapterPlan.model_fields["train"].annotation)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`values`: sent in the last round; `upload_bytes`: of one site and round, mean over rounds,
+    whole messages with shares; `of_paper`: how many times the paper's setting (A and B of q and
+    v at this rank, nothing left out, CKKS `paper`) sends more, where the model has q and v."""
+
+    train: str
+    bits: int
+    headroom: bool
+    values: int
+    upload_bytes: int
+    of_paper: float | None
+
+
+def choices(plan: Plan) -> Iterator[Choice]:
+    """Those that can be: a packing that does not fit the sites, or a rank that does not fit the
+    layers, has no row. Under `rlwe`, whatever the plan's scheme, with its default quorums."""
+    paper = paper_bytes(plan)
+    for train in TRAIN:
+        try:
+            changed = _changed(plan, adapter={"train": train}, scheme=None)
+            spec = empty_spec(empty_model(changed), changed.adapter)
+        except FedShieldError:
+            continue
+        for bits in BITS:
+            headroom = bits < HEADROOM_BELOW
+            try:
+                one = _changed(changed, encoding={"bits": bits, "headroom": headroom})
+                parameters_of(one)
+                sent = _mean_upload(one, spec)
+            except FedShieldError:
+                continue
+            values = num_sent(one, spec, one.rounds)
+            ratio = None if paper is None else paper / sent
+            yield Choice(train, bits, headroom, values, round(sent), ratio)
+
+
+def paper_bytes(plan: Plan) -> int | None:
+    """Bytes of ciphertext of a site and round in the paper's setting, at the plan's rank."""
+    adapter = plan.adapter.model_copy(update={"train": "ab", "targets": ("q_proj", "v_proj")})
+    try:
+        spec = empty_spec(empty_model(plan), adapter)
+    except ModelError:
+        return None
+    paper = CKKS["paper"]
+    return paper.ciphertext_bytes * -(-spec.num_values // paper.values_per_ciphertext)
+
+
+def _mean_upload(plan: Plan, spec: AdapterSpec) -> float:
+    sizes, sites = Sizes(plan), len(plan.data.site_names())
+    turns = Counter(num_sent(plan, spec, at) for at in range(1, plan.rounds + 1))
+    total = sum(
+        times * sizes.summed(update_layout(plan, count))[0] for count, times in turns.items()
+    )
+    return total / (plan.rounds * sites)
+
+
+def _changed(plan: Plan, **sections: dict[str, Any] | None) -> Plan:
+    """The plan with some keys changed, checked again; a section that is None has its defaults."""
+    raw = plan.model_dump()
+    for name, changes in sections.items():
+        raw[name] = {} if changes is None else raw[name] | changes
+    try:
+        return Plan.model_validate(raw).with_base_dir(plan.base_dir)
+    except ValueError as error:
+        raise FedShieldError(str(error)) from None
