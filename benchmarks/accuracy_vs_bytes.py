@@ -6,7 +6,7 @@
 SILOS holds finance, maths and medical as NAME.train.jsonl.gz and NAME.test.jsonl.gz. Settings and
 seeds are in accuracy_vs_bytes.yaml. One JSON line for each run; a run that is in the file already
 is not repeated, so a study can be stopped and gone on with. `report` writes the table and the
-figure from the lines alone.
+figure from the lines alone. The model `tiny-base` is trained by tiny_base.py when first needed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +33,8 @@ RESULTS = HERE.parent / "docs" / "results"
 LINES = RESULTS / "accuracy_vs_bytes.jsonl"
 SILOS = ("finance", "maths", "medical")
 ALONE = "alone"
+#: Beside this file, so that a plan names it alike everywhere; not under version control.
+TINY_BASE = "tiny-base"
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +93,8 @@ def run(args: argparse.Namespace) -> None:
         for one in plans(args.study, studies[args.study], args.data, args.split)
         if identity(one) not in done and (wanted is None or one["method"] in wanted)
     ]
+    if studies[args.study]["plan"]["model.name"] == f"./{TINY_BASE}":
+        tiny_base()
     for number, one in enumerate(todo, start=1):
         started = time.perf_counter()
         plan = parse_plan(one.pop("plan"), base_dir=HERE)
@@ -122,6 +128,13 @@ def run(args: argparse.Namespace) -> None:
             f"{number}/{len(todo)} {row['method']} rate {row['rate']} seed {row['seed']}: "
             f"loss {row['loss']:.4f}, {row['upload_bytes']:,} bytes, {took:.0f} s",
             flush=True,
+        )
+
+
+def tiny_base() -> None:
+    if not (HERE / TINY_BASE / "config.json").exists():
+        subprocess.run(
+            [sys.executable, str(HERE / "tiny_base.py"), str(HERE / TINY_BASE)], check=True
         )
 
 

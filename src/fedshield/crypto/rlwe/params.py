@@ -85,18 +85,23 @@ class RlweParameters:
         return self.word_bits / (8 * self.digits)
 
     def site_limit(self, weight: float) -> int:
-        """Largest magnitude that a site of this weight (its share of the sum, at most 1) may
-        send: honest sums then never overflow. With headroom the range holds every site's own
-        `bits`, so a weight of 1/num_sites gives exactly those. Raises `CryptoError` where the
-        resolution would be lost: below 4 steps, with headroom below 1."""
+        """Largest magnitude that a site of this weight (its share of the sum, above 0 and at most
+        1) may send: honest sums then never overflow.
+
+        Without headroom floor(w M). With it the range holds every site's own `bits`, L = M / K
+        steps each, and sites of unequal weight share it as 1 + floor(w (M - K)): L steps at equal
+        weights, at least one at any weight, and at most K + (M - K) = M together. Raises
+        `CryptoError` where the resolution would be lost: without headroom below 4 steps.
+        """
         # The nudge undoes the rounding of weight: (1/49) * 49 is below one in float64.
-        limit = int(min(weight, 1.0) * self.max_digit * (1 + 2.0**-50))
-        least = 1 if self.headroom else MIN_SITE_DIGIT
-        if limit < least:
+        weight = min(weight, 1.0) * (1 + 2.0**-50)
+        if self.headroom:
+            return 1 + int(weight * (self.max_digit - self.num_sites))
+        limit = int(weight * self.max_digit)
+        if limit < MIN_SITE_DIGIT:
             raise CryptoError(
-                f"rlwe: expected at least {least} steps for a weight of {weight:.4g} at "
-                f"{self.bits} bits, got {limit}; use more bits"
-                + ("" if self.headroom else " or headroom")
+                f"rlwe: expected at least {MIN_SITE_DIGIT} steps for a weight of {weight:.4g} at "
+                f"{self.bits} bits, got {limit}; use more bits or headroom"
             )
         return limit
 
