@@ -1,6 +1,6 @@
 """Held-out loss against encrypted bytes: every method at its own best learning rate.
 
-    python benchmarks/accuracy_vs_bytes.py run STUDY --data SILOS [--methods a,b] [--out FILE]
+    python benchmarks/accuracy_vs_bytes.py run STUDY --data SILOS [--split iid] [--methods a,b]
     python benchmarks/accuracy_vs_bytes.py report [--out FILE]
 
 SILOS holds finance, maths and medical as NAME.train.jsonl.gz and NAME.test.jsonl.gz. Settings and
@@ -88,10 +88,13 @@ def run(args: argparse.Namespace) -> None:
     studies = yaml.safe_load((HERE / "accuracy_vs_bytes.yaml").read_text())["studies"]
     done = {identity(row) for row in read(args.out)}
     wanted = args.methods.split(",") if args.methods else None
+    rates = [float(one) for one in args.rates.split(",")] if args.rates else None
     todo = [
         one
         for one in plans(args.study, studies[args.study], args.data, args.split)
-        if identity(one) not in done and (wanted is None or one["method"] in wanted)
+        if identity(one) not in done
+        and (wanted is None or one["method"] in wanted)
+        and (rates is None or one["rate"] in rates)
     ]
     if studies[args.study]["plan"]["model.name"] == f"./{TINY_BASE}":
         tiny_base()
@@ -274,7 +277,8 @@ def main() -> None:
     running.add_argument("study")
     running.add_argument("--data", type=Path, required=True)
     running.add_argument("--split", choices=["by-site", "iid"], default="by-site")
-    running.add_argument("--methods")
+    running.add_argument("--methods", help="some of the study's, separated by commas")
+    running.add_argument("--rates", help="some of its learning rates")
     running.set_defaults(action=run)
     reporting = commands.add_parser("report")
     reporting.set_defaults(action=report)
