@@ -247,11 +247,13 @@ def test_what_is_summed_does_not_depend_on_how_it_is_protected(runs: Runs) -> No
 
 
 def test_schemes_cost_what_they_should(runs: Runs) -> None:
-    """At this size shares and votes are most of rlwe's bytes; ciphertexts are most of ckks's."""
+    """At this size shares and votes are most of rlwe's bytes, and one block holds an update at any
+    width, so that few bits save nothing yet; ciphertexts are most of ckks's."""
     bytes_of = {scheme: runs(scheme)[1]["upload_bytes"] for scheme in SCHEMES}
     assert bytes_of["ckks lean"] > 5 * bytes_of["plain"]
     assert bytes_of["ckks paper"] > 1.5 * bytes_of["ckks lean"]
-    assert bytes_of["rlwe 4 bits"] < bytes_of["rlwe 8 bits"] < bytes_of["rlwe"]
+    for width in ("rlwe 4 bits", "rlwe 8 bits"):
+        assert 0.8 < bytes_of[width] / bytes_of["rlwe"] < 1.2
     assert bytes_of["rlwe to the server"] < bytes_of["rlwe"] < bytes_of["ckks lean"] / 3
 
 

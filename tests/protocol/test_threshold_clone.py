@@ -148,9 +148,9 @@ def test_a_clone_with_another_update_uses_another_key(cloned: Any) -> None:
     keys: list[Any] = []
     encrypt = summation.Summation._share_out
 
-    def spy(self: Any, sealed: Any, digest: bytes) -> None:
+    def spy(self: Any, sealed: Any, *rest: Any) -> None:
         keys.append(sealed.secret)
-        encrypt(self, sealed, digest)
+        encrypt(self, sealed, *rest)
 
     clone._monkeypatch.setattr(summation.Summation, "_share_out", spy)
     with pytest.raises(FedShieldError, match="another upload has been sent"):
