@@ -777,8 +777,11 @@ def test_a_false_sum_is_not_opened_and_ends_the_round(uploaded: tuple[Any, Any])
             messages.Deliver(0, blocks[0]),
             command,
             messages.Work({}),
+            messages.Fetch(0),
+            messages.FetchShares(),
         ):
             assert federation.refused(site, message) == "repeated"
+        assert federation.participants[site]._sum is None  # nor are its keys kept
         assert federation.participants[site].completed_rounds == 0
     assert federation.states() == before
     # In another session, with other keys, the same sites can do the round again.

@@ -302,10 +302,16 @@ class Participant:
         command = self._read(messages.Open, data)
         current = self._current()
         weighing = self._binding.phase == WEIGHTS
-        with self._model.timed("open"):
-            opened = current.open(command, [] if weighing else self._model.parts())
-        # One try: what does not open is not asked for again, or each answer would tell a bit.
+        # One try: what does not open is not asked for again, or each answer would tell a bit. Its
+        # keys go now, whatever comes of it.
         self._sum = None
+        try:
+            with self._model.timed("open"):
+                opened = current.open(command, [] if weighing else self._model.parts())
+        except ProtocolError as error:
+            if error.code == "repeated":  # out of turn: nothing was tried
+                self._sum = current
+            raise
         if weighing:
             self._take_weights(opened, current)
             tagged = self._weights_total.to_bytes(8, "big")
