@@ -20,7 +20,7 @@ from fedshield.crypto import framing
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import SECURITY_BITS, RlweParameters
-from fedshield.crypto.scheme import BLOCK_BYTES, SiteScheme, parameters, rlwe_parameters
+from fedshield.crypto.scheme import SiteScheme, parameters, rlwe_parameters
 from fedshield.errors import CryptoError, PlanError
 from fedshield.plan import Plan
 from fedshield.types import (
@@ -115,7 +115,12 @@ class SharedKey:
         return layout.num_blocks
 
     def sum_block_bytes(self, layout: Layout, index: int) -> int:
-        return max(BLOCK_BYTES, self.scheme.parameters.block_limit())
+        named = self.scheme.parameters
+        slots = min(layout.values_per_block, layout.num_slots - index * layout.values_per_block)
+        if named.scheme == "plain":
+            return 4 * slots
+        # A ciphertext's last digits vary with the compressor.
+        return named.block_limit(-(-slots // named.values_per_ciphertext))
 
     def encode_count(self, num_examples: int) -> Encoded:
         return encode.encode_count(num_examples, self.weights_layout())
