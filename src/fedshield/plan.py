@@ -150,7 +150,8 @@ SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
     "ckks": ("lean", "paper"),
     "plain": (),
 }
-_QUORUM_KEYS = ("max_colluding", "threshold", "votes", "min_cohort")
+#: Keys of `scheme` that only rlwe has.
+RLWE_KEYS = ("max_colluding", "threshold", "votes", "min_cohort", "server", "open_to")
 
 
 class SchemePlan(Section):
@@ -176,7 +177,7 @@ class SchemePlan(Section):
                 + f" when scheme.name is {self.name}"
             )
         if self.name != "rlwe":
-            for key in (*_QUORUM_KEYS, "server", "open_to"):
+            for key in RLWE_KEYS:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(
