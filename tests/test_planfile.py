@@ -311,6 +311,44 @@ def test_switching_the_scheme_drops_what_belonged_to_the_other(tmp_path: Path) -
     assert "scheme.name: expected one of" in refused(tmp_path, text, "scheme.name=aes")
 
 
+@pytest.mark.parametrize("name", ["ckks", "plain"])
+def test_switching_to_a_scheme_without_a_threshold_drops_the_quorums(
+    tmp_path: Path, name: str
+) -> None:
+    keys = {
+        "max_colluding": 1,
+        "threshold": 3,
+        "votes": 3,
+        "min_cohort": 3,
+        "server": "semi-honest",
+        "open_to": "server",
+    }
+    given = {"weights": "public", **keys}
+    text = SITES + yaml.safe_dump({"scheme": given})
+    assert load(tmp_path, text)[0].scheme.threshold == 3
+    plan, notes = load(tmp_path, text, f"scheme.name={name}")
+    assert (
+        plan.scheme
+        == load(tmp_path, SITES + f"scheme: {{name: {name}, weights: public}}")[0].scheme
+    )
+    assert notes == [
+        f"scheme.{key}={value} belongs to another scheme and was dropped"
+        for key, value in keys.items()
+    ]
+    # Defaults that are written out, as in the plan of a run, are nothing to speak of.
+    defaults = SITES + "scheme: {threshold: null, server: malicious, open_to: peers}"
+    assert load(tmp_path, defaults, f"scheme.name={name}")[1] == []
+    # The same scheme again, and rlwe's own, stay as they are.
+    kept, notes = load(tmp_path, text, "scheme.name=rlwe")
+    assert (kept.scheme, notes) == (load(tmp_path, text)[0].scheme, [])
+    # Asked for in the same command, it is an error, as it is in a plan.
+    for key, value in keys.items():
+        says = refused(tmp_path, text, f"scheme.name={name}", f"scheme.{key}={value}")
+        assert f"scheme.{key}: expected none when scheme.name is {name}" in says
+        says = refused(tmp_path, SITES + f"scheme: {{name: {name}, {key}: {value}}}")
+        assert f"scheme.{key}: expected none when scheme.name is {name}" in says
+
+
 # -- anything at all -----------------------------------------------------------------------
 
 KEYS = [*Plan.model_fields, "a", "b", "source", "columns", "prompt"]
@@ -398,3 +436,11 @@ def test_any_texts_come_back_from_the_plan_as_run(
     file = tmp_path_factory.getbasetemp() / "again.yaml"
     file.write_bytes(plan.to_yaml().encode())
     assert load_plan(file)[0].model_dump() == plan.model_dump()
+
+
+def test_all_linear_is_a_target_alone(tmp_path: Path) -> None:
+    for text in ("all-linear", "[all-linear]"):
+        plan, _ = load(tmp_path, SITES + f"adapter: {{targets: {text}}}")
+        assert plan.adapter.targets == ("all-linear",)
+    text = SITES + "adapter: {targets: [all-linear, q_proj]}"
+    assert "adapter.targets: expected all-linear alone" in refused(tmp_path, text)

@@ -154,10 +154,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
     table = Table("site", "held-out loss before", "after", box=None, pad_edge=False)
     for site in [*summary["sites"], "mean"]:
         before, after = (
-            found["mean"] if site == "mean" else found["sites"][site]
+            found["mean"] if site == "mean" else found["sites"].get(site)
             for found in (summary["initial_heldout_loss"], summary["final_heldout_loss"])
         )
-        table.add_row(site, f"{before:.4f}", f"{after:.4f}")
+        table.add_row(site, _loss(before), _loss(after))
     out_console.print(table)
     out_console.print(
         f"{summary['rounds']} rounds, {len(summary['sites'])} sites, scheme {summary['scheme']} "
@@ -166,6 +166,11 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{human_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s",
         markup=False,
     )
+
+
+def _loss(value: float | None) -> str:
+    """A lost site has not measured the end, or not even the beginning."""
+    return "not measured" if value is None else f"{value:.4f}"
 
 
 # -- plan ----------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from fedshield.errors import PlanError
 from fedshield.plan_data import MAX_SITES, DataPlan, PositiveInt, Section
@@ -28,6 +28,8 @@ YAML_FLOAT = (
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
     list("-+0123456789."),
 )
+#: As a target: all linear layers but the output's.
+ALL_LINEAR = "all-linear"
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -50,12 +52,22 @@ class AdapterPlan(Section):
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     dropout: Rate = 0.05
-    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "q_proj",
-        "v_proj",
-    )
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     train: Literal["ab", "b", "alternate", "share-a", "core"] = "ab"
     exchange: Exchange = "delta"
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _every_layer(cls, value: Any) -> Any:
+        if value == ALL_LINEAR:
+            return (ALL_LINEAR,)
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdapterPlan:
+        if ALL_LINEAR in self.targets and len(self.targets) > 1:
+            raise ValueError(f"targets|{list(self.targets)}|{ALL_LINEAR} alone, or layers by name")
+        return self
 
 
 class TrainingPlan(Section):
@@ -153,7 +165,8 @@ SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
     "ckks": ("lean", "paper"),
     "plain": (),
 }
-_QUORUM_KEYS = ("max_colluding", "threshold", "votes", "min_cohort")
+#: Keys of `scheme` that only rlwe has.
+RLWE_KEYS = ("max_colluding", "threshold", "votes", "min_cohort", "server", "open_to")
 
 
 class SchemePlan(Section):
@@ -179,7 +192,7 @@ class SchemePlan(Section):
                 + f" when scheme.name is {self.name}"
             )
         if self.name != "rlwe":
-            for key in (*_QUORUM_KEYS, "server", "open_to"):
+            for key in RLWE_KEYS:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
                     raise ValueError(

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedshield.errors import PlanError
-from fedshield.plan import SCHEME_PARAMETERS, YAML_FLOAT, Plan
+from fedshield.plan import RLWE_KEYS, SCHEME_PARAMETERS, YAML_FLOAT, Plan, SchemePlan
 
 #: What people coming from other tools type first, and where it lives here.
 _ALIASES = {
@@ -154,12 +154,27 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
             target = target[place]
         target[_place(target, last, key)] = value
     scheme = raw.get("scheme")
-    if "scheme.name" in paths and "scheme.parameters" not in paths and isinstance(scheme, dict):
-        old = scheme.get("parameters")
-        if old is not None and old not in SCHEME_PARAMETERS.get(str(scheme.get("name")), ()):
-            scheme["parameters"] = None
-            notes.append(f"scheme.parameters={old} belongs to another scheme and was dropped")
+    if "scheme.name" in paths and isinstance(scheme, dict):
+        for key in _of_another_scheme(scheme):
+            # What was set beside the scheme was meant for it: an error, and not dropped.
+            if f"scheme.{key}" not in paths:
+                old = _shown(str(scheme.pop(key)))
+                notes.append(f"scheme.{key}={old} belongs to another scheme and was dropped")
     return notes
+
+
+def _of_another_scheme(scheme: dict[str, Any]) -> list[str]:
+    """Keys with a value that the scheme named beside them does not have."""
+    name, found = str(scheme.get("name")), []
+    parameters = scheme.get("parameters")
+    if parameters is not None and parameters not in SCHEME_PARAMETERS.get(name, ()):
+        found.append("parameters")
+    if name != "rlwe":
+        fields = SchemePlan.model_fields
+        found += [
+            key for key in RLWE_KEYS if scheme.get(key, fields[key].default) != fields[key].default
+        ]
+    return found
 
 
 def _place(target: Any, part: str, key: str) -> str | int:

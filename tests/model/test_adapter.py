@@ -287,7 +287,7 @@ LINEAR = {
 @families
 def test_all_linear_is_every_layer_but_the_output(family: str) -> None:
     """Whether the output layer has weights of its own (llama here) or shares the embeddings'."""
-    host = host_for(family, targets="all-linear")
+    host = host_for(family, targets=("all-linear",))
     assert set(host.targets) == set(host.spec.layers()) == LINEAR[family]
     named = host_for(family, targets=tuple(LINEAR[family]))
     assert named.spec == host.spec

@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 from threshold_attack import Attacker
-from threshold_kit import FOUR, REST, Hand, body_of, flipped, nothing_installed, rejected, started
+from threshold_kit import (
+    FOUR,
+    REST,
+    Hand,
+    body_of,
+    ended,
+    flipped,
+    nothing_installed,
+    rejected,
+    started,
+)
 
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
@@ -142,6 +152,9 @@ def test_answers_that_were_changed_or_are_too_few(four: Hand) -> None:
         swapped = {"bank": answers["lab"]["boxes"]["hospital"], "lab": b"", VICTIM: b"\0" * 99}
         code, text = four.refused("hospital", messages.Open(swapped))
         assert "expected 3 answers, got 1; unreadable from bank, clinic, lab" in text
+        # One try, also where a command was at fault: the right answers come too late.
+        for site in (VICTIM, "bank", "hospital"):
+            ended(four, site, four.opening(site, answers))
     # One that cannot be read does not matter where the others are enough.
     fine = four.opening("lab", answers).answers | {"bank": b"junk"}
     four.raw("lab", messages.Open(fine))
@@ -156,6 +169,7 @@ def test_answers_from_outside_the_sum(five: Hand) -> None:
     with nothing_installed(five.federation):
         code, text = five.refused(VICTIM, messages.Open({**opening.answers, "ward-00": b""}))
         assert (code, "'ward-00' is not in this sum" in text) == ("not-in-set", True)
+        ended(five, VICTIM, opening)
 
 
 def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str]) -> bytes:

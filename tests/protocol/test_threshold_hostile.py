@@ -96,11 +96,13 @@ def test_a_rejected_round_with_one_site_fewer(federation: Any, place: str) -> No
     ours = started(federation)
     hand = Hand(ours).ready()
     rejected(hand, hand.shifted(FOUR, 7), "tag")
-    binding = hand.session
     if place == "same session":
+        again = Hand(ours).prepare()
         for site in FOUR:
-            assert hand.refused(site, messages.Prepare(), binding)[0] == "repeated"
-            assert hand.refused(site, hand.announcement(REST))[0] == "repeated"
+            code, text = again.refused(site, messages.Work(again.keys))
+            assert (code, "another upload has been sent" in text) == ("repeated", True)
+            for message in (hand.announcement(REST), messages.FetchShares(), messages.Fetch(0)):
+                assert again.refused(site, message, again.summing())[0] == "repeated"
         return
     if place == "restarted":
         for name in FOUR:

@@ -394,8 +394,15 @@ def rejected(hand: Hand, blocks: list[bytes], code: str, text: str = "") -> None
             found, said = hand.refused(site, opening)
             assert found == code
             assert text in said
-            # There is one try.
-            assert hand.refused(site, opening)[0] == "repeated"
+            # There is one try, and nothing is left of the sum.
+            ended(hand, site, opening)
+
+
+def ended(hand: Hand, site: str, opening: messages.Open) -> None:
+    """The site has let go of this sum, with its keys, and answers nothing more of it."""
+    for message in (opening, messages.Fetch(0), messages.FetchShares()):
+        assert hand.refused(site, message)[0] == "repeated"
+    assert hand.federation.participants[site]._sum is None
 
 
 # -- a site that may crash -----------------------------------------------------------------

@@ -52,9 +52,11 @@ class SchemeParameters:
     def bytes_per_value(self) -> float:
         return self.ciphertext_bytes / self.values_per_ciphertext
 
-    def block_limit(self) -> int:
-        """Largest block that is accepted from the network, in bytes."""
-        return int(self.ciphertexts_per_block * (self.ciphertext_bytes * 1.25 + 64)) + 64
+    def block_limit(self, ciphertexts: int | None = None) -> int:
+        """Largest block of so many ciphertexts (by default, of any number) that is accepted from
+        the network, in bytes."""
+        count = self.ciphertexts_per_block if ciphertexts is None else ciphertexts
+        return int(count * (self.ciphertext_bytes * 1.25 + 64)) + 64
 
 
 PLAIN = SchemeParameters("plain", "", None, 1, 4, 0, 0, sum_limit=float(2**100))

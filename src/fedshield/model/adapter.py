@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedshield.errors import ModelError
-from fedshield.plan import AdapterPlan
+from fedshield.plan import ALL_LINEAR, AdapterPlan
 from fedshield.seeds import derive
 from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
 
@@ -64,7 +64,7 @@ def target_layers(model: Any, adapter: AdapterPlan) -> list[str]:
 
     # An output layer that shares its weights with the embeddings would change them in a merge.
     tied = getattr(model.config, "tie_word_embeddings", False)
-    every, output = adapter.targets == "all-linear", model.get_output_embeddings()
+    every, output = adapter.targets == (ALL_LINEAR,), model.get_output_embeddings()
     leaves = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()

@@ -20,7 +20,7 @@ from fedshield.crypto import framing
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import SECURITY_BITS, RlweParameters
-from fedshield.crypto.scheme import BLOCK_BYTES, SiteScheme, parameters, rlwe_parameters
+from fedshield.crypto.scheme import SiteScheme, parameters, rlwe_parameters
 from fedshield.crypto.shares import OpenedShares, ShareShape
 from fedshield.errors import CryptoError, PlanError
 from fedshield.plan import Plan
@@ -122,7 +122,12 @@ class SharedKey:
         return layout.num_blocks
 
     def sum_block_bytes(self, layout: Layout, index: int) -> int:
-        return max(BLOCK_BYTES, self.scheme.parameters.block_limit())
+        named = self.scheme.parameters
+        slots = min(layout.values_per_block, layout.num_slots - index * layout.values_per_block)
+        if named.scheme == "plain":
+            return 4 * slots
+        # A ciphertext's last digits vary with the compressor.
+        return named.block_limit(-(-slots // named.values_per_ciphertext))
 
     def share_shape(self, layout: Layout, rules: Rules) -> ShareShape:
         raise CryptoError(f"{self.scheme.parameters.scheme}: its key is not opened by shares")

@@ -133,6 +133,7 @@ class Participant:
         return envelope.seal(reply.kind, self._binding, self.name, reply.to_body(), self._key.sign)
 
     def _read(self, kind: type[_M], data: bytes) -> _M:
+        """First in every command: who cannot sign must not learn by a code what goes on here."""
         body = envelope.unseal(
             data, kind.kind, self._binding, COORDINATOR, self._roster.coordinator
         )
@@ -224,7 +225,6 @@ class Participant:
     # -- one sum ---------------------------------------------------------------------------
 
     def _prepare(self, data: bytes) -> messages.Message:
-        keys, cipher = self._ready()
         weighing = (
             self._plan.scheme.weights == "private"
             and not self._weights_total
@@ -237,6 +237,7 @@ class Participant:
         before, self._binding = self._binding, wanted
         try:
             self._read(messages.Prepare, data)
+            keys, cipher = self._ready()
             if self._sum is not None:
                 raise ProtocolError("repeated", "this site is in a sum that is not opened yet")
             if self._left_out_of_weights:
@@ -284,7 +285,8 @@ class Participant:
             return self._current().hold(command)
 
     def _announce(self, data: bytes) -> messages.Message:
-        return self._current().announce(self._read(messages.Announce, data))
+        command = self._read(messages.Announce, data)
+        return self._current().announce(command)
 
     def _quorum(self, data: bytes) -> messages.Message:
         command = self._read(messages.Quorum, data)
@@ -292,17 +294,24 @@ class Participant:
             return self._current().quorum(command)
 
     def _deliver(self, data: bytes) -> messages.Message:
-        self._current().deliver(self._read(messages.Deliver, data))
+        command = self._read(messages.Deliver, data)
+        self._current().deliver(command)
         return messages.Done()
 
     def _open(self, data: bytes) -> messages.Message:
         command = self._read(messages.Open, data)
         current = self._current()
         weighing = self._binding.phase == WEIGHTS
-        with self._model.timed("open"):
-            opened = current.open(command, [] if weighing else self._model.parts())
-        # One try: what does not open is not asked for again, or each answer would tell a bit.
+        # One try: what does not open is not asked for again, or each answer would tell a bit. Its
+        # keys go now, whatever comes of it.
         self._sum = None
+        try:
+            with self._model.timed("open"):
+                opened = current.open(command, [] if weighing else self._model.parts())
+        except ProtocolError as error:
+            if error.code == "repeated":  # out of turn: nothing was tried
+                self._sum = current
+            raise
         if weighing:
             self._take_weights(opened, current)
             tagged = self._weights_total.to_bytes(8, "big")
