@@ -41,6 +41,10 @@ MAX_LOSS = 1024.0
 #: A clip follows the last mean update: this many times its largest value, never more than
 #: doubled from round to round, never below this share of where it began.
 CLIP_MARGIN = 2.0
+#: With few steps the noise of rounding is what counts, and what is clipped comes back by error
+#: feedback: then a clip is at most (a + b log2 steps) root mean squares of that mean.
+FEW_STEPS = 64
+CLIP_DEVIATIONS = (2.0, 0.65)
 CLIP_GROWTH = 2.0
 CLIP_FLOOR = 2.0**-10
 
@@ -115,14 +119,27 @@ def next_clip(
     opened `mean` over the selection and the `clip` that was in force: public, so every site
     finds the same. A tensor that did not travel keeps its clip."""
     floor = _bound(plan, before, 1) * CLIP_FLOOR
-    wanted = clip.astype(np.float64)
+    wanted, deviations = clip.astype(np.float64), _deviations(plan)
     if plan.adapter.exchange == "parameters":
         wanted = _bound(plan, after, min(next_round, plan.rounds))
     else:
         for number, part in selection.parts():
             wanted[number] = CLIP_MARGIN * np.abs(mean[part]).max()
+            if deviations:
+                spread = math.sqrt(float(np.mean(np.square(mean[part]))))
+                wanted[number] = min(wanted[number], deviations * spread)
     grown = np.minimum(wanted, CLIP_GROWTH * clip.astype(np.float64))
     return np.maximum(grown, floor).astype(np.float32)
+
+
+def _deviations(plan: Plan) -> float:
+    """Root mean squares of the last mean that a clip may be; 0 where steps are many, or what is
+    clipped would be lost."""
+    own = (1 << plan.encoding.bits - 1) - 1
+    steps = own if plan.encoding.headroom else own // len(plan.data.site_names())
+    if not plan.encoding.error_feedback or steps >= FEW_STEPS or steps < 1:
+        return 0.0
+    return CLIP_DEVIATIONS[0] + CLIP_DEVIATIONS[1] * math.log2(steps)
 
 
 # -- encoding ------------------------------------------------------------------------------
