@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -227,6 +228,64 @@ def test_a_clip_follows_the_mean_over_what_travelled(make_plan: MakePlan) -> Non
     assert found(make_plan(), bounds, before, after, some, mean, 2).tolist() == [1.5, 1.0]
     first = Selection(np.array([3, 39], dtype=np.int64), SPEC)
     assert found(make_plan(), bounds, before, after, first, mean[:2], 2).tolist() == [1.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "deviations"),
+    [
+        ({"bits": 2, "headroom": True}, 2.0),  # one step
+        ({"bits": 4, "headroom": True}, 2.0 + 0.65 * math.log2(7)),
+        ({"bits": 6}, 2.0 + 0.65 * math.log2(31 // 2)),  # shared by two sites
+        ({"bits": 16}, None),
+        ({"bits": 8, "headroom": True}, None),
+        ({"bits": 4, "headroom": True, "error_feedback": False}, None),
+    ],
+)
+def test_with_few_steps_a_clip_follows_the_spread(
+    make_plan: MakePlan, encoding: dict[str, Any], deviations: float | None
+) -> None:
+    """One large value does not make the steps of all others coarse, where it can be made up for
+    in the next round."""
+    plan = make_plan({f"encoding.{key}": value for key, value in encoding.items()})
+    before, values = state(0.0), np.full(SPEC.num_values, 0.01)
+    values[3], values[45] = 1.0, 0.015
+    found = encode_integers.next_clip(plan, clip(4.0, 4.0), before, state(0.5), ALL, values, 2)
+    largest = np.array([2.0, 0.03])
+    if deviations is None:
+        np.testing.assert_allclose(found, largest, rtol=1e-6)
+        return
+    spread = [math.sqrt((39 * 1e-4 + 1) / 40), math.sqrt((11 * 1e-4 + 2.25e-4) / 12)]
+    np.testing.assert_allclose(found, np.minimum(largest, deviations * np.array(spread)), rtol=1e-6)
+    assert found[0] < 2.0
+
+
+def test_few_steps_do_not_make_a_clip_grow_by_their_own_noise(make_plan: MakePlan) -> None:
+    """The mean of sites that send one step or none is noise up to the clip itself: a clip of twice
+    its largest value would double in every round, whatever the sites have."""
+    plan = make_plan({"encoding.bits": 2, "encoding.headroom": True})
+    parameters = choose(3, 2, 1000, headroom=True)
+    rng, bounds = np.random.default_rng(1), clip(1.0, 1.0)
+    spec = AdapterSpec((TensorSpec("a", (4000,)), TensorSpec("b", (4000,))), "00" * 32, 1.0)
+    everything = Selection(np.arange(8000, dtype=np.int64), spec)
+    zero = AdapterState(np.zeros(8000, dtype=np.float32), spec)
+    values = rng.normal(0, 0.1, 8000).astype(np.float32)
+    for number in range(2, 12):
+        total = np.zeros(8000)
+        for site in range(3):
+            found = encode_integers.encode_update(
+                values,
+                encode_integers.update_layout("00", 8000, parameters),
+                [(slice(0, 4000), float(bounds[0])), (slice(4000, 8000), float(bounds[1]))],
+                1 / 3,
+                1.0,
+                parameters,
+                10 * number + site,
+            )
+            total += found.digits
+        mean = total / parameters.max_digit * np.repeat(bounds.astype(np.float64), 4000)
+        bounds = encode_integers.next_clip(plan, bounds, zero, zero, everything, mean, number)
+    assert (bounds > 0.15).all()
+    assert (bounds < 0.35).all()
 
 
 def test_every_site_finds_the_same_clips(make_plan: MakePlan) -> None:
