@@ -52,7 +52,17 @@ class AdapterPlan(Section):
     dropout: Rate = 0.05
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     train: Literal["ab", "b", "alternate", "share-a", "core"] = "ab"
+    factors: Literal["svd", "gradient"] = "svd"
     exchange: Exchange = "delta"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdapterPlan:
+        if self.factors != "svd" and self.train != "core":
+            raise ValueError(
+                f"factors|{self.factors}|svd when train is {self.train}: only core has frozen "
+                "factors to choose"
+            )
+        return self
 
 
 class TrainingPlan(Section):

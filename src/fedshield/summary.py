@@ -69,6 +69,7 @@ def summarise(
             "alpha": plan.adapter.alpha,
             "targets": list(plan.adapter.targets),
             "train": plan.adapter.train,
+            "factors": plan.adapter.factors,
             "exchange": plan.adapter.exchange,
         },
         "trainable_values": num_values,
