@@ -558,7 +558,7 @@ def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
         scheme={"name": "plain"},
         adapter__train="core",
         adapter__factors="gradient",
-        evaluation={"prompts": ["hello"], "max_new_tokens": 48},
+        evaluation={"prompts": ["hello"], "max_new_tokens": 96},
     )
     assert summary["final_heldout_loss"]["mean"] < summary["initial_heldout_loss"]["mean"]
     (answer,) = json.loads((out / "answers.json").read_text())
