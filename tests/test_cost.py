@@ -79,6 +79,9 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "core": {"adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "core"}},
+    "core, gradient": {
+        "adapter": {"rank": 2, "alpha": 4, "dropout": 0.0, "train": "core", "factors": "gradient"}
+    },
     "scaffold": {
         "training": {
             "steps": 1,

@@ -52,7 +52,7 @@ data:
 training: {steps: 8, learning_rate: 0.02, min_learning_rate: 0.002}
 scheme: {name: ckks, parameters: lean}
 """
-PINNED_SHA256 = "aef6ff77539fdbde4698533e90911557b83c03251e84d3a30ded848c91fab680"
+PINNED_SHA256 = "bd667558e87ae84300cb7eb86ba2e14a2d65420f2a37482c54790c5559007458"
 
 
 def parsed(raw: dict[str, Any]) -> Plan:
@@ -87,7 +87,7 @@ def test_the_defaults_of_method_are_the_papers() -> None:
     adapter, training, pruning = plan.adapter, plan.training, plan.pruning
     assert (adapter.rank, adapter.alpha, adapter.dropout) == (32, 64.0, 0.05)
     assert adapter.targets == ("q_proj", "v_proj")
-    assert (adapter.train, adapter.exchange) == ("ab", "delta")
+    assert (adapter.train, adapter.factors, adapter.exchange) == ("ab", "svd", "delta")
     assert (training.steps, training.batch_size, training.max_length) == (10, 16, 512)
     assert (training.learning_rate, training.min_learning_rate) == (5e-5, 1e-6)
     assert (training.lr_schedule, training.optimizer) == ("cosine", "adamw")
@@ -248,7 +248,7 @@ def test_every_key_but_speed_and_output_changes_the_hash() -> None:
     bases = [
         {**changed(BY_SITE, ("data", "sites", "a"), source), "model": {"name": "some/model"}},
         changed(POOLED, ("data", "pool", 0), source),
-        {**BY_SITE, "scheme": {"name": "ckks"}},
+        {**BY_SITE, "scheme": {"name": "ckks"}, "adapter": {"train": "core"}},
     ]
     schema = fields(Plan)
     walked: set[str] = set()
@@ -405,6 +405,16 @@ def protected(sites: int = 3, **scheme: Any) -> dict[str, Any]:
             "got 65 sites",
         ),
         ({"data": {"sites": {"a": SITES["a"]}}}, "data.sites: expected at least 2 sites", "rlwe"),
+        (
+            {**BY_SITE, "adapter": {"factors": "gradient"}},
+            "adapter.factors: expected svd when train is ab",
+            "got gradient",
+        ),
+        (
+            {**BY_SITE, "adapter": {"train": "core", "factors": "svdd"}},
+            "adapter.factors: expected one of 'svd', 'gradient'",
+            "got 'svdd'",
+        ),
         (
             {"data": {"sites": {"a": SITES["a"]}}, "scheme": {"name": "ckks"}},
             "data.sites: expected at least 2 sites",

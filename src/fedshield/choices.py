@@ -66,7 +66,9 @@ def choices(plan: Plan) -> Iterator[Choice]:
 
 def paper_bytes(plan: Plan) -> int | None:
     """Bytes of ciphertext of a site and round in the paper's setting, at the plan's rank."""
-    adapter = plan.adapter.model_copy(update={"train": "ab", "targets": ("q_proj", "v_proj")})
+    adapter = plan.adapter.model_copy(
+        update={"train": "ab", "factors": "svd", "targets": ("q_proj", "v_proj")}
+    )
     try:
         spec = empty_spec(empty_model(plan), adapter)
     except ModelError:
@@ -89,6 +91,8 @@ def _changed(plan: Plan, **sections: dict[str, Any] | None) -> Plan:
     raw = plan.model_dump()
     for name, changes in sections.items():
         raw[name] = {} if changes is None else raw[name] | changes
+    if raw["adapter"]["train"] != "core":
+        raw["adapter"]["factors"] = "svd"
     try:
         return Plan.model_validate(raw).with_base_dir(plan.base_dir)
     except ValueError as error:

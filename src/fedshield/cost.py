@@ -15,6 +15,7 @@ from typing import Any
 from fedshield.crypto.scheme import BLOCK_BYTES, parameters
 from fedshield.crypto.seal import OVERHEAD_BYTES
 from fedshield.data import samples
+from fedshield.data.public import ROWS_OF_EACH
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
 from fedshield.plan import Plan
@@ -280,6 +281,10 @@ def _seconds(plan: Plan, base_values: int, spec: AdapterSpec, device: str, preci
     # Bounded: a plan's cost must be printed soon, also for many thousand rounds.
     evaluated = plan.data.heldout_rows * tokens
     operations = base_values * (4 * trained + 2 * evaluated) * sites * plan.rounds
+    if plan.adapter.factors == "gradient":
+        from fedshield.model.gradient import PASSES
+
+        operations += base_values * 4 * PASSES * ROWS_OF_EACH * len(samples.SAMPLES) * tokens
     speed = _matrix_speed(device, precision) * EFFICIENCY
     calls = training.steps * training.gradient_accumulation * sites * plan.rounds
     crypto = 0.0

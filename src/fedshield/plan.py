@@ -54,6 +54,7 @@ class AdapterPlan(Section):
     dropout: Rate = 0.05
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
     train: Literal["ab", "b", "alternate", "share-a", "core"] = "ab"
+    factors: Literal["svd", "gradient"] = "svd"
     exchange: Exchange = "delta"
 
     @field_validator("targets", mode="before")
@@ -67,6 +68,11 @@ class AdapterPlan(Section):
     def _consistent(self) -> AdapterPlan:
         if ALL_LINEAR in self.targets and len(self.targets) > 1:
             raise ValueError(f"targets|{list(self.targets)}|{ALL_LINEAR} alone, or layers by name")
+        if self.factors != "svd" and self.train != "core":
+            raise ValueError(
+                f"factors|{self.factors}|svd when train is {self.train}: only core has frozen "
+                "factors to choose"
+            )
         return self
 
 

@@ -1,7 +1,7 @@
 """Seeds for everything that must repeat: derived from the plan's seed, never global.
 
-Only for data order, dropout and the initial adapter. Keys and encryption randomness never
-come from here: they come from the operating system.
+Only for data order, dropout, the initial adapter and public rows. Keys and encryption
+randomness never come from here: they come from the operating system.
 """
 
 from __future__ import annotations

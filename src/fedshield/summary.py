@@ -69,6 +69,7 @@ def summarise(
             "alpha": plan.adapter.alpha,
             "targets": adapter.spec.layers(),
             "train": plan.adapter.train,
+            "factors": plan.adapter.factors,
             "exchange": plan.adapter.exchange,
         },
         "trainable_values": num_values,

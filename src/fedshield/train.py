@@ -7,7 +7,6 @@ seed, the site and the round, so a round repeats exactly on one machine, whateve
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from fedshield.data.sites import SiteData
 from fedshield.errors import ModelError, RoundFailed
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.chat import Tokens
+from fedshield.model.loss import can_cut_logits, loss_sum
 from fedshield.plan import Plan, learning_rate
 from fedshield.prune import trained_tensors
 from fedshield.seeds import derive
@@ -49,8 +49,7 @@ class LocalTrainer:
         self._pad_token = pad_token
         self._device = device
         self._on_step = on_step
-        forward = inspect.signature(host.model.get_base_model().forward)
-        self._can_cut_logits = "logits_to_keep" in forward.parameters
+        self._can_cut_logits = can_cut_logits(host.model.get_base_model())
         if plan.training.gradient_checkpointing:
             _keep_no_activations(host.model)
 
@@ -159,27 +158,8 @@ class LocalTrainer:
         return total
 
     def _loss_sum(self, batch: Sequence[Tokens]) -> torch.Tensor:
-        width = max(len(tokens.input_ids) for tokens in batch)
-        ids = torch.full((len(batch), width), self._pad_token, dtype=torch.long)
-        labels = torch.full((len(batch), width), -100, dtype=torch.long)
-        mask = torch.zeros((len(batch), width), dtype=torch.long)
-        for place, tokens in enumerate(batch):
-            length = len(tokens.input_ids)
-            ids[place, :length] = torch.tensor(tokens.input_ids)
-            labels[place, :length] = torch.tensor(tokens.labels)
-            mask[place, :length] = 1
-        ids, labels, mask = (tensor.to(self._device) for tensor in (ids, labels, mask))
-        # Logits over the vocabulary are the largest tensor of a small model's step: make them
-        # from the batch's first answer on only, where the model can.
-        first = int((labels != -100).any(dim=0).nonzero()[0])
-        keep = {"logits_to_keep": width - first + 1} if self._can_cut_logits else {}
-        logits = self._host.model(
-            input_ids=ids, attention_mask=mask, use_cache=False, **keep
-        ).logits
-        targets = labels[:, labels.shape[1] - logits.shape[1] + 1 :]
-        wanted = targets != -100
-        return torch.nn.functional.cross_entropy(
-            logits[:, :-1][wanted].float(), targets[wanted], reduction="sum"
+        return loss_sum(
+            self._host.model, batch, self._pad_token, self._device, self._can_cut_logits
         )
 
     def _batches(self, round_number: int) -> Iterator[list[Tokens]]:

@@ -480,12 +480,13 @@ def optimised(optimizer: str, rate: float = 0.02) -> dict[str, Any]:
         {"adapter__train": "alternate", "aggregation": optimised("fedadam")},
         {"adapter__train": "share-a", "aggregation": optimised("fedyogi")},
         {"adapter__train": "core", "aggregation": optimised("fedadagrad")},
+        {"adapter__train": "core", "adapter__factors": "gradient"},
         {"training__local_algorithm": "scaffold", "training__optimizer": "sgd",
          "training__learning_rate": 0.5},
         {"training__local_algorithm": "fedprox", "pruning__ranking": "global"},
     ],
-    ids=["b fedavgm", "alternate fedadam", "share-a fedyogi", "core fedadagrad", "scaffold",
-         "fedprox global"],
+    ids=["b fedavgm", "alternate fedadam", "share-a fedyogi", "core fedadagrad", "core gradient",
+         "scaffold", "fedprox global"],
 )  # fmt: skip
 def test_what_sites_carry_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
@@ -538,6 +539,53 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
     data.write_text("\n".join(rows[:-1]))
     with pytest.raises(RunFolderError, match="bank's data"):
         inprocess.resume(tmp_path / "run")
+
+
+def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened where the gradients are others, or none can be had, a finished run is the same; an
+    unfinished one is not gone on with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from fedshield.engines.finished import open_finished
+    from fedshield.errors import RunFolderError
+    from fedshield.model import core, gradient
+    from fedshield.model.export import save_merged
+
+    out = tmp_path / "run"
+    summary = run_small(
+        out,
+        scheme={"name": "plain"},
+        adapter__train="core",
+        adapter__factors="gradient",
+        evaluation={"prompts": ["hello"], "max_new_tokens": 96},
+    )
+    assert summary["final_heldout_loss"]["mean"] < summary["initial_heldout_loss"]["mean"]
+    (answer,) = json.loads((out / "answers.json").read_text())
+    assert json.loads(command("generate", out, "hello", "--json").stdout) == answer
+
+    def none(*_: Any) -> None:
+        raise AssertionError("factors were looked for")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gradient, "public_factors", none)
+        patched.setattr(core, "factors", none)
+        base, host, state, _ = open_finished(out)
+    host.write(state)
+    ids = torch.arange(12)[None]
+    with torch.inference_mode():
+        expected = host.model(input_ids=ids).logits
+        save_merged(base, host, state, tmp_path / "merged")
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-4)
+
+    made = json.loads((out / "run.json").read_text())
+    made |= {"status": "interrupted", "factors_sha256": "0" * 64}
+    (out / "run.json").write_text(json.dumps(made))
+    with pytest.raises(RunFolderError, match=r"expected the run's factors 0000.* same kind of"):
+        inprocess.resume(out)
 
 
 def test_two_processes_do_not_work_on_one_run(tiny_run: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,16 +13,43 @@ import torch
 
 from fedshield.errors import ModelError
 from fedshield.model import core, tiny
-from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.adapter import AdapterHost, initial_state, ordinary
+from fedshield.model.chat import Tokens
+from fedshield.model.gradient import gradient_factors
 from fedshield.plan import AdapterPlan
+from fedshield.planfile import parse_plan
 from fedshield.types import AdapterState
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "down_proj")
+Kind = Literal["svd", "gradient"]
+kinds = pytest.mark.parametrize("kind", ["svd", "gradient"])
 
 
-def host(rank: int = 4) -> AdapterHost:
-    plan = AdapterPlan(rank=rank, alpha=8.0, dropout=0.0, targets=TARGETS, train="core")
-    return AdapterHost(tiny.build(), plan, "00" * 32)
+def adapter(kind: Kind, rank: int = 4) -> AdapterPlan:
+    return AdapterPlan(
+        rank=rank, alpha=8.0, dropout=0.0, targets=TARGETS, train="core", factors=kind
+    )
+
+
+@functools.cache
+def given() -> core.Factors:
+    """Of a gradient on a few rows."""
+    plan = parse_plan(
+        {
+            "adapter": adapter("gradient").model_dump(mode="json"),
+            "data": {"sites": {"a": {"source": "nowhere.jsonl"}}},
+            "scheme": {"name": "plain"},
+        },
+        base_dir=Path(),
+    )
+    ids = np.random.default_rng(2).integers(256, size=(6, 24))
+    rows = [Tokens(tuple(row), (-100, *row[1:]), 0) for row in ids.tolist()]
+    return gradient_factors(plan, tiny.build(), rows, 256, "cpu")
+
+
+def host(kind: Kind = "svd", rank: int = 4) -> AdapterHost:
+    factors = given() if kind == "gradient" else None
+    return AdapterHost(tiny.build(), adapter(kind, rank), "00" * 32, factors)
 
 
 def random_state(one: AdapterHost, seed: int) -> AdapterState:
@@ -63,8 +92,9 @@ def test_factors_of_a_matrix_of_low_rank_are_still_orthonormal() -> None:
     assert torch.allclose(v.T @ v, eye, atol=1e-9)
 
 
-def test_few_values_and_zero_at_the_start() -> None:
-    one = host()
+@kinds
+def test_few_values_and_zero_at_the_start(kind: Kind) -> None:
+    one = host(kind)
     assert {tensor.shape for tensor in one.spec.tensors} == {(4, 4)}
     assert len(one.spec.tensors) == 2 * len(TARGETS)
     state = initial_state(one.spec, 1)
@@ -77,8 +107,9 @@ def test_few_values_and_zero_at_the_start() -> None:
         assert torch.equal(one.model(input_ids=ids).logits, base)
 
 
-def test_only_the_core_is_trained() -> None:
-    one = host()
+@kinds
+def test_only_the_core_is_trained(kind: Kind) -> None:
+    one = host(kind)
     one.write(random_state(one, 1))
     chosen = one.trainable()
     assert sum(parameter.numel() for parameter in chosen) == one.spec.num_values
@@ -89,8 +120,9 @@ def test_only_the_core_is_trained() -> None:
     assert all(name.endswith(".core") for name in with_gradient)
 
 
-def test_the_mean_of_the_products_is_the_product_of_the_mean() -> None:
-    one = host()
+@kinds
+def test_the_mean_of_the_products_is_the_product_of_the_mean(kind: Kind) -> None:
+    one = host(kind)
     states = [random_state(one, seed) for seed in range(3)]
     weights = (0.5, 0.3, 0.2)
     mean = sum(
@@ -133,14 +165,19 @@ def test_the_mean_of_b_is_exact_when_a_is_frozen() -> None:
         np.testing.assert_allclose(product, (each[0][name] + each[1][name]) / 2, atol=1e-5)
 
 
-def test_it_leaves_as_an_ordinary_lora_and_comes_back(tmp_path: Path) -> None:
+@kinds
+def test_it_leaves_as_an_ordinary_lora_and_comes_back_as_one(tmp_path: Path, kind: Kind) -> None:
     from peft import LoraConfig, PeftModel
     from safetensors.numpy import save_file
 
-    one = host()
+    one = host(kind)
     state = random_state(one, 4)
     tensors = one.as_lora(state)
-    np.testing.assert_allclose(one.from_lora(tensors).values, state.values, atol=1e-5)
+    back = AdapterHost(tiny.build(), ordinary(adapter(kind)), "00" * 32)
+    again = back.as_lora(back.from_lora(tensors))
+    assert again.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(again[name], tensor)
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     config = LoraConfig(r=4, lora_alpha=8, target_modules=sorted(TARGETS), task_type="CAUSAL_LM")
     config.save_pretrained(tmp_path)
@@ -149,13 +186,14 @@ def test_it_leaves_as_an_ordinary_lora_and_comes_back(tmp_path: Path) -> None:
         loaded = PeftModel.from_pretrained(tiny.build(), tmp_path)
     ids = torch.arange(30).reshape(1, 30)
     with torch.inference_mode():
-        found = loaded.eval()(input_ids=ids).logits
         expected = one.model.eval()(input_ids=ids).logits
-    assert torch.allclose(found, expected, atol=1e-4)
+        for model in (loaded, back.model):
+            assert torch.allclose(model.eval()(input_ids=ids).logits, expected, atol=1e-4)
 
 
-def test_merging_gives_the_same_model() -> None:
-    one = host()
+@kinds
+def test_merging_gives_the_same_model(kind: Kind) -> None:
+    one = host(kind)
     one.write(random_state(one, 5))
     ids = torch.arange(30).reshape(1, 30)
     with torch.inference_mode():
@@ -166,12 +204,15 @@ def test_merging_gives_the_same_model() -> None:
 
 def test_other_factors_are_another_adapter() -> None:
     """A base whose weights differ gives other factors: the spec's digest tells."""
-    plan = AdapterPlan(rank=4, alpha=8.0, dropout=0.0, targets=TARGETS, train="core")
     changed = tiny.build()
     with torch.no_grad():
         changed.model.layers[0].self_attn.q_proj.weight.mul_(-1)
-    assert AdapterHost(changed, plan, "00" * 32).spec.sha256() != host().spec.sha256()
+    assert AdapterHost(changed, adapter("svd"), "00" * 32).spec.sha256() != host().spec.sha256()
     assert host().spec.sha256() == host().spec.sha256()
+    assert host("gradient").spec.sha256() != host().spec.sha256()
+    assert host("gradient").factors_sha256 != host().factors_sha256
+    plain = AdapterHost(tiny.build(), ordinary(adapter("svd")), "00" * 32)
+    assert plain.factors_sha256 == ""
 
 
 def test_a_rank_too_large_is_refused() -> None:

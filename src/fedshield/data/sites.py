@@ -85,7 +85,7 @@ def load_sites(
     plan: Plan, tokenizer: Any, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, SiteData]:
     """Every site's data, by name. Raises `DataError`."""
-    marks = _control_tokens(tokenizer)
+    marks = control_tokens(tokenizer)
     shares = _by_site(plan, marks) if plan.data.split == "by-site" else _pooled(plan, marks)
     sites: dict[str, SiteData] = {}
     for name in sorted(shares):
@@ -97,7 +97,7 @@ def load_sites(
 # -- reading -------------------------------------------------------------------------------
 
 
-def _control_tokens(tokenizer: Any) -> re.Pattern[str]:
+def control_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Finds any text that the tokenizer takes for one of its special tokens."""
     added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     texts = {*tokenizer.all_special_tokens, *added} - {""}

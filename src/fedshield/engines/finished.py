@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fedshield.errors import RunFolderError
-from fedshield.model.adapter import AdapterHost
+from fedshield.model.adapter import AdapterHost, ordinary
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.runfolder import RunFolder
@@ -56,7 +56,7 @@ def open_finished(
             "use the same model files"
         )
     use_template(base.tokenizer, plan.model.chat_template)
-    host = AdapterHost(base.model, plan.adapter, base.sha256)
+    host = AdapterHost(base.model, ordinary(plan.adapter), base.sha256)
     try:
         tensors = load_file(weights)
         state = host.from_lora(tensors)

@@ -67,6 +67,7 @@ def run(
             "plan_sha256": plan.sha256(),
             "base_dir": str(plan.base_dir),
             "base_model_sha256": base.sha256,
+            "factors_sha256": host.factors_sha256,
             "data_sha256": {site: found.sha256() for site, found in data.items()},
             "precision": base.precision,
             "device": base.device,
@@ -106,6 +107,12 @@ def resume(
                     f"{path}: expected the run's {key} {state[key][:16]}, got {now[:16]}; "
                     "resume where the same base model and precision are"
                 )
+        if state["factors_sha256"] != host.factors_sha256:
+            raise RunFolderError(
+                f"{path}: expected the run's factors {state['factors_sha256'][:16]}, got "
+                f"{host.factors_sha256[:16]}; resume on the same kind of machine, with the same "
+                "speed.device and speed.threads"
+            )
         for site, found in data.items():
             if state["data_sha256"][site] != found.sha256():
                 raise RunFolderError(
@@ -144,7 +151,10 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
         for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
             if getattr(found, what):
                 watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
-    return base, data, AdapterHost(base.model, plan.adapter, base.sha256)
+    from fedshield.model.gradient import public_factors
+
+    given = public_factors(plan, base, watch.note)
+    return base, data, AdapterHost(base.model, plan.adapter, base.sha256, given)
 
 
 def _common_round(folder: RunFolder, plan: Plan) -> int:

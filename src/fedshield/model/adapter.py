@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from fedshield.errors import ModelError
 from fedshield.plan import ALL_LINEAR, AdapterPlan
 from fedshield.seeds import derive
 from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
+
+if TYPE_CHECKING:
+    from fedshield.model.core import Factors
 
 
 def lora_config(adapter: AdapterPlan, targets: Sequence[str]) -> Any:
@@ -35,13 +38,14 @@ def lora_config(adapter: AdapterPlan, targets: Sequence[str]) -> Any:
     )
 
 
-def attach(model: Any, adapter: AdapterPlan) -> tuple[Any, str]:
+def attach(model: Any, adapter: AdapterPlan, given: Factors | None = None) -> tuple[Any, str]:
     """The model with LoRA layers, float32, the only ones that train; and a digest of frozen
-    factors where the adapter has any (`core`), else ''. Raises `ModelError` if a
+    factors where the adapter has any (`core`), else ''. `given`: each target layer's factors,
+    where they are not the base weight's own. Raises `ModelError` if a
     target names no layer: PEFT itself would pass over it in silence."""
     from peft import get_peft_model
 
-    targets = target_layers(model, adapter)
+    targets = names_of(target_layers(model, adapter))
     with warnings.catch_warnings():
         # PEFT asks transformers for a property by its old name, and says that it turns the
         # weights of GPT-2's layers round by itself; nothing a user could do.
@@ -52,47 +56,78 @@ def attach(model: Any, adapter: AdapterPlan) -> tuple[Any, str]:
     if adapter.train == "core":
         from fedshield.model import core
 
-        factors = core.install(attached, adapter.rank)
+        factors = core.install(attached, adapter.rank, given)
     return attached, factors
 
 
-def target_layers(model: Any, adapter: AdapterPlan) -> list[str]:
-    """The last parts of the names of the layers that get an adapter, in order. `all-linear`: of
-    all linear layers but the output's. Raises `ModelError` for a name that no layer has."""
+def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
+    """The linear layers of the base model that get an adapter, by name; for `all-linear` all but
+    the output's. Raises `ModelError` if a target names none."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     # An output layer that shares its weights with the embeddings would change them in a merge.
     tied = getattr(model.config, "tie_word_embeddings", False)
     every, output = adapter.targets == (ALL_LINEAR,), model.get_output_embeddings()
-    leaves = {
-        name.rpartition(".")[2]
+    layers = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and not (module is output and (tied or every))
     }
     if every:
-        return sorted(leaves)
+        return layers
+    leaves = names_of(layers)
     for target in adapter.targets:
         if target not in leaves:
             close = difflib.get_close_matches(target, leaves, n=1)
             raise ModelError(
                 "adapter.targets: expected linear layers of this model with weights of their "
                 f"own, got {target}; "
-                + (f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(leaves))}")
+                + (f"did you mean {close[0]}?" if close else f"it has {', '.join(leaves)}")
             )
-    return sorted(adapter.targets)
+    return {
+        name: layer for name, layer in layers.items() if name.rpartition(".")[2] in adapter.targets
+    }
+
+
+def names_of(layers: Iterable[str]) -> list[str]:
+    """The last parts of the layers' names (`q_proj`), in order."""
+    return sorted({name.rpartition(".")[2] for name in layers})
+
+
+def ordinary(adapter: AdapterPlan) -> AdapterPlan:
+    """The plan of the LoRA that a finished adapter is, whatever of it was trained: opening one
+    needs no factors to be found again."""
+    return adapter.model_copy(update={"train": "ab", "factors": "svd"})
 
 
 class AdapterHost:
-    """One base model with one adapter, whose values are swapped as sites take turns."""
+    """One base model with one adapter, whose values are swapped as sites take turns.
 
-    def __init__(self, model: Any, adapter: AdapterPlan, base_model_sha256: str) -> None:
-        self.targets = target_layers(model, adapter)
-        self.model, factors = attach(model, adapter)
+    `given`: the factors of `adapter.factors: gradient`, from `gradient.public_factors`; None for
+    all other adapters. `factors_sha256`: their digest, '' where nothing is frozen.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        adapter: AdapterPlan,
+        base_model_sha256: str,
+        given: Factors | None = None,
+    ) -> None:
+        if (given is None) == (adapter.factors == "gradient"):
+            raise ModelError(
+                f"adapter: expected factors from outside with adapter.factors gradient and only "
+                f"then, got {'none' if given is None else 'some'} with {adapter.factors}; give "
+                "what gradient.public_factors finds"
+            )
+        self.targets = names_of(target_layers(model, adapter))
+        self.model, self.factors_sha256 = attach(model, adapter, given)
         # Sites with other factors must not be added: they are part of what the adapter is for.
         of = base_model_sha256
-        if factors:
-            of = hashlib.sha256(bytes.fromhex(base_model_sha256) + factors.encode()).hexdigest()
+        if self.factors_sha256:
+            together = bytes.fromhex(base_model_sha256) + self.factors_sha256.encode()
+            of = hashlib.sha256(together).hexdigest()
         self.spec, self._parameters = _read_spec(self.model, adapter, of)
 
     def write(self, state: AdapterState) -> None:
@@ -138,19 +173,9 @@ class AdapterHost:
         return found
 
     def from_lora(self, tensors: Mapping[str, Float32]) -> AdapterState:
-        """The state that `as_lora` was made of. Raises `KeyError` if a tensor is missing."""
-        values: list[Float32] = []
-        for tensor in self.spec.tensors:
-            if tensor.name.endswith(".lora_B.core"):
-                from fedshield.model import core
-
-                place = tensor.name.removesuffix(".lora_B.core")
-                module = self.model.get_submodule(f"{place}.lora_B.default")
-                values.append(
-                    core.core_of(tensors[f"{place}.lora_B.weight"], module.basis).reshape(-1)
-                )
-            else:
-                values.append(tensors[tensor.name].reshape(-1))
+        """The state of an ordinary LoRA (`ordinary`) with these tensors, as `as_lora` gives them.
+        Raises `KeyError` if one is missing."""
+        values = [tensors[tensor.name].reshape(-1) for tensor in self.spec.tensors]
         return AdapterState(np.concatenate(values).astype(np.float32), self.spec)
 
 
