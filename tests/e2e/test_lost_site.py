@@ -82,14 +82,16 @@ def test_a_run_that_loses_one_site_ends_without_it(
         cli.main()
     assert stopped.value.code == 0
 
-    lost = {"lab": "round 2, work: internal"}
+    why = "work: internal (OSError: the disk is gone (see sites/lab/error.log))"
+    lost = {"lab": f"round 2, {why}"}
+    assert "in failing\n" in (out / "sites" / "lab" / "error.log").read_text()
     state, summary = read(out / "run.json"), read(out / "summary.json")
     assert (state["status"], state["lost_sites"]) == ("finished", lost)
     assert (summary["lost_sites"], summary["rounds"], summary["sites"]) == (lost, 3, FOUR)
     assert list(summary["initial_heldout_loss"]["sites"]) == FOUR
     assert list(summary["final_heldout_loss"]["sites"]) == LEFT
     said = capsys.readouterr()
-    assert "round 2: lab was lost at work: internal; going on without it" in said.err
+    assert f"round 2: lab was lost at {why}; going on without it" in " ".join(said.err.split())
     (line,) = [line for line in said.out.splitlines() if line.startswith("lab ")]
     before = f"{summary['initial_heldout_loss']['sites']['lab']:.4f}"
     assert line.split() == ["lab", before, "not", "measured"]
@@ -161,3 +163,23 @@ def test_a_run_that_loses_too_many_fails_and_is_resumed(
     assert summary["adapter_sha256"] == read(whole / "summary.json")["adapter_sha256"]
     assert (out / "report.html").stat().st_size > 0
     assert (out / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_a_site_that_is_lost_before_the_first_round_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = Participant.handle
+
+    def failing(self: Participant, method: str, data: bytes) -> bytes:
+        if self.name == "lab" and method == "take-key":
+            raise OSError("no room for keys")
+        return handle(self, method, data)
+
+    monkeypatch.setattr(Participant, "handle", failing)
+    folder = inprocess.run(parse_plan(four_sites(), base_dir=tmp_path), tmp_path / "run")
+    lost = folder.state()["lost_sites"]
+    assert lost == {
+        "lab": "set-up, take-key: internal (OSError: no room for keys (see sites/lab/error.log))"
+    }
+    assert folder.read_json("summary.json")["lost_sites"] == lost
+    assert {row["site"] for row in folder.metrics()} == set(LEFT)

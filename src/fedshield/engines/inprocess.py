@@ -271,8 +271,16 @@ def _rounds(
         before_call=lambda site, method: watch.phase(current["round"], method, site),
     )
     coordinator = Coordinator(plan, members.roster, sites, members.coordinator.sign)
+
+    def lose(when: str, lost: Mapping[str, str]) -> None:
+        for site, why in lost.items():
+            known = f" ({_told(folder, site, sites.errors[site])})" if site in sites.errors else ""
+            watch.note(f"{when}: {site} was lost at {why}{known}; going on without it")
+            state.setdefault("lost_sites", {})[site] = f"{when}, {why}{known}"
+
     try:
         coordinator.start()
+        lose("set-up", coordinator.lost)
         _add_setup_traffic(state, sites.traffic)
         for number in range(completed + 1, plan.rounds + 1):
             current["round"] = number
@@ -280,9 +288,7 @@ def _rounds(
             round_started = time.perf_counter()
             outcome = coordinator.round(number)
             round_s = time.perf_counter() - round_started
-            for site, why in outcome.lost.items():
-                watch.note(f"round {number}: {site} was lost at {why}; going on without it")
-                state.setdefault("lost_sites", {})[site] = f"round {number}, {why}"
+            lose(f"round {number}", outcome.lost)
             rows = round_rows(outcome, seen, sites.traffic, participants, round_s)
             folder.append_metrics(rows)
             state["wall_s"] = elapsed()
@@ -308,16 +314,18 @@ def _with_site_errors(
     folder: RunFolder, failure: RoundFailed, errors: Mapping[str, Exception]
 ) -> FedShieldError:
     """The failure with what the sites know of it: here, operator and sites are one."""
-    told: list[str] = []
-    for site, error in sorted(errors.items()):
-        if isinstance(error, FedShieldError):
-            told.append(f"{site}: {error}")
-        else:
-            log = folder.path / "sites" / site / "error.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(log, "".join(traceback.format_exception(error)))
-            told.append(f"{site}: {type(error).__name__}: {error} (see sites/{site}/error.log)")
+    told = [f"{site}: {_told(folder, site, error)}" for site, error in sorted(errors.items())]
     return RoundFailed("; ".join([str(failure), *told]))
+
+
+def _told(folder: RunFolder, site: str, error: Exception) -> str:
+    """A site's error in one line; one that we did not foresee is kept whole in its error.log."""
+    if isinstance(error, FedShieldError):
+        return str(error)
+    log = folder.path / "sites" / site / "error.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(log, "".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error} (see sites/{site}/error.log)"
 
 
 def _add_setup_traffic(state: dict[str, Any], traffic: Traffic) -> None:
