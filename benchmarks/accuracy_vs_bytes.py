@@ -206,6 +206,7 @@ def paper_bytes(reference: dict[str, Any]) -> float:
 
 def report(args: argparse.Namespace) -> None:
     rows = read(args.out)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     lines = ["# Held-out loss against encrypted bytes", ""]
     lines += [
         "Made by `benchmarks/accuracy_vs_bytes.py report` from `accuracy_vs_bytes.jsonl`; settings",
@@ -214,6 +215,7 @@ def report(args: argparse.Namespace) -> None:
         "chosen on the first seed ('edge': the best is at an end of what was tried).",
         "Upload: everything that all sites sent, set-up included. 'Of the paper' divides by the",
         "reference adapter's CKKS `paper` ciphertexts: all bytes, and those of updates alone.",
+        "'Pruning, encoding': their part of the rounds' wall time.",
         "",
     ]
     for study, split in dict.fromkeys((row["study"], row["split"]) for row in rows):
@@ -227,8 +229,8 @@ def report(args: argparse.Namespace) -> None:
                 f"Before training: {statistics.fmean(row['initial_loss'] for row in here):.4f}.",
                 "",
                 "| method | rate | seeds | loss (range) | against reference | values | upload "
-                "| of the paper, all bytes | updates alone |",
-                "|---|---|---|---|---|---|---|---|---|",
+                "| of the paper, all bytes | updates alone | pruning, encoding |",
+                "|---|---|---|---|---|---|---|---|---|---|",
             ]
             for name, one in sorted(federated.items(), key=lambda pair: pair[1]["loss"]):
                 lines.append(
@@ -237,7 +239,7 @@ def report(args: argparse.Namespace) -> None:
                     f"| {one['loss']:.4f} ({one['low']:.4f}-{one['high']:.4f}) "
                     f"| {100 * (one['loss'] / base - 1):+.2f} % | {one['values']:,} "
                     f"| {one['upload_bytes'] / 1e6:.3f} MB | 1/{paper / one['upload_bytes']:,.0f} "
-                    f"| 1/{paper / one['block_bytes']:,.0f} |"
+                    f"| 1/{paper / one['block_bytes']:,.0f} | {100 * one['overhead']:.2f} % |"
                 )
             lines.append("")
         alone = {name: one for name, one in found.items() if name.startswith(ALONE)}
@@ -258,7 +260,6 @@ def report(args: argparse.Namespace) -> None:
         if "reference" in found:
             figure(study, split, federated, paper_bytes(found["reference"]))
             lines += [f"![{study}, {split}](accuracy_vs_bytes_{study}_{split}.svg)", ""]
-    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "accuracy_vs_bytes.md").write_text("\n".join(lines))
 
 
