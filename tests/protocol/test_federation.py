@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +86,14 @@ class Reference:
         places = self.state.spec.slices().values()
         return [float(np.abs(values[place].astype(np.float64)).max()) for place in places]
 
+    def spreads(self) -> float:
+        """Root mean squares that a clip may be; 0 with 64 steps or more at equal weights."""
+        encoding = self.plan.encoding
+        steps = 2 ** (encoding.bits - 1) - 1
+        if not encoding.headroom:
+            steps //= len(self.plan.data.site_names())
+        return 2 + 0.65 * math.log2(steps) if steps < 64 else 0.0
+
     def contributions(self, number: int, rate: float) -> dict[str, Array]:
         """What each site sends, before it is encoded; and what it leaves out is carried."""
         delta = self.plan.adapter.exchange == "delta"
@@ -116,10 +125,14 @@ class Reference:
         return sums, sum(round(one * 2**30) for one in w.tolist()) * 2.0**-30
 
     def digits(self, name: str, values: Array, number: int) -> Array:
-        """floor(x w M / C + u), clipped to floor(w M); the rest is carried."""
+        """floor(x w M / C + u), clipped to floor(w M), or 1 + floor(w (M - K)) with headroom; the
+        rest is carried."""
         seed = derive(self.plan.seed, "rounding", name, number)
         weight, digits = self.weights[name], np.zeros(values.size, np.int64)
         limit = int(weight * self.top * (1 + 2.0**-50))
+        if self.plan.encoding.headroom:
+            spare = self.top - len(self.federation.roster.sites)
+            limit = 1 + int(weight * spare * (1 + 2.0**-50))
         for place, bound in zip(self.state.spec.slices().values(), self.clip, strict=True):
             scale, part = weight * self.top / bound, values[place].astype(np.float64)
             u = uniform(seed, place.start, part.size)
@@ -149,6 +162,10 @@ class Reference:
         wanted = self.bounds()
         if self.plan.adapter.exchange == "delta":
             wanted = [2 * one for one in self.largest(sums / total)]
+            if (most := self.spreads()) and self.feedback:
+                places = self.state.spec.slices().values()
+                roots = [float(np.mean((sums / total)[place] ** 2)) ** 0.5 for place in places]
+                wanted = [min(one, most * root) for one, root in zip(wanted, roots, strict=True)]
         last, floors = self.clip, [one * 2.0**-10 for one in self.first]
         self.clip = [
             float(np.float32(max(min(one, 2 * old), floor)))
