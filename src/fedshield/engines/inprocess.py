@@ -136,7 +136,11 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
         torch.set_num_threads(plan.speed.threads)
     watch.note(f"loading {plan.model.name}")
     if plan.scheme.name == "rlwe":
-        parameters_of(plan)  # a packing that cannot sum is refused before anything is loaded
+        # A packing that cannot sum is refused before anything is loaded.
+        packing = parameters_of(plan)
+        from fedshield.engines.warm import compile_kernels
+
+        compile_kernels(packing)
     base = load(plan, watch.note)
     if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
         watch.note("chat template: the stated fallback (User: / Assistant:)")
