@@ -204,7 +204,8 @@ def test_ckks_bytes_are_predicted_within_half_a_percent(
     plan = tiny_plan(
         tmp_path,
         rounds=2,
-        adapter={"rank": 16, "alpha": 16, "dropout": 0.0},
+        # Many ciphertexts: a single one is now and then half a percent shorter than the mean.
+        adapter={"rank": 160, "alpha": 160, "dropout": 0.0},
         scheme={"name": "ckks", "parameters": parameters, "weights": weights},
     )
     cost = estimate(plan)

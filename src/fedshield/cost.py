@@ -1,8 +1,8 @@
 """What a run will cost, before it runs: bytes, memory and time, without the weights.
 
 Bytes are counted on real messages with dummy contents, the same ones that will cross; only the
-length of a CKKS ciphertext is a measured mean (it varies by a few parts in ten thousand with
-the compressor); `rlwe` and `plain` are exact. Memory and seconds are estimates; their rules are
+length of a CKKS ciphertext is a measured mean (the compressor makes single ones up to half a
+percent shorter; means of many hold to parts in ten thousand); `rlwe` and `plain` are exact. Memory and seconds are estimates; their rules are
 beside the numbers.
 """
 
