@@ -106,6 +106,9 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
     roster: Annotated[Path | None, typer.Option(help="A countersigned roster.")] = None,
     keys: Annotated[Path | None, typer.Option(help="The folder of its parties' keys.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="inprocess, or flare: a process for each site, NVIDIA FLARE.")
+    ] = "inprocess",
 ) -> None:
     """Run a plan: every site trains, encrypts and uploads; only the sum is opened."""
     if (plan is None) == (resume is None):
@@ -114,18 +117,30 @@ def run(
         raise UserError("--resume goes on with the plan of the run: expected no --out and no --set")
     if (roster is None) != (keys is None):
         raise UserError("expected --roster and --keys together, or neither for a demonstration")
-    from fedshield.engines import inprocess
     from fedshield.engines.members import Enrolment
     from fedshield.planfile import load_plan
 
+    how = _engine(engine)
     enrolment = Enrolment(roster, keys) if roster is not None and keys is not None else None
     if resume is not None:
-        return _watched(resume, lambda events: inprocess.resume(resume, events, enrolment))
+        return _watched(resume, lambda events: how.resume(resume, events, enrolment))
     assert plan is not None
     loaded, notes = load_plan(plan, overrides or ())
     _print_notes(notes)
     folder = out or _default_out(loaded)
-    _watched(folder, lambda events: inprocess.run(loaded, folder, events, enrolment))
+    _watched(folder, lambda events: how.run(loaded, folder, events, enrolment))
+
+
+def _engine(name: str) -> Any:
+    if name == "inprocess":
+        from fedshield.engines import inprocess
+
+        return inprocess
+    if name == "flare":
+        from fedshield.engines.flare import simulate
+
+        return simulate
+    raise UserError(f"--engine: expected inprocess or flare, got {name[:40]!r}")
 
 
 def _default_out(plan: Plan) -> Path:

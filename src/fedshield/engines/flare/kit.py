@@ -1,0 +1,91 @@
+"""A party's own folder: its key, the roster, its policy, and the runs that it keeps.
+
+    NAME.key       its FedShield key, mode 0600
+    roster.json    the countersigned roster
+    policy.yaml    a site's: what it allows, and where its data and model are
+    runs/          one run folder for each run that it takes part in
+
+Where it is comes from the environment of the process that FLARE starts, which no job can set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from fedshield.engines.events import Quiet
+from fedshield.engines.members import check_roster, roster_of
+from fedshield.engines.site_process import Party, refusal_code
+from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.errors import FedShieldError, UserError
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.runfolder import RunFolder
+
+#: The folder that holds each party's kit, by name.
+KITS = "FEDSHIELD_KITS"
+#: In a simulation: the one run folder of all parties.
+SHARED_RUN = "FEDSHIELD_SHARED_RUN"
+
+
+class Kit(Quiet):
+    """`name`: the party's. Raises `UserError`s for what is missing or not this party's."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    @classmethod
+    def here(cls, name: str) -> Kit:
+        root = os.environ.get(KITS)
+        if not root:
+            raise UserError(
+                f"expected {KITS} in the environment, got none; start the party with fedshield"
+            )
+        return cls(Path(root) / name, name)
+
+    def read_plan(self, text: str) -> Plan:
+        """The job's plan, checked like any other file."""
+        try:
+            raw = json.loads(text)
+        except ValueError:
+            raw = None
+        if not isinstance(raw, dict):
+            raise UserError("the job: expected a plan as JSON, got something else; submit it again")
+        return parse_plan(raw, base_dir=self._base_dir())
+
+    def _base_dir(self) -> Path:
+        shared = os.environ.get(SHARED_RUN)
+        if shared:
+            return Path(RunFolder.open(Path(shared)).state()["base_dir"])
+        return self.path
+
+    def run_folder(self, run: str, plan: Plan) -> RunFolder:
+        shared = os.environ.get(SHARED_RUN)
+        if shared:
+            return RunFolder.open(Path(shared))
+        path = self.path / "runs" / run
+        if path.exists():
+            return RunFolder.open(path)
+        state = {"status": "running", "plan_sha256": plan.sha256(), "base_dir": str(self.path)}
+        return RunFolder.create(path, plan, state)
+
+    def admit(self, plan: Plan, base_model_sha256: str | None) -> Party:
+        """Raises `UserError` for a plan that the roster does not allow."""
+        roster_path = self.path / "roster.json"
+        signed = SignedRoster.read(roster_path)
+        key = KeyFile.read(self.path / f"{self.name}.key").key
+        signed.check_own(key, self.name)
+        signed.check_ready(key)
+        check_roster(plan, signed, base_model_sha256, roster_path)
+        return Party(roster_of(plan, signed), key, signed.allowed.max_examples)
+
+    @staticmethod
+    def tell(name: str, error: Exception) -> str:
+        """What may cross of an error before there is a run folder; the rest goes to the log."""
+        import logging
+
+        text = str(error) if isinstance(error, FedShieldError) else repr(error)
+        logging.getLogger("fedshield").error("%s: %s", name, text)
+        return refusal_code(error)
