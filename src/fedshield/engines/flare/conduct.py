@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fedshield.engines.flare.kit import Kit
@@ -18,14 +19,14 @@ from fedshield.errors import FedShieldError, RoundFailed
 from fedshield.plan import Plan
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.session import least_sites
-from fedshield.runfolder import RunFolder
 
 COORDINATOR_FILE = "coordinator.jsonl"
 
 
-def conduct(plan: Plan, kit: Kit, folder: RunFolder, sites: FlareSites) -> None:
-    """Run the plan to its end, or to what stops it; either way the last line says how it ended."""
-    log = Log(folder)
+def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
+    """Run the plan to its end, or to what stops it; either way the last line says how it ended.
+    `folders`: where its log goes, the first of them to stay."""
+    log = Log(folders)
     try:
         _conduct(plan, kit, sites, log)
     except FedShieldError as error:
@@ -100,13 +101,24 @@ def _rounds(data: bytes) -> set[int] | None:
 
 
 class Log:
-    """One JSON object a line, synced."""
+    """One JSON object a line, synced, in each of the folders."""
 
-    def __init__(self, folder: RunFolder) -> None:
-        self._path = folder.path / COORDINATOR_FILE
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._paths = [folder / COORDINATOR_FILE for folder in folders]
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(entry)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        for path in self._paths:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(entry)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """A coordinator's log, up to the first line that is not whole."""
+    found: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break
+        found.append(json.loads(line))
+    return found

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from fedshield.plan import Plan
 
-#: Beyond FLARE's own list: what our jobs name.
-ALLOWED = ("nvflare.collab.", "fedshield.engines.flare.objects.")
+#: All that our jobs name.
+ALLOWED = ("nvflare.collab.runtime.", "fedshield.engines.flare.objects.")
 
 
 def write_job(folder: Path, name: str, run: str, plan: Plan) -> Path:
@@ -33,13 +34,14 @@ def write_job(folder: Path, name: str, run: str, plan: Plan) -> Path:
     return job
 
 
-def allow_classes(resources: Path) -> None:
-    """Let a FLARE site build our objects and FLARE's own, and nothing else: `class_allow_list` of
-    its resources.json. What else is in the file stays."""
-    from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
-
-    found = json.loads(resources.read_text()) if resources.exists() else {"format_version": 2}
-    listed = found.get("class_allow_list", list(DEFAULT_CLASS_ALLOW_LIST))
-    found["class_allow_list"] = sorted({*listed, *ALLOWED} - {"*"})
+def allow_classes(resources: Path, *, only: bool = False) -> None:
+    """Let FLARE build our objects and the Collab runtime: `class_allow_list` of its
+    resources.json. With `only`, nothing else."""
+    found: dict[str, Any] = {"format_version": 2}
+    if resources.exists():
+        found = json.loads(resources.read_text())
+    listed = set() if only else set(found.get("class_allow_list", ()))
+    found["class_allow_list"] = sorted((listed | set(ALLOWED)) - {"*"})
+    found["class_list_enforcement_mode"] = "enforce"
     resources.parent.mkdir(parents=True, exist_ok=True)
     resources.write_text(json.dumps(found, indent=2) + "\n")

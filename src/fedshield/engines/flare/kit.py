@@ -23,7 +23,9 @@ from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.runfolder import RunFolder
 
-#: The folder that holds each party's kit, by name.
+#: The party's kit.
+KIT = "FEDSHIELD_KIT"
+#: In a simulation: the folder that holds each party's kit, by name.
 KITS = "FEDSHIELD_KITS"
 #: In a simulation: the one run folder of all parties.
 SHARED_RUN = "FEDSHIELD_SHARED_RUN"
@@ -38,12 +40,19 @@ class Kit(Quiet):
 
     @classmethod
     def here(cls, name: str) -> Kit:
-        root = os.environ.get(KITS)
-        if not root:
-            raise UserError(
-                f"expected {KITS} in the environment, got none; start the party with fedshield"
-            )
-        return cls(Path(root) / name, name)
+        own, root = os.environ.get(KIT), os.environ.get(KITS)
+        if own:
+            return cls(Path(own), name)
+        if root:
+            return cls(Path(root) / name, name)
+        raise UserError(
+            f"expected {KIT} in the environment, got none; start the party with fedshield"
+        )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all parties are on one machine and share a run folder."""
+        return SHARED_RUN in os.environ
 
     def read_plan(self, text: str) -> Plan:
         """The job's plan, checked like any other file."""

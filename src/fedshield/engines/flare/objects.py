@@ -6,6 +6,7 @@ plan, and the run's name. Keys, roster and the site's own rules come from its ki
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nvflare.collab import collab
@@ -28,7 +29,11 @@ class CoordinatorApp:
         kit = Kit.here("coordinator")
         sites = {proxy.name: proxy for proxy in collab.clients}
         plan = kit.read_plan(self.plan)
-        conduct(plan, kit, kit.run_folder(self.run, plan), FlareSites(sites, plan.speed))
+        folders = [kit.run_folder(self.run, plan).path]
+        if not kit.simulated:
+            # FLARE hands this folder to whoever submitted the job.
+            folders.append(Path(collab.workspace.get_run_dir(collab.fl_ctx.get_job_id())))
+        conduct(plan, kit, FlareSites(sites, plan.speed), *folders)
 
 
 class SiteApp:

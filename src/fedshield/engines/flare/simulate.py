@@ -21,7 +21,7 @@ from typing import Any
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish, now
-from fedshield.engines.flare.conduct import COORDINATOR_FILE
+from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
 from fedshield.engines.flare.jobs import allow_classes, write_job
 from fedshield.engines.flare.kit import KITS, SHARED_RUN
 from fedshield.engines.members import Enrolment, check_roster
@@ -188,7 +188,7 @@ def _kits(plan: Plan, enrolment: Enrolment | None) -> Iterator[Path]:
 def _run_job(folder: RunFolder, plan: Plan, kits: Path, watch: Events) -> None:
     names = plan.data.site_names()
     log = folder.path / COORDINATOR_FILE
-    seen = len(_entries(log))
+    seen = len(read_log(log))
     environment = dict(os.environ) | {KITS: str(kits), SHARED_RUN: str(folder.path)}
     if plan.speed.threads is None:
         threads = max(1, (os.cpu_count() or 1) // len(names))
@@ -197,7 +197,7 @@ def _run_job(folder: RunFolder, plan: Plan, kits: Path, watch: Events) -> None:
     with tempfile.TemporaryDirectory(prefix="fedshield-flare-") as found:
         workspace = Path(found) / "workspace"
         job = write_job(Path(found), f"fedshield-{plan.name}", folder.path.name, plan)
-        allow_classes(workspace / "local" / "resources.json")
+        allow_classes(workspace / "local" / "resources.json", only=True)
         command = [
             *(sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job)),
             *("-w", str(workspace), "-c", ",".join(names)),
@@ -224,7 +224,7 @@ def _follow(process: subprocess.Popen[bytes], folder: RunFolder, seen: int, watc
     ended: float | None = None
     while True:
         gone = process.poll() is not None
-        entries = _entries(folder.path / COORDINATOR_FILE)
+        entries = read_log(folder.path / COORDINATOR_FILE)
         for entry in entries[seen:]:
             for site, why in entry.get("lost", {}).items():
                 watch.note(f"{site} was lost: {why}")
@@ -260,15 +260,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        if not line.endswith(b"\n"):
-            break
-        found.append(json.loads(line))
-    return found
-
-
 # -- what it left --------------------------------------------------------------------------
 
 
@@ -289,7 +280,7 @@ def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
     """metrics.jsonl from what each site and the coordinator wrote."""
     last = {
         entry["round"]: entry
-        for entry in _entries(folder.path / COORDINATOR_FILE)
+        for entry in read_log(folder.path / COORDINATOR_FILE)
         if "aggregate_s" in entry
     }
     rows = [row for number in sorted(last) for row in _rows_of_round(folder, last[number])]
@@ -303,7 +294,7 @@ def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
     state["setup_upload_bytes"] = sum(row["upload_bytes"] for row in outside)
     state["setup_download_bytes"] = sum(row["download_bytes"] for row in outside)
     lost: dict[str, str] = {}
-    for entry in _entries(folder.path / COORDINATOR_FILE):
+    for entry in read_log(folder.path / COORDINATOR_FILE):
         where = f"round {entry['round']}" if entry.get("round") else "set-up"
         lost |= {site: f"{where}, {why}" for site, why in entry.get("lost", {}).items()}
     if lost:
