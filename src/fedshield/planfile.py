@@ -73,7 +73,8 @@ _Loader.add_implicit_resolver(*YAML_FLOAT)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """What strict YAML says, see `_Loader`. `where` begins the line of a `PlanError`."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except PlanError as error:
@@ -88,21 +89,18 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise PlanError(f"{where}{line}: expected YAML, but {problem}; mend it") from None
 
 
-def load_plan(path: Path, overrides: Sequence[str] = ()) -> tuple[Plan, list[str]]:
-    """Read, override and check a plan.
-
-    `overrides` are `key.path=value` texts, the value read as YAML. Returns the plan and notes
-    to show the user. Raises `PlanError`.
-    """
+def read_mapping(path: Path, kind: str) -> dict[str, Any]:
+    """The mapping in a YAML (or JSON) file. `kind`: what it should be, `plan` or `policy`. Raises
+    `PlanError`."""
     where = _shown(str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except IsADirectoryError:
         raise PlanError(
-            f"{where}: expected a plan file (YAML), got a folder; name the file in it"
+            f"{where}: expected a {kind} file (YAML), got a folder; name the file in it"
         ) from None
     except FileNotFoundError:
-        raise PlanError(f"{where}: expected a plan file, found none; check the path") from None
+        raise PlanError(f"{where}: expected a {kind} file, found none; check the path") from None
     except UnicodeDecodeError:
         raise PlanError(
             f"{where}: expected YAML text in UTF-8, got other bytes; convert the file"
@@ -110,10 +108,20 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> tuple[Plan, list[str
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PlanError(f"{where}: cannot be read ({reason}); check the file") from None
-    raw = _parse_yaml(text, where)
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
-        kind = "an empty file" if raw is None else type(raw).__name__
-        raise PlanError(f"{where}: expected a mapping of plan keys, got {kind}; see examples/")
+        got = "an empty file" if raw is None else type(raw).__name__
+        raise PlanError(f"{where}: expected a mapping of {kind} keys, got {got}; see examples/")
+    return raw
+
+
+def load_plan(path: Path, overrides: Sequence[str] = ()) -> tuple[Plan, list[str]]:
+    """Read, override and check a plan.
+
+    `overrides` are `key.path=value` texts, the value read as YAML. Returns the plan and notes
+    to show the user. Raises `PlanError`.
+    """
+    raw = read_mapping(path, "plan")
     notes = _apply_overrides(raw, overrides)
     return parse_plan(raw, base_dir=path.resolve().parent), notes
 
@@ -124,7 +132,7 @@ def parse_plan(raw: dict[str, Any], *, base_dir: Path) -> Plan:
         # Through JSON, so that strict types mean the same for lists, tuples and YAML scalars.
         plan = Plan.model_validate_json(json.dumps(raw, ensure_ascii=False).encode())
     except ValidationError as error:
-        raise PlanError(_explain(error)) from None
+        raise PlanError(explain(error)) from None
     except (TypeError, ValueError, RecursionError) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise PlanError(
@@ -143,7 +151,7 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
             raise PlanError(
                 f"--set {_shown(text)}: expected KEY=VALUE, as in --set training.steps=4"
             )
-        paths[key] = _parse_yaml(value, f"--set {_shown(key)}")
+        paths[key] = parse_yaml(value, f"--set {_shown(key)}")
     for key, value in paths.items():
         target: Any = raw
         *parents, last = key.split(".")
@@ -197,7 +205,8 @@ def _shown(text: str) -> str:
     return text if text and text.isprintable() else repr(text)
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: type[BaseModel] = Plan) -> str:
+    """One line about the first problem: key, expected, got. `root`: what was checked."""
     problems = error.errors(include_url=False)
     # An unknown key explains more than the missing one that it was meant to be.
     first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
@@ -206,7 +215,7 @@ def _explain(error: ValidationError) -> str:
     key = ".".join(map(_shown, loc)) or "plan"
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if kind == "extra_forbidden":
-        return f"{key}: unknown key (value {_short(first['input'])}); {_nearest(loc)}{more}"
+        return f"{key}: unknown key (value {_short(first['input'])}); {_nearest(loc, root)}{more}"
     if kind == "missing":
         return f"{key}: expected a value, got nothing; add the key{more}"
     if kind == "value_error":
@@ -277,8 +286,8 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [found for part in get_args(annotation) for found in _sections(part)]
 
 
-def _nearest(loc: tuple[str, ...]) -> str:
-    level: list[type[BaseModel]] = [Plan]
+def _nearest(loc: tuple[str, ...], root: type[BaseModel]) -> str:
+    level: list[type[BaseModel]] = [root]
     for part in loc[:-1]:
         found = [
             section
@@ -287,13 +296,13 @@ def _nearest(loc: tuple[str, ...]) -> str:
             for section in _sections(model.model_fields[part].annotation)
         ]
         level = found or level  # a site name or list index stays on its section
-    if loc[-1].lower() in _ALIASES:
+    if root is Plan and loc[-1].lower() in _ALIASES:
         return f"did you mean {_ALIASES[loc[-1].lower()]}?"
     here = sorted({name for model in level for name in model.model_fields})
     close = difflib.get_close_matches(loc[-1], here, n=1, cutoff=0.6)
     if close:
         return f"did you mean {'.'.join([*loc[:-1], close[0]])}?"
-    everywhere = {path[-1]: ".".join(path) for path in _keys(Plan)}
+    everywhere = {path[-1]: ".".join(path) for path in _keys(root)}
     close = difflib.get_close_matches(loc[-1], list(everywhere), n=1, cutoff=0.75)
     if close:
         return f"did you mean {everywhere[close[0]]}?"

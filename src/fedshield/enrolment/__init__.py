@@ -7,6 +7,7 @@ a roster; every site reviews, compares the fingerprint and countersigns. No key 
 from fedshield.enrolment.cards import Card, KeyFile, keygen
 from fedshield.enrolment.demo import demonstration, write_demonstration
 from fedshield.enrolment.files import RosterError
+from fedshield.enrolment.policy import Policy, PolicyError, PrivacyFloor
 from fedshield.enrolment.roster import Countersignature, SignedRoster
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
@@ -17,6 +18,9 @@ __all__ = [
     "Card",
     "Countersignature",
     "KeyFile",
+    "Policy",
+    "PolicyError",
+    "PrivacyFloor",
     "RosterError",
     "SignedRoster",
     "Standing",
