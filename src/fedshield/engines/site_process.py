@@ -12,12 +12,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
+from fedshield.engines.finishing import finish
 from fedshield.engines.local_sites import failure_code
 from fedshield.engines.metrics import site_row
 from fedshield.engines.workplace import prepare, standing_of
@@ -54,6 +55,11 @@ class Party:
 
 class Admission(Protocol):
     """What lets a plan run at this site, or refuses it with a `UserError`."""
+
+    @property
+    def simulated(self) -> bool: ...
+
+    def local(self, plan: Plan) -> Plan: ...
 
     def admit(self, plan: Plan, base_model_sha256: str) -> Party: ...
 
@@ -124,7 +130,8 @@ class SiteProcess:
 
     def _loaded(self) -> Work:
         if self._work is None:
-            base, data, host = prepare(self._plan, self._events, only=self.name)
+            here = self._admission.local(self._plan)
+            base, data, host = prepare(here, self._events, only=self.name)
             party = self._admission.admit(self._plan, base.sha256)
             self._check_same(base, data[self.name], host)
             self._work = Work(party, base, data[self.name], host)
@@ -202,7 +209,37 @@ class SiteProcess:
         self._up += len(reply)
         if method == "finish":
             self._append({"round": 0, "upload_bytes": self._up, "download_bytes": self._down})
+            if not self._admission.simulated:
+                self._release()
         return reply
+
+    def _release(self) -> None:
+        """This site's own report and adapter: the run is over. What goes wrong with them is the
+        site's to mend; the coordinator and the other sites need not know."""
+        try:
+            self._write_out()
+        except Exception as error:
+            self._tell(error)
+
+    def _write_out(self) -> None:
+        work, folder = self._loaded(), self._folder
+        rows = site_rows(folder, self.name)
+        rounds = [row for row in rows if row["round"]]
+        outside = [row for row in rows if not row["round"]]
+        write_atomic(
+            folder.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rounds)
+        )
+        state = folder.state() | {
+            "setup_upload_bytes": sum(row["upload_bytes"] for row in outside),
+            "setup_download_bytes": sum(row["download_bytes"] for row in outside),
+            "wall_s": sum(row["round_s"] for row in rounds),
+            "base_model_sha256": work.base.sha256,
+        }
+        # The card may be handed on: it names the plan's source, not where the site keeps it.
+        source = self._plan.data.sites[self.name].source
+        data = {self.name: replace(work.data, source=source)}
+        finish(folder, self._plan, work.base, data, work.host, self._events, state)
+        folder.write_state(state | {"status": "finished"})
 
     def _observed(self, record: SiteRound) -> None:
         """After an evaluation: what was measured, with the bytes since the last. Its own reply,

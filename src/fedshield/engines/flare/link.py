@@ -46,7 +46,7 @@ class FlareSites:
         )
 
     def _deadline_s(self, method: str) -> float:
-        if method in ("work", "evaluate"):
+        if method in ("work", "evaluate", "finish"):
             return self._deadlines.work_deadline_s
         return self._deadlines.message_deadline_s
 

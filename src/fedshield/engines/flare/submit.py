@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import io
 import json
 import logging
 import secrets
@@ -116,9 +117,10 @@ def _session(kit: Path) -> Iterator[Any]:
     logging.getLogger("nvflare").setLevel(logging.ERROR)
     admin = json.loads((kit / "startup" / "fed_admin.json").read_text())["admin"]
     try:
-        session = new_secure_session(
-            admin["username"], str(kit.resolve()), timeout=CONNECT_S, auto_login_max_tries=3
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # FLARE prints as it connects
+            session = new_secure_session(
+                admin["username"], str(kit.resolve()), timeout=CONNECT_S, auto_login_max_tries=3
+            )
     except Exception as error:
         raise ProvisionError(
             f"expected the server at {admin['host']}:{admin['port']} to answer, but "
@@ -151,45 +153,51 @@ def _follow(folder: RunFolder, kit: Path, job_id: str, run: str, watch: Events) 
     seen = len(read_log(nearby))
     ended: float | None = None
     said = ""
-    while True:
-        entries = read_log(nearby)
-        for entry in entries[seen:]:
-            _say(entry, watch)
-            if entry.get("status") in ("finished", "failed"):
-                ended = ended or time.monotonic()
-        seen = len(entries)
-        try:
-            with _session(kit) as session:
-                status = str(session.get_job_meta(job_id).get("status", ""))
-                if status != said:
-                    said = status
-                    watch.note(f"job: {status.lower()}")
-                if not _is_over(status) and ended and time.monotonic() - ended > GRACE_S:
-                    watch.note("the coordinator is done; ending FLARE's job")
-                    session.abort_job(job_id)
-                    time.sleep(LOOK_S)
-                if _is_over(status):
-                    _fetch(session, job_id, folder)
-                    break
-        except ProvisionError as error:
-            raise RoundFailed(
-                f"the server is gone ({error}); start it again and go on with: fedshield submit "
-                f"--resume {folder.path}"
-            ) from None
-        time.sleep(LOOK_S)
+    with _server_gone(folder), _session(kit) as session:
+        while not _is_over(said):
+            time.sleep(LOOK_S)
+            entries = read_log(nearby)
+            for entry in entries[seen:]:
+                _say(entry, watch)
+                if entry.get("status") in ("finished", "failed"):
+                    ended = time.monotonic()
+            seen = len(entries)
+            status = str(session.get_job_meta(job_id).get("status", ""))
+            if status != said:
+                watch.note(f"job: {status.lower()}")
+            said = status
+            if not _is_over(said) and ended and time.monotonic() - ended > GRACE_S:
+                # FLARE waits for sites that are gone.
+                watch.note("the coordinator is done; ending FLARE's job")
+                session.abort_job(job_id)
+                ended = time.monotonic()
+        _fetch(session, job_id, folder)
     last = (read_log(folder.path / COORDINATOR_FILE) or [{}])[-1]
     if last.get("status") != "finished":
         why = last.get("reason") or f"FLARE's job ended as {said.lower()}"
         raise RoundFailed(f"{why}; each site's error.log says more")
 
 
+@contextlib.contextmanager
+def _server_gone(folder: RunFolder) -> Iterator[None]:
+    """FLARE's many errors for a server that does not answer any more, as one of ours."""
+    try:
+        yield
+    except (KeyboardInterrupt, RoundFailed):
+        raise
+    except Exception as error:
+        raise RoundFailed(
+            f"the server does not answer any more ({type(error).__name__}: {str(error)[:200]}); "
+            f"start it again and go on with: fedshield submit --resume {folder.path}"
+        ) from None
+
+
 def _say(entry: dict[str, Any], watch: Events) -> None:
     for site, why in entry.get("lost", {}).items():
         watch.note(f"{site} was lost: {why}")
     if "aggregate_s" in entry:
-        watch.note(
-            f"round {entry['round']}: {', '.join(entry['contributors'])} in {entry['round_s']:.1f} s"
-        )
+        who = ", ".join(entry["contributors"])
+        watch.note(f"round {entry['round']}: {who} in {entry['round_s']:.1f} s")
 
 
 def _fetch(session: Any, job_id: str, folder: RunFolder) -> None:
