@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedshield.engines.flare.kit import KIT
-from fedshield.engines.flare.provision import ProvisionError
+from fedshield.engines.flare.provision import ProvisionError, keep_inside, site_name
+from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.enrolment.policy import POLICY_FILE, Policy
 
 
-def start_site(kit: Path, name: str) -> NoReturn:
-    """Become FLARE's client process. `name`: the site's. Raises `ProvisionError` before that."""
+def start_site(kit: Path) -> NoReturn:
+    """Become FLARE's client process. Raises `UserError`s before that: a kit that is not whole, a
+    roster that is not ready, a policy that cannot be read."""
+    name = site_name(kit)
     _check(kit, f"{name}.key", "fed_client.json")
+    Policy.read(kit / POLICY_FILE.format(site=name))
     _become(
         kit,
         "nvflare.private.fed.app.client.client_train",
@@ -24,8 +29,9 @@ def start_site(kit: Path, name: str) -> NoReturn:
 
 
 def start_server(folder: Path) -> NoReturn:
-    """Become FLARE's server process."""
+    """Become FLARE's server process. Raises `UserError`s as `start_site`."""
     _check(folder, "coordinator.key", "fed_server.json")
+    keep_inside(folder / "flare")
     _become(
         folder, "nvflare.private.fed.app.server.server_train", "fed_server.json", "org=coordinator"
     )
@@ -37,6 +43,7 @@ def _check(kit: Path, key: str, configuration: str) -> None:
             raise ProvisionError(
                 f"{path}: expected it in the kit, found none; see docs/deploy.md for what makes it"
             )
+    SignedRoster.read(kit / "roster.json").check_ready(KeyFile.read(kit / key).key)
 
 
 def _become(kit: Path, module: str, configuration: str, *settings: str) -> NoReturn:

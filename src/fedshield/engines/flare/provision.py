@@ -10,12 +10,15 @@ A consortium's folder (coordinator) and a site's kit hold, besides FedShield's k
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,19 @@ class Consortium:
                 "one with: fedshield consortium init"
             ) from None
 
+    @classmethod
+    def checked(cls, name: str, host: str, port: int) -> Consortium:
+        """Raises `ProvisionError` for what FLARE or a certificate cannot hold."""
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,40}", name):
+            raise ProvisionError(
+                f"--name: expected small letters, digits and dashes, got {name[:60]!r}"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,200}[A-Za-z0-9])?", host):
+            raise ProvisionError(f"--host: expected a host name, got {host[:60]!r}")
+        if not 1 <= port <= 65535:
+            raise ProvisionError(f"--port: expected 1 to 65535, got {port}")
+        return cls(name, host, port)
+
     @property
     def admin(self) -> str:
         return f"admin@{self.name}.org"
@@ -72,6 +88,32 @@ class Consortium:
                 "admin_port": self.port,
             },
         }
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder that is whole in the end, or not there: yields where to make it."""
+    if path.exists() or path.is_symlink():
+        raise ProvisionError(f"{path}: expected no folder there yet, found one; choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def site_name(kit: Path) -> str:
+    """Whose kit it is, by the key in it. Raises `ProvisionError` unless there is just one."""
+    names = sorted(path.stem for path in kit.glob("*.key"))
+    if len(names) != 1:
+        raise ProvisionError(
+            f"{kit}: expected a site's kit with its one key file, got {len(names)}; make one with: "
+            "fedshield site request"
+        )
+    return names[0]
 
 
 def _tool(*arguments: str) -> None:
@@ -117,7 +159,7 @@ def make_authority(folder: Path, consortium: Consortium) -> None:
             zipped = asked / f"{who['name']}.request.zip"
             signed = approve(folder, zipped, Path(found) / "kit.signed.zip")
             package(asked, signed, fingerprint(folder), kit)
-    _harden(folder / "flare", server=True)
+    _harden(folder / "flare")
 
 
 def _request(out: Path, project: str, participant: dict[str, Any]) -> None:
@@ -180,13 +222,13 @@ def package(asked: Path, signed: Path, root_fingerprint: str, kit: Path) -> None
 def install(kit: Path, signed: Path, root_fingerprint: str) -> None:
     """At a site: its FLARE kit, in `kit`, with what no job may loosen."""
     package(kit / "request", signed, root_fingerprint, kit / "flare")
-    _harden(kit / "flare", server=False)
+    _harden(kit / "flare")
     shutil.rmtree(kit / "request")
 
 
-def _harden(flare: Path, *, server: bool) -> None:
-    """Only our classes are built, nobody ships code, nothing is kept outside the kit. Both of
-    the first two are needed: the list of classes is skipped for jobs that ship code."""
+def _harden(flare: Path) -> None:
+    """Only our classes are built and nobody ships code. Both are needed: the list of classes is
+    skipped for jobs that ship code."""
     local = flare / "local"
     resources = local / "resources.json"
     shutil.copy(local / "resources.json.default", resources)
@@ -197,12 +239,6 @@ def _harden(flare: Path, *, server: bool) -> None:
     found["components"] = [
         part for part in found["components"] if part["id"] != "site_log_streamer"
     ]
-    if server:
-        root = flare.resolve()
-        found["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(root / "snapshots")
-        for part in found["components"]:
-            if part["id"] == "job_manager":
-                part["args"]["uri_root"] = str(root / "jobs")
     resources.write_text(json.dumps(found, indent=2) + "\n")
     rules = json.loads((local / "authorization.json.default").read_text())
     for role in ROLES:
@@ -213,3 +249,15 @@ def _harden(flare: Path, *, server: bool) -> None:
         given = dict(given or {}) | dict.fromkeys(FORBIDDEN, "none")
         rules["permissions"][role] = given
     (local / "authorization.json").write_text(json.dumps(rules, indent=2) + "\n")
+
+
+def keep_inside(flare: Path) -> None:
+    """Have the server keep jobs and snapshots in its kit, not in a folder that others share."""
+    path = flare / "local" / "resources.json"
+    found = json.loads(path.read_text())
+    root = flare.resolve()
+    found["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"] = str(root / "snapshots")
+    for part in found["components"]:
+        if part["id"] == "job_manager":
+            part["args"]["uri_root"] = str(root / "jobs")
+    path.write_text(json.dumps(found, indent=2) + "\n")

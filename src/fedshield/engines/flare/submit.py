@@ -68,6 +68,27 @@ def resume(path: Path, kit: Path, events: Events | None = None) -> RunFolder:
     return _run(folder, folder.plan(), kit, events or Quiet())
 
 
+def default_out(plan: Plan) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{plan.name}-{stamp}"
+
+
+def status(kit: Path) -> dict[str, Any]:
+    """Who is connected and what runs, as FLARE's server says."""
+    _check_kit(kit)
+    with _session(kit) as session:
+        system = session.get_system_info()
+        jobs = session.list_jobs()
+    return {
+        "server": str(system.server_info.status),
+        "sites": sorted(client.name for client in system.client_info),
+        "jobs": [
+            {"id": job["job_id"], "name": job["job_name"], "status": job["status"].lower()}
+            for job in jobs
+        ],
+    }
+
+
 def _run(folder: RunFolder, plan: Plan, kit: Path, watch: Events) -> RunFolder:
     with folder.locked():
         state = folder.state()
