@@ -40,7 +40,9 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
-PRINTS = {f"fedshield.{name}" for name in ("cli", "cli_consortium", "cli_roster", "cli_site", "cli_watch")}
+PRINTS = {
+    f"fedshield.{name}" for name in ("cli", "cli_consortium", "cli_roster", "cli_site", "cli_watch")
+}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

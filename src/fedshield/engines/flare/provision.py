@@ -134,6 +134,7 @@ def _tool(*arguments: str) -> None:
 
 def make_authority(folder: Path, consortium: Consortium) -> None:
     """The consortium's certificate authority, the server's kit and the kit that submits runs."""
+    folder = folder.resolve()  # FLARE's tools run elsewhere
     profile = folder / "consortium.yaml"
     profile.write_text(yaml.safe_dump(consortium.profile(), sort_keys=False))
     # Without --org: FLARE 2.9.0 leaves it out of the issuer of what it signs, and the chain breaks.
@@ -173,6 +174,7 @@ def _request(out: Path, project: str, participant: dict[str, Any]) -> None:
 
 def request(kit: Path, consortium_name: str, site: str) -> Path:
     """A site's TLS key, and the request for its certificate: the path of what to send."""
+    kit = kit.resolve()
     participant = {"name": site, "type": "client", "org": site}
     _request(kit / "request", consortium_name, participant)
     return kit / "request" / f"{site}.request.zip"
@@ -204,6 +206,7 @@ def fingerprint(folder: Path) -> str:
 def package(asked: Path, signed: Path, root_fingerprint: str, kit: Path) -> None:
     """FLARE's start-up kit from the local request and what the coordinator signed. Raises
     `ProvisionError` if the root certificate is not the one with this fingerprint."""
+    kit = kit.resolve()
     if kit.exists():
         raise ProvisionError(f"{kit}: expected no kit there yet, found one; move it away first")
     with tempfile.TemporaryDirectory(dir=kit.parent) as found:
