@@ -88,6 +88,11 @@ def resume(
         state = folder.state()
         if state["status"] == "finished":
             raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        if state.get("engine") == "flare":
+            raise RunFolderError(
+                f"{path}: expected a run of the in-process engine, got one of flare; go on with "
+                "--engine flare, or submit --resume where it was submitted"
+            )
         plan = folder.plan()
         base, data, host = prepare(plan, watch)
         for key, now in (("base_model_sha256", base.sha256), ("precision", base.precision)):

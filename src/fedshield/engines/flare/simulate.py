@@ -89,6 +89,11 @@ def resume(
         state = folder.state()
         if state["status"] == "finished":
             raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        if state.get("engine") != "flare":
+            raise RunFolderError(
+                f"{path}: expected a run of this engine, got one of the in-process engine; go on "
+                "without --engine flare"
+            )
         if state["charter"] != _charter(enrolment):
             raise RunFolderError(
                 f"{path}: expected the roster that the run began with, got another; give the same "
