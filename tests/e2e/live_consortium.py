@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-SITES = {"bank": "finance", "hospital": "medical", "school": "maths"}
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
+SITES = {"north": "medical", "south": "finance", "west": "maths"}
 ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PATIENCE_S = 240.0
 
@@ -34,9 +37,9 @@ def free_port() -> int:
 class Federation:
     """`folder` holds the coordinator's folder and each site's kit, by name."""
 
-    def __init__(self, folder: Path, sites: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.sites = sites or SITES
+        self.sites = SITES
         self.port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._runs = 0
@@ -57,29 +60,25 @@ class Federation:
         return done.stdout + done.stderr
 
     def make(self) -> None:
-        said = self.call(
-            *("consortium", "init", "coordinator", "--name", "ward-notes"),
-            *("--host", "localhost", "--port", self.port),
-        )
-        found = re.search(r"SHA256:[0-9A-F:]+", said)
-        assert found is not None
-        card = "coordinator/coordinator.card.json"
-        roster = "coordinator/roster.json"
-        self.call("roster", "init", "--coordinator", card, "--out", roster)
-        for site in self.sites:
-            self.call("site", "request", site, "--consortium", "ward-notes", "--out", site)
-            request = f"{site}/request/{site}.request.zip"
-            self.call("consortium", "approve", "coordinator", request, f"{site}/{site}.card.json")
+        """By the commands of docs/deploy.md, in their order, on this machine's address."""
+        lines = re.findall(r"^\$ (.*)$", DEPLOY.read_text(), re.MULTILINE)
+        assert len(lines) >= 17
+        fingerprint = ""
+        for line in lines:
+            words = shlex.split(self._here(line).replace("FINGERPRINT", fingerprint))
+            if words[0] == "cp":
+                shutil.copy(self.folder / words[1], self.folder / words[2])
+                continue
+            assert words[0] == "fedshield", line
+            said = self.call(*words[1:])
+            found = re.search(r"SHA256:[0-9A-F:]+", said)
+            fingerprint = found[0] if found else fingerprint
         for site, sample in self.sites.items():
-            signed = f"coordinator/{site}.signed.zip"
-            self.call("site", "install", site, signed, "--fingerprint", found[0])
             policy = f"data_path: sample:{sample}\nmodel_path: tiny-llama\n"
             (self.folder / site / f"{site}.policy.yaml").write_text(policy)
-        for site in self.sites:
-            others = ",".join(other for other in self.sites if other != site)
-            self.call("roster", "sign", roster, "--key", f"{site}/{site}.key", "--confirm", others)
-        for site in self.sites:
-            (self.folder / site / "roster.json").write_text((self.folder / roster).read_text())
+
+    def _here(self, line: str) -> str:
+        return line.replace("fl.example.org", "localhost").replace("8502", str(self.port))
 
     # -- running ---------------------------------------------------------------------------
 
@@ -229,9 +228,9 @@ def wait(done: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, sites: dict[str, str] | None = None) -> Iterator[Federation]:
+def federation(folder: Path) -> Iterator[Federation]:
     """Made, started and connected; stopped in the end, whatever happened."""
-    made = Federation(folder, sites)
+    made = Federation(folder)
     made.make()
     try:
         made.start()

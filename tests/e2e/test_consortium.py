@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from live_consortium import SITES, Federation, federation, free_port
+from live_consortium import SITES, Federation, federation
 
 from fedshield.engines import inprocess
 from fedshield.engines.flare.submit import _session
@@ -34,9 +34,10 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three short rounds of the tiny model; deadlines that a test can wait for."""
     raw = yaml.safe_load((Path(__file__).parents[2] / "examples" / "tiny.yaml").read_text())
     raw |= {"rounds": 3, "evaluation": {"prompts": []}}
-    raw["data"]["heldout_rows"] = 6
-    for site in raw["data"]["sites"].values():
-        site["rows"] = 60
+    raw["data"] = {"heldout_rows": 6}
+    raw["data"]["sites"] = {
+        site: {"source": f"sample:{sample}", "rows": 60} for site, sample in SITES.items()
+    }
     raw["training"] |= {"steps": 8, "batch_size": 8, "max_length": 96}
     raw["speed"] = {"threads": 1, "work_deadline_s": 25, "message_deadline_s": 25}
     raw["speed"]["setup_deadline_s"] = 120
@@ -97,7 +98,7 @@ def test_makes_the_same_adapter_as_one_process(
 
 
 def test_a_plan_below_a_sites_policy_is_refused_there(whole: Federation, plan: Path) -> None:
-    policy = whole.folder / "hospital" / "hospital.policy.yaml"
+    policy = whole.folder / "north" / "north.policy.yaml"
     before = policy.read_text()
     policy.write_text(before + "max_rounds: 2\n")
     try:
@@ -106,8 +107,8 @@ def test_a_plan_below_a_sites_policy_is_refused_there(whole: Federation, plan: P
     finally:
         policy.write_text(before)
     assert status == 1
-    assert "hospital (refused)" in said
-    told = (run.folder("hospital") / "sites" / "hospital" / "error.log").read_text()
+    assert "north (refused)" in said
+    told = (run.folder("north") / "sites" / "north" / "error.log").read_text()
     assert "rounds: expected at most 2, got 3 (policy: max_rounds)" in told
     # The reason stays at the site.
     assert "max_rounds" not in said + json.dumps(run.log())
@@ -115,7 +116,7 @@ def test_a_plan_below_a_sites_policy_is_refused_there(whole: Federation, plan: P
 
 
 def test_another_roster_at_a_site_is_found(whole: Federation, plan: Path) -> None:
-    path = whole.folder / "school" / "roster.json"
+    path = whole.folder / "west" / "roster.json"
     before = path.read_text()
     roster = SignedRoster.read(path)
     keys = {site: KeyFile.read(whole.folder / site / f"{site}.key") for site in SITES}
@@ -130,8 +131,8 @@ def test_another_roster_at_a_site_is_found(whole: Federation, plan: Path) -> Non
     finally:
         path.write_text(before)
     assert status == 1
-    assert "invite: no answer from school (context)" in said
-    told = (run.folder("school") / "sites" / "school" / "error.log").read_text()
+    assert "invite: no answer from west (context)" in said
+    told = (run.folder("west") / "sites" / "west" / "error.log").read_text()
     assert "roster is not the one agreed here" in told
 
 
@@ -210,18 +211,19 @@ def test_a_job_of_an_unlisted_class_runs_nowhere(whole: Federation, tmp_path: Pa
 @pytest.mark.slow
 def test_an_unknown_certificate_is_not_let_in(whole: Federation, tmp_path: Path) -> None:
     """A site of another consortium, with the same name, pointed at this server."""
-    other = Federation(tmp_path, {"bank": "finance", "clinic": "medical", "school": "maths"})
-    other.port = free_port()
+    other = Federation(tmp_path)
     other.make()
-    path = tmp_path / "clinic" / "flare" / "startup" / "fed_client.json"
+    whole.kill("west")
+    whole.ready("north", "south")
+    path = tmp_path / "west" / "flare" / "startup" / "fed_client.json"
     found = json.loads(path.read_text())
     found["servers"][0]["service"]["target"] = f"localhost:{whole.port}"
     path.write_text(json.dumps(found))
-    other.start("clinic")
+    other.start("west")
     try:
         time.sleep(20)
-        assert whole.connected() == sorted(SITES)
-        assert "certificate" in (tmp_path / "clinic.log").read_text().lower()
+        assert whole.connected() == ["north", "south"]
+        assert "certificate" in (tmp_path / "west.log").read_text().lower()
     finally:
         other.stop()
 
@@ -237,13 +239,13 @@ def test_a_site_killed_in_a_round_stops_it_and_the_run_goes_on(
     if moment == "training":
         run.wait_for_round(1)
     else:
-        run.wait_for_journal("hospital", moment, 2)
-    whole.kill("hospital")
+        run.wait_for_journal("north", moment, 2)
+    whole.kill("north")
     status, said = run.end()
     assert status == 1
-    assert "no answer from hospital" in said
+    assert "no answer from north" in said
     assert "the model of the last round is kept" in said
-    whole.start("hospital")
+    whole.start("north")
     whole.ready()
     check_resumes(whole, run.out, expected)
 
@@ -257,7 +259,7 @@ def test_a_server_killed_in_a_round_loses_nothing(
     if moment == "training":
         run.wait_for_round(1)
     else:
-        run.wait_for_journal("bank", moment, 2)
+        run.wait_for_journal("south", moment, 2)
     whole.kill("coordinator")
     status, said = run.end()
     assert status == 1
@@ -273,15 +275,15 @@ def test_a_paused_site_is_lost_at_its_deadline(
 ) -> None:
     run = whole.begin(plan)
     run.wait_for_round(1)
-    whole.signal("school", signal.SIGSTOP)
+    whole.signal("west", signal.SIGSTOP)
     try:
         started = time.monotonic()
         status, said = run.end()
         assert time.monotonic() - started < 120
     finally:
-        whole.signal("school", signal.SIGCONT)
+        whole.signal("west", signal.SIGCONT)
     assert status == 1
-    assert "no answer from school (deadline)" in said
+    assert "no answer from west (deadline)" in said
     whole.ready()
     check_resumes(whole, run.out, expected)
 
@@ -292,7 +294,7 @@ def test_a_full_disk_at_a_site_stops_the_run_and_loses_nothing(
 ) -> None:
     run = whole.begin(plan)
     run.wait_for_round(1)
-    journal = run.folder("bank") / "journal" / "bank.jsonl"
+    journal = run.folder("south") / "journal" / "south.jsonl"
     aside = journal.with_name("aside")
     shutil.move(journal, aside)
     journal.symlink_to("/dev/full")
@@ -302,7 +304,7 @@ def test_a_full_disk_at_a_site_stops_the_run_and_loses_nothing(
         journal.unlink()
         shutil.move(aside, journal)
     assert status == 1
-    assert "bank (journal)" in said
-    told = (run.folder("bank") / "sites" / "bank" / "error.log").read_text()
+    assert "south (journal)" in said
+    told = (run.folder("south") / "sites" / "south" / "error.log").read_text()
     assert "No space left on device" in told
     check_resumes(whole, run.out, expected)
