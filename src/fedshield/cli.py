@@ -48,8 +48,8 @@ cli_site.site_app.command("start")(cli_consortium.start_site)
 app.add_typer(cli_consortium.server_app, name="server")
 app.command()(cli_consortium.submit)
 app.command()(cli_consortium.status)
-out_console = Console(highlight=False, soft_wrap=True)
-err_console = Console(stderr=True, highlight=False, soft_wrap=True)
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
+err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 STOPPED = 130
 

@@ -18,8 +18,8 @@ consortium_app = typer.Typer(
     help="At the coordinator: certificates of a consortium.", no_args_is_help=True
 )
 server_app = typer.Typer(help="At the coordinator: the server.", no_args_is_help=True)
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="The consortium's folder.")]
 KitArgument = Annotated[Path, typer.Argument(metavar="KIT", help="The site's folder.")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
         log.add({"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]})
         raise
     else:
-        log.add({"status": "finished"})
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        log.add({"status": "finished", "peak_memory_bytes": peak})
 
 
 def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log) -> None:
