@@ -85,7 +85,6 @@ def _line_up(plan: Plan, sites: FlareSites) -> tuple[int, dict[str, str]]:
         raise RoundFailed(
             f"expected {least} sites that are ready, got {len(kept)}: "
             + (", ".join(f"{site} ({why})" for site, why in sorted(lost.items())) or "none called")
-            + "; each site's error.log says more"
         )
     completed = max(common)
     opened = sites.open(completed, sorted(kept))
