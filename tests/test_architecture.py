@@ -25,8 +25,9 @@ TIERS = (
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},
-    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"},
-    {"cli", "cli_roster", "cli_site", "cli_watch", "__main__"},
+    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
+    | {"auditfile"},
+    {"cli", "cli_log", "cli_roster", "cli_site", "cli_watch", "__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
 NETWORK = {
@@ -40,7 +41,7 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
-PRINTS = {f"fedshield.{name}" for name in ("cli", "cli_roster", "cli_site", "cli_watch")}
+PRINTS = {f"fedshield.{name}" for name in ("cli", "cli_log", "cli_roster", "cli_site", "cli_watch")}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

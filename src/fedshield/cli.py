@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedshield import __version__, cli_roster, cli_site
+from fedshield import __version__, cli_log, cli_roster, cli_site
 from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
@@ -41,6 +41,7 @@ app.add_typer(bench_app, name="bench")
 app.command()(cli_roster.keygen)
 app.add_typer(cli_roster.roster_app, name="roster")
 app.add_typer(cli_site.site_app, name="site")
+app.add_typer(cli_log.log_app, name="log")
 out_console = Console(highlight=False, soft_wrap=True)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedshield.auditfile import LogFile, coordinator_log, keep_roster, site_log
+from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.local_sites import InProcessSites, Traffic
@@ -31,11 +33,13 @@ from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.plan import Plan
+from fedshield.protocol.auditlog import Log
 from fedshield.protocol.ciphers import parameters_of
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
+from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
 from fedshield.protocol.site_model import personal
 from fedshield.runfolder import RunFolder, write_atomic
@@ -251,6 +255,12 @@ def _rounds(
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
+    def log(path: Path, party: str, key: SiteKey) -> Log:
+        roster, plan_sha256 = members.roster, plan.sha256()
+        return LogFile.open(path, party, key.sign, key.public, plan_sha256, roster).append
+
+    keep_roster(folder.path, members.roster)
+
     def participant(name: str) -> Participant:
         stands, state, memory = _site_state(folder, plan, host, name, completed)
         return Participant(
@@ -267,6 +277,7 @@ def _rounds(
             completed_rounds=stands,
             memory=memory,
             observe=lambda record: seen.__setitem__(record.site, record),
+            log=log(site_log(folder.path, name), name, members.sites[name]),
         )
 
     participants = {name: participant(name) for name in names}
@@ -274,7 +285,13 @@ def _rounds(
         participants,
         before_call=lambda site, method: watch.phase(current["round"], method, site),
     )
-    coordinator = Coordinator(plan, members.roster, sites, members.coordinator.sign)
+    coordinator = Coordinator(
+        plan,
+        members.roster,
+        sites,
+        members.coordinator.sign,
+        log=log(coordinator_log(folder.path), COORDINATOR, members.coordinator),
+    )
 
     def lose(when: str, lost: Mapping[str, str]) -> None:
         for site, why in lost.items():
