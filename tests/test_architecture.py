@@ -26,8 +26,8 @@ TIERS = (
     | {"privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
-    | {"auditfile"},
-    {"cli", "cli_log", "cli_roster", "cli_site", "cli_watch", "__main__"},
+    | {"auditfile", "doctor", "doctor_machine"},
+    {"cli", "cli_doctor", "cli_log", "cli_roster", "cli_site", "cli_watch", "__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
 NETWORK = {
@@ -41,7 +41,10 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
-PRINTS = {f"fedshield.{name}" for name in ("cli", "cli_log", "cli_roster", "cli_site", "cli_watch")}
+PRINTS = {
+    f"fedshield.{name}"
+    for name in ("cli", "cli_doctor", "cli_log", "cli_roster", "cli_site", "cli_watch")
+}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedshield import __version__, cli_log, cli_roster, cli_site
+from fedshield import __version__, cli_doctor, cli_log, cli_roster, cli_site
 from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
@@ -42,6 +42,7 @@ app.command()(cli_roster.keygen)
 app.add_typer(cli_roster.roster_app, name="roster")
 app.add_typer(cli_site.site_app, name="site")
 app.add_typer(cli_log.log_app, name="log")
+app.command()(cli_doctor.doctor)
 out_console = Console(highlight=False, soft_wrap=True)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -116,8 +116,8 @@ def _opened_with(entry: Entry, known: KnownKeys | None) -> bytes:
     if roster is None:
         raise ProtocolError(
             "context",
-            f"{entry.where()} is under roster {str(details.get('roster'))[:16]!r}, which is not the "
-            "one given",
+            f"{entry.where()} is under roster {str(details.get('roster'))[:16]!r}, which is not "
+            "the one given",
         )
     if roster.get(entry.party) != key:
         raise ProtocolError(
