@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedshield import __version__, cli_doctor, cli_log, cli_roster, cli_site
+from fedshield import __version__, cli_consortium, cli_doctor, cli_log, cli_roster, cli_site
 from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
@@ -43,8 +43,15 @@ app.add_typer(cli_roster.roster_app, name="roster")
 app.add_typer(cli_site.site_app, name="site")
 app.add_typer(cli_log.log_app, name="log")
 app.command()(cli_doctor.doctor)
-out_console = Console(highlight=False, soft_wrap=True)
-err_console = Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(cli_consortium.consortium_app, name="consortium")
+cli_site.site_app.command("request")(cli_consortium.request)
+cli_site.site_app.command("install")(cli_consortium.install)
+cli_site.site_app.command("start")(cli_consortium.start_site)
+app.add_typer(cli_consortium.server_app, name="server")
+app.command()(cli_consortium.submit)
+app.command()(cli_consortium.status)
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
+err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 STOPPED = 130
 
@@ -109,6 +116,9 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
     roster: Annotated[Path | None, typer.Option(help="A countersigned roster.")] = None,
     keys: Annotated[Path | None, typer.Option(help="The folder of its parties' keys.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="inprocess, or flare: a process for each site, NVIDIA FLARE.")
+    ] = "inprocess",
 ) -> None:
     """Run a plan: every site trains, encrypts and uploads; only the sum is opened."""
     if (plan is None) == (resume is None):
@@ -117,18 +127,30 @@ def run(
         raise UserError("--resume goes on with the plan of the run: expected no --out and no --set")
     if (roster is None) != (keys is None):
         raise UserError("expected --roster and --keys together, or neither for a demonstration")
-    from fedshield.engines import inprocess
     from fedshield.engines.members import Enrolment
     from fedshield.planfile import load_plan
 
+    how = _engine(engine)
     enrolment = Enrolment(roster, keys) if roster is not None and keys is not None else None
     if resume is not None:
-        return _watched(resume, lambda events: inprocess.resume(resume, events, enrolment))
+        return _watched(resume, lambda events: how.resume(resume, events, enrolment))
     assert plan is not None
     loaded, notes = load_plan(plan, overrides or ())
     _print_notes(notes)
     folder = out or _default_out(loaded)
-    _watched(folder, lambda events: inprocess.run(loaded, folder, events, enrolment))
+    _watched(folder, lambda events: how.run(loaded, folder, events, enrolment))
+
+
+def _engine(name: str) -> Any:
+    if name == "inprocess":
+        from fedshield.engines import inprocess
+
+        return inprocess
+    if name == "flare":
+        from fedshield.engines.flare import simulate
+
+        return simulate
+    raise UserError(f"--engine: expected inprocess or flare, got {name[:40]!r}")
 
 
 def _default_out(plan: Plan) -> Path:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedshield.errors import UserError
 
-out_console = Console(highlight=False, soft_wrap=True)
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log_app = typer.Typer(
     help="What every party wrote down of a run: checked, compared, exported.", no_args_is_help=True
 )
-out_console = Console(highlight=False, soft_wrap=True)
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 RosterOption = Annotated[
     Path | None,

@@ -19,8 +19,8 @@ roster_app = typer.Typer(
     help="Who takes part, with which key and under which rules: made, reviewed, countersigned.",
     no_args_is_help=True,
 )
-out_console = Console(highlight=False, soft_wrap=True)
-err_console = Console(stderr=True, highlight=False, soft_wrap=True)
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
+err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 COMPARE = (
     "Read the fingerprint to every other site's operator, and hear theirs, over a channel that "

@@ -16,7 +16,7 @@ from fedshield.errors import UserError
 site_app = typer.Typer(
     help="What this site allows: its own policy, which no plan can loosen.", no_args_is_help=True
 )
-out_console = Console(highlight=False, soft_wrap=True)
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 @site_app.command("check")

@@ -2,8 +2,8 @@
 
 Bytes are counted on real messages with dummy contents, the same ones that will cross; only the
 length of a CKKS ciphertext is a measured mean (the compressor makes single ones up to half a
-percent shorter; means of many hold to parts in ten thousand); `rlwe` and `plain` are exact. Memory and seconds are estimates; their rules are
-beside the numbers.
+percent shorter; means of many hold to parts in ten thousand); `rlwe` and `plain` are exact.
+Memory and seconds are estimates; their rules are beside the numbers.
 """
 
 from __future__ import annotations

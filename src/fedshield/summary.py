@@ -46,7 +46,7 @@ def summarise(
     # Everything in a round that is not learning: encoding, encryption, shares, signatures,
     # messages, journals, opening, storing.
     rounds_s = sum({row["round"]: row["round_s"] for row in rows}.values())
-    learning_s = sum(row["wall_s"][phase] for row in rows for phase in LEARNING)
+    learning_s = _learning_s(rows, parallel=state.get("engine") == "flare")
     upload = sum(row["upload_bytes"] for row in rows)
     download = sum(row["download_bytes"] for row in rows)
     return {
@@ -98,6 +98,16 @@ def summarise(
         "finished": state["finished"],
         "resumed": state["sessions"] - 1,
     }
+
+
+def _learning_s(rows: Sequence[Mapping[str, Any]], *, parallel: bool) -> float:
+    """Seconds of the rounds that go into learning: of all sites where they take turns, of the
+    slowest site of each round where they work side by side."""
+    spent: dict[int, list[float]] = {}
+    for row in rows:
+        here = sum(row["wall_s"][phase] for phase in LEARNING)
+        spent.setdefault(row["round"], []).append(here)
+    return sum(max(one) if parallel else sum(one) for one in spent.values())
 
 
 def _versions() -> dict[str, str]:

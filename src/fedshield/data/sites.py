@@ -82,13 +82,21 @@ class _Share:
 
 
 def load_sites(
-    plan: Plan, tokenizer: Any, say: Callable[[str], None] = lambda _: None
+    plan: Plan,
+    tokenizer: Any,
+    say: Callable[[str], None] = lambda _: None,
+    only: str | None = None,
 ) -> dict[str, SiteData]:
-    """Every site's data, by name. Raises `DataError`."""
+    """Every site's data, by name, or that of one site: no other site's source is opened then,
+    but for a pool's, which all sites share. Raises `DataError`."""
     marks = control_tokens(tokenizer)
-    shares = _by_site(plan, marks) if plan.data.split == "by-site" else _pooled(plan, marks)
+    names = plan.data.site_names() if only is None else (only,)
+    if plan.data.split == "by-site":
+        shares = _by_site(plan, marks, names)
+    else:
+        shares = _pooled(plan, marks)
     sites: dict[str, SiteData] = {}
-    for name in sorted(shares):
+    for name in sorted(names):
         say(f"tokenising {name}")
         sites[name] = _tokenised(plan, shares[name], tokenizer)
     return sites
@@ -136,9 +144,10 @@ def _read(
 # -- splitting -----------------------------------------------------------------------------
 
 
-def _by_site(plan: Plan, marks: re.Pattern[str]) -> dict[str, _Share]:
+def _by_site(plan: Plan, marks: re.Pattern[str], names: Sequence[str]) -> dict[str, _Share]:
     shares: dict[str, _Share] = {}
-    for name, settings in plan.data.sites.items():
+    for name in names:
+        settings = plan.data.sites[name]
         key = f"data.sites.{name}"
         found = _read(plan, settings.source, settings, f"{key}.source", marks)
         wanted = settings.heldout_rows or plan.data.heldout_rows

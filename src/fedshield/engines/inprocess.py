@@ -7,7 +7,6 @@ with new keys that goes on from the last round that every site has kept.
 
 from __future__ import annotations
 
-import datetime
 import time
 import traceback
 from collections import Counter
@@ -17,35 +16,25 @@ from typing import Any
 
 from fedshield.auditfile import LogFile, coordinator_log, keep_roster, site_log
 from fedshield.crypto.keys import SiteKey
-from fedshield.data.sites import SiteData, load_sites
+from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
+from fedshield.engines.finishing import finish, now
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.engines.metrics import round_rows
-from fedshield.errors import (
-    FedShieldError,
-    ModelError,
-    RoundFailed,
-    RunFolderError,
-)
-from fedshield.model import export
-from fedshield.model.adapter import AdapterHost, initial_state
-from fedshield.model.base import BaseModel, load
-from fedshield.model.chat import use_template
+from fedshield.engines.workplace import prepare, standing_of
+from fedshield.errors import FedShieldError, RoundFailed, RunFolderError
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.auditlog import Log
-from fedshield.protocol.ciphers import parameters_of
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
-from fedshield.protocol.site_model import personal
 from fedshield.runfolder import RunFolder, write_atomic
-from fedshield.seeds import derive
-from fedshield.summary import summarise
-from fedshield.types import AdapterState, SiteMemory
 
 # -- running -------------------------------------------------------------------------------
 
@@ -61,7 +50,7 @@ def run(
     """
     watch = events or Quiet()
     RunFolder.check_free(out)
-    base, data, host = _prepare(plan, watch)
+    base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
     folder = RunFolder.create(
         out,
@@ -76,7 +65,7 @@ def run(
             "precision": base.precision,
             "device": base.device,
             "charter": members.roster.charter.hex(),
-            "started": _now(),
+            "started": now(),
             "sessions": 0,
             "wall_s": 0.0,
             "setup_upload_bytes": 0,
@@ -103,8 +92,13 @@ def resume(
         state = folder.state()
         if state["status"] == "finished":
             raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        if state.get("engine") == "flare":
+            raise RunFolderError(
+                f"{path}: expected a run of the in-process engine, got one of flare; go on with "
+                "--engine flare, or submit --resume where it was submitted"
+            )
         plan = folder.plan()
-        base, data, host = _prepare(plan, watch)
+        base, data, host = prepare(plan, watch)
         for key, now in (("base_model_sha256", base.sha256), ("precision", base.precision)):
             if state[key] != now:
                 raise RunFolderError(
@@ -131,38 +125,6 @@ def resume(
             )
         _session(folder, plan, base, data, host, watch, members)
     return folder
-
-
-def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
-    if plan.speed.threads is not None:
-        import torch
-
-        torch.set_num_threads(plan.speed.threads)
-    watch.note(f"loading {plan.model.name}")
-    if plan.scheme.name == "rlwe":
-        # A packing that cannot sum is refused before anything is loaded.
-        packing = parameters_of(plan)
-        from fedshield.engines.warm import compile_kernels
-
-        compile_kernels(packing)
-    base = load(plan, watch.note)
-    if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
-        watch.note("chat template: the stated fallback (User: / Assistant:)")
-    longest = getattr(base.model.config, "max_position_embeddings", None)
-    if longest is not None and plan.training.max_length > longest:
-        raise ModelError(
-            f"training.max_length: expected at most what {plan.model.name} reads ({longest} "
-            f"tokens), got {plan.training.max_length}; lower it"
-        )
-    data = load_sites(plan, base.tokenizer, watch.note)
-    for site, found in data.items():
-        for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
-            if getattr(found, what):
-                watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
-    from fedshield.model.gradient import public_factors
-
-    given = public_factors(plan, base, watch.note)
-    return base, data, AdapterHost(base.model, plan.adapter, base.sha256, given)
 
 
 def _common_round(folder: RunFolder, plan: Plan) -> int:
@@ -199,8 +161,7 @@ def _session(
     try:
         _rounds(folder, plan, base, data, host, watch, members, state, elapsed)
         state["wall_s"] = elapsed()
-        adapter = _current(folder, plan, host)
-        _finish(folder, plan, base, data, host, adapter, watch, state)
+        finish(folder, plan, base, data, host, watch, state)
         state["status"] = "finished"
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
@@ -210,15 +171,6 @@ def _session(
     finally:
         state["wall_s"] = elapsed()
         folder.write_state(state)
-
-
-def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:
-    """The adapter of the last finished round, which any site that has kept it can give."""
-    completed = max(row["round"] for row in folder.metrics())
-    for site in plan.data.site_names():
-        if completed in folder.site_store(site).rounds():
-            return folder.site_store(site).load(completed, host.spec)[0]
-    raise RunFolderError(f"{folder.path}: expected round {completed} at some site, found none")
 
 
 def _rounds(
@@ -262,7 +214,7 @@ def _rounds(
     keep_roster(folder.path, members.roster)
 
     def participant(name: str) -> Participant:
-        stands, state, memory = _site_state(folder, plan, host, name, completed)
+        stands, state, memory = standing_of(folder.site_store(name), plan, host, completed)
         return Participant(
             name=name,
             plan=plan,
@@ -321,16 +273,6 @@ def _rounds(
         raise _with_site_errors(folder, failure, sites.errors) from None
 
 
-def _site_state(
-    folder: RunFolder, plan: Plan, host: AdapterHost, site: str, completed: int
-) -> tuple[int, AdapterState, SiteMemory | None]:
-    """Where a site stands: at round `completed`, or before it if it was lost on the way."""
-    kept = [number for number in folder.site_store(site).rounds() if number <= completed]
-    if not kept or completed == 0:
-        return 0, initial_state(host.spec, derive(plan.seed, "adapter")), None
-    return max(kept), *folder.site_store(site).load(max(kept), host.spec)
-
-
 def _with_site_errors(
     folder: RunFolder, failure: RoundFailed, errors: Mapping[str, Exception]
 ) -> FedShieldError:
@@ -353,58 +295,3 @@ def _add_setup_traffic(state: dict[str, Any], traffic: Traffic) -> None:
     up, down = traffic.take()
     state["setup_upload_bytes"] += sum(up.values())
     state["setup_download_bytes"] += sum(down.values())
-
-
-def _personal_states(
-    folder: RunFolder, plan: Plan, host: AdapterHost, adapter: AdapterState
-) -> dict[str, AdapterState]:
-    """What is released: one adapter, or each site's own (`share-a`)."""
-    if plan.adapter.train != "share-a":
-        return {"": adapter}
-    found: dict[str, AdapterState] = {}
-    for site in plan.data.site_names():
-        rounds = folder.site_store(site).rounds()
-        if rounds:
-            state, memory = folder.site_store(site).load(max(rounds), host.spec)
-            found[site] = personal(plan, state, memory)
-    return found
-
-
-# -- ending --------------------------------------------------------------------------------
-
-
-def _finish(
-    folder: RunFolder,
-    plan: Plan,
-    base: BaseModel,
-    data: dict[str, SiteData],
-    host: AdapterHost,
-    adapter: AdapterState,
-    watch: Events,
-    state: dict[str, Any],
-) -> None:
-    from fedshield.report import write_report
-
-    states = _personal_states(folder, plan, host, adapter)
-    if plan.evaluation.prompts:
-        prompts = plan.evaluation.prompts
-        found = export.answers(
-            base,
-            host,
-            next(iter(states.values())),
-            prompts,
-            plan.evaluation.max_new_tokens,
-            watch.note,
-        )
-        folder.write_json("answers.json", found)
-    watch.note("writing the adapter and the report")
-    state["finished"] = _now()
-    summary = summarise(plan, base, data, adapter, folder.metrics(), state)
-    card = export.model_card(plan, summary)
-    export.save_adapter(host, states, plan, card, folder.path / "adapter")
-    folder.write_json("summary.json", summary)
-    write_report(folder.path)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

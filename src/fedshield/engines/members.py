@@ -49,43 +49,56 @@ def enrolled(plan: Plan, where: Enrolment, base_model_sha256: str) -> Members:
     """
     signed = SignedRoster.read(where.roster)
     signed.check_ready()
+    check_roster(plan, signed, base_model_sha256, where.roster)
+    keys: dict[str, SiteKey] = {}
+    for name in (*signed.names(), COORDINATOR):
+        key = KeyFile.read(where.keys / f"{name}.key").key
+        signed.check_own(key, name)
+        keys[name] = key
+    coordinator = keys.pop(COORDINATOR)
+    return Members(roster_of(plan, signed), keys, coordinator, signed.allowed.max_examples)
+
+
+def roster_of(plan: Plan, signed: SignedRoster) -> Roster:
+    """What a run of this plan binds into its messages."""
+    return dataclasses.replace(signed.to_roster(), rules=plan.rules())
+
+
+def check_roster(
+    plan: Plan, signed: SignedRoster, base_model_sha256: str | None, path: Path
+) -> None:
+    """Raises `RosterError` unless the plan is one that the roster allows. `base_model_sha256`:
+    None where the model is not here (the coordinator); `path`: what the error names."""
     names = plan.data.site_names()
     if signed.names() != names:
         raise RosterError(
-            f"{where.roster}: expected the plan's sites ({', '.join(names)}), got "
+            f"{path}: expected the plan's sites ({', '.join(names)}), got "
             f"{', '.join(signed.names())}; use the plan's roster"
         )
     allowed = signed.allowed
     if plan.scheme.name not in allowed.schemes:
         raise RosterError(
-            f"{where.roster}: expected a scheme that it allows ({', '.join(allowed.schemes)}), "
+            f"{path}: expected a scheme that it allows ({', '.join(allowed.schemes)}), "
             f"the plan says {plan.scheme.name}; change scheme.name"
         )
     # Without a threshold the plan's rule is the whole roster, whatever was agreed for rlwe.
     if plan.scheme.name == "rlwe" and signed.rules() != plan.rules():
         raise RosterError(
-            f"{where.roster}: expected the plan's quorums ({_numbers(plan.rules())}), got "
+            f"{path}: expected the plan's quorums ({_numbers(plan.rules())}), got "
             f"{_numbers(signed.rules())}; set scheme.max_colluding, threshold, votes, min_cohort "
             "and server alike in both"
         )
     if allowed.min_bits is not None and plan.encoding.bits < allowed.min_bits:
         raise RosterError(
-            f"{where.roster}: expected at least {allowed.min_bits} bits a value, the plan says "
+            f"{path}: expected at least {allowed.min_bits} bits a value, the plan says "
             f"{plan.encoding.bits}; change encoding.bits"
         )
-    if signed.model_sha256 and signed.model_sha256.hex() != base_model_sha256:
+    agreed = signed.model_sha256.hex()
+    if base_model_sha256 is not None and agreed and agreed != base_model_sha256:
         raise RosterError(
-            f"{where.roster}: expected the base model {signed.model_sha256.hex()[:16]}, the "
+            f"{path}: expected the base model {signed.model_sha256.hex()[:16]}, the "
             f"plan's is {base_model_sha256[:16]}; use the model that was agreed"
         )
-    keys: dict[str, SiteKey] = {}
-    for name in (*names, COORDINATOR):
-        key = KeyFile.read(where.keys / f"{name}.key").key
-        signed.check_own(key, name)
-        keys[name] = key
-    coordinator = keys.pop(COORDINATOR)
-    roster = dataclasses.replace(signed.to_roster(), rules=plan.rules())
-    return Members(roster, keys, coordinator, allowed.max_examples)
 
 
 def _numbers(rules: Rules) -> str:

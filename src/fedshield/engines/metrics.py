@@ -25,32 +25,48 @@ def round_rows(
     """metrics.jsonl's rows of a round. The coordinator's adding time is shared out evenly;
     `round_s` is the whole round's, all sites one after the other, the same in each row."""
     up, down = traffic.take()
-    rows = []
-    for name, record in sorted(seen.items()):
-        wall_s = {phase: round(record.wall_s.get(phase, 0.0), 6) for phase in SITE_PHASES}
-        wall_s["aggregate"] = round(outcome.aggregate_s / len(seen), 6)
-        rows.append(
-            {
-                "round": outcome.round_number,
-                "site": name,
-                "train_loss": record.train_loss,
-                "heldout_loss_before": record.heldout_loss_before,
-                "heldout_loss_after": record.heldout_loss_after,
-                "num_examples": record.num_examples,
-                "learning_rate": record.learning_rate,
-                "pruning_rate": record.pruning_rate,
-                "pruned_values": record.pruned_values,
-                "clipped_values": record.clipped_values,
-                "contributors": list(record.contributors),
-                "sites_in_round": len(seen),
-                "mean_train_loss": _or_none(record.mean_train_loss),
-                "upload_bytes": up.get(name, 0),
-                "download_bytes": down.get(name, 0),
-                "adapter_sha256": participants[name].state.sha256(),
-                "wall_s": {phase: wall_s[phase] for phase in PHASES},
-                "round_s": round(round_s, 6),
-            }
+    rows = [
+        site_row(
+            record, up.get(name, 0), down.get(name, 0), participants[name].state.sha256(), round_s
         )
+        for name, record in sorted(seen.items())
+    ]
+    return whole_round(rows, outcome.aggregate_s)
+
+
+def site_row(
+    record: SiteRound, upload_bytes: int, download_bytes: int, adapter_sha256: str, round_s: float
+) -> dict[str, Any]:
+    """A round as one site knows it."""
+    wall_s = {phase: round(record.wall_s.get(phase, 0.0), 6) for phase in SITE_PHASES}
+    wall_s["aggregate"] = 0.0
+    return {
+        "round": record.round_number,
+        "site": record.site,
+        "train_loss": record.train_loss,
+        "heldout_loss_before": record.heldout_loss_before,
+        "heldout_loss_after": record.heldout_loss_after,
+        "num_examples": record.num_examples,
+        "learning_rate": record.learning_rate,
+        "pruning_rate": record.pruning_rate,
+        "pruned_values": record.pruned_values,
+        "clipped_values": record.clipped_values,
+        "contributors": list(record.contributors),
+        "sites_in_round": 1,
+        "mean_train_loss": _or_none(record.mean_train_loss),
+        "upload_bytes": upload_bytes,
+        "download_bytes": download_bytes,
+        "adapter_sha256": adapter_sha256,
+        "wall_s": {phase: wall_s[phase] for phase in PHASES},
+        "round_s": round(round_s, 6),
+    }
+
+
+def whole_round(rows: list[dict[str, Any]], aggregate_s: float) -> list[dict[str, Any]]:
+    """The rows of all sites of one round, told of each other and of the coordinator's time."""
+    for row in rows:
+        row["sites_in_round"] = len(rows)
+        row["wall_s"]["aggregate"] = round(aggregate_s / len(rows), 6)
     return rows
 
 

@@ -114,7 +114,8 @@ def model_card(plan: Plan, summary: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for site in summary["sites"]:
-        data = summary["data"][site]
+        # Between organisations a site knows its own rows and figures only.
+        data = summary["data"].get(site, {"source": "not told", "train_rows": "not told"})
         lines.append(
             f"| {site} | {data['source']} | {data['train_rows']} | "
             f"{_number(initial['sites'].get(site))} | {_number(final['sites'].get(site))} |"

@@ -1,0 +1,194 @@
+"""Commands between organisations: making a consortium, joining it, running its parties, submitting.
+
+Each party's private keys are made where it types these commands, and stay there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from fedshield.errors import FedShieldError, UserError
+
+consortium_app = typer.Typer(
+    help="At the coordinator: certificates of a consortium.", no_args_is_help=True
+)
+server_app = typer.Typer(help="At the coordinator: the server.", no_args_is_help=True)
+_out = Console(highlight=False, soft_wrap=True, emoji=False)
+_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="The consortium's folder.")]
+KitArgument = Annotated[Path, typer.Argument(metavar="KIT", help="The site's folder.")]
+
+
+@consortium_app.command("init")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to make.")],
+    name: Annotated[str, typer.Option(help="The consortium's name, as in a host name.")],
+    host: Annotated[str, typer.Option(help="Where sites reach the server.")],
+    port: Annotated[int, typer.Option(help="Its one port.")] = 8502,
+) -> None:
+    """Make the coordinator's keys, the certificate authority, and the server's kit."""
+    from fedshield.engines.flare import provision
+    from fedshield.enrolment import keygen
+
+    consortium = provision.Consortium.checked(name, host, port)
+    with provision.new_folder(folder) as part:
+        keygen("coordinator", part)
+        provision.make_authority(part, consortium)
+    _say("folder", f"{folder}: keep ca/ and *.key where only you can read them")
+    _say("fingerprint", f"{provision.fingerprint(folder)} (give it to every site, by telephone)")
+    _say(
+        "next",
+        f"fedshield roster init --coordinator {folder}/coordinator.card.json --out "
+        f"{folder}/roster.json",
+    )
+
+
+@consortium_app.command("approve")
+def approve(
+    folder: FolderArgument,
+    request: Annotated[Path, typer.Argument(metavar="REQUEST", help="NAME.request.zip of a site.")],
+    card: Annotated[Path, typer.Argument(metavar="CARD", help="Its NAME.card.json.")],
+) -> None:
+    """Sign a site's certificate and add its card to the roster."""
+    from fedshield.engines.flare import provision
+    from fedshield.enrolment import Card, SignedRoster
+    from fedshield.runfolder import write_atomic
+
+    provision.Consortium.read(folder)
+    site = Card.read(card)
+    if request.name != f"{site.name}.request.zip":
+        raise UserError(
+            f"{request}: expected {site.name}.request.zip to go with the card of {site.name}; "
+            "give the two files of one site"
+        )
+    roster_path = folder / "roster.json"
+    before = SignedRoster.read(roster_path)
+    after = before if site in before.sites else before.with_cards([site])
+    signed = provision.approve(folder, request, folder / f"{site.name}.signed.zip")
+    write_atomic(roster_path, after.to_text())
+    _say("signed", f"{signed} (send it back to {site.name}, with the roster when all are in it)")
+    _say("roster", f"{roster_path}: {', '.join(after.names())}")
+
+
+@server_app.command("start")
+def start_server(folder: FolderArgument) -> None:
+    """Run the server until it is stopped."""
+    from fedshield.engines.flare import parties
+
+    parties.start_server(folder)
+
+
+def request(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name.")],
+    consortium: Annotated[str, typer.Option(help="The consortium's name.")],
+    out: Annotated[Path, typer.Option(help="The site's folder, which will be its kit.")],
+) -> None:
+    """Make this site's keys here, and what to send to the coordinator."""
+    from fedshield.engines.flare import provision
+    from fedshield.enrolment import keygen
+
+    with provision.new_folder(out) as part:
+        keygen(name, part)
+        provision.request(part, consortium, name)
+    _say("kit", f"{out}: its keys stay here")
+    _say("send", f"{out}/request/{name}.request.zip and {out}/{name}.card.json")
+
+
+def install(
+    kit: KitArgument,
+    signed: Annotated[Path, typer.Argument(metavar="SIGNED", help="NAME.signed.zip.")],
+    fingerprint: Annotated[str, typer.Option(help="Of the root certificate, as you were told.")],
+) -> None:
+    """Make this site's start-up kit from what the coordinator signed."""
+    from fedshield.engines.flare import provision
+
+    provision.install(kit, signed, fingerprint)
+    name = provision.site_name(kit)
+    _say("kit", f"{kit}/flare: only FedShield's classes, no shipped code, mutual TLS")
+    _say(
+        "next", f"write {kit}/{name}.policy.yaml, put the ready roster at {kit}/roster.json, then:"
+    )
+    _say("", f"fedshield site start {kit}")
+
+
+def start_site(kit: KitArgument) -> None:
+    """Take part: wait for runs, check each against this site's policy, until stopped."""
+    from fedshield.engines.flare import parties
+
+    parties.start_site(kit)
+
+
+def submit(
+    plan: Annotated[Path | None, typer.Argument(help="A plan (YAML).")] = None,
+    kit: Annotated[
+        Path | None, typer.Option(help="The kit that submits: the consortium's admin folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of what the coordinator knows.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of the plan.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this folder's run.")] = None,
+) -> None:
+    """Run a plan at a consortium's sites, and follow it. The adapter stays with the sites."""
+    from fedshield.engines.flare import submit as submitting
+    from fedshield.planfile import load_plan
+
+    if (plan is None) == (resume is None) or kit is None:
+        raise UserError("expected --kit, and a plan or --resume; see fedshield submit --help")
+    if resume is not None:
+        if out is not None or overrides:
+            raise UserError("--resume goes on with the run's own plan: expected no --out, no --set")
+        _followed(resume, lambda watch: submitting.resume(resume, kit, watch))
+        return
+    assert plan is not None
+    loaded, notes = load_plan(plan, overrides or ())
+    for note in notes:
+        _err.print(f"note: {note}", markup=False)
+    folder = out or submitting.default_out(loaded)
+    _followed(folder, lambda watch: submitting.submit(loaded, kit, folder, watch))
+
+
+def status(
+    kit: Annotated[Path, typer.Option(help="The consortium's admin folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Who is connected, and what runs."""
+    import json
+
+    from fedshield.engines.flare import submit as submitting
+
+    found = submitting.status(kit)
+    if as_json:
+        _out.print(json.dumps(found, indent=1), markup=False)
+        return
+    _say("server", found["server"])
+    for site in found["sites"]:
+        _say("site", site)
+    for job in found["jobs"]:
+        _say("job", f"{job['id']}  {job['name']}  {job['status']}")
+
+
+def _followed(path: Path, action: Callable[[Any], Any]) -> None:
+    from fedshield.cli_watch import Watch
+
+    watch = Watch(_err)
+    try:
+        with watch:
+            action(watch)
+    except (KeyboardInterrupt, FedShieldError) as error:
+        if not isinstance(error, UserError) and (path / "run.json").exists():
+            _err.print(f"To go on: fedshield submit --resume {path} --kit KIT", markup=False)
+        raise
+    _say("done", f"{path}: the adapter and each site's report are in the sites' kits, under runs/")
+
+
+def _say(label: str, text: str) -> None:
+    _out.print(f"{label:<12} {text}", markup=False)

@@ -1,0 +1,82 @@
+"""The end of a run: what is released and written once the rounds are done."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from fedshield.data.sites import SiteData
+from fedshield.engines.events import Events
+from fedshield.errors import RunFolderError
+from fedshield.model import export
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.base import BaseModel
+from fedshield.plan import Plan
+from fedshield.protocol.site_model import personal
+from fedshield.runfolder import RunFolder
+from fedshield.summary import summarise
+from fedshield.types import AdapterState
+
+# -- ending --------------------------------------------------------------------------------
+
+
+def finish(
+    folder: RunFolder,
+    plan: Plan,
+    base: BaseModel,
+    data: dict[str, SiteData],
+    host: AdapterHost,
+    watch: Events,
+    state: dict[str, Any],
+) -> None:
+    """Answers, adapter, summary and report of a run whose rounds are done."""
+    from fedshield.report import write_report
+
+    adapter = _current(folder, plan, host)
+    states = _personal_states(folder, plan, host, adapter)
+    if plan.evaluation.prompts:
+        prompts = plan.evaluation.prompts
+        found = export.answers(
+            base,
+            host,
+            next(iter(states.values())),
+            prompts,
+            plan.evaluation.max_new_tokens,
+            watch.note,
+        )
+        folder.write_json("answers.json", found)
+    watch.note("writing the adapter and the report")
+    state["finished"] = now()
+    summary = summarise(plan, base, data, adapter, folder.metrics(), state)
+    card = export.model_card(plan, summary)
+    export.save_adapter(host, states, plan, card, folder.path / "adapter")
+    folder.write_json("summary.json", summary)
+    write_report(folder.path)
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:
+    """The adapter of the last finished round, which any site that has kept it can give."""
+    completed = max(row["round"] for row in folder.metrics())
+    for site in plan.data.site_names():
+        if completed in folder.site_store(site).rounds():
+            return folder.site_store(site).load(completed, host.spec)[0]
+    raise RunFolderError(f"{folder.path}: expected round {completed} at some site, found none")
+
+
+def _personal_states(
+    folder: RunFolder, plan: Plan, host: AdapterHost, adapter: AdapterState
+) -> dict[str, AdapterState]:
+    """What is released: one adapter, or each site's own (`share-a`)."""
+    if plan.adapter.train != "share-a":
+        return {"": adapter}
+    found: dict[str, AdapterState] = {}
+    for site in plan.data.site_names():
+        rounds = folder.site_store(site).rounds()
+        if rounds:
+            state, memory = folder.site_store(site).load(max(rounds), host.spec)
+            found[site] = personal(plan, state, memory)
+    return found

@@ -1,0 +1,126 @@
+"""The coordinator's part of a run: from where the sites stand to the last round.
+
+What it knows goes into `coordinator.jsonl`: sizes, digests, who was lost and why, how it ended. It
+has no model and no key but the one that it signs with, so this file is all there is to resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedshield.engines.flare.kit import Kit
+from fedshield.engines.flare.link import FlareSites
+from fedshield.errors import FedShieldError, RoundFailed
+from fedshield.plan import Plan
+from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.session import least_sites
+
+COORDINATOR_FILE = "coordinator.jsonl"
+
+
+def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
+    """Run the plan to its end, or to what stops it; either way the last line says how it ended.
+    `folders`: where its log goes, the first of them to stay."""
+    log = Log(folders)
+    try:
+        _conduct(plan, kit, sites, log)
+    except FedShieldError as error:
+        log.add({"status": "failed", "reason": str(error)[:500]})
+    except BaseException as error:
+        # FLARE's own abort, a full disk: whoever waits must learn that it is over.
+        log.add({"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]})
+        raise
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        log.add({"status": "finished", "peak_memory_bytes": peak})
+
+
+def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log) -> None:
+    party = kit.admit(plan, None)
+    coordinator = Coordinator(plan, party.roster, sites, party.key.sign)
+    completed, lost = _line_up(plan, sites)
+    log.add({"status": "running", "round": completed, "lost": lost, "pid": os.getpid()})
+    coordinator.start()
+    log.add({"set_up": completed, "lost": coordinator.lost})
+    for number in range(completed + 1, plan.rounds + 1):
+        started = time.perf_counter()
+        outcome = coordinator.round(number)
+        log.add(
+            {
+                "round": number,
+                "aggregate_sha256": outcome.aggregate_sha256,
+                "aggregate_s": round(outcome.aggregate_s, 6),
+                "round_s": round(time.perf_counter() - started, 6),
+                "contributors": list(outcome.contributors),
+                "lost": dict(outcome.lost),
+            }
+        )
+    coordinator.finish()
+
+
+def _line_up(plan: Plan, sites: FlareSites) -> tuple[int, dict[str, str]]:
+    """Have all sites stand at the last round that enough of them keep."""
+    found = sites.stand()
+    lost = dict(found.failed)
+    kept: dict[str, set[int]] = {}
+    for site, data in found.ok.items():
+        rounds = _rounds(data)
+        if rounds is None:
+            lost[site] = "malformed"
+        else:
+            kept[site] = rounds
+    least = least_sites(plan.rules())
+    common = [
+        number
+        for number in set().union(*kept.values())
+        if sum(number in rounds for rounds in kept.values()) >= least
+    ]
+    if not common:
+        raise RoundFailed(
+            f"expected {least} sites that are ready, got {len(kept)}: "
+            + (", ".join(f"{site} ({why})" for site, why in sorted(lost.items())) or "none called")
+            + "; each site's error.log says more"
+        )
+    completed = max(common)
+    opened = sites.open(completed, sorted(kept))
+    return completed, lost | dict(opened.failed)
+
+
+def _rounds(data: bytes) -> set[int] | None:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(found, list) or not all(type(number) is int for number in found):
+        return None
+    return set(found)
+
+
+class Log:
+    """One JSON object a line, synced, in each of the folders."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._paths = [folder / COORDINATOR_FILE for folder in folders]
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        for path in self._paths:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(entry)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """A coordinator's log, up to the first line that is not whole."""
+    found: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if not line.endswith(b"\n"):
+            break
+        found.append(json.loads(line))
+    return found

@@ -1,0 +1,47 @@
+"""A FLARE job that carries a plan and no code: both sides have the package installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from fedshield.plan import Plan
+
+#: All that our jobs name.
+ALLOWED = ("nvflare.collab.runtime.", "fedshield.engines.flare.objects.")
+
+
+def write_job(folder: Path, name: str, run: str, plan: Plan) -> Path:
+    """The job's folder, made in `folder`. Nothing in it is secret."""
+    from nvflare.collab import CollabRecipe
+
+    from fedshield.engines.flare.objects import CoordinatorApp, SiteApp
+
+    text = json.dumps(plan.model_dump(mode="json"), sort_keys=True)
+    recipe = CollabRecipe(
+        job_name=name,
+        server=CoordinatorApp(text, run),
+        client=SiteApp(text, run),
+        min_clients=1,
+    )
+    recipe.export(str(folder))
+    job = folder / name
+    for custom in job.glob("*/custom"):
+        # FLARE packs the sources of our classes; a site that refuses shipped code refuses them.
+        shutil.rmtree(custom)
+    return job
+
+
+def allow_classes(resources: Path, *, only: bool = False) -> None:
+    """Let FLARE build our objects and the Collab runtime: `class_allow_list` of its
+    resources.json. With `only`, nothing else."""
+    found: dict[str, Any] = {"format_version": 2}
+    if resources.exists():
+        found = json.loads(resources.read_text())
+    listed = set() if only else set(found.get("class_allow_list", ()))
+    found["class_allow_list"] = sorted((listed | set(ALLOWED)) - {"*"})
+    found["class_list_enforcement_mode"] = "enforce"
+    resources.parent.mkdir(parents=True, exist_ok=True)
+    resources.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,0 +1,143 @@
+"""A party's own folder: its key, the roster, its policy, and the runs that it keeps.
+
+    NAME.key           its FedShield key, mode 0600
+    roster.json        the countersigned roster
+    NAME.policy.yaml   a site's: what it allows, and where its data and model are
+    runs/              one run folder for each run that it takes part in
+
+Where it is comes from the environment of the process that FLARE starts, which no job can set.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+
+from fedshield.engines.events import Quiet
+from fedshield.engines.finishing import now
+from fedshield.engines.members import check_roster, roster_of
+from fedshield.engines.site_process import Party, refusal_code
+from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.enrolment.policy import POLICY_FILE, Policy
+from fedshield.errors import FedShieldError, UserError
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.protocol.roster import COORDINATOR
+from fedshield.runfolder import RunFolder
+
+_LOG = logging.getLogger("fedshield")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
+
+#: The party's kit.
+KIT = "FEDSHIELD_KIT"
+#: In a simulation: the folder that holds each party's kit, by name.
+KITS = "FEDSHIELD_KITS"
+#: In a simulation: the one run folder of all parties.
+SHARED_RUN = "FEDSHIELD_SHARED_RUN"
+
+
+class Kit(Quiet):
+    """`name`: the party's. Raises `UserError`s for what is missing or not this party's."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    @classmethod
+    def here(cls, name: str) -> Kit:
+        own, root = os.environ.get(KIT), os.environ.get(KITS)
+        if own:
+            return cls(Path(own), name)
+        if root:
+            return cls(Path(root) / name, name)
+        raise UserError(
+            f"expected {KIT} in the environment, got none; start the party with fedshield"
+        )
+
+    @property
+    def simulated(self) -> bool:
+        """Whether all parties are on one machine and share a run folder."""
+        return SHARED_RUN in os.environ
+
+    def read_plan(self, text: str) -> Plan:
+        """The job's plan, checked like any other file."""
+        try:
+            raw = json.loads(text)
+        except ValueError:
+            raw = None
+        if not isinstance(raw, dict):
+            raise UserError("the job: expected a plan as JSON, got something else; submit it again")
+        return parse_plan(raw, base_dir=self._base_dir())
+
+    def _base_dir(self) -> Path:
+        shared = os.environ.get(SHARED_RUN)
+        if shared:
+            return Path(RunFolder.open(Path(shared)).state()["base_dir"])
+        return self.path
+
+    def run_folder(self, run: str, plan: Plan) -> RunFolder:
+        """Where this party keeps the run: made when it first hears of it."""
+        shared = os.environ.get(SHARED_RUN)
+        if shared:
+            return RunFolder.open(Path(shared))
+        if not _RUN_NAME.fullmatch(run):
+            raise UserError(f"the job: expected a run's name, got {run[:40]!r}; submit it again")
+        path = self.path / "runs" / run
+        if path.exists():
+            return RunFolder.open(path)
+        state = {
+            "status": "running",
+            "engine": "flare",
+            "plan_sha256": plan.sha256(),
+            "base_dir": str(self.path),
+            "started": now(),
+            "sessions": 1,
+            "wall_s": 0.0,
+        }
+        return RunFolder.create(path, plan, state)
+
+    # -- what may run here -----------------------------------------------------------------
+
+    def policy(self) -> Policy | None:
+        """This site's; none in a simulation, where one operator runs every site."""
+        if self.simulated or self.name == COORDINATOR:
+            return None
+        return Policy.read(self.path / POLICY_FILE.format(site=self.name))
+
+    def local(self, plan: Plan) -> Plan:
+        """The plan with this site's own data, model and device in it. Raises `PolicyError` for a
+        plan that the policy refuses, before anything is loaded."""
+        policy = self.policy()
+        if policy is None:
+            return plan
+        policy.check(plan, None, None)
+        return policy.local_plan(plan, self.name)
+
+    def admit(self, plan: Plan, base_model_sha256: str | None) -> Party:
+        """Raises `UserError` for a plan that the roster or the policy does not allow."""
+        roster_path = self.path / "roster.json"
+        signed = SignedRoster.read(roster_path)
+        key = KeyFile.read(self.path / f"{self.name}.key").key
+        signed.check_own(key, self.name)
+        signed.check_ready(key)
+        check_roster(plan, signed, base_model_sha256, roster_path)
+        roster = roster_of(plan, signed)
+        policy = self.policy()
+        if policy is not None:
+            policy.check(plan, roster, base_model_sha256)
+        return Party(roster, key, signed.allowed.max_examples)
+
+    # -- telling ---------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        _LOG.info("%s: %s", self.name, text)
+
+    @staticmethod
+    def tell(name: str, error: Exception) -> str:
+        """What may cross of an error before there is a run folder; the rest goes to the log."""
+        text = str(error) if isinstance(error, FedShieldError) else repr(error)
+        _LOG.error("%s: %s", name, text)
+        return refusal_code(error)

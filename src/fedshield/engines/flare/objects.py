@@ -1,0 +1,72 @@
+"""What FLARE makes in the coordinator's and in each site's process, from a job's JSON.
+
+FLARE writes constructor arguments into the job by attribute name, so they hold nothing secret: the
+plan, and the run's name. Keys, roster and the site's own rules come from its kit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nvflare.collab import collab
+
+from fedshield.engines.flare.conduct import conduct
+from fedshield.engines.flare.kit import Kit
+from fedshield.engines.flare.link import FlareSites
+from fedshield.engines.site_process import Reply, SiteProcess
+
+
+class CoordinatorApp:
+    """`plan`: the plan's JSON, speed and output included; `run`: the run's name."""
+
+    def __init__(self, plan: str, run: str) -> None:
+        self.plan = plan
+        self.run = run
+
+    @collab.main
+    def coordinate(self) -> None:
+        kit = Kit.here("coordinator")
+        sites = {proxy.name: proxy for proxy in collab.clients}
+        plan = kit.read_plan(self.plan)
+        folders = [kit.run_folder(self.run, plan).path]
+        if not kit.simulated:
+            # FLARE hands this folder to whoever submitted the job.
+            folders.append(Path(collab.workspace.get_run_dir(collab.fl_ctx.get_job_id())))
+        conduct(plan, kit, FlareSites(sites, plan.speed), *folders)
+
+
+class SiteApp:
+    """Each published method returns; none raises, so that no text of the site's crosses."""
+
+    def __init__(self, plan: str, run: str) -> None:
+        self.plan = plan
+        self.run = run
+
+    @collab.init
+    def prepare(self) -> None:
+        self._name = collab.site_name
+        self._site: SiteProcess | None = None
+        self._refused = ""
+        try:
+            kit = Kit.here(self._name)
+            plan = kit.read_plan(self.plan)
+            self._site = SiteProcess(self._name, plan, kit.run_folder(self.run, plan), kit, kit)
+        except Exception as error:
+            self._refused = Kit.tell(self._name, error)
+
+    @collab.publish
+    def stand(self) -> dict[str, Any]:
+        return self._answer(lambda site: site.stand())
+
+    @collab.publish
+    def open(self, completed_rounds: int) -> dict[str, Any]:
+        return self._answer(lambda site: site.open(completed_rounds))
+
+    @collab.publish
+    def handle(self, method: str, data: bytes) -> dict[str, Any]:
+        return self._answer(lambda site: site.handle(method, data))
+
+    def _answer(self, ask: Any) -> dict[str, Any]:
+        reply = Reply(code=self._refused) if self._site is None else ask(self._site)
+        return {"data": reply.data, "code": reply.code}

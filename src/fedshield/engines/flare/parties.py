@@ -1,0 +1,58 @@
+"""Starting a party of a provisioned consortium: FLARE's process, with this party's kit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from fedshield.engines.flare.kit import KIT
+from fedshield.engines.flare.provision import ProvisionError, keep_inside, site_name
+from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.enrolment.policy import POLICY_FILE, Policy
+
+
+def start_site(kit: Path) -> NoReturn:
+    """Become FLARE's client process. Raises `UserError`s before that: a kit that is not whole, a
+    roster that is not ready, a policy that cannot be read."""
+    name = site_name(kit)
+    _check(kit, f"{name}.key", "fed_client.json")
+    Policy.read(kit / POLICY_FILE.format(site=name))
+    _become(
+        kit,
+        "nvflare.private.fed.app.client.client_train",
+        "fed_client.json",
+        f"uid={name}",
+        f"org={name}",
+    )
+
+
+def start_server(folder: Path) -> NoReturn:
+    """Become FLARE's server process. Raises `UserError`s as `start_site`."""
+    _check(folder, "coordinator.key", "fed_server.json")
+    keep_inside(folder / "flare")
+    _become(
+        folder, "nvflare.private.fed.app.server.server_train", "fed_server.json", "org=coordinator"
+    )
+
+
+def _check(kit: Path, key: str, configuration: str) -> None:
+    for path in (kit / key, kit / "roster.json", kit / "flare" / "startup" / configuration):
+        if not path.exists():
+            raise ProvisionError(
+                f"{path}: expected it in the kit, found none; see docs/deploy.md for what makes it"
+            )
+    SignedRoster.read(kit / "roster.json").check_ready(KeyFile.read(kit / key).key)
+
+
+def _become(kit: Path, module: str, configuration: str, *settings: str) -> NoReturn:
+    workspace = (kit / "flare").resolve()
+    (workspace / "transfer").mkdir(exist_ok=True)
+    environment = dict(os.environ) | {KIT: str(kit.resolve())}
+    # Nothing from the folder that the command was typed in may be imported.
+    environment.pop("PYTHONPATH", None)
+    os.chdir(workspace)
+    command = [sys.executable, "-P", "-u", "-m", module, "-m", str(workspace), "-s", configuration]
+    command += ["--set", "secure_train=true", *settings, "config_folder="]
+    os.execve(sys.executable, command, environment)

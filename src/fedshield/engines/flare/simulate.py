@@ -1,0 +1,306 @@
+"""All parties on one machine, each site in a process of its own, under FLARE's simulator.
+
+The same objects run as between organisations; only the transport is local and unencrypted, and
+one operator holds every key. The run folder is the same as the in-process engine's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedshield.data.sites import SiteData
+from fedshield.engines.events import Events, Quiet
+from fedshield.engines.finishing import finish, now
+from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
+from fedshield.engines.flare.jobs import allow_classes, write_job
+from fedshield.engines.flare.kit import KITS, SHARED_RUN
+from fedshield.engines.members import Enrolment, check_roster
+from fedshield.engines.metrics import whole_round
+from fedshield.engines.site_process import site_rows
+from fedshield.engines.workplace import prepare
+from fedshield.enrolment import Allowed, Asked, KeyFile, SignedRoster
+from fedshield.enrolment import demonstration as demonstration_roster
+from fedshield.errors import RoundFailed, RunFolderError, UserError
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.base import BaseModel
+from fedshield.plan import Plan
+from fedshield.protocol.roster import COORDINATOR
+from fedshield.runfolder import RunFolder, write_atomic
+
+#: Seconds between looks at how far the run is, and to wait for processes that should be gone.
+LOOK_S, GRACE_S = 0.5, 20.0
+LOG_FILE = "flare.log"
+
+
+def run(
+    plan: Plan, out: Path, events: Events | None = None, enrolment: Enrolment | None = None
+) -> RunFolder:
+    """As `inprocess.run`, which see."""
+    watch = events or Quiet()
+    _check_installed()
+    RunFolder.check_free(out)
+    base, data, host = prepare(plan, watch)
+    if enrolment is not None:
+        check_roster(plan, SignedRoster.read(enrolment.roster), base.sha256, enrolment.roster)
+    folder = RunFolder.create(
+        out,
+        plan,
+        {
+            "status": "running",
+            "engine": "flare",
+            "plan_sha256": plan.sha256(),
+            "base_dir": str(plan.base_dir),
+            "base_model_sha256": base.sha256,
+            "factors_sha256": host.factors_sha256,
+            "data_sha256": {site: found.sha256() for site, found in data.items()},
+            "precision": base.precision,
+            "device": base.device,
+            "charter": _charter(enrolment),
+            "started": now(),
+            "sessions": 0,
+            "wall_s": 0.0,
+            "setup_upload_bytes": 0,
+            "setup_download_bytes": 0,
+        },
+    )
+    with folder.locked():
+        _session(folder, plan, (base, data, host), watch, enrolment)
+    return folder
+
+
+def resume(
+    path: Path, events: Events | None = None, enrolment: Enrolment | None = None
+) -> RunFolder:
+    """As `inprocess.resume`; each site checks that it goes on with what it began with."""
+    watch = events or Quiet()
+    _check_installed()
+    folder = RunFolder.open(path)
+    with folder.locked():
+        state = folder.state()
+        if state["status"] == "finished":
+            raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        if state.get("engine") != "flare":
+            raise RunFolderError(
+                f"{path}: expected a run of this engine, got one of the in-process engine; go on "
+                "without --engine flare"
+            )
+        if state["charter"] != _charter(enrolment):
+            raise RunFolderError(
+                f"{path}: expected the roster that the run began with, got another; give the same "
+                "--roster and --keys, or none where it had none"
+            )
+        plan = folder.plan()
+        _session(folder, plan, prepare(plan, watch), watch, enrolment)
+    return folder
+
+
+def _charter(enrolment: Enrolment | None) -> str:
+    if enrolment is None:
+        return ""
+    return SignedRoster.read(enrolment.roster).content_sha256().hex()
+
+
+def _check_installed() -> None:
+    try:
+        import nvflare  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "expected NVIDIA FLARE 2.9.0, found none; run: pip install 'fedshield[flare]'"
+        ) from None
+
+
+def _session(
+    folder: RunFolder,
+    plan: Plan,
+    prepared: tuple[BaseModel, dict[str, SiteData], AdapterHost],
+    watch: Events,
+    enrolment: Enrolment | None,
+) -> None:
+    started = time.perf_counter()
+    state = folder.state()
+    before_s = float(state["wall_s"])
+    state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
+    state.pop("reason", None)
+    folder.write_state(state)
+    try:
+        with _kits(plan, enrolment) as kits:
+            _run_job(folder, plan, kits, watch)
+        _gather(folder, plan, state)
+        state["wall_s"] = before_s + time.perf_counter() - started
+        finish(folder, plan, *prepared, watch, state)
+        state["status"] = "finished"
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        state["status"] = "interrupted" if stopped else "failed"
+        state["reason"] = "stopped by the user" if stopped else str(error)[:500]
+        raise
+    finally:
+        state["wall_s"] = before_s + time.perf_counter() - started
+        folder.write_state(state)
+
+
+# -- parties -------------------------------------------------------------------------------
+
+
+@contextmanager
+def _kits(plan: Plan, enrolment: Enrolment | None) -> Iterator[Path]:
+    """Each party's kit, outside the run folder, for one session: keys are gone with it."""
+    names = plan.data.site_names()
+    with tempfile.TemporaryDirectory(prefix="fedshield-kits-") as found:
+        root = Path(found)
+        if enrolment is None:
+            scheme = plan.scheme
+            asked = Asked()
+            if scheme.name == "rlwe":
+                rules = plan.rules()
+                asked = Asked(
+                    rules.max_colluding,
+                    rules.threshold,
+                    rules.votes,
+                    rules.min_cohort,
+                    rules.server,
+                )
+            roster, keys = demonstration_roster(names, asked, Allowed((scheme.name,)))
+        else:
+            roster = SignedRoster.read(enrolment.roster)
+            roster.check_ready()
+            keys = {
+                name: KeyFile.read(enrolment.keys / f"{name}.key") for name in (*names, COORDINATOR)
+            }
+        for name in (*names, COORDINATOR):
+            kit = root / name
+            kit.mkdir(mode=0o700)
+            path = kit / f"{name}.key"
+            path.touch(mode=0o600)
+            path.write_text(keys[name].to_text())
+            (kit / "roster.json").write_text(roster.to_text())
+        yield root
+
+
+# -- the job -------------------------------------------------------------------------------
+
+
+def _run_job(folder: RunFolder, plan: Plan, kits: Path, watch: Events) -> None:
+    names = plan.data.site_names()
+    log = folder.path / COORDINATOR_FILE
+    seen = len(read_log(log))
+    environment = dict(os.environ) | {KITS: str(kits), SHARED_RUN: str(folder.path)}
+    if plan.speed.threads is None:
+        threads = max(1, (os.cpu_count() or 1) // len(names))
+        environment["OMP_NUM_THREADS"] = str(threads)
+        watch.note(f"{threads} thread(s) a site; set speed.threads to choose")
+    with tempfile.TemporaryDirectory(prefix="fedshield-flare-") as found:
+        workspace = Path(found) / "workspace"
+        job = write_job(Path(found), f"fedshield-{plan.name}", folder.path.name, plan)
+        allow_classes(workspace / "local" / "resources.json", only=True)
+        command = [
+            *(sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(job)),
+            *("-w", str(workspace), "-c", ",".join(names)),
+            *("-n", str(len(names)), "-t", str(len(names))),
+        ]
+        with (folder.path / LOG_FILE).open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=found,
+                start_new_session=True,
+            )
+            try:
+                _follow(process, folder, seen, watch)
+            finally:
+                _end(process)
+
+
+def _follow(process: subprocess.Popen[bytes], folder: RunFolder, seen: int, watch: Events) -> None:
+    """Tell of rounds as they end, until the coordinator says that it is over."""
+    ended: float | None = None
+    while True:
+        gone = process.poll() is not None
+        entries = read_log(folder.path / COORDINATOR_FILE)
+        for entry in entries[seen:]:
+            for site, why in entry.get("lost", {}).items():
+                watch.note(f"{site} was lost: {why}")
+            if entry.get("round") and "aggregate_s" in entry:
+                rows = _rows_of_round(folder, entry)
+                watch.round_done(entry["round"], rows)
+            if entry.get("status") == "failed":
+                raise RoundFailed(entry["reason"])
+            if entry.get("status") == "finished":
+                ended = time.monotonic()
+        seen = len(entries)
+        if gone or (ended is not None and time.monotonic() - ended > GRACE_S):
+            break
+        time.sleep(LOOK_S)
+    if ended is None:
+        raise RoundFailed(
+            "FLARE's simulator ended before the coordinator did; the model of the last round is "
+            f"kept ({folder.path / LOG_FILE} says why)"
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """The simulator and every process that it started: they are one process group."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+# -- what it left --------------------------------------------------------------------------
+
+
+def _rows_of_round(folder: RunFolder, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    number = entry["round"]
+    rows = [
+        row
+        for path in sorted((folder.path / "sites").iterdir())
+        for row in site_rows(folder, path.name)
+        if row["round"] == number
+    ]
+    for row in rows:
+        row["round_s"] = entry["round_s"]
+    return whole_round(rows, entry["aggregate_s"]) if rows else rows
+
+
+def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
+    """metrics.jsonl from what each site and the coordinator wrote."""
+    last = {
+        entry["round"]: entry
+        for entry in read_log(folder.path / COORDINATOR_FILE)
+        if "aggregate_s" in entry
+    }
+    rows = [row for number in sorted(last) for row in _rows_of_round(folder, last[number])]
+    write_atomic(folder.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    outside = [
+        row
+        for site in plan.data.site_names()
+        for row in site_rows(folder, site)
+        if not row["round"]
+    ]
+    state["setup_upload_bytes"] = sum(row["upload_bytes"] for row in outside)
+    state["setup_download_bytes"] = sum(row["download_bytes"] for row in outside)
+    lost: dict[str, str] = {}
+    for entry in read_log(folder.path / COORDINATOR_FILE):
+        where = f"round {entry['round']}" if entry.get("round") else "set-up"
+        lost |= {site: f"{where}, {why}" for site, why in entry.get("lost", {}).items()}
+    if lost:
+        state["lost_sites"] = lost

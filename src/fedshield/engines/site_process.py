@@ -1,0 +1,290 @@
+"""One site in a process of its own: its participant, what it kept, and what it measured.
+
+Whatever brings the coordinator's bytes here calls `stand`, `open` and `handle`. Each returns; none
+raises: a site's error goes on as a code from a fixed list, its text stays in the site's error.log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from fedshield.crypto.keys import SiteKey
+from fedshield.data.sites import SiteData
+from fedshield.engines.events import Events, Quiet
+from fedshield.engines.finishing import finish
+from fedshield.engines.local_sites import failure_code
+from fedshield.engines.metrics import site_row
+from fedshield.engines.workplace import prepare, standing_of
+from fedshield.errors import FedShieldError, UserError
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.base import BaseModel
+from fedshield.plan import Plan
+from fedshield.protocol.journal import Journal
+from fedshield.protocol.local import SiteRound
+from fedshield.protocol.participant import Participant
+from fedshield.protocol.roster import Roster
+from fedshield.runfolder import RunFolder, write_atomic
+
+#: Beside a site's adapters: one object a round, and one of round 0 for what crossed outside.
+ROWS = "rounds.jsonl"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`data` if `code` is empty; `code`: from a fixed list, safe to tell others."""
+
+    data: bytes = b""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Party:
+    """Who this site is in a run."""
+
+    roster: Roster
+    key: SiteKey = field(repr=False)
+    example_cap: int | None = None
+
+
+class Admission(Protocol):
+    """What lets a plan run at this site, or refuses it with a `UserError`."""
+
+    @property
+    def simulated(self) -> bool: ...
+
+    def local(self, plan: Plan) -> Plan: ...
+
+    def admit(self, plan: Plan, base_model_sha256: str) -> Party: ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a site loaded for a run."""
+
+    party: Party
+    base: BaseModel
+    data: SiteData
+    host: AdapterHost = field(repr=False)
+
+
+class SiteProcess:
+    """`folder`: where this site keeps the run; `events`: whom it tells what it does."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        folder: RunFolder,
+        admission: Admission,
+        events: Events | None = None,
+    ) -> None:
+        self.name = name
+        self._plan = plan
+        self._folder = folder
+        self._admission = admission
+        self._events = events or Quiet()
+        # The engine calls from threads of its own; a site does one thing at a time.
+        self._lock = threading.Lock()
+        self._work: Work | None = None
+        self._participant: Participant | None = None
+        self._began = 0
+        self._up = self._down = 0
+        self._round_started = time.perf_counter()
+        self._mine = folder.path / "sites" / name
+
+    # -- what the coordinator asks for -----------------------------------------------------
+
+    def stand(self) -> Reply:
+        """The rounds whose adapter is kept here, as JSON. Loads model and data if they are not."""
+        return self._safely(lambda: json.dumps([0, *self._kept()]).encode())
+
+    def open(self, completed_rounds: int) -> Reply:
+        """A new session from a kept round. The coordinator says which, so that all stand alike; it
+        can make a site repeat a round, never open a second set from one model (the journal)."""
+        return self._safely(lambda: self._open(completed_rounds))
+
+    def handle(self, method: str, data: bytes) -> Reply:
+        """A signed command; the signed reply."""
+        return self._safely(lambda: self._handle(method, data))
+
+    def _safely(self, action: Callable[[], bytes]) -> Reply:
+        with self._lock:
+            try:
+                return Reply(action())
+            except Exception as error:
+                self._tell(error)
+                return Reply(code=refusal_code(error))
+
+    # -- behind the door -------------------------------------------------------------------
+
+    def _kept(self) -> list[int]:
+        self._loaded()
+        return self._folder.site_store(self.name).rounds()
+
+    def _loaded(self) -> Work:
+        if self._work is None:
+            here = self._admission.local(self._plan)
+            base, data, host = prepare(here, self._events, only=self.name)
+            party = self._admission.admit(self._plan, base.sha256)
+            self._check_same(base, data[self.name], host)
+            self._work = Work(party, base, data[self.name], host)
+        return self._work
+
+    def _check_same(self, base: BaseModel, data: SiteData, host: AdapterHost) -> None:
+        """A run goes on with what it began with."""
+        path = self._mine / "began.json"
+        now = {
+            "plan_sha256": self._plan.sha256(),
+            "base_model_sha256": base.sha256,
+            "precision": base.precision,
+            "factors_sha256": host.factors_sha256,
+            "data_sha256": data.sha256(),
+        }
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(now, indent=1) + "\n")
+            return
+        began = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in now.items():
+            if began.get(key) != value:
+                raise UserError(
+                    f"{self._folder.path}: expected the run's {key} {str(began.get(key))[:16]}, "
+                    f"got {value[:16]}; restore it, or start a new run"
+                )
+
+    def _open(self, completed_rounds: int) -> bytes:
+        from fedshield.train import LocalTrainer
+
+        work = self._loaded()
+        if completed_rounds not in (0, *self._kept()):
+            raise UserError(
+                f"expected a round that is kept here ({self._kept()}), got {completed_rounds}; "
+                "the coordinator asked for another"
+            )
+        store = self._folder.site_store(self.name)
+        stands, state, memory = standing_of(store, self._plan, work.host, completed_rounds)
+        rows = [row for row in site_rows(self._folder, self.name) if row["round"] <= stands]
+        write_atomic(
+            self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        )
+        self._began, self._up, self._down = stands, 0, 0
+        self._participant = Participant(
+            name=self.name,
+            plan=self._plan,
+            roster=work.party.roster,
+            key=work.party.key,
+            secret=work.party.key.secret,
+            example_cap=work.party.example_cap,
+            work=LocalTrainer(
+                self.name,
+                self._plan,
+                work.data,
+                work.host,
+                work.base.tokenizer.pad_token_id,
+                work.base.device,
+            ),
+            store=store,
+            journal=Journal(self._folder.journal_path(self.name)),
+            state=state,
+            completed_rounds=stands,
+            memory=memory,
+            observe=self._observed,
+        )
+        return b""
+
+    def _handle(self, method: str, data: bytes) -> bytes:
+        if self._participant is None:
+            raise UserError("expected a session to be opened first; the coordinator did not")
+        if method == "prepare":
+            self._round_started = time.perf_counter()
+        self._down += len(data)
+        reply = self._participant.handle(method, data)
+        self._up += len(reply)
+        if method == "finish":
+            self._append({"round": 0, "upload_bytes": self._up, "download_bytes": self._down})
+            if not self._admission.simulated:
+                self._release()
+        return reply
+
+    def _release(self) -> None:
+        """This site's own report and adapter: the run is over. What goes wrong with them is the
+        site's to mend; the coordinator and the other sites need not know."""
+        try:
+            self._write_out()
+        except Exception as error:
+            self._tell(error)
+
+    def _write_out(self) -> None:
+        work, folder = self._loaded(), self._folder
+        rows = site_rows(folder, self.name)
+        rounds = [row for row in rows if row["round"]]
+        outside = [row for row in rows if not row["round"]]
+        write_atomic(
+            folder.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rounds)
+        )
+        state = folder.state() | {
+            "setup_upload_bytes": sum(row["upload_bytes"] for row in outside),
+            "setup_download_bytes": sum(row["download_bytes"] for row in outside),
+            "wall_s": sum(row["round_s"] for row in rounds),
+            "base_model_sha256": work.base.sha256,
+        }
+        # The card may be handed on: it names the plan's source, not where the site keeps it.
+        source = self._plan.data.sites[self.name].source
+        data = {self.name: replace(work.data, source=source)}
+        finish(folder, self._plan, work.base, data, work.host, self._events, state)
+        folder.write_state(state | {"status": "finished"})
+
+    def _observed(self, record: SiteRound) -> None:
+        """After an evaluation: what was measured, with the bytes since the last. Its own reply,
+        a few hundred bytes, counts with the next."""
+        assert self._participant is not None
+        row = {"round": 0, "upload_bytes": self._up, "download_bytes": self._down}
+        if record.round_number > self._began:
+            spent = time.perf_counter() - self._round_started
+            adapter = self._participant.state.sha256()
+            row = site_row(record, self._up, self._down, adapter, spent)
+        self._up = self._down = 0
+        self._append(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with (self._mine / ROWS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _tell(self, error: Exception) -> None:
+        """At the site only: one line, and what we did not foresee in full."""
+        text = f"{type(error).__name__}: {error}"
+        if not isinstance(error, FedShieldError):
+            text = "".join(traceback.format_exception(error))
+        self._events.note(f"{self.name}: {error}")
+        self._mine.mkdir(parents=True, exist_ok=True)
+        with (self._mine / "error.log").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip("\n") + "\n")
+
+
+def refusal_code(error: Exception) -> str:
+    """What may be told of a site's error."""
+    return "refused" if isinstance(error, UserError) else failure_code(error)
+
+
+def site_rows(folder: RunFolder, site: str) -> list[dict[str, Any]]:
+    """What a site measured, up to the first line that is not whole: a kill can cut the last."""
+    path = folder.path / "sites" / site / ROWS
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+            break
+        rows.append(row)
+    return rows

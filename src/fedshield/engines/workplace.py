@@ -1,0 +1,59 @@
+"""What a site works with: the base model, its data, the adapter's host, and where it stands."""
+
+from __future__ import annotations
+
+from fedshield.data.sites import SiteData, load_sites
+from fedshield.engines.events import Events
+from fedshield.engines.warm import compile_kernels
+from fedshield.errors import ModelError
+from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.base import BaseModel, load
+from fedshield.model.chat import use_template
+from fedshield.model.gradient import public_factors
+from fedshield.plan import Plan
+from fedshield.protocol.ciphers import parameters_of
+from fedshield.runfolder import SiteStore
+from fedshield.seeds import derive
+from fedshield.types import AdapterState, SiteMemory
+
+
+def prepare(
+    plan: Plan, watch: Events, only: str | None = None
+) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
+    """The base model, the data of every site (or of `only` one), and the adapter's host. Raises
+    `UserError`s for whatever of plan, model and data cannot be run."""
+    if plan.speed.threads is not None:
+        import torch
+
+        torch.set_num_threads(plan.speed.threads)
+    watch.note(f"loading {plan.model.name}")
+    if plan.scheme.name == "rlwe":
+        # A packing that cannot sum is refused before anything is loaded.
+        packing = parameters_of(plan)
+        compile_kernels(packing)
+    base = load(plan, watch.note)
+    if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
+        watch.note("chat template: the stated fallback (User: / Assistant:)")
+    longest = getattr(base.model.config, "max_position_embeddings", None)
+    if longest is not None and plan.training.max_length > longest:
+        raise ModelError(
+            f"training.max_length: expected at most what {plan.model.name} reads ({longest} "
+            f"tokens), got {plan.training.max_length}; lower it"
+        )
+    data = load_sites(plan, base.tokenizer, watch.note, only)
+    for site, found in data.items():
+        for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
+            if getattr(found, what):
+                watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
+    given = public_factors(plan, base, watch.note)
+    return base, data, AdapterHost(base.model, plan.adapter, base.sha256, given)
+
+
+def standing_of(
+    store: SiteStore, plan: Plan, host: AdapterHost, completed: int
+) -> tuple[int, AdapterState, SiteMemory | None]:
+    """Where a site stands: at round `completed`, or before it if it was lost on the way."""
+    kept = [number for number in store.rounds() if number <= completed]
+    if not kept or completed == 0:
+        return 0, initial_state(host.spec, derive(plan.seed, "adapter")), None
+    return max(kept), *store.load(max(kept), host.spec)

@@ -1,0 +1,240 @@
+"""A consortium on loopback: server and sites as separate processes, made by the commands that
+docs/deploy.md gives, with mutual TLS and kits of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
+SITES = {"north": "medical", "south": "finance", "west": "maths"}
+ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+PATIENCE_S = 240.0
+
+
+def command(*arguments: object) -> list[str]:
+    return [str(Path(sys.executable).with_name("fedshield")), *map(str, arguments)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Federation:
+    """`folder` holds the coordinator's folder and each site's kit, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sites = SITES
+        self.port = free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._runs = 0
+
+    # -- making ----------------------------------------------------------------------------
+
+    def call(self, *arguments: object, status: int = 0) -> str:
+        done = subprocess.run(
+            command(*arguments),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+            env=ENVIRONMENT,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def make(self) -> None:
+        """By the commands of docs/deploy.md, in their order, on this machine's address."""
+        lines = re.findall(r"^\$ (.*)$", DEPLOY.read_text(), re.MULTILINE)
+        assert len(lines) >= 17
+        fingerprint = ""
+        for line in lines:
+            words = shlex.split(self._here(line).replace("FINGERPRINT", fingerprint))
+            if words[0] == "cp":
+                shutil.copy(self.folder / words[1], self.folder / words[2])
+                continue
+            assert words[0] == "fedshield", line
+            said = self.call(*words[1:])
+            found = re.search(r"SHA256:[0-9A-F:]+", said)
+            fingerprint = found[0] if found else fingerprint
+        for site, sample in self.sites.items():
+            policy = f"data_path: sample:{sample}\nmodel_path: tiny-llama\n"
+            (self.folder / site / f"{site}.policy.yaml").write_text(policy)
+
+    def _here(self, line: str) -> str:
+        return line.replace("fl.example.org", "localhost").replace("8502", str(self.port))
+
+    # -- running ---------------------------------------------------------------------------
+
+    def start(self, *parties: str) -> None:
+        for party in parties or ("coordinator", *self.sites):
+            kind = "server" if party == "coordinator" else "site"
+            with (self.folder / f"{party}.log").open("ab") as log:
+                self._processes[party] = subprocess.Popen(
+                    command(kind, "start", party),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                    env=ENVIRONMENT,
+                    start_new_session=True,
+                )
+            if party == "coordinator":
+                wait(lambda: self._listening(), "the server to listen")
+
+    def _listening(self) -> bool:
+        with socket.socket() as found:
+            return found.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def connected(self) -> list[str]:
+        done = subprocess.run(
+            command("status", "--kit", "coordinator/admin", "--json"),
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+            env=ENVIRONMENT,
+            timeout=PATIENCE_S,
+        )
+        return list(json.loads(done.stdout)["sites"]) if done.returncode == 0 else []
+
+    def ready(self, *sites: str) -> None:
+        wanted = sorted(sites or self.sites)
+        wait(lambda: self.connected() == wanted, f"{', '.join(wanted)} to connect", every_s=1)
+
+    def processes(self, party: str) -> list[int]:
+        """The party's processes: FLARE's, and that of the job if one runs."""
+        kit = str((self.folder / party).resolve()) + "/"
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if kit.encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
+
+    def signal(self, party: str, what: signal.Signals) -> None:
+        for pid in self.processes(party):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, what)
+
+    def kill(self, party: str) -> None:
+        self.signal(party, signal.SIGKILL)
+        if party in self._processes:
+            self._processes.pop(party).wait()
+
+    def stop(self) -> None:
+        for party in ("coordinator", *self.sites):
+            self.signal(party, signal.SIGCONT)
+            self.kill(party)
+
+    # -- runs ------------------------------------------------------------------------------
+
+    def begin(self, plan: Path, *more: object) -> Submission:
+        self._runs += 1
+        out = self.folder / f"run-{self._runs}"
+        return Submission(self, out, ("submit", plan, "--out", out, *more))
+
+    def resume(self, out: Path) -> Submission:
+        return Submission(self, out, ("submit", "--resume", out))
+
+
+class Submission:
+    """A run that was submitted, in a process of its own."""
+
+    def __init__(self, federation: Federation, out: Path, arguments: tuple[object, ...]) -> None:
+        self.federation = federation
+        self.out = out
+        self._process = subprocess.Popen(
+            command(*arguments, "--kit", "coordinator/admin"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=federation.folder,
+            env=ENVIRONMENT,
+        )
+
+    def end(self) -> tuple[int, str]:
+        """Its exit status and what it said."""
+        said, _ = self._process.communicate(timeout=PATIENCE_S)
+        return self._process.returncode, said
+
+    def name(self) -> str:
+        wait(lambda: (self.out / "run.json").exists(), "the run to begin")
+        return str(json.loads((self.out / "run.json").read_text())["run"])
+
+    def folder(self, party: str) -> Path:
+        return self.federation.folder / party / "runs" / self.name()
+
+    def log(self) -> list[dict[str, Any]]:
+        path = self.folder("coordinator") / "coordinator.jsonl"
+        if not path.exists():
+            return []
+        return [
+            json.loads(line)
+            for line in path.read_text().splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
+
+    def wait_for_round(self, number: int) -> None:
+        def done() -> bool:
+            return any("aggregate_s" in entry and entry["round"] == number for entry in self.log())
+
+        wait(done, f"round {number}")
+
+    def wait_for_journal(self, site: str, what: str, round_number: int) -> None:
+        """Until the site's journal says that it let this out."""
+        path = self.folder(site) / "journal" / f"{site}.jsonl"
+
+        def there() -> bool:
+            if not path.exists():
+                return False
+            for line in path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if entry.get("kind") == what and entry.get("round") == round_number:
+                        return True
+            return False
+
+        wait(there, f"{what} of round {round_number} at {site}", every_s=0.005)
+
+    def adapters(self) -> dict[str, str]:
+        """Each site's adapter in the end."""
+        return {
+            site: json.loads((self.folder(site) / "summary.json").read_text())["adapter_sha256"]
+            for site in self.federation.sites
+        }
+
+
+def wait(done: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < until, f"waited in vain for {what}"
+        time.sleep(every_s)
+
+
+@contextlib.contextmanager
+def federation(folder: Path) -> Iterator[Federation]:
+    """Made, started and connected; stopped in the end, whatever happened."""
+    made = Federation(folder)
+    made.make()
+    try:
+        made.start()
+        made.ready()
+        yield made
+    finally:
+        made.stop()

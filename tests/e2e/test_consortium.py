@@ -1,0 +1,310 @@
+"""A live consortium on loopback: server and three sites as processes of their own, provisioned
+kits, mutual TLS. What they make is what the in-process engine makes; what dies, is paused, or is
+not what was agreed ends in a stated way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from live_consortium import SITES, Federation, federation
+
+from fedshield.engines import inprocess
+from fedshield.engines.flare.submit import _session
+from fedshield.enrolment import Allowed, Asked, Card, KeyFile, SignedRoster
+from fedshield.planfile import load_plan
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("consortium")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three short rounds of the tiny model; deadlines that a test can wait for."""
+    raw = yaml.safe_load((Path(__file__).parents[2] / "examples" / "tiny.yaml").read_text())
+    raw |= {"rounds": 3, "evaluation": {"prompts": []}}
+    raw["data"] = {"heldout_rows": 6}
+    raw["data"]["sites"] = {
+        site: {"source": f"sample:{sample}", "rows": 60} for site, sample in SITES.items()
+    }
+    raw["training"] |= {"steps": 8, "batch_size": 8, "max_length": 96}
+    raw["speed"] = {"threads": 1, "work_deadline_s": 25, "message_deadline_s": 25}
+    raw["speed"]["setup_deadline_s"] = 120
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The adapter that one process makes of this plan."""
+    loaded, _ = load_plan(plan)
+    folder = inprocess.run(loaded, tmp_path_factory.mktemp("alone") / "run")
+    return str(folder.read_json("summary.json")["adapter_sha256"])
+
+
+@pytest.fixture
+def whole(live: Federation) -> Federation:
+    """All parties up, whatever the test before did to them."""
+    for party in ("coordinator", *live.sites):
+        if not live.processes(party):
+            live.kill(party)
+            live.start(party)
+    live.ready()
+    return live
+
+
+def check_resumes(live: Federation, out: Path, expected: str) -> None:
+    run = live.resume(out)
+    status, said = run.end()
+    assert status == 0, said
+    assert run.adapters() == dict.fromkeys(SITES, expected)
+
+
+def test_makes_the_same_adapter_as_one_process(
+    whole: Federation, plan: Path, expected: str
+) -> None:
+    run = whole.begin(plan)
+    status, said = run.end()
+    assert status == 0, said
+    assert run.adapters() == dict.fromkeys(SITES, expected)
+    assert [entry["round"] for entry in run.log() if "aggregate_s" in entry] == [1, 2, 3]
+    for site in SITES:
+        kept = run.folder(site)
+        assert (kept / "adapter" / "adapter_model.safetensors").exists()
+        assert (kept / "report.html").exists()
+        # A site's own figures are its own: nobody else's are here.
+        assert set(json.loads((kept / "summary.json").read_text())["data"]) == {site}
+        rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+        assert {row["site"] for row in rows} == {site}
+    # Neither what was submitted nor what the coordinator kept holds a model, a loss or a key.
+    for folder in (run.out, run.folder("coordinator")):
+        files = {path.name for path in folder.rglob("*") if path.is_file()}
+        assert files <= {"plan.yaml", "run.json", "coordinator.jsonl", ".lock"} | {
+            "coordinator.audit.jsonl"
+        }
+        assert "loss" not in (folder / "coordinator.jsonl").read_text()
+
+
+def test_a_plan_below_a_sites_policy_is_refused_there(whole: Federation, plan: Path) -> None:
+    policy = whole.folder / "north" / "north.policy.yaml"
+    before = policy.read_text()
+    policy.write_text(before + "max_rounds: 2\n")
+    try:
+        run = whole.begin(plan)
+        status, said = run.end()
+    finally:
+        policy.write_text(before)
+    assert status == 1
+    assert "north (refused)" in said
+    told = (run.folder("north") / "sites" / "north" / "error.log").read_text()
+    assert "rounds: expected at most 2, got 3 (policy: max_rounds)" in told
+    # The reason stays at the site.
+    assert "max_rounds" not in said + json.dumps(run.log())
+    assert not any(entry.get("round") for entry in run.log() if "aggregate_s" in entry)
+
+
+def test_another_roster_at_a_site_is_found(whole: Federation, plan: Path) -> None:
+    path = whole.folder / "west" / "roster.json"
+    before = path.read_text()
+    roster = SignedRoster.read(path)
+    keys = {site: KeyFile.read(whole.folder / site / f"{site}.key") for site in SITES}
+    cards = tuple(Card.read(whole.folder / site / f"{site}.card.json") for site in SITES)
+    other = SignedRoster(roster.coordinator, cards, Asked(), Allowed(max_examples=50))
+    for site, key in keys.items():
+        other = other.countersigned(key, [name for name in SITES if name != site])
+    path.write_text(other.to_text())
+    try:
+        run = whole.begin(plan)
+        status, said = run.end()
+    finally:
+        path.write_text(before)
+    assert status == 1
+    assert "invite: no answer from west (context)" in said
+    told = (run.folder("west") / "sites" / "west" / "error.log").read_text()
+    assert "roster is not the one agreed here" in told
+
+
+def _submit_raw(live: Federation, job: Path) -> tuple[str, str]:
+    """Past our own command: the job's status in the end, and what the server said to it."""
+    with _session(live.folder / "coordinator" / "admin") as session:
+        try:
+            job_id = session.submit_job(str(job))
+        except Exception as error:
+            return "refused", str(error)
+        until = time.monotonic() + 90
+        while time.monotonic() < until:
+            status = str(session.get_job_meta(job_id).get("status"))
+            if status.startswith(("FINISHED", "FAILED", "ABANDONED")):
+                return status, ""
+            time.sleep(1)
+        session.abort_job(job_id)
+    return "still there", ""
+
+
+def _job(folder: Path, path: str, arguments: dict[str, str]) -> Path:
+    """A job whose client and server components are of the class `path`."""
+    config = folder / "odd" / "app" / "config"
+    config.mkdir(parents=True)
+    runtime = "nvflare.collab.runtime"
+    executor = {"path": f"{runtime}.executor.CollabExecutor", "args": {"client_obj_id": "_client"}}
+    client = {
+        "format_version": 2,
+        "executors": [{"tasks": ["*"], "executor": executor}],
+        "components": [{"id": "_client", "path": path, "args": arguments}],
+    }
+    controller = f"{runtime}.controller.CollabController"
+    server = {
+        "format_version": 2,
+        "workflows": [
+            {"id": "controller", "path": controller, "args": {"server_obj_id": "_server"}}
+        ],
+        "components": [{"id": "_server", "path": path, "args": arguments}],
+    }
+    (config / "config_fed_client.json").write_text(json.dumps(client))
+    (config / "config_fed_server.json").write_text(json.dumps(server))
+    meta = {"name": "odd", "min_clients": 1, "resource_spec": {}, "deploy_map": {"app": ["@ALL"]}}
+    (folder / "odd" / "meta.json").write_text(json.dumps(meta))
+    return folder / "odd"
+
+
+EVIL = """
+import pathlib
+class Evil:
+    def __init__(self, mark):
+        pathlib.Path(mark).touch()
+"""
+
+
+@pytest.mark.slow
+def test_a_job_with_shipped_code_runs_nowhere(whole: Federation, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    job = _job(tmp_path, "evil.Evil", {"mark": str(mark)})
+    (job / "app" / "custom").mkdir()
+    (job / "app" / "custom" / "evil.py").write_text(EVIL)
+    status, said = _submit_raw(whole, job)
+    assert "COMPLETED" not in status, said
+    assert not mark.exists()
+    assert "byoc" in (said + (whole.folder / "coordinator.log").read_text()).lower()
+
+
+@pytest.mark.slow
+def test_a_job_of_an_unlisted_class_runs_nowhere(whole: Federation, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    job = _job(tmp_path, "logging.FileHandler", {"filename": str(mark)})
+    status, said = _submit_raw(whole, job)
+    assert "COMPLETED" not in status, said
+    assert not mark.exists()
+
+
+@pytest.mark.slow
+def test_an_unknown_certificate_is_not_let_in(whole: Federation, tmp_path: Path) -> None:
+    """A site of another consortium, with the same name, pointed at this server."""
+    other = Federation(tmp_path)
+    other.make()
+    whole.kill("west")
+    whole.ready("north", "south")
+    path = tmp_path / "west" / "flare" / "startup" / "fed_client.json"
+    found = json.loads(path.read_text())
+    found["servers"][0]["service"]["target"] = f"localhost:{whole.port}"
+    path.write_text(json.dumps(found))
+    other.start("west")
+    try:
+        time.sleep(20)
+        assert whole.connected() == ["north", "south"]
+        assert "certificate" in (tmp_path / "west.log").read_text().lower()
+    finally:
+        other.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["training", "upload", "vote"])
+def test_a_site_killed_in_a_round_stops_it_and_the_run_goes_on(
+    whole: Federation, plan: Path, expected: str, moment: str
+) -> None:
+    """`training`: before its upload, nothing can be opened without it. After its upload the round
+    is opened by the others, and the next cannot begin: three sites of three are needed."""
+    run = whole.begin(plan)
+    if moment == "training":
+        run.wait_for_round(1)
+    else:
+        run.wait_for_journal("north", moment, 2)
+    whole.kill("north")
+    status, said = run.end()
+    assert status == 1
+    assert "no answer from north" in said
+    assert "the model of the last round is kept" in said
+    whole.start("north")
+    whole.ready()
+    check_resumes(whole, run.out, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["training", "upload", "vote", "answer"])
+def test_a_server_killed_in_a_round_loses_nothing(
+    whole: Federation, plan: Path, expected: str, moment: str
+) -> None:
+    run = whole.begin(plan)
+    if moment == "training":
+        run.wait_for_round(1)
+    else:
+        run.wait_for_journal("south", moment, 2)
+    whole.kill("coordinator")
+    status, said = run.end()
+    assert status == 1
+    assert "the server does not answer any more" in said
+    whole.start("coordinator")
+    whole.ready()
+    check_resumes(whole, run.out, expected)
+
+
+@pytest.mark.slow
+def test_a_paused_site_is_lost_at_its_deadline(
+    whole: Federation, plan: Path, expected: str
+) -> None:
+    run = whole.begin(plan)
+    run.wait_for_round(1)
+    whole.signal("west", signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        status, said = run.end()
+        assert time.monotonic() - started < 120
+    finally:
+        whole.signal("west", signal.SIGCONT)
+    assert status == 1
+    assert "no answer from west (deadline)" in said
+    whole.ready()
+    check_resumes(whole, run.out, expected)
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_a_site_stops_the_run_and_loses_nothing(
+    whole: Federation, plan: Path, expected: str
+) -> None:
+    run = whole.begin(plan)
+    run.wait_for_round(1)
+    journal = run.folder("south") / "journal" / "south.jsonl"
+    aside = journal.with_name("aside")
+    shutil.move(journal, aside)
+    journal.symlink_to("/dev/full")
+    try:
+        status, said = run.end()
+    finally:
+        journal.unlink()
+        shutil.move(aside, journal)
+    assert status == 1
+    assert "south (journal)" in said
+    told = (run.folder("south") / "sites" / "south" / "error.log").read_text()
+    assert "No space left on device" in told
+    check_resumes(whole, run.out, expected)

@@ -1,0 +1,109 @@
+"""What FLARE's proxies return, whatever they return, becomes replies and codes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from fedshield.engines.flare.link import FlareSites
+from fedshield.plan import SpeedPlan
+
+SPEED = SpeedPlan(setup_deadline_s=1, work_deadline_s=2, message_deadline_s=1)
+
+
+class Proxy:
+    """As FLARE's: called with a timeout, it gives what has the published methods."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+        self.timeouts: list[float] = []
+
+    def __call__(self, timeout: float) -> Proxy:
+        self.timeouts.append(timeout)
+        return self
+
+    def handle(self, method: str, data: bytes) -> Any:
+        return self.answer(method, data) if callable(self.answer) else self.answer
+
+    def stand(self) -> Any:
+        return self.answer
+
+    def open(self, completed_rounds: int) -> Any:
+        return {"data": str(completed_rounds).encode(), "code": ""}
+
+
+def good(data: bytes = b"yes") -> dict[str, Any]:
+    return {"data": data, "code": ""}
+
+
+def test_each_site_gets_its_own_bytes_and_all_work_at_once() -> None:
+    together = threading.Barrier(3, timeout=5)
+
+    def answer(method: str, data: bytes) -> dict[str, Any]:
+        together.wait()  # times out unless all three are called before any returns
+        return good(method.encode() + data)
+
+    sites = FlareSites({name: Proxy(answer) for name in "cab"}, SPEED)
+    assert sites.names() == ("a", "b", "c")
+    replies = sites.call("work", {"a": b"1", "b": b"2", "c": b"3"})
+    assert replies.ok == {"a": b"work1", "b": b"work2", "c": b"work3"}
+    assert replies.failed == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "deadline"),
+    [("work", 2), ("evaluate", 2), ("finish", 2), ("prepare", 1), ("fetch", 1), ("open", 1)],
+)
+def test_what_a_site_trains_for_has_another_deadline(method: str, deadline: int) -> None:
+    proxy = Proxy(good())
+    FlareSites({"a": proxy}, SPEED).call(method, {"a": b""})
+    assert proxy.timeouts == [deadline]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        b"bytes",
+        {},
+        {"data": b"x"},
+        {"data": "text", "code": ""},
+        {"data": b"", "code": 3},
+        {"data": b"", "code": "The patient's name is"},
+        {"data": b"", "code": "a" * 33},
+        {"data": b"", "code": "UPPER"},
+    ],
+)
+def test_an_answer_of_another_form_is_malformed(answer: Any) -> None:
+    replies = FlareSites({"a": Proxy(answer)}, SPEED).call("work", {"a": b""})
+    assert replies.ok == {}
+    assert replies.failed == {"a": "malformed"}
+
+
+def test_a_code_crosses_and_an_error_does_not() -> None:
+    def fails(method: str, data: bytes) -> Any:
+        raise RuntimeError("what FLARE says of it")
+
+    proxies = {"a": Proxy({"data": b"ignored", "code": "journal"}), "b": Proxy(fails)}
+    replies = FlareSites(proxies, SPEED).call("work", {"a": b"", "b": b"", "gone": b""})
+    assert replies.ok == {}
+    assert replies.failed == {"a": "journal", "b": "unreachable", "gone": "absent"}
+
+
+def test_a_late_answer_is_told_from_a_broken_line() -> None:
+    def late(method: str, data: bytes) -> Any:
+        time.sleep(1.0)
+        raise TimeoutError
+
+    assert FlareSites({"a": Proxy(late)}, SPEED).call("open", {"a": b""}).failed == {
+        "a": "deadline"
+    }
+
+
+def test_sites_are_asked_where_they_stand_and_told_where_to_begin() -> None:
+    sites = FlareSites({"a": Proxy(good(b"[0, 1]")), "b": Proxy(good(b"[0]"))}, SPEED)
+    assert sites.stand().ok == {"a": b"[0, 1]", "b": b"[0]"}
+    assert sites.open(1, ["a"]).ok == {"a": b"1"}

@@ -1,0 +1,63 @@
+"""FLARE's simulator, each site in a process of its own, makes what one process makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedshield.engines import inprocess
+from fedshield.engines.flare import simulate
+from fedshield.errors import RunFolderError
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny.yaml"
+#: What differs between engines: times, and memory of another process.
+MEASURED = {"started", "finished", "wall_s", "rounds_s", "phase_s", "protection_share"} | {
+    "peak_memory_bytes"
+}
+
+
+def short_plan() -> Plan:
+    raw = yaml.safe_load(EXAMPLE.read_text())
+    raw |= {"rounds": 2, "evaluation": {"prompts": []}, "speed": {"threads": 1}}
+    raw["data"]["heldout_rows"] = 6
+    for site in raw["data"]["sites"].values():
+        site["rows"] = 40
+    raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 96}
+    return parse_plan(raw, base_dir=EXAMPLE.parent)
+
+
+@pytest.mark.timeout(600)
+def test_both_engines_make_the_same(tmp_path: Path) -> None:
+    plan = short_plan()
+    alone = inprocess.run(plan, tmp_path / "alone")
+    apart = simulate.run(plan, tmp_path / "apart")
+    one, other = (folder.read_json("summary.json") for folder in (alone, apart))
+    # A message carries lengths of names and numbers, so set-up differs by a few bytes.
+    sizes = {"download_bytes", "setup_upload_bytes", "setup_download_bytes", "upload_bytes"}
+    for key in one.keys() - MEASURED - sizes:
+        assert other[key] == one[key], key
+    for key in sizes:
+        assert other[key] == pytest.approx(one[key], rel=0.002), key
+    for mine, theirs in zip(alone.metrics(), apart.metrics(), strict=True):
+        for key in mine.keys() - {"wall_s", "round_s", "upload_bytes", "download_bytes"}:
+            assert theirs[key] == mine[key], key
+    assert (apart.path / "report.html").exists()
+    # No key is left: kits were for the session.
+    assert not list(apart.path.rglob("*.key"))
+    assert "private_key" not in (apart.path / "flare.log").read_text()
+    with pytest.raises(RunFolderError, match="finished"):
+        simulate.resume(apart.path)
+
+
+def test_a_run_of_the_other_engine_is_not_taken_up(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"status": "failed", "plan_sha256": "0"}))
+    (folder / "plan.yaml").write_text(short_plan().to_yaml())
+    with pytest.raises(RunFolderError, match="in-process engine"):
+        simulate.resume(folder)
