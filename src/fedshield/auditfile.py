@@ -8,6 +8,7 @@ RUN/rosters.json              public keys of every session's roster, to check si
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -151,12 +152,16 @@ def logs_of(run: Path) -> list[Path]:
 
 
 def keep_roster(run: Path, roster: Roster) -> None:
-    """Add a session's roster to the run folder's: names, rules and public keys, nothing else."""
+    """Add a session's roster to the run folder's: names, rules and public keys, nothing else.
+    Several processes may share the folder."""
     path = run / ROSTERS_FILE
-    kept = read_rosters(path) if path.exists() else ()
-    if roster not in kept:
-        rows = [_row(one) for one in (*kept, roster)]
-        write_atomic(path, to_text("run rosters 1", {"rosters": rows}))
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".rosters.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = read_rosters(path) if path.exists() else ()
+        if roster not in kept:
+            rows = [_row(one) for one in (*kept, roster)]
+            write_atomic(path, to_text("run rosters 1", {"rosters": rows}))
 
 
 def read_rosters(path: Path) -> tuple[Roster, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -536,3 +537,15 @@ def test_rosters_are_kept_once_each_and_read_back(three: Logged, tmp_path: Path)
     path.write_text(json.dumps(changed))
     with pytest.raises(RosterError):
         read_known_keys(path)
+
+
+def test_processes_that_share_a_folder_lose_no_roster(three: Logged, tmp_path: Path) -> None:
+    rosters = []
+    for _ in range(12):
+        keys = {name: SigningKey().public for name in three.fed.names}
+        rosters.append(Roster(keys, SigningKey().public, three.fed.plan.rules(), demo=True))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda roster: keep_roster(tmp_path, roster), rosters))
+    found = read_rosters(tmp_path / "rosters.json")
+    assert len(found) == 12
+    assert all(roster in found for roster in rosters)
