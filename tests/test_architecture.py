@@ -25,8 +25,10 @@ TIERS = (
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},
-    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"},
-    {"cli", "cli_consortium", "cli_roster", "cli_site", "cli_watch", "__main__"},
+    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
+    | {"auditfile", "doctor", "doctor_machine"},
+    {"cli", "cli_consortium", "cli_doctor", "cli_log", "cli_roster", "cli_site", "cli_watch"}
+    | {"__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
 NETWORK = {
@@ -41,7 +43,8 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
 PRINTS = {
-    f"fedshield.{name}" for name in ("cli", "cli_consortium", "cli_roster", "cli_site", "cli_watch")
+    *("fedshield.cli", "fedshield.cli_consortium", "fedshield.cli_doctor", "fedshield.cli_log"),
+    *("fedshield.cli_roster", "fedshield.cli_site", "fedshield.cli_watch"),
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedshield import __version__, cli_consortium, cli_roster, cli_site
+from fedshield import __version__, cli_consortium, cli_doctor, cli_log, cli_roster, cli_site
 from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
@@ -41,6 +41,8 @@ app.add_typer(bench_app, name="bench")
 app.command()(cli_roster.keygen)
 app.add_typer(cli_roster.roster_app, name="roster")
 app.add_typer(cli_site.site_app, name="site")
+app.add_typer(cli_log.log_app, name="log")
+app.command()(cli_doctor.doctor)
 app.add_typer(cli_consortium.consortium_app, name="consortium")
 cli_site.site_app.command("request")(cli_consortium.request)
 cli_site.site_app.command("install")(cli_consortium.install)

@@ -8,9 +8,10 @@
     adapter/           the global adapter, PEFT format, with a model card
     report.html        one self-contained page
     journal/SITE.jsonl what each site has let out
-    sites/SITE/        each site's global adapter of the last two rounds
+    sites/SITE/        each site's global adapter of the last two rounds, and its audit log
+    coordinator.audit.jsonl, rosters.json  the coordinator's, and public keys to check all by
 
-No key is ever written here.
+No private key is ever written here.
 """
 
 from __future__ import annotations

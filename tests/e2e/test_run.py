@@ -17,9 +17,11 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from fedshield.auditfile import logs_of, read_known_keys, read_log
 from fedshield.engines import inprocess
 from fedshield.errors import RoundFailed
 from fedshield.planfile import load_plan, parse_plan
+from fedshield.protocol.logcheck import cross_check
 from fedshield.runfolder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -362,6 +364,11 @@ def resumed_hash(out: Path) -> str:
     assert [row["round"] for row in rows] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert (out / "report.html").exists()
     assert (out / "adapter" / "adapter_model.safetensors").exists()
+    # A kill is no tampering: the logs of both sessions are whole and agree.
+    keys = read_known_keys(out / "rosters.json")
+    chains = [read_log(path, keys) for path in logs_of(out)]
+    assert [chain.problems for chain in chains] == [()] * 4
+    assert cross_check(chains) == ()
     return str(summary["adapter_sha256"])
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedshield.auditfile import LogFile, coordinator_log, keep_roster, site_log
+from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish, now
@@ -25,10 +27,12 @@ from fedshield.errors import FedShieldError, RoundFailed, RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.protocol.auditlog import Log
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
+from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
 from fedshield.runfolder import RunFolder, write_atomic
 
@@ -203,6 +207,12 @@ def _rounds(
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
+    def log(path: Path, party: str, key: SiteKey) -> Log:
+        roster, plan_sha256 = members.roster, plan.sha256()
+        return LogFile.open(path, party, key.sign, key.public, plan_sha256, roster).append
+
+    keep_roster(folder.path, members.roster)
+
     def participant(name: str) -> Participant:
         stands, state, memory = standing_of(folder.site_store(name), plan, host, completed)
         return Participant(
@@ -219,6 +229,7 @@ def _rounds(
             completed_rounds=stands,
             memory=memory,
             observe=lambda record: seen.__setitem__(record.site, record),
+            log=log(site_log(folder.path, name), name, members.sites[name]),
         )
 
     participants = {name: participant(name) for name in names}
@@ -226,7 +237,13 @@ def _rounds(
         participants,
         before_call=lambda site, method: watch.phase(current["round"], method, site),
     )
-    coordinator = Coordinator(plan, members.roster, sites, members.coordinator.sign)
+    coordinator = Coordinator(
+        plan,
+        members.roster,
+        sites,
+        members.coordinator.sign,
+        log=log(coordinator_log(folder.path), COORDINATOR, members.coordinator),
+    )
 
     def lose(when: str, lost: Mapping[str, str]) -> None:
         for site, why in lost.items():

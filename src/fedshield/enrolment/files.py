@@ -17,13 +17,19 @@ from fedshield.durable import sync_folder
 from fedshield.errors import UserError
 from fedshield.plan_data import SITE_NAME
 
-Kind = Literal["card 1", "key 1", "roster 1"]
+Kind = Literal["card 1", "key 1", "roster 1", "run rosters 1"]
 KIND_KEY = "fedshield"
-MAX_BYTES: dict[Kind, int] = {"card 1": 4096, "key 1": 4096, "roster 1": 1024 * 1024}
+MAX_BYTES: dict[Kind, int] = {
+    "card 1": 4096,
+    "key 1": 4096,
+    "roster 1": 1024 * 1024,
+    "run rosters 1": 16 * 1024 * 1024,
+}
 WORDS: dict[str, str] = {
     "card 1": "a card (NAME.card.json)",
     "key 1": "a key file (NAME.key)",
     "roster 1": "a roster",
+    "run rosters 1": "a run folder's rosters.json",
 }
 
 

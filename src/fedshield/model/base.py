@@ -142,6 +142,17 @@ def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
     return BaseModel(model, tokenizer, name, digest, note, device, precision)
 
 
+def inspect(plan: Plan) -> tuple[Any, str]:
+    """The tokenizer and digest that `load` would give, of a model that is on this machine: its
+    weights are hashed and not loaded, and nothing is downloaded. Raises `ModelError`."""
+    name = plan.model.name
+    if name == tiny.NAME:
+        return tiny.tokenizer(), tiny.sha256(tiny.build())
+    folder = _folder(plan, lambda _: None, may_fetch=False)
+    _check_folder(folder, name)
+    return _tokenizer(folder, name), folder_sha256(folder)
+
+
 def load_config(plan: Plan) -> Any:
     """The model's Hugging Face config, without its weights. Raises `ModelError`."""
     from transformers import AutoConfig
@@ -201,12 +212,12 @@ def _local_folder(plan: Plan) -> Path | None:
     return None
 
 
-def _folder(plan: Plan, say: Callable[[str], None]) -> Path:
+def _folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = True) -> Path:
     name = plan.model.name
     if name == SMOLLM2:
         from fedshield.model import smollm2
 
-        return smollm2.ensure(say=say)
+        return smollm2.ensure(say=say, offline=None if may_fetch else True)
     local = _local_folder(plan)
     if local is not None:
         return local
@@ -218,7 +229,7 @@ def _folder(plan: Plan, say: Callable[[str], None]) -> Path:
             snapshot_download(
                 name,
                 revision=plan.model.revision,
-                local_files_only=offline(),
+                local_files_only=offline() or not may_fetch,
                 allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model"],
             )
         )

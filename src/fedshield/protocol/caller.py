@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
+from fedshield.protocol import codec, envelope, messages
+from fedshield.protocol.auditlog import UNLOGGED, Act, Fact, Log, plain_text, sha256, unlogged
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import SETUP, read_signed
@@ -17,17 +18,27 @@ _M = TypeVar("_M", bound=messages.Message)
 
 class Caller:
     """Signed commands out, checked replies in. `binding` is what commands belong to; `active`
-    are the sites that still answer, `lost` says of the others at which message and why."""
+    are the sites that still answer, `lost` says of the others at which message and why. `session`:
+    hex of the session's id, for the `log`."""
 
-    def __init__(self, roster: Roster, sites: Sites, sign: Sign, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        sites: Sites,
+        sign: Sign,
+        timeout_s: float | None,
+        log: Log = unlogged,
+    ) -> None:
         self._roster = roster
         self._sites = sites
         self._sign = sign
         self._timeout_s = timeout_s
-        self.reset()
+        self._log = log
+        self.reset("")
 
-    def reset(self) -> None:
+    def reset(self, session: str) -> None:
         """A new session: everyone is asked again."""
+        self.session = session
         self.binding = Binding(bytes(32), 0, SETUP)
         self.active: list[str] = list(self._roster.names())
         self.lost: dict[str, str] = {}
@@ -57,6 +68,9 @@ class Caller:
         """These are out: site -> why, at `method`."""
         for site, code in failed.items():
             self.lost[site] = f"{method}: {code}"
+        if failed:
+            why: codec.Value = {site: plain_text(code, 300) for site, code in failed.items()}
+            self.note("lost", method, details={"lost": why})
         self.active = [site for site in self.active if site not in failed]
 
     def gather(
@@ -78,9 +92,20 @@ class Caller:
                 )
             args[site] = sealed[id(command)]
         method = next(iter(commands.values())).kind
+        logged = method not in UNLOGGED
+        if logged:  # first: so nobody can see a command that is not in the log
+            digests = {id(data): sha256(data) for data in sealed.values()}
+            self.note(
+                "asked",
+                method,
+                made={site: digests[id(data)] for site, data in args.items()},
+                made_bytes=sum(map(len, args.values())),
+            )
         replies = self._sites.call(method, args, self._timeout_s)
         failed = {site: "no answer" for site in args if site not in replies.ok}
-        failed |= {site: code for site, code in replies.failed.items() if site in args}
+        failed |= {
+            site: plain_text(code, 60) for site, code in replies.failed.items() if site in args
+        }
         found: dict[str, tuple[bytes, _M]] = {}
         binding = replies_in or self.binding
         for site, data in replies.ok.items():
@@ -90,5 +115,46 @@ class Caller:
                 found[site] = (data, read_signed(data, kind, binding, site, self._roster))
             except ProtocolError as error:
                 failed[site] = f"its answer was refused: {error}"
+        if logged:
+            refused = {
+                site: plain_text(code, 60) for site, code in replies.failed.items() if site in args
+            }
+            self.note(
+                "received",
+                method,
+                saw={site: sha256(data) for site, (data, _) in found.items()},
+                saw_bytes=sum(len(data) for data, _ in found.values()),
+                details={"refused": dict(refused)} if refused else {},
+            )
         self.drop(failed, method)
         return {site: found[site] for site in args if site in found}
+
+    # -- what is logged --------------------------------------------------------------------
+
+    def note(
+        self,
+        act: Act,
+        message: str = "",
+        *,
+        made: Mapping[str, str] | None = None,
+        saw: Mapping[str, str] | None = None,
+        made_bytes: int = 0,
+        saw_bytes: int = 0,
+        details: Mapping[str, codec.Value] | None = None,
+    ) -> None:
+        """An entry of the coordinator's log, at the round and phase that it is in."""
+        number, phase = self.binding.round_number, self.binding.phase
+        self._log(
+            Fact(
+                act,
+                message,
+                self.session,
+                number,
+                phase,
+                made=made or {},
+                saw=saw or {},
+                made_bytes=made_bytes,
+                saw_bytes=saw_bytes,
+                details=details or {},
+            )
+        )

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from fedshield.crypto.scheme import Adder, adder, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan import Plan
-from fedshield.protocol import messages
+from fedshield.protocol import codec, messages
+from fedshield.protocol.auditlog import Log, plain_text, unlogged
 from fedshield.protocol.caller import Caller
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import Roster
@@ -57,7 +58,8 @@ class RoundOutcome:
 
 
 class Coordinator:
-    """Runs the protocol over `sites`. `sign` signs as the roster's coordinator."""
+    """Runs the protocol over `sites`. `sign` signs as the roster's coordinator; `log` takes what
+    was asked, came back and was lost, each before the next message leaves."""
 
     def __init__(
         self,
@@ -67,10 +69,11 @@ class Coordinator:
         sign: Sign,
         timeout_s: float | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        log: Log = unlogged,
     ) -> None:
         self._plan = plan
         self._roster = roster
-        self._calls = Caller(roster, sites, sign, timeout_s)
+        self._calls = Caller(roster, sites, sign, timeout_s, log)
         self._progress = progress
         self._session = self._calls.binding
         self._adder: Adder | None = None
@@ -95,9 +98,14 @@ class Coordinator:
     def start(self) -> None:
         """Invite, agree on a context, have the run's keys made and passed on, sum the weights,
         and measure where the model stands. Raises `RoundFailed` below the roster's quorums."""
-        self._calls.reset()
-        self._receipts = {}
         session = os.urandom(16)
+        self._calls.reset(session.hex())
+        self._receipts = {}
+        self._calls.note("session", details={"plan": self._plan.sha256()})
+        with self._noted():
+            self._start(session)
+
+    def _start(self, session: bytes) -> None:
         invite = messages.Invite(session, self._plan.canonical(), self._roster.encode())
         setup = Binding(setup_context(self._plan.sha256(), self._roster, session), 0, SETUP)
         found = self._calls.gather(self._calls.everyone(invite), messages.Join, setup)
@@ -163,10 +171,11 @@ class Coordinator:
         """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed` if
         the quorums cannot be met; what was voted for stays bound (protocol.md, section 8)."""
         before = dict(self.lost)
-        outcome = self._sum_once(ROUND, round_number)
-        self.completed_rounds = round_number
-        self._progress("evaluate")
-        self._evaluate()
+        with self._noted():
+            outcome = self._sum_once(ROUND, round_number)
+            self.completed_rounds = round_number
+            self._progress("evaluate")
+            self._evaluate()
         lost = {site: why for site, why in self.lost.items() if site not in before}
         return RoundOutcome(
             round_number, outcome.aggregate_sha256, outcome.aggregate_s, outcome.contributors, lost
@@ -179,8 +188,22 @@ class Coordinator:
     def finish(self) -> None:
         """Have every site compare the last receipts and forget the session's keys."""
         finish = messages.Finish(self._receipts)
-        self._calls.gather(self._calls.everyone(finish), messages.Done)
-        self._calls.require("finish", len(self.active), self._least_opened)
+        with self._noted():
+            self._calls.gather(self._calls.everyone(finish), messages.Done)
+            self._calls.require("finish", len(self.active), self._least_opened)
+        self._calls.note("closed", details={"completed_rounds": self.completed_rounds})
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """What ends a session before its time is in the log, as long as there is time to say so."""
+        try:
+            yield
+        except RoundFailed as failure:
+            self._calls.note("failed", details={"reason": plain_text(str(failure), 500)})
+            raise
+        except BaseException as error:
+            self._calls.note("stopped", details={"reason": type(error).__name__})
+            raise
 
     # -- summing ---------------------------------------------------------------------------
 
@@ -241,6 +264,13 @@ class Coordinator:
         self._receipts = {site: data for site, (data, _) in receipts.items()}
         if len({receipt.model_tag for _, receipt in receipts.values()}) != 1:
             raise RoundFailed("the sites opened different sums; the run stops here")
+        summed: dict[str, codec.Value] = {
+            "contributors": contributors_digest(found).hex(),
+            "aggregate": aggregate_digest(digests).hex(),
+            "sites": [*sorted(found)],
+            "bytes": sum(map(len, blocks)),
+        }
+        self._calls.note("summed", details=summed)
         digest = hashlib.sha256(b"".join(digests)).hexdigest()
         return RoundOutcome(round_number, digest, aggregate_s, tuple(sorted(found)))
 

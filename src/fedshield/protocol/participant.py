@@ -17,7 +17,7 @@ from typing import TypeVar
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.plan import Plan
-from fedshield.protocol import envelope, messages, run_keys
+from fedshield.protocol import auditlog, envelope, messages, run_keys
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
@@ -44,7 +44,8 @@ _M = TypeVar("_M", bound=messages.Message)
 
 class Participant:
     """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden its
-    one-time keys against a cloned machine; `example_cap`: most examples that it counts for."""
+    one-time keys against a cloned machine; `example_cap`: most examples that it counts for; `log`:
+    takes what the site did and refused, before a reply leaves."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Participant:
         secret: bytes | None = None,
         example_cap: int | None = None,
         observe: Callable[[SiteRound], None] = lambda _: None,
+        log: auditlog.Log = auditlog.unlogged,
     ) -> None:
         if roster.rules != plan.rules():
             raise ProtocolError("context", "the roster's quorums are not the plan's")
@@ -75,6 +77,8 @@ class Participant:
         self._journal = journal
         self._secret = secret or os.urandom(32)
         self._observe = observe
+        self._log = log
+        self._session_id = ""
         self._commands: dict[str, Callable[[bytes], messages.Message]] = {
             "invite": self._invite,
             "begin": self._begin,
@@ -127,10 +131,19 @@ class Participant:
 
         Raises `ProtocolError` or `CryptoError`; the engine sends on the code, never the text.
         """
-        if method not in self._commands:
-            raise ProtocolError("kind", f"unknown command {method!r}")
-        reply = self._commands[method](data)
-        return envelope.seal(reply.kind, self._binding, self.name, reply.to_body(), self._key.sign)
+        try:
+            if method not in self._commands:
+                raise ProtocolError("kind", f"unknown command {method!r}")
+            reply = self._commands[method](data)
+        except Exception as error:
+            self._log(auditlog.refused(method, data, self._session_id, self._binding, error))
+            raise
+        body = reply.to_body()
+        sealed = envelope.seal(reply.kind, self._binding, self.name, body, self._key.sign)
+        if method not in auditlog.UNLOGGED:
+            session = self._session_id
+            self._log(auditlog.answered(self.name, method, data, session, sealed, reply))
+        return sealed
 
     def _read(self, kind: type[_M], data: bytes) -> _M:
         """First in every command: who cannot sign must not learn by a code what goes on here."""
@@ -151,6 +164,7 @@ class Participant:
         if invite.roster != self._roster.encode():
             raise ProtocolError("context", "the coordinator's roster is not the one agreed here")
         self._forget()
+        self._session_id = invite.session[:32].hex()
         self._run_key = RunKey()
         public = self._plan.scheme.weights == "public"
         self._join = messages.Join(

@@ -1,0 +1,253 @@
+"""Whether a site is ready for a run: one finding for each thing that would stop it later.
+
+Nothing is changed, trained or sent, and nothing is downloaded. What was not given is not checked,
+and said so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from fedshield.data.sites import load_sites
+from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
+from fedshield.engines import probe
+from fedshield.enrolment import KeyFile, Policy, SignedRoster
+from fedshield.errors import DataError, UserError
+from fedshield.model.base import inspect
+from fedshield.plan import Plan
+
+CONNECT_TIMEOUT_S = 5.0
+SOON = datetime.timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What to examine; None is not examined. `connect`: HOST:PORT texts; `certificates`: a folder
+    that is searched; `clock`: the right time, ISO 8601; `out`: where run folders go."""
+
+    plan: Plan | None = None
+    name: str | None = None
+    policy: Path | None = None
+    roster: Path | None = None
+    key: Path | None = None
+    connect: tuple[str, ...] = ()
+    certificates: Path | None = None
+    clock: str | None = None
+    out: Path = Path()
+    now: datetime.datetime | None = None
+
+
+def examine(site: Site) -> Iterator[Finding]:
+    """Findings as they come, the quick ones first."""
+    now = site.now or datetime.datetime.now(datetime.UTC)
+    yield from packages()
+    yield from clock(now, site.clock)
+    yield disk(site.out, site.plan)
+    for text in site.connect:
+        yield port(text)
+    if site.certificates is not None:
+        yield from certificates(site.certificates, now)
+    if site.key is not None:
+        yield key_file(site.key, site.name)
+    if site.roster is not None:
+        yield roster(site.roster, site.key)
+    if site.plan is None:
+        return
+    yield memory(site.plan)
+    yield from _plan(site, site.plan)
+
+
+def not_examined(site: Site) -> tuple[str, ...]:
+    given = {
+        "ports (--connect)": site.connect,
+        "certificates (--certificates)": site.certificates,
+        "the key file (--key)": site.key,
+        "the roster (--roster)": site.roster,
+        "the policy (--policy)": site.policy,
+        "plan, model and memory (--plan)": site.plan,
+        "data (--plan and --site)": site.plan and site.name,
+    }
+    return tuple(what for what, value in given.items() if not value)
+
+
+# -- what it was given -----------------------------------------------------------------------
+
+
+def port(text: str) -> Finding:
+    host, number = probe.endpoint(text)
+    expected = "a connection"
+    try:
+        took = probe.connect(host, number, CONNECT_TIMEOUT_S)
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        todo = "check name and port, that the server runs, and that the firewall lets you out"
+        return Finding(f"port {text}", "FAILED", expected, why, todo)
+    return Finding(f"port {text}", "ok", expected, f"connected in {took * 1000:.0f} ms")
+
+
+def certificates(folder: Path, now: datetime.datetime) -> Iterator[Finding]:
+    """Every certificate and private key below `folder`: readable, in date, keys mode 0600."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".crt", ".pem", ".key"))
+    seen = 0
+    for path in paths:
+        name = f"certificate {path.relative_to(folder)}"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            todo = "make it readable for this user"
+            yield Finding(name, "FAILED", "a readable file", str(error.strerror), todo)
+            continue
+        if b"PRIVATE KEY" in data or path.suffix == ".key":
+            yield _private(path, folder)
+        if b"BEGIN CERTIFICATE" in data or path.suffix == ".crt":
+            seen += 1
+            yield _certificate(name, data, now)
+    if not seen:
+        todo = "install the kit, or give its folder"
+        yield Finding("certificates", "FAILED", f"some below {folder}", "none", todo)
+
+
+def _private(path: Path, folder: Path) -> Finding:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    wide = bool(mode & ~0o600)
+    return Finding(
+        f"key {path.relative_to(folder)}",
+        "FAILED" if wide else "ok",
+        "mode 0600 or narrower",
+        f"{mode:04o}",
+        f"run: chmod 600 {path}" if wide else "",
+    )
+
+
+def _certificate(name: str, data: bytes, now: datetime.datetime) -> Finding:
+    try:
+        found = x509.load_pem_x509_certificates(data)
+    except ValueError:
+        return Finding(name, "FAILED", "a certificate (PEM)", "something else", "restore it")
+    start = max(one.not_valid_before_utc for one in found)
+    end = min(one.not_valid_after_utc for one in found)
+    expected, dates = "in date", f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"
+    if now < start:
+        todo = "set the clock, or wait"
+        return Finding(name, "FAILED", expected, f"not valid yet: {dates}", todo)
+    if now > end:
+        return Finding(name, "FAILED", expected, f"expired: {dates}", "ask for a new one")
+    if end - now < SOON:
+        left = (end - now).days
+        return Finding(name, "warning", expected, f"{left} days left: {dates}", "ask for a new one")
+    return Finding(name, "ok", expected, dates)
+
+
+def key_file(path: Path, name: str | None) -> Finding:
+    expected = "a key file of mode 0600" + (f" of {name}" if name else "")
+    try:
+        found = KeyFile.read(path)
+    except UserError as error:
+        return refusal("key file", expected, error)
+    if name is not None and found.name != name:
+        return Finding(
+            "key file", "FAILED", expected, f"one of {found.name}", "give the other file"
+        )
+    return Finding("key file", "ok", expected, f"{found.name}, {found.key.public.hex()[:16]}")
+
+
+def roster(path: Path, key: Path | None) -> Finding:
+    """Ready, and with this site's key in it."""
+    expected = "ready" + (", with this key in it" if key else "")
+    try:
+        own = None if key is None else KeyFile.read(key).key
+        signed = SignedRoster.read(path)
+        standing = signed.check_ready(own)
+    except UserError as error:
+        return refusal("roster", expected, error)
+    state: State = "warning" if signed.demo else "ok"
+    words = "a demonstration: protects nobody" if signed.demo else standing.in_words()
+    return Finding("roster", state, expected, words, "enrol the sites" if signed.demo else "")
+
+
+def _plan(site: Site, plan: Plan) -> Iterator[Finding]:
+    """Model, data and policy: what comes from the policy is looked for where it says."""
+    here, policy = plan, None
+    if site.policy is not None:
+        try:
+            policy = Policy.read(site.policy)
+            here = plan if site.name is None else policy.local_plan(plan, site.name)
+        except UserError as error:
+            yield refusal("policy", "one that can be read", error)
+            return
+    try:
+        tokenizer, digest = inspect(here)
+    except UserError as error:
+        yield refusal("model", "a base model on this machine", error)
+        tokenizer, digest = None, None
+    signed = None if site.roster is None else _readable(site.roster)
+    if digest is not None:
+        yield _model(here.model.name, digest, signed, policy)
+    if policy is not None:
+        yield from _policy(policy, plan, signed, digest)
+    if tokenizer is not None and site.name is not None:
+        yield data(here, site.name, tokenizer)
+
+
+def _model(name: str, digest: str, signed: SignedRoster | None, policy: Policy | None) -> Finding:
+    agreed = [signed.model_sha256.hex()] if signed is not None and signed.model_sha256 else []
+    allowed = list(policy.model_sha256 or ()) if policy is not None else []
+    known = [one for one in (agreed, allowed) if one]
+    wanted = "the agreed SHA-256" if known else "any: neither roster nor policy names a SHA-256"
+    if all(digest in one for one in known):
+        return Finding("model", "ok", wanted, f"{name}, {digest}")
+    shown = " and ".join(", ".join(value[:16] for value in one) for one in known)
+    todo = "get the model's files that were agreed on"
+    return Finding("model", "FAILED", f"SHA-256 {shown}", f"{name}, {digest[:16]}", todo)
+
+
+def _policy(
+    policy: Policy, plan: Plan, signed: SignedRoster | None, digest: str | None
+) -> Iterator[Finding]:
+    known = None if signed is None else signed.to_roster()
+    # Without a threshold the rule is the whole roster, whatever was agreed for rlwe.
+    if known is not None and plan.scheme.name != "rlwe":
+        known = replace(known, rules=plan.rules())
+    lines = policy.violations(plan, known, digest)
+    for line in lines:
+        todo = "agree on another plan, or change the policy"
+        yield Finding("policy", "FAILED", "a plan that it takes", line, todo)
+    if not lines:
+        yield Finding("policy", "ok", "a plan that it takes", f"taken ({policy.sha256()[:16]})")
+
+
+def data(plan: Plan, name: str, tokenizer: Any) -> Finding:
+    """The site's rows, read, split and tokenised as a run would."""
+    expected = f"readable rows of {name}"
+    try:
+        if plan.data.split == "by-site":
+            if name not in plan.data.sites:
+                raise DataError(f"data.sites: expected {name}, got {', '.join(plan.data.sites)}")
+            only = {name: plan.data.sites[name]}
+            part = plan.data.model_copy(update={"sites": only})
+            plan = plan.model_copy(update={"data": part}).with_base_dir(plan.base_dir)
+        found = load_sites(plan, tokenizer)[name]
+    except (UserError, KeyError) as error:
+        return refusal("data", expected, error)
+    rows = f"{len(found.train)} to train on, {len(found.heldout)} held out"
+    left = found.skipped_rows + found.no_response_rows
+    more = f"; {left} left out, {found.truncated_rows} cut" if left + found.truncated_rows else ""
+    todo = "look at them: the run's report counts them too" if left else ""
+    return Finding("data", "warning" if left else "ok", expected, rows + more, todo)
+
+
+def _readable(path: Path) -> SignedRoster | None:
+    """None for one that is told of as the roster's own finding."""
+    try:
+        signed = SignedRoster.read(path)
+        signed.rules()
+    except UserError:
+        return None
+    return signed

@@ -1,0 +1,193 @@
+"""What of a machine itself can stop a run, or spoil it: packages, clock, disk, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+
+from fedshield.cost import estimate
+from fedshield.errors import FedShieldError, UserError
+from fedshield.plan import Plan
+
+State = Literal["ok", "warning", "FAILED"]
+#: Seconds that a clock may be off: with a word, and at all.
+CLOCK_WARN_S, CLOCK_FAIL_S = 30.0, 300.0
+#: Bytes to leave free beside what a run writes.
+DISK_MARGIN_BYTES = 1 << 30
+#: float32 vectors of a site's kept states: adapter, residual, scores, moments, own parts; 3 states.
+KEPT_VECTORS = 3 * 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was expected, what was found, and what to do where it is not well."""
+
+    check: str
+    state: State
+    expected: str
+    found: str
+    todo: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def refusal(check: str, expected: str, error: Exception) -> Finding:
+    """What another part said in one line: it names what to do itself."""
+    return Finding(check, "FAILED", expected, " ".join(str(error).split()))
+
+
+def packages() -> Iterator[Finding]:
+    """Python and every package that FedShield asks for, in the ranges that it asks for."""
+    about = importlib.metadata.metadata("fedshield")
+    wanted, here = about["Requires-Python"] or ">=3.11", platform.python_version()
+    fits = here in SpecifierSet(wanted)
+    yield Finding(
+        "python", "ok" if fits else "FAILED", wanted, here, "" if fits else "install another Python"
+    )
+    wrong: list[Finding] = []
+    count = 0
+    for text in importlib.metadata.requires("fedshield") or ():
+        found = _package(text)
+        if found is not None:
+            count += 1
+            wrong += [found] if found.state != "ok" else []
+    yield from wrong
+    if not wrong:
+        yield Finding("packages", "ok", "known versions", f"{count} packages in their ranges")
+
+
+def _package(text: str) -> Finding | None:
+    """None for a package of an extra that is not installed."""
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    optional = requirement.marker is not None and "extra" in str(requirement.marker)
+    if requirement.marker is not None and not optional and not requirement.marker.evaluate():
+        return None
+    name, wanted = requirement.name, str(requirement.specifier) or "any version"
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        if optional:
+            return None
+        return Finding(f"package {name}", "FAILED", wanted, "none", f"pip install '{name}{wanted}'")
+    if requirement.specifier.contains(version, prereleases=True):
+        return Finding(f"package {name}", "ok", wanted, version)
+    return Finding(f"package {name}", "FAILED", wanted, version, f"pip install '{name}{wanted}'")
+
+
+def clock(now: datetime.datetime, right: str | None) -> Iterator[Finding]:
+    """Against a time that is given, else against what cannot be: before the installation."""
+    if right is not None:
+        yield _clock_against(now, right)
+        return
+    installed = datetime.datetime.fromtimestamp(Path(__file__).stat().st_mtime, tz=datetime.UTC)
+    early = now < installed
+    yield Finding(
+        "clock",
+        "FAILED" if early else "ok",
+        f"after {installed:%Y-%m-%d %H:%M} UTC (FedShield's files; --time compares exactly)",
+        f"{now:%Y-%m-%d %H:%M} UTC",
+        "set the clock, or synchronise it (NTP)" if early else "",
+    )
+
+
+def _clock_against(now: datetime.datetime, right: str) -> Finding:
+    path = Path(right)
+    try:
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else right
+        given = datetime.datetime.fromisoformat(text)
+    except (OSError, ValueError):
+        raise UserError(
+            f"--time: expected a time such as 2026-03-01T12:00:00+00:00, or a file with one, got "
+            f"{right[:60]!r}"
+        ) from None
+    if given.tzinfo is None:
+        given = given.replace(tzinfo=datetime.UTC)
+    off = (now - given).total_seconds()
+    state: State = "ok" if abs(off) <= CLOCK_WARN_S else "warning"
+    state = "FAILED" if abs(off) > CLOCK_FAIL_S else state
+    todo = "" if state == "ok" else "set the clock, or synchronise it (NTP)"
+    return Finding("clock", state, f"within {CLOCK_WARN_S:.0f} s", f"{off:+.0f} s off", todo)
+
+
+def disk(out: Path, plan: Plan | None) -> Finding:
+    """Room for a site's kept adapters, and a margin."""
+    need = DISK_MARGIN_BYTES
+    if plan is not None:
+        # A plan without a cost is told of by `memory`.
+        with contextlib.suppress(FedShieldError):
+            need += estimate(plan).trainable_values * 4 * KEPT_VECTORS
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        return Finding(
+            "disk", "FAILED", "a folder to write to", str(folder), "choose another --out"
+        )
+    enough = free >= need
+    return Finding(
+        "disk",
+        "ok" if enough else "FAILED",
+        f"{need / 1e9:.1f} GB free in {folder}",
+        f"{free / 1e9:.1f} GB",
+        "" if enough else "free some, or choose another --out",
+    )
+
+
+def memory(plan: Plan) -> Finding:
+    """The plan's estimate, which is of all sites in one process, against what is here."""
+    try:
+        need = estimate(plan).peak_memory_bytes
+    except FedShieldError as error:
+        return refusal("memory", "a plan whose cost is known", error)
+    total, free = _memory()
+    if total is None or free is None:
+        return Finding(
+            "memory", "warning", f"about {need / 1e9:.1f} GB", "unknown", "look yourself"
+        )
+    state: State = "ok" if need <= free else "warning"
+    state = "FAILED" if need > total else state
+    todo = {
+        "ok": "",
+        "warning": "end other programs",
+        "FAILED": "lower training.batch_size or max_length, or use gradient_checkpointing",
+    }[state]
+    return Finding(
+        "memory",
+        state,
+        f"at most {need / 1e9:.1f} GB (as if all sites ran here)",
+        f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB",
+        todo,
+    )
+
+
+def _memory(
+    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
+) -> tuple[int | None, int | None]:
+    """Bytes in all and available, both bounded by the container's limit."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+        found = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+        total, free = found["MemTotal"], found["MemAvailable"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return None, None
+    try:
+        bound = int(limit.read_text(encoding="ascii"))
+    except (OSError, ValueError):  # 'max', or no such group
+        return total, free
+    return min(total, bound), min(free, bound)

@@ -1,0 +1,331 @@
+"""`fedshield doctor`: each thing that would stop a run, there and mended."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from fedshield import cli, doctor, doctor_machine
+from fedshield.doctor import Site, examine
+from fedshield.doctor_machine import Finding
+from fedshield.enrolment import Asked, write_demonstration
+from fedshield.errors import UserError
+from fedshield.model import tiny
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+
+NOW = datetime.datetime(2026, 11, 25, 12, tzinfo=datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+def by_check(site: Site) -> dict[str, Finding]:
+    return {one.check: one for one in examine(site)}
+
+
+def rows(path: Path, count: int) -> Path:
+    lines = [
+        json.dumps({"prompt": f"question {k}", "response": f"answer {k}"}) for k in range(count)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """Three sites; of the bank's rows only the policy knows."""
+    sites = {name: {"source": f"{name}.jsonl"} for name in ("bank", "clinic", "hospital")}
+    raw: dict[str, Any] = {
+        "rounds": 2,
+        "model": {"name": "tiny-llama"},
+        "adapter": {"rank": 2},
+        "data": {"heldout_rows": 3, "sites": sites},
+        "training": {"batch_size": 2, "max_length": 64},
+    }
+    return parse_plan(raw, base_dir=tmp_path / "elsewhere")
+
+
+@pytest.fixture
+def kit(tmp_path: Path, plan: Plan) -> Path:
+    """Keys, a demonstration's roster, rows and a policy of the bank."""
+    folder = tmp_path / "kit"
+    write_demonstration(folder, plan.data.site_names(), Asked(max_colluding=1))
+    rows(folder / "rows.jsonl", 12)
+    policy(folder)
+    return folder
+
+
+def policy(folder: Path, **keys: Any) -> Path:
+    path = folder / "bank.policy.yaml"
+    given = {"data_path": "rows.jsonl", "model_path": "tiny-llama", "demonstration": True, **keys}
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+def site(plan: Plan, kit: Path, **changes: Any) -> Site:
+    given: dict[str, Any] = {
+        "plan": plan,
+        "name": "bank",
+        "policy": kit / "bank.policy.yaml",
+        "roster": kit / "roster.json",
+        "key": kit / "bank.key",
+        "out": kit,
+    }
+    return Site(**given | changes)
+
+
+# -- a site as a whole ----------------------------------------------------------------------------
+
+
+def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
+    found = by_check(site(plan, kit))
+    assert {name: one.state for name, one in found.items()} == {
+        **dict.fromkeys(("python", "packages", "clock", "disk", "memory", "key file"), "ok"),
+        **dict.fromkeys(("model", "policy", "data"), "ok"),
+        "roster": "warning",  # a demonstration
+    }
+    assert found["data"].found == "9 to train on, 3 held out"
+    assert tiny.sha256(tiny.build()) in found["model"].found
+
+
+def test_what_was_not_given_is_said(plan: Plan, kit: Path) -> None:
+    assert len(doctor.not_examined(Site())) == 7
+    assert doctor.not_examined(site(plan, kit)) == (
+        "ports (--connect)",
+        "certificates (--certificates)",
+    )
+
+
+def test_a_policy_that_refuses_names_every_key(plan: Plan, kit: Path) -> None:
+    policy(kit, max_rounds=1, model_sha256=["ab" * 32])
+    found = [one for one in examine(site(plan, kit)) if one.state == "FAILED"]
+    assert [(one.check, one.found.partition(":")[0]) for one in found] == [
+        ("model", "tiny-llama, " + tiny.sha256(tiny.build())[:16]),
+        ("policy", "base model"),
+        ("policy", "rounds"),
+    ]
+    policy(kit, no_such_key=1)
+    assert "no_such_key: unknown key" in by_check(site(plan, kit))["policy"].found
+
+
+def test_data_that_cannot_be_read_or_are_too_few(plan: Plan, kit: Path) -> None:
+    (kit / "rows.jsonl").unlink()
+    assert by_check(site(plan, kit))["data"].state == "FAILED"
+    rows(kit / "rows.jsonl", 3)
+    found = by_check(site(plan, kit))["data"]
+    assert (found.state, "expected more than 3 rows" in found.found) == ("FAILED", True)
+    (kit / "rows.jsonl").write_text('{"prompt": "x"}\n')
+    assert by_check(site(plan, kit))["data"].state == "FAILED"
+
+
+def test_a_model_that_is_not_here_is_not_fetched(plan: Plan, kit: Path, no_network: None) -> None:
+    policy(kit, model_path="someone/no-such-model")
+    found = by_check(site(plan, kit))
+    assert found["model"].state == "FAILED"
+    assert "data" not in found  # no tokenizer to read them with
+    policy(kit, model_path="/no/such/folder")
+    assert "expected a model folder, found none" in by_check(site(plan, kit))["model"].found
+
+
+def test_key_file_and_roster(plan: Plan, kit: Path) -> None:
+    (kit / "bank.key").chmod(0o640)
+    found = by_check(site(plan, kit))
+    assert "expected mode 0600 or narrower, got 0640" in found["key file"].found
+    assert found["roster"].state == "FAILED"
+    (kit / "bank.key").chmod(0o600)
+    found = by_check(site(plan, kit, key=kit / "clinic.key"))
+    assert (found["key file"].state, found["key file"].found) == ("FAILED", "one of clinic")
+    text = json.loads((kit / "roster.json").read_text())
+    text["countersignatures"].pop("clinic")
+    (kit / "roster.json").write_text(json.dumps(text))
+    assert "no countersignature of clinic" in by_check(site(plan, kit))["roster"].found
+
+
+# -- ports ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_port_that_answers_and_one_that_does_not(listening: int) -> None:
+    assert doctor.port(f"127.0.0.1:{listening}").state == "ok"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = server.getsockname()[1]
+    found = doctor.port(f"127.0.0.1:{closed}")
+    assert (found.state, found.found) == ("FAILED", "Connection refused")
+    assert "firewall" in found.todo
+
+
+@pytest.mark.parametrize("text", ["host", "host:", ":80", "host:0", "host:70000", "host:8x", ""])
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="expected HOST:PORT"):
+        doctor.port(text)
+
+
+# -- certificates --------------------------------------------------------------------------------
+
+
+def write_certificate(path: Path, start: datetime.datetime, end: datetime.datetime) -> None:
+    key, name = (
+        Ed25519PrivateKey.generate(),
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "s")]),
+    )
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .sign(key, None)
+    )
+    path.write_bytes(made.public_bytes(Encoding.PEM))
+    private = path.with_suffix(".key")
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    private.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "state", "told"),
+    [
+        (-10, 300, "ok", "2026-11-15 to 2027-09-21"),
+        (-10, 20, "warning", "20 days left"),
+        (-300, -1, "FAILED", "expired"),
+        (1, 300, "FAILED", "not valid yet"),
+    ],
+)
+def test_dates_of_a_certificate(
+    tmp_path: Path, start: int, end: int, state: str, told: str
+) -> None:
+    (tmp_path / "startup").mkdir()
+    write_certificate(tmp_path / "startup" / "client.crt", NOW + start * DAY, NOW + end * DAY)
+    found = {one.check: one for one in doctor.certificates(tmp_path, NOW)}
+    one = found["certificate startup/client.crt"]
+    assert (one.state, told in one.found) == (state, True)
+    assert found["key startup/client.key"].state == "ok"
+
+
+def test_keys_that_others_may_read_damage_and_none_at_all(tmp_path: Path) -> None:
+    (found,) = doctor.certificates(tmp_path, NOW)
+    assert (found.state, found.found) == ("FAILED", "none")
+    write_certificate(tmp_path / "a.crt", NOW - DAY, NOW + 300 * DAY)
+    (tmp_path / "a.key").chmod(0o644)
+    (tmp_path / "b.crt").write_text("nothing")
+    states = {one.check: one.state for one in doctor.certificates(tmp_path, NOW)}
+    assert states == {
+        "certificate a.crt": "ok",
+        "key a.key": "FAILED",
+        "certificate b.crt": "FAILED",
+    }
+
+
+# -- the machine ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("off", "state"), [(0, "ok"), (29, "ok"), (31, "warning"), (-299, "warning"), (301, "FAILED")]
+)
+def test_the_clock_against_a_given_time(tmp_path: Path, off: int, state: str) -> None:
+    (found,) = doctor_machine.clock(NOW + datetime.timedelta(seconds=off), NOW.isoformat())
+    assert found.state == state
+    (tmp_path / "time").write_text(NOW.isoformat() + "\n")
+    (found,) = doctor_machine.clock(NOW + datetime.timedelta(seconds=off), str(tmp_path / "time"))
+    assert found.state == state
+
+
+def test_the_clock_against_what_cannot_be() -> None:
+    early = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+    (found,) = doctor_machine.clock(early, None)
+    assert found.state == "FAILED"
+    with pytest.raises(UserError, match="--time: expected a time such as"):
+        list(doctor_machine.clock(NOW, "yesterday"))
+
+
+def test_disk_and_memory(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor_machine.disk(tmp_path / "not" / "yet", plan).state == "ok"
+    monkeypatch.setattr(doctor_machine, "DISK_MARGIN_BYTES", 10**18)
+    assert doctor_machine.disk(tmp_path, plan).state == "FAILED"
+    need = doctor_machine.estimate(plan).peak_memory_bytes
+    for total, free, state in (
+        (need, need, "ok"),
+        (need, need - 1, "warning"),
+        (need - 1, need - 1, "FAILED"),
+        (None, None, "warning"),
+    ):
+        monkeypatch.setattr(doctor_machine, "_memory", lambda got=(total, free): got)
+        assert doctor_machine.memory(plan).state == state
+
+
+def test_memory_is_bounded_by_the_containers_limit(tmp_path: Path) -> None:
+    meminfo, limit = tmp_path / "meminfo", tmp_path / "max"
+    meminfo.write_text("MemTotal: 2000 kB\nMemFree: 1 kB\nMemAvailable: 1000 kB\n")
+    limit.write_text("max\n")
+    assert doctor_machine._memory(meminfo, limit) == (2000 * 1024, 1000 * 1024)
+    limit.write_text("500000\n")
+    assert doctor_machine._memory(meminfo, limit) == (500_000, 500_000)
+    assert doctor_machine._memory(tmp_path / "none", limit) == (None, None)
+
+
+def test_packages_out_of_range_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [one.state for one in doctor_machine.packages()] == ["ok", "ok"]
+    wanted = ["numpy>=999", "no-such-package>=1", "pyyaml", "nvflare==0.1; extra == 'flare'"]
+    wanted += ["no-such-extra==1; extra == 'x'", "pyyaml>=999; python_version < '3'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: wanted)
+    found = {one.check: (one.state, one.todo) for one in doctor_machine.packages()}
+    del found["python"]
+    found.pop("package nvflare", None)  # only where it is installed
+    assert found == {
+        "package numpy": ("FAILED", "pip install 'numpy>=999'"),
+        "package no-such-package": ("FAILED", "pip install 'no-such-package>=1'"),
+    }
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command(
+    tmp_path: Path,
+    plan: Plan,
+    kit: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(plan.to_yaml())
+    args = ["--plan", str(path), "--site", "bank", "--policy", str(kit / "bank.policy.yaml")]
+    args += ["--roster", str(kit / "roster.json"), "--out", str(kit)]
+
+    def run(*more: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fedshield", "doctor", *args, *more])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, *capfd.readouterr()
+
+    code, out, err = run("--key", str(kit / "bank.key"))
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 11
+    assert all(re.match(r"(ok|warning|not checked) {2,}\S", line) for line in lines)
+    code, out, err = run("--key", str(kit / "clinic.key"), "--json")
+    found = json.loads(out)
+    assert (code, found["ready"]) == (2, False)
+    assert [one["check"] for one in found["findings"] if one["state"] == "FAILED"] == ["key file"]
+    (line,) = err.splitlines()
+    assert "1 of 10 checks failed, the first: key file: one of clinic; give the other file" in line
