@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from fedshield.auditfile import LogFile, keep_roster, site_log
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
@@ -51,6 +52,7 @@ class Party:
     roster: Roster
     key: SiteKey = field(repr=False)
     example_cap: int | None = None
+    policy_sha256: str = ""
 
 
 class Admission(Protocol):
@@ -175,6 +177,18 @@ class SiteProcess:
             self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         )
         self._began, self._up, self._down = stands, 0, 0
+        party, path = work.party, self._folder.path
+        if not self._admission.simulated:
+            keep_roster(path, party.roster)
+        log = LogFile.open(
+            site_log(path, self.name),
+            self.name,
+            party.key.sign,
+            party.key.public,
+            self._plan.sha256(),
+            party.roster,
+            policy_sha256=party.policy_sha256,
+        )
         self._participant = Participant(
             name=self.name,
             plan=self._plan,
@@ -196,6 +210,7 @@ class SiteProcess:
             completed_rounds=stands,
             memory=memory,
             observe=self._observed,
+            log=log.append,
         )
         return b""
 

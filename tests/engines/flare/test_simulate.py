@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedshield.auditfile import logs_of, read_known_keys, read_log
 from fedshield.engines import inprocess
 from fedshield.engines.flare import simulate
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+from fedshield.protocol.logcheck import cross_check
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny.yaml"
 #: What differs between engines: times, and memory of another process.
@@ -47,6 +49,11 @@ def test_both_engines_make_the_same(tmp_path: Path) -> None:
         for key in mine.keys() - {"wall_s", "round_s", "upload_bytes", "download_bytes"}:
             assert theirs[key] == mine[key], key
     assert (apart.path / "report.html").exists()
+    known = read_known_keys(apart.path / "rosters.json")
+    chains = [read_log(path, known) for path in logs_of(apart.path)]
+    assert len(chains) == 4
+    assert [chain.problems for chain in chains] == [()] * 4
+    assert cross_check(chains) == ()
     # No key is left: kits were for the session.
     assert not list(apart.path.rglob("*.key"))
     assert "private_key" not in (apart.path / "flare.log").read_text()

@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedshield.auditfile import LogFile, coordinator_log, keep_roster
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.flare.link import FlareSites
 from fedshield.errors import FedShieldError, RoundFailed
 from fedshield.plan import Plan
 from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
 
 COORDINATOR_FILE = "coordinator.jsonl"
@@ -29,7 +31,7 @@ def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
     `folders`: where its log goes, the first of them to stay."""
     log = Log(folders)
     try:
-        _conduct(plan, kit, sites, log)
+        _conduct(plan, kit, sites, log, folders[0])
     except FedShieldError as error:
         log.add({"status": "failed", "reason": str(error)[:500]})
     except BaseException as error:
@@ -41,9 +43,18 @@ def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
         log.add({"status": "finished", "peak_memory_bytes": peak})
 
 
-def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log) -> None:
+def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) -> None:
     party = kit.admit(plan, None)
-    coordinator = Coordinator(plan, party.roster, sites, party.key.sign)
+    keep_roster(folder, party.roster)
+    audit = LogFile.open(
+        coordinator_log(folder),
+        COORDINATOR,
+        party.key.sign,
+        party.key.public,
+        plan.sha256(),
+        party.roster,
+    )
+    coordinator = Coordinator(plan, party.roster, sites, party.key.sign, log=audit.append)
     completed, lost = _line_up(plan, sites)
     log.add({"status": "running", "round": completed, "lost": lost, "pid": os.getpid()})
     coordinator.start()

@@ -128,7 +128,8 @@ class Kit(Quiet):
         policy = self.policy()
         if policy is not None:
             policy.check(plan, roster, base_model_sha256)
-        return Party(roster, key, signed.allowed.max_examples)
+        digest = "" if policy is None else policy.sha256()
+        return Party(roster, key, signed.allowed.max_examples, digest)
 
     # -- telling ---------------------------------------------------------------------------
 
