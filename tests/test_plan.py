@@ -245,10 +245,18 @@ def candidates(value: Any, options: tuple[Any, ...]) -> list[Any]:
 def test_every_key_but_speed_and_output_changes_the_hash() -> None:
     """Walks every key that a plan has, whatever keys are added later."""
     source = {"source": "a.jsonl", "columns": {"prompt": "p", "response": "r"}}
+    unit = {"unit": "site", "clip_norm": 1.0}
+    private = {**BY_SITE, "adapter": {"dropout": 0.0}}
+    private["scheme"] = {**BY_SITE.get("scheme", {}), "weights": "equal"}
     bases = [
         {**changed(BY_SITE, ("data", "sites", "a"), source), "model": {"name": "some/model"}},
         changed(POOLED, ("data", "pool", 0), source),
         {**BY_SITE, "scheme": {"name": "ckks"}, "adapter": {"train": "core"}},
+        {
+            **private,
+            "privacy": {**unit, "noise_multiplier": 1.0, "delta": 1e-6, "max_epsilon": 5.0},
+        },
+        {**private, "privacy": {**unit, "epsilon": 3.0}},
     ]
     schema = fields(Plan)
     walked: set[str] = set()
@@ -305,7 +313,8 @@ def test_the_split_and_the_names_of_sites_change_the_hash() -> None:
 
 def test_speed_and_output_are_not_in_the_canonical_bytes() -> None:
     agreed = json.loads(parsed(BY_SITE).canonical())
-    assert set(agreed) == set(Plan.model_fields) - set(UNBOUND)
+    # Nor is privacy where there is none: absence says so, and hashes of before it stay.
+    assert set(agreed) == set(Plan.model_fields) - set(UNBOUND) - {"privacy"}
 
 
 # -- writing it out ------------------------------------------------------------------------
