@@ -120,6 +120,10 @@ class Journal:
         """Record an answer, before it leaves. A second, different one raises 'repeated'."""
         self._once("answer", session, round_number, phase, digest, {})
 
+    def num_uploads(self, phase: str) -> int:
+        """Uploads of this phase that left, or were about to, in all sessions of the run."""
+        return sum(kind == "upload" and where == phase for kind, _, _, where in self._left)
+
     def bound(self, base: str) -> tuple[str, ...]:
         """The only set that may still be opened from `base`; empty if any may."""
         return tuple(self._opened.get(base, ()))
