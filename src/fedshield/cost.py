@@ -2,8 +2,8 @@
 
 Bytes are counted on real messages with dummy contents, the same ones that will cross; only the
 length of a CKKS ciphertext is a measured mean (the compressor makes single ones up to half a
-percent shorter; means of many hold to parts in ten thousand); `rlwe` and `plain` are exact. Memory and seconds are estimates; their rules are
-beside the numbers.
+percent shorter; means of many hold to parts in ten thousand); `rlwe` and `plain` are exact.
+Memory and seconds are estimates; their rules are beside the numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fedshield.data.public import ROWS_OF_EACH
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
 from fedshield.plan import Plan
+from fedshield.privacy.terms import forecast
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.ciphers import (
     SchemeFacts,
@@ -54,6 +55,7 @@ class Cost:
 
     `upload_bytes_per_site_round`: by round, of one site on the mean; `setup_*`: opening and
     closing the session, all sites together; totals: all sites, all rounds, set-up included.
+    `privacy`: epsilon at the run's end, see `privacy.terms.forecast`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Cost:
     device: str
     precision: str
     plan_sha256: str
+    privacy: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,6 +131,7 @@ def estimate(plan: Plan) -> Cost:
         device=device,
         precision=precision,
         plan_sha256=plan.sha256(),
+        privacy=forecast(plan, spec),
     )
 
 

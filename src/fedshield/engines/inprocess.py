@@ -31,6 +31,7 @@ from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.plan import Plan
+from fedshield.privacy.terms import summarised, terms
 from fedshield.protocol.ciphers import parameters_of
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
@@ -158,7 +159,11 @@ def _prepare(plan: Plan, watch: Events) -> tuple[BaseModel, dict[str, SiteData],
     from fedshield.model.gradient import public_factors
 
     given = public_factors(plan, base, watch.note)
-    return base, data, AdapterHost(base.model, plan.adapter, base.sha256, given)
+    host = AdapterHost(base.model, plan.adapter, base.sha256, given)
+    for found in data.values():
+        # A target or a limit that cannot be met is refused before a run folder is made.
+        terms(plan, host.spec, len(found.train))
+    return base, data, host
 
 
 def _common_round(folder: RunFolder, plan: Plan) -> int:
@@ -287,6 +292,10 @@ def _rounds(
         lose("set-up", coordinator.lost)
         _add_setup_traffic(state, sites.traffic)
         for number in range(completed + 1, plan.rounds + 1):
+            if reason := _out_of_budget(participants, number):
+                watch.note(f"before round {number}: {reason}; the run ends here")
+                state["ended_early"] = f"before round {number}: {reason}"
+                break
             current["round"] = number
             seen.clear()
             round_started = time.perf_counter()
@@ -296,12 +305,34 @@ def _rounds(
             rows = round_rows(outcome, seen, sites.traffic, participants, round_s)
             folder.append_metrics(rows)
             state["wall_s"] = elapsed()
+            state["privacy"] = _privacy(participants)
             folder.write_state(state)
             watch.round_done(number, rows)
         coordinator.finish()
         _add_setup_traffic(state, sites.traffic)
     except RoundFailed as failure:
         raise _with_site_errors(folder, failure, sites.errors) from None
+
+
+def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
+    """Why round `number` may not begin; '' if it may. A first round that may not is no run."""
+    for name, participant in participants.items():
+        spent = participant.spent
+        if spent is not None and spent.exhausted:
+            after = spent.terms.epsilon(spent.uploads + 1)
+            reason = (
+                f"{name} has spent epsilon {spent.epsilon:.4g} in {spent.uploads} uploads, and the "
+                f"next would make it {after:.4g}, over the plan's {spent.terms.limit:g}"
+            )
+            if number == 1:
+                raise RoundFailed(f"{reason}; no round was completed, start a new run")
+            return reason
+    return ""
+
+
+def _privacy(participants: Mapping[str, Participant]) -> dict[str, Any] | None:
+    spent = {name: one.spent for name, one in participants.items()}
+    return summarised({name: one for name, one in spent.items() if one is not None})
 
 
 def _site_state(

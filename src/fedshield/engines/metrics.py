@@ -33,7 +33,7 @@ def round_rows(
             {
                 "round": outcome.round_number,
                 "site": name,
-                "train_loss": record.train_loss,
+                "train_loss": _or_none(record.train_loss),
                 "heldout_loss_before": record.heldout_loss_before,
                 "heldout_loss_after": record.heldout_loss_after,
                 "num_examples": record.num_examples,
@@ -41,6 +41,8 @@ def round_rows(
                 "pruning_rate": record.pruning_rate,
                 "pruned_values": record.pruned_values,
                 "clipped_values": record.clipped_values,
+                "clip_factor": round(record.clip_factor, 6),
+                "epsilon": _or_none(record.epsilon),
                 "contributors": list(record.contributors),
                 "sites_in_round": len(seen),
                 "mean_train_loss": _or_none(record.mean_train_loss),
