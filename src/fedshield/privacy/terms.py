@@ -115,8 +115,8 @@ def terms(plan: Plan, spec: AdapterSpec, num_examples: int) -> Terms | None:
     )
     if not math.isfinite(found.epsilon(plan.rounds)):
         raise PlanError(
-            f"privacy.delta: expected more than what the noise is away from its distribution over "
-            f"{plan.rounds} rounds, got {delta:g}; raise it, or the noise"
+            f"privacy.noise_multiplier: expected one whose epsilon after {plan.rounds} rounds can "
+            f"be stated at delta {delta:g} (up to 30 or so), got {multiplier:.3g}; raise it"
         )
     if not found.allows(1):
         raise PlanError(
