@@ -139,6 +139,15 @@ def test_every_row_is_cut_and_counted() -> None:
     assert whole.num_rows == 4
 
 
+def test_the_count_in_whole_numbers_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the float arithmetic wrong by a hundredth, a row that it left too long would be zeros."""
+    tensors = [torch.tensor([[3.0, 4.0], [0.3, 0.4]])]
+    monkeypatch.setattr(example_level, "_ROOM", 1.01)
+    found = bounded_sum(tensors, 1.0).values
+    assert torch.equal(found, bounded_sum([tensors[0][1:]], 1.0).values)
+    assert float(found.double().norm()) > 0.5 * SENSITIVITY
+
+
 def test_a_row_without_a_finite_gradient_counts_as_zeros() -> None:
     good = torch.ones(1, 2, 2)
     for bad in (math.nan, math.inf):

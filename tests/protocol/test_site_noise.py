@@ -123,7 +123,8 @@ def test_epsilon_counts_uploads_and_is_shown(noisy: Any) -> None:
 def test_a_round_that_failed_counts_and_a_restart_keeps_the_count(noisy: Any) -> None:
     fed = noisy()
     fed.coordinator.start()
-    fed.wire.to_coordinator = lambda site, method, data: b"" if method == "announce" else data
+    # No block arrives: nobody votes, let alone answers, but the uploads have left.
+    fed.wire.to_coordinator = lambda site, method, data: b"" if method == "fetch" else data
     with pytest.raises(RoundFailed):
         fed.coordinator.round(1)
     assert [one.spent.uploads for one in fed.participants.values()] == [1] * 5
