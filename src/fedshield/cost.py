@@ -267,6 +267,10 @@ def _peak_memory(
     logits = tokens * vocabulary * (bytes_per_value + 8)
     sites = len(plan.data.site_names())
     vectors = spec.num_values * (4 * 4 + (4 + 8 * 3) + 4 * sites)
+    if plan.privacy.unit == "example":  # each row's gradient, and the largest tensor's in float64
+        rows = plan.training.batch_size
+        largest = max((tensor.size for tensor in spec.tensors), default=0)
+        vectors += rows * (4 * spec.num_values + 16 * largest)
     ciphertext = spec.num_values * scheme.bytes_per_value * (sites + 2) + 4 * BLOCK_BYTES
     return int(
         PROCESS_BYTES + base_values * base_bytes + activations + logits + vectors + ciphertext

@@ -19,6 +19,7 @@ from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.report.folder import read_run
 from fedshield.report.html import render
+from fedshield.runfolder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
@@ -115,6 +116,25 @@ def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for(tmp_path:
     spent = {row["round"]: row["epsilon"] for row in rows_of(out)}
     assert spent == pytest.approx({1: free.epsilon(1), 2: free.epsilon(3)})
     assert "It ended at its privacy budget" in render(read_run(out))
+
+
+def test_a_run_that_only_has_to_be_finished_still_says_what_it_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the last round's rows and before the state that knew of them."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(inprocess, "_finish", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inprocess.run(plan_of(SITE, rounds=1), out)
+    folder = RunFolder.open(out)
+    folder.write_state(folder.state() | {"privacy": None})
+    inprocess.resume(out)
+    assert summary_of(out)["privacy"]["uploads"] == 1
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_target_that_cannot_be_met_makes_no_folder(tmp_path: Path) -> None:

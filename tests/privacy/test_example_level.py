@@ -140,7 +140,7 @@ def test_every_row_is_cut_and_counted() -> None:
 
 
 def test_the_count_in_whole_numbers_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were the float arithmetic wrong by a hundredth, a row that it left too long would be zeros."""
+    """Were the float arithmetic wrong by a hundredth, a row left too long would be zeros."""
     tensors = [torch.tensor([[3.0, 4.0], [0.3, 0.4]])]
     monkeypatch.setattr(example_level, "_ROOM", 1.01)
     found = bounded_sum(tensors, 1.0).values

@@ -238,9 +238,10 @@ def _rounds(
     names = plan.data.site_names()
     completed = _common_round(folder, plan)
     folder.rewind_metrics(completed)
-    if completed >= plan.rounds:
+    over = completed >= plan.rounds
+    if over and plan.privacy.unit == "none":
         return
-    if completed:
+    if completed and not over:
         watch.note(f"going on after round {completed} of {plan.rounds}")
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
@@ -275,6 +276,10 @@ def _rounds(
         )
 
     participants = {name: participant(name) for name in names}
+    # What a run has spent is the journals' to say, also where it only has to be finished.
+    state["privacy"] = _privacy(participants)
+    if over:
+        return
     sites = InProcessSites(
         participants,
         before_call=lambda site, method: watch.phase(current["round"], method, site),
