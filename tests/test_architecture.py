@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
     {"", "types", "errors", "seeds", "durable"},
-    {"plan", "plan_data", "planfile", "quorum"},
+    {"plan", "plan_data", "plan_privacy", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},

@@ -245,10 +245,18 @@ def candidates(value: Any, options: tuple[Any, ...]) -> list[Any]:
 def test_every_key_but_speed_and_output_changes_the_hash() -> None:
     """Walks every key that a plan has, whatever keys are added later."""
     source = {"source": "a.jsonl", "columns": {"prompt": "p", "response": "r"}}
+    unit = {"unit": "site", "clip_norm": 1.0}
+    private = {**BY_SITE, "adapter": {"dropout": 0.0}}
+    private["scheme"] = {**BY_SITE.get("scheme", {}), "weights": "equal"}
     bases = [
         {**changed(BY_SITE, ("data", "sites", "a"), source), "model": {"name": "some/model"}},
         changed(POOLED, ("data", "pool", 0), source),
         {**BY_SITE, "scheme": {"name": "ckks"}, "adapter": {"train": "core"}},
+        {
+            **private,
+            "privacy": {**unit, "noise_multiplier": 1.0, "delta": 1e-6, "max_epsilon": 5.0},
+        },
+        {**private, "privacy": {**unit, "epsilon": 3.0}},
     ]
     schema = fields(Plan)
     walked: set[str] = set()
@@ -305,7 +313,8 @@ def test_the_split_and_the_names_of_sites_change_the_hash() -> None:
 
 def test_speed_and_output_are_not_in_the_canonical_bytes() -> None:
     agreed = json.loads(parsed(BY_SITE).canonical())
-    assert set(agreed) == set(Plan.model_fields) - set(UNBOUND)
+    # Nor is privacy where there is none: absence says so, and hashes of before it stay.
+    assert set(agreed) == set(Plan.model_fields) - set(UNBOUND) - {"privacy"}
 
 
 # -- writing it out ------------------------------------------------------------------------
@@ -584,3 +593,71 @@ def test_a_plan_cannot_be_changed() -> None:
     plan = parsed(BY_SITE)
     with pytest.raises(ValueError, match="frozen"):
         plan.rounds = 3  # type: ignore[misc]
+
+
+# -- differential privacy --------------------------------------------------------------------
+
+SITE = {"unit": "site", "clip_norm": 1.0, "noise_multiplier": 1.0}
+EXAMPLE = {**SITE, "unit": "example"}
+EQUAL = {"scheme": {"weights": "equal"}}
+NO_DROPOUT = {"adapter": {"dropout": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"privacy": {"clip_norm": 1.0}}, "privacy.clip_norm: expected none when privacy.unit is"),
+        ({"privacy": {"max_epsilon": 1.0}}, "privacy.max_epsilon: expected none when"),
+        ({"privacy": {"unit": "site"}, **EQUAL}, "privacy.clip_norm: expected the largest L2"),
+        (
+            {"privacy": {"unit": "site", "clip_norm": 1.0}, **EQUAL},
+            "privacy.noise_multiplier: expected noise_multiplier or epsilon, one of the two",
+        ),
+        ({"privacy": {**SITE, "epsilon": 1.0}, **EQUAL}, "one of the two, got both"),
+        (
+            {"privacy": {"unit": "site", "clip_norm": 1.0, "epsilon": 1.0, "max_epsilon": 2.0}},
+            "privacy.max_epsilon: expected none beside privacy.epsilon",
+        ),
+        ({"privacy": SITE}, "scheme.weights: expected equal or public when privacy.unit is site"),
+        ({"privacy": SITE, "scheme": {"name": "plain", "weights": "equal"}}, "scheme.name: exp"),
+        (
+            {"privacy": SITE, "scheme": {"name": "ckks", "weights": "equal"}},
+            "scheme.name: expected",
+        ),
+        ({"privacy": SITE, **EQUAL, "adapter": {"exchange": "parameters"}}, "adapter.exchange: ex"),
+        ({"privacy": SITE, **EQUAL, "adapter": {"train": "share-a"}}, "adapter.train: expected an"),
+        (
+            {
+                "privacy": SITE,
+                **EQUAL,
+                "training": {"local_algorithm": "scaffold", "optimizer": "sgd"},
+            },
+            "training.local_algorithm: expected plain or fedprox when privacy.unit is site",
+        ),
+        ({"privacy": EXAMPLE}, "adapter.dropout: expected 0 when privacy.unit is example"),
+        (
+            {"privacy": EXAMPLE, **NO_DROPOUT, "training": {"gradient_checkpointing": True}},
+            "training.gradient_checkpointing: expected false when privacy.unit is example",
+        ),
+        ({"privacy": {**SITE, "delta": 0.5}, **EQUAL}, "privacy.delta: expected a number <= 0.01"),
+        ({"privacy": {**SITE, "unit": "row"}, **EQUAL}, "privacy.unit: expected one of"),
+    ],
+)
+def test_privacy_that_would_not_hold_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        parsed({**BY_SITE, **changes})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("train", ["ab", "b", "alternate", "share-a", "core"])
+def test_every_way_to_train_can_protect_its_rows(train: str) -> None:
+    parsed({**BY_SITE, "privacy": EXAMPLE, "adapter": {"train": train, "dropout": 0.0}})
+
+
+def test_without_a_unit_the_hash_is_what_it_was() -> None:
+    """Pinned: plans of before the section keep their hashes, and so the bytes of an invitation."""
+    assert parsed({**BY_SITE, "privacy": {"unit": "none"}}).sha256() == parsed(BY_SITE).sha256()
+    assert b"privacy" not in parsed(BY_SITE).canonical()
+    private = parsed({**BY_SITE, "privacy": SITE, **EQUAL})
+    assert private.sha256() != parsed({**BY_SITE, **EQUAL}).sha256()

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,30 +140,36 @@ def test_a_pool_is_refused(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in found] == ["data.split"]
 
 
+NOISE = {"clip_norm": 1.0}
+
+
 @pytest.mark.parametrize(
     ("section", "refused"),
     [
-        (None, True),
         ({}, True),
-        ({"unit": "example", "epsilon": 1.0}, True),
-        ({"unit": "site", "epsilon": 3.5}, True),
-        ({"unit": "site", "epsilon": float("nan")}, True),
-        ({"unit": "site", "epsilon": 0}, True),
-        ({"unit": "site", "epsilon": None}, True),
-        ({"unit": "site", "epsilon": 3.0}, False),
-        ({"unit": "site", "epsilon": 3.0, "delta": 1e-4}, True),
-        ({"unit": "site", "epsilon": 3.0, "delta": 1e-6}, False),
+        ({"unit": "example", "epsilon": 1.0} | NOISE, True),
+        ({"unit": "site", "epsilon": 3.5} | NOISE, True),
+        # Noise without a limit promises nothing: rounds could be added.
+        ({"unit": "site", "noise_multiplier": 2.0} | NOISE, True),
+        ({"unit": "site", "noise_multiplier": 2.0, "max_epsilon": 4.0} | NOISE, True),
+        ({"unit": "site", "noise_multiplier": 2.0, "max_epsilon": 3.0} | NOISE, False),
+        ({"unit": "site", "epsilon": 3.0} | NOISE, False),
+        ({"unit": "site", "epsilon": 3.0, "delta": 1e-4} | NOISE, True),
+        ({"unit": "site", "epsilon": 3.0, "delta": 1e-6} | NOISE, False),
     ],
 )
-def test_the_privacy_floor(tmp_path: Path, section: dict[str, Any] | None, refused: bool) -> None:
-    floor: dict[str, Any] = {"unit": "site", "max_epsilon": 3.0}
-    if section and "delta" in section:
-        floor["max_delta"] = 1e-5
-    policy = policy_of(tmp_path, privacy=floor)
-    plan: Any = plan_of()
-    stand_in = SimpleNamespace(privacy=None if section is None else SimpleNamespace(**section))
-    assert bool(policy._privacy(stand_in)) == refused  # type: ignore[arg-type]
-    assert policy._privacy(plan) != []
+def test_the_privacy_floor(tmp_path: Path, section: dict[str, Any], refused: bool) -> None:
+    policy = policy_of(tmp_path, privacy={"unit": "site", "max_epsilon": 3.0, "max_delta": 1e-5})
+    raw: dict[str, Any] = {
+        "model": {"name": "tiny-llama"},
+        "data": {"sites": {name: {"source": "sample:code"} for name in SITES}},
+        "scheme": {"weights": "equal"},
+        "adapter": {"dropout": 0.0},
+        "privacy": section,
+    }
+    plan = parse_plan(raw, base_dir=ROOT)
+    found = [line for line in policy.violations(plan, None, None) if line.startswith("privacy")]
+    assert bool(found) == refused
 
 
 # -- the file ----------------------------------------------------------------------------------

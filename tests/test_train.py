@@ -16,6 +16,7 @@ from fedshield.model import tiny
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.chat import Tokens, tokenise
 from fedshield.plan import Plan
+from fedshield.prune import trained_tensors
 from fedshield.train import LocalTrainer
 from fedshield.types import AdapterState, Float32
 
@@ -502,3 +503,64 @@ def test_only_what_a_round_trains_moves(make_plan: MakePlan, train: str, tensors
     moved = bench.train(1, start) != start.values
     for name, place in start.spec.slices().items():
         assert moved[place].any() == (tensors in name)
+
+
+# -- each row protected ----------------------------------------------------------------------
+
+PRIVATE = {"unit": "example", "clip_norm": 0.1, "noise_multiplier": 1.0}
+
+
+@pytest.mark.parametrize("train", ["ab", "b", "alternate", "share-a", "core"])
+@pytest.mark.parametrize("round_number", [1, 2])
+def test_private_training_moves_what_the_round_trains_and_nothing_else(
+    make_plan: MakePlan, train: str, round_number: int
+) -> None:
+    """A gradient that is made by hand can miss the optimiser without any error."""
+    plan = make_plan({"privacy": PRIVATE, "adapter.train": train})
+    bench = Bench(plan)
+    start = bench.start
+    update, loss = bench.trainer.train(start, round_number)
+    wanted = set(trained_tensors(plan, start.spec, round_number))
+    for name, place in start.spec.slices().items():
+        moved = np.abs(update.values[place] - start.values[place])
+        assert (moved > 1e-4).mean() > 0.9 if name in wanted else not moved.any(), name
+    assert np.isfinite(loss)
+    assert not bench.host.model.training
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training.local_algorithm": "fedprox"},
+        {"training.optimizer": "sgd"},
+        {"training.gradient_accumulation": 2},
+        {"training.max_grad_norm": None},
+    ],
+)
+def test_private_training_goes_with_the_other_settings(
+    make_plan: MakePlan, changes: dict[str, Any]
+) -> None:
+    bench = Bench(make_plan({"privacy": PRIVATE, **changes}))
+    update, _ = bench.trainer.train(bench.start, 1)
+    assert np.isfinite(update.values).all()
+    assert np.abs(update.values - bench.start.values).max() > 0
+
+
+def test_private_training_learns_where_noise_is_little(make_plan: MakePlan) -> None:
+    """The control: rows are really looked at."""
+    little = {**PRIVATE, "clip_norm": 1.0, "noise_multiplier": 0.7}
+    bench = Bench(make_plan({"privacy": little, "training.steps": 12, "rounds": 1}))
+    update, _ = bench.trainer.train(bench.start, 1)
+    before = bench.trainer.evaluate(bench.start)
+    assert bench.trainer.evaluate(AdapterState(update.values, bench.start.spec)) < before - 0.05
+
+
+def test_private_training_draws_rows_and_noise_that_the_seed_does_not_know(
+    make_plan: MakePlan,
+) -> None:
+    benches = [Bench(make_plan({"privacy": PRIVATE}), num_rows=40) for _ in range(2)]
+    updates = [bench.trainer.train(bench.start, 1)[0].values for bench in benches]
+    assert not np.array_equal(*updates)
+    assert benches[0].seen != benches[1].seen
+    # Passes are of at most batch_size rows; how many rows a step draws varies.
+    assert max(len(batch) for batch in benches[0].seen) <= 4

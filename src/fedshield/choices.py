@@ -89,6 +89,7 @@ def _mean_upload(plan: Plan, spec: AdapterSpec) -> float:
 def _changed(plan: Plan, **sections: dict[str, Any] | None) -> Plan:
     """The plan with some keys changed, checked again; a section that is None has its defaults."""
     raw = plan.model_dump()
+    raw["privacy"] = {}  # bytes do not depend on it, and it does not go with every choice
     for name, changes in sections.items():
         raw[name] = {} if changes is None else raw[name] | changes
     if raw["adapter"]["train"] != "core":

@@ -191,6 +191,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{human_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s",
         markup=False,
     )
+    if found := summary["privacy"]:
+        out_console.print(
+            f"privacy  epsilon {found['epsilon']:.3f} at delta {found['delta']:g} for each "
+            f"{found['unit']}, {found['uploads']} uploads counted"
+            + (f"; ended early: {summary['ended_early']}" if summary["ended_early"] else ""),
+            markup=False,
+        )
 
 
 def _loss(value: float | None) -> str:
@@ -265,6 +272,7 @@ def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
             scheme + (f", {cost.security_bits} bits" if cost.security_bits else unprotected),
         ),
         *([("who may open", cost.quorums)] if cost.quorums else []),
+        *([("privacy", _privacy_words(cost.privacy, cost.rounds))] if cost.privacy else []),
         ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
         ("trainable values", f"{cost.trainable_values:,}"),
         ("up per site and round", human_bytes(ups[-1])),
@@ -279,6 +287,22 @@ def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
         ("time, about", f"{human_duration(cost.estimated_s)} on {where}"),
         ("plan hash", cost.plan_sha256),
     ]
+
+
+def _privacy_words(found: dict[str, Any], rounds: int) -> str:
+    """What a plan promises, in one line."""
+    if found["epsilon"] is None:
+        return (
+            f"of each {found['unit']}; epsilon is known when rows are read: give each source's rows"
+        )
+    text = (
+        f"of each {found['unit']}: epsilon {found['epsilon']:.3g} at delta {found['delta']:g} "
+        f"after {found['rounds_within_limit']} rounds, noise multiplier "
+        f"{found['noise_multiplier']:.3g}, {found['mechanism']}"
+    )
+    if found["rounds_within_limit"] < rounds:
+        text += f"; the limit of {found['limit']:g} ends the run there, {rounds} are planned"
+    return text
 
 
 # -- after a run ---------------------------------------------------------------------------

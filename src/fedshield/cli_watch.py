@@ -58,15 +58,21 @@ class Watch:
         for row in rows:
             seconds = " ".join(f"{phase} {s:.2f}" for phase, s in row["wall_s"].items())
             self._progress.console.print(
-                f"round {round_number:>3}  {row['site']:<12} train {row['train_loss']:.4f}  "
+                f"round {round_number:>3}  {row['site']:<12} train {_loss(row['train_loss'])}  "
                 f"held-out {row['heldout_loss_before']:.4f} -> {row['heldout_loss_after']:.4f}  "
                 f"up {human_bytes(row['upload_bytes'])}  "
                 f"down {human_bytes(row['download_bytes'])}  "
                 f"pruned {100 * row['pruning_rate']:.0f} %"
                 + (f"  clipped {row['clipped_values']}" if row["clipped_values"] else "")
+                + ("" if row["epsilon"] is None else f"  epsilon {row['epsilon']:.3f}")
                 + f"  seconds: {seconds}",
                 markup=False,
             )
+
+
+def _loss(value: float | None) -> str:
+    """A round in which no row was drawn has no training loss."""
+    return "none" if value is None else f"{value:.4f}"
 
 
 def human_bytes(count: float) -> str:

@@ -19,6 +19,7 @@ from fedshield.data.public import ROWS_OF_EACH
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
 from fedshield.plan import Plan
+from fedshield.privacy.terms import forecast
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.ciphers import (
     SchemeFacts,
@@ -54,6 +55,7 @@ class Cost:
 
     `upload_bytes_per_site_round`: by round, of one site on the mean; `setup_*`: opening and
     closing the session, all sites together; totals: all sites, all rounds, set-up included.
+    `privacy`: epsilon at the run's end, see `privacy.terms.forecast`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Cost:
     device: str
     precision: str
     plan_sha256: str
+    privacy: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,6 +131,7 @@ def estimate(plan: Plan) -> Cost:
         device=device,
         precision=precision,
         plan_sha256=plan.sha256(),
+        privacy=forecast(plan, spec),
     )
 
 
@@ -263,6 +267,10 @@ def _peak_memory(
     logits = tokens * vocabulary * (bytes_per_value + 8)
     sites = len(plan.data.site_names())
     vectors = spec.num_values * (4 * 4 + (4 + 8 * 3) + 4 * sites)
+    if plan.privacy.unit == "example":  # each row's gradient, and the largest tensor's in float64
+        rows = plan.training.batch_size
+        largest = max((tensor.size for tensor in spec.tensors), default=0)
+        vectors += rows * (4 * spec.num_values + 16 * largest)
     ciphertext = spec.num_values * scheme.bytes_per_value * (sites + 2) + 4 * BLOCK_BYTES
     return int(
         PROCESS_BYTES + base_values * base_bytes + activations + logits + vectors + ciphertext

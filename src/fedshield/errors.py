@@ -36,6 +36,7 @@ ProtocolCode = Literal[
     "cohort",
     "vote",
     "share",
+    "budget",
 ]
 
 CryptoCode = Literal["crypto", "key-sum", "residual", "tag", "weight"]

@@ -1,8 +1,8 @@
 """The plan: one YAML file that says everything about a run, checked before anything is loaded.
 
 Sections that change what is computed or protected (`model`, `adapter`, `data`, `training`,
-`pruning`, `encoding`, `scheme`, ...) are under the plan's hash, which is bound into every
-message. `speed` and `output` change neither, may differ between machines, and are not.
+`pruning`, `encoding`, `scheme`, `privacy`, ...) are under the plan's hash, which is bound into
+every message. `speed` and `output` change neither, may differ between machines, and are not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from fedshield.errors import PlanError
 from fedshield.plan_data import MAX_SITES, DataPlan, PositiveInt, Section
+from fedshield.plan_privacy import PrivacyPlan, refuse_unsound
 from fedshield.quorum import OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
 
@@ -253,6 +254,7 @@ class Plan(Section):
     aggregation: AggregationPlan = AggregationPlan()
     encoding: EncodingPlan = EncodingPlan()
     scheme: SchemePlan = SchemePlan()
+    privacy: PrivacyPlan = PrivacyPlan()
     evaluation: EvaluationPlan = EvaluationPlan()
     speed: SpeedPlan = SpeedPlan()
     output: OutputPlan = OutputPlan()
@@ -281,6 +283,7 @@ class Plan(Section):
                 "training.local_algorithm|scaffold|optimizer sgd and exchange delta with scaffold "
                 "(its control variates are mean gradients)"
             )
+        refuse_unsound(self)
         num_sites = len(self.data.site_names())
         if self.scheme.name != "plain" and num_sites < 2:
             key = "sites" if self.data.split == "by-site" else "num_sites"
@@ -337,8 +340,10 @@ class Plan(Section):
         return found
 
     def canonical(self) -> bytes:
-        """Canonical JSON of what is agreed between the parties: all but speed and output."""
-        agreed = self.model_dump(mode="json", exclude={"speed", "output"})
+        """Canonical JSON of what is agreed between the parties: all but speed and output, and
+        privacy where there is none."""
+        left_out = {"speed", "output"} | ({"privacy"} if self.privacy.unit == "none" else set())
+        agreed = self.model_dump(mode="json", exclude=left_out)
         return json.dumps(agreed, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def sha256(self) -> str:

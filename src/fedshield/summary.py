@@ -59,6 +59,8 @@ def summarise(
         "open_to": plan.scheme.open_to,
         "bits": plan.encoding.bits if plan.scheme.name == "rlwe" else None,
         "weights": plan.scheme.weights,
+        "privacy": state.get("privacy"),
+        "ended_early": state.get("ended_early", ""),
         "rounds": num_rounds,
         "rounds_planned": plan.rounds,
         "sites": list(names),
@@ -111,7 +113,7 @@ def _learning_s(rows: Sequence[Mapping[str, Any]], *, parallel: bool) -> float:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "peft", "tenseal", "numpy")
+    packages = ("torch", "transformers", "peft", "tenseal", "numpy", "dp-accounting")
     return {
         "fedshield": fedshield.__version__,
         "python": platform.python_version(),

@@ -2,11 +2,13 @@
 
 The optimiser is new in every round, as in the paper; the place in the data goes on from where
 the round before stopped. Everything random (order of rows, dropout) is derived from the plan's
-seed, the site and the round, so a round repeats exactly on one machine, whatever ran before.
+seed, the site and the round, so a round repeats exactly on one machine, whatever ran before;
+but where a row is protected (`privacy.unit: example`), rows and noise are nobody's to repeat.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +22,8 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.chat import Tokens
 from fedshield.model.loss import can_cut_logits, loss_sum
 from fedshield.plan import Plan, learning_rate
+from fedshield.privacy.example_level import PrivateGradient
+from fedshield.privacy.terms import sampling_rate, terms
 from fedshield.prune import trained_tensors
 from fedshield.seeds import derive
 from fedshield.types import AdapterState, AdapterUpdate, Float32
@@ -65,19 +69,25 @@ class LocalTrainer:
         names = trained_tensors(self._plan, state.spec, round_number)
         parameters = self._host.trainable(names)
         pull = self._pull(state, names, parameters, correction)
+        private = self._private(state, parameters, round_number)
         optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
         losses: list[float] = []
         devices = [self._device] if self._device.startswith("cuda") else []
         batches = self._batches(round_number)
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(derive(self._plan.seed, "train", self._site, round_number))
-            model.train()
+            model.train(private is None)
             try:
                 for step in range(training.steps):
-                    loss = self._step(
-                        [next(batches) for _ in range(training.gradient_accumulation)]
+                    loss = (
+                        private.step()
+                        if private is not None
+                        else self._step(
+                            [next(batches) for _ in range(training.gradient_accumulation)]
+                        )
                     )
-                    if not np.isfinite(loss):
+                    # Where rows are protected, one that has no finite gradient counts as zeros.
+                    if private is None and loss is not None and not np.isfinite(loss):
                         raise RoundFailed(
                             f"{self._site}: the loss became {loss} in step {step + 1} of round "
                             f"{round_number}; lower training.learning_rate"
@@ -87,13 +97,36 @@ class LocalTrainer:
                         torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                    losses.append(loss)
-                    self._on_step(step + 1, training.steps, loss)
+                    if loss is not None:
+                        losses.append(loss)
+                    self._on_step(step + 1, training.steps, losses[-1] if losses else math.nan)
             finally:
                 optimizer.zero_grad(set_to_none=True)
                 model.eval()
         update = AdapterUpdate(self._host.read(), state, self.num_examples)
-        return update, float(np.mean(losses))
+        return update, float(np.mean(losses)) if losses else math.nan
+
+    def _private(
+        self, state: AdapterState, parameters: list[torch.nn.Parameter], round_number: int
+    ) -> PrivateGradient | None:
+        """Gradients that protect each row, where the plan's unit is an example."""
+        if self._plan.privacy.unit != "example":
+            return None
+        found = terms(self._plan, state.spec, self.num_examples)
+        assert found is not None
+        return PrivateGradient(
+            self._host.model,
+            parameters,
+            self._data.train,
+            clip_norm=found.clip_norm,
+            noise_multiplier=found.noise_multiplier,
+            rate=sampling_rate(self._plan, self.num_examples),
+            batch_size=self._plan.training.batch_size,
+            pad_token=self._pad_token,
+            device=self._device,
+            cut_logits=self._can_cut_logits,
+            about=f"{self._site} {round_number} {state.sha256()}".encode(),
+        )
 
     def _pull(
         self,

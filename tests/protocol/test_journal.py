@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -259,13 +260,14 @@ def test_a_failed_sync_is_not_taken_for_a_record(
     whole = path.read_bytes()
 
     def failing(_: int) -> None:
-        raise OSError("disk gone")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "fsync", failing)
         for kind in ("upload", "vote", "answer"):
-            with pytest.raises(OSError, match="disk gone"):
+            with pytest.raises(ProtocolError, match="journal: .*No space left") as caught:
                 record(journal, kind, SESSION, 2, "round", DIGEST)
+            assert caught.value.code == "journal"
             assert journal.bound("round 2") == ()
             # Whether the line is there is not known: nothing is written after it.
             act = partial(journal.upload, SESSION, 3, "round", OTHER_DIGEST)

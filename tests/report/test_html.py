@@ -358,6 +358,35 @@ def test_each_scheme_states_its_limits(tmp_path: Path, scheme: str, told: list[s
     assert warned == (scheme == "plain")
 
 
+@pytest.mark.parametrize("scheme", ["plain", "ckks", "rlwe"])
+@pytest.mark.parametrize(
+    ("unit", "what"), [("example", "one training row"), ("site", "one site's whole contribution")]
+)
+def test_what_differential_privacy_bounds_and_what_not(
+    tmp_path: Path, scheme: str, unit: str, what: str
+) -> None:
+    sites = ("a", "b", "c")
+    summary = summary_of(sites, scheme)
+    summary["privacy"] = {
+        "unit": unit,
+        "epsilon": 3.14159,
+        "delta": 1e-6,
+        "mechanism": "some noise",
+        "noise_multiplier": 1.25,
+        "clip_norm": 0.5,
+        "uploads": 2,
+    }
+    rows = [row | {"epsilon": 1.5 + row["round"]} for row in metrics_of(sites)]
+    page = page_of(write_run(tmp_path, summary, rows))
+    assert "no differential privacy" not in page.text
+    assert f"tells about {what} (epsilon 3.14 at delta 1e-06, for each {unit})" in page.text
+    assert f"What depends on {what}, beyond epsilon 3.14 at delta 1e-06" in page.text
+    assert "not many rows or sites together" in page.text
+    assert "noise multiplier 1.25, clip norm 0.5, 2 uploads counted" in page.text
+    (rounds,) = (table for table in page.tables if "Epsilon" in table[0])
+    assert [row[-1] for row in rounds[1:]] == ["2.5", "3.5"]
+
+
 def test_plain_never_speaks_of_encrypting(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, summary_of(scheme="plain")))
     assert page.row("encrypt")[0] == "writing updates as readable bytes, not encrypted"

@@ -27,6 +27,7 @@ from fedshield.errors import FedShieldError, RoundFailed, RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.privacy.terms import summarised
 from fedshield.protocol.auditlog import Log
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
@@ -189,9 +190,10 @@ def _rounds(
     names = plan.data.site_names()
     completed = _common_round(folder, plan)
     folder.rewind_metrics(completed)
-    if completed >= plan.rounds:
+    over = completed >= plan.rounds
+    if over and plan.privacy.unit == "none":
         return
-    if completed:
+    if completed and not over:
         watch.note(f"going on after round {completed} of {plan.rounds}")
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
@@ -233,6 +235,10 @@ def _rounds(
         )
 
     participants = {name: participant(name) for name in names}
+    # What a run has spent is the journals' to say, also where it only has to be finished.
+    state["privacy"] = _privacy(participants)
+    if over:
+        return
     sites = InProcessSites(
         participants,
         before_call=lambda site, method: watch.phase(current["round"], method, site),
@@ -256,6 +262,10 @@ def _rounds(
         lose("set-up", coordinator.lost)
         _add_setup_traffic(state, sites.traffic)
         for number in range(completed + 1, plan.rounds + 1):
+            if reason := _out_of_budget(participants, number):
+                watch.note(f"before round {number}: {reason}; the run ends here")
+                state["ended_early"] = f"before round {number}: {reason}"
+                break
             current["round"] = number
             seen.clear()
             round_started = time.perf_counter()
@@ -265,12 +275,34 @@ def _rounds(
             rows = round_rows(outcome, seen, sites.traffic, participants, round_s)
             folder.append_metrics(rows)
             state["wall_s"] = elapsed()
+            state["privacy"] = _privacy(participants)
             folder.write_state(state)
             watch.round_done(number, rows)
         coordinator.finish()
         _add_setup_traffic(state, sites.traffic)
     except RoundFailed as failure:
         raise _with_site_errors(folder, failure, sites.errors) from None
+
+
+def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
+    """Why round `number` may not begin; '' if it may. A first round that may not is no run."""
+    for name, participant in participants.items():
+        spent = participant.spent
+        if spent is not None and spent.exhausted:
+            after = spent.terms.epsilon(spent.uploads + 1)
+            reason = (
+                f"{name} has spent epsilon {spent.epsilon:.4g} in {spent.uploads} uploads, and the "
+                f"next would make it {after:.4g}, over the plan's {spent.terms.limit:g}"
+            )
+            if number == 1:
+                raise RoundFailed(f"{reason}; no round was completed, start a new run")
+            return reason
+    return ""
+
+
+def _privacy(participants: Mapping[str, Participant]) -> dict[str, Any] | None:
+    spent = {name: one.spent for name, one in participants.items()}
+    return summarised({name: one for name, one in spent.items() if one is not None})
 
 
 def _with_site_errors(

@@ -43,7 +43,7 @@ def site_row(
     return {
         "round": record.round_number,
         "site": record.site,
-        "train_loss": record.train_loss,
+        "train_loss": _or_none(record.train_loss),
         "heldout_loss_before": record.heldout_loss_before,
         "heldout_loss_after": record.heldout_loss_after,
         "num_examples": record.num_examples,
@@ -51,6 +51,8 @@ def site_row(
         "pruning_rate": record.pruning_rate,
         "pruned_values": record.pruned_values,
         "clipped_values": record.clipped_values,
+        "clip_factor": round(record.clip_factor, 6),
+        "epsilon": _or_none(record.epsilon),
         "contributors": list(record.contributors),
         "sites_in_round": 1,
         "mean_train_loss": _or_none(record.mean_train_loss),

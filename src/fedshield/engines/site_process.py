@@ -27,6 +27,7 @@ from fedshield.errors import FedShieldError, UserError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.privacy.terms import summarised
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
@@ -111,6 +112,10 @@ class SiteProcess:
         """A new session from a kept round. The coordinator says which, so that all stand alike; it
         can make a site repeat a round, never open a second set from one model (the journal)."""
         return self._safely(lambda: self._open(completed_rounds))
+
+    def may_go_on(self) -> Reply:
+        """Whether the plan's privacy leaves room for another round here: yes or no."""
+        return self._safely(lambda: b"no" if self._exhausted() else b"yes")
 
     def handle(self, method: str, data: bytes) -> Reply:
         """A signed command; the signed reply."""
@@ -223,7 +228,8 @@ class SiteProcess:
         reply = self._participant.handle(method, data)
         self._up += len(reply)
         if method == "finish":
-            self._append({"round": 0, "upload_bytes": self._up, "download_bytes": self._down})
+            last = {"round": 0, "upload_bytes": self._up, "download_bytes": self._down}
+            self._append(last | {"privacy": self._spent()})
             if not self._admission.simulated:
                 self._release()
         return reply
@@ -249,12 +255,21 @@ class SiteProcess:
             "setup_download_bytes": sum(row["download_bytes"] for row in outside),
             "wall_s": sum(row["round_s"] for row in rounds),
             "base_model_sha256": work.base.sha256,
+            "privacy": self._spent(),
         }
         # The card may be handed on: it names the plan's source, not where the site keeps it.
         source = self._plan.data.sites[self.name].source
         data = {self.name: replace(work.data, source=source)}
         finish(folder, self._plan, work.base, data, work.host, self._events, state)
         folder.write_state(state | {"status": "finished"})
+
+    def _exhausted(self) -> bool:
+        spent = None if self._participant is None else self._participant.spent
+        return spent is not None and spent.exhausted
+
+    def _spent(self) -> dict[str, Any] | None:
+        spent = None if self._participant is None else self._participant.spent
+        return None if spent is None else summarised({self.name: spent})
 
     def _observed(self, record: SiteRound) -> None:
         """After an evaluation: what was measured, with the bytes since the last. Its own reply,

@@ -11,6 +11,7 @@ from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.model.gradient import public_factors
 from fedshield.plan import Plan
+from fedshield.privacy.terms import terms
 from fedshield.protocol.ciphers import parameters_of
 from fedshield.runfolder import SiteStore
 from fedshield.seeds import derive
@@ -46,7 +47,11 @@ def prepare(
             if getattr(found, what):
                 watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
     given = public_factors(plan, base, watch.note)
-    return base, data, AdapterHost(base.model, plan.adapter, base.sha256, given)
+    host = AdapterHost(base.model, plan.adapter, base.sha256, given)
+    for found in data.values():
+        # A target or a limit that cannot be met is refused before a run folder is made.
+        terms(plan, host.spec, len(found.train))
+    return base, data, host
 
 
 def standing_of(

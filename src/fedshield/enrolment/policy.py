@@ -182,10 +182,11 @@ class Policy(Section):
         floor = self.privacy
         if floor is None:
             return []
-        # A plan without the section, or without a number in it, promises nothing.
-        section = getattr(plan, "privacy", None)
-        unit, epsilon = getattr(section, "unit", None), getattr(section, "epsilon", None)
-        delta = getattr(section, "delta", None)
+        section = plan.privacy
+        unit = None if section.unit == "none" else section.unit
+        # What the run may spend at most; a plan without a limit promises none.
+        epsilon = section.max_epsilon if section.epsilon is None else section.epsilon
+        delta = section.delta_in_force
         if unit != floor.unit or not _at_most(epsilon, floor.max_epsilon):
             wanted = f"differential privacy of each {floor.unit}, epsilon <= {floor.max_epsilon:g}"
             got = "none" if unit is None or epsilon is None else f"unit {unit}, epsilon {epsilon}"

@@ -102,11 +102,15 @@ def model_card(plan: Plan, summary: dict[str, Any]) -> str:
         f"- Rounds: {summary['rounds']} of {summary['rounds_planned']}, "
         f"{plan.training.steps} local steps each.",
         f"- Protection of updates on the way: {protection(plan)}",
-        "- This adapter itself is not protected: it can tell something about its training data "
-        "(membership inference). No differential privacy was used.",
+        _leak(summary.get("privacy")),
         f"- Base model sha256: {summary['model']['sha256']}",
         f"- Adapter sha256 (FedShield's digest): {summary['adapter_sha256']}",
         f"- Plan sha256: {summary['plan_sha256']}",
+    ]
+    if summary.get("privacy"):
+        # They are exact, and whoever has the card has the adapter.
+        return "\n".join([*lines, "- Losses and counts of rows are not noised: not here."]) + "\n"
+    lines += [
         "",
         "## Data and held-out loss (mean per response token)",
         "",
@@ -121,6 +125,20 @@ def model_card(plan: Plan, summary: dict[str, Any]) -> str:
             f"{_number(initial['sites'].get(site))} | {_number(final['sites'].get(site))} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _leak(privacy: Mapping[str, Any] | None) -> str:
+    """What the adapter itself may tell."""
+    if not privacy:
+        return (
+            "- This adapter itself is not protected: it can tell something about its training "
+            "data (membership inference). No differential privacy was used."
+        )
+    return (
+        f"- Differential privacy: epsilon {privacy['epsilon']:.4g} at delta {privacy['delta']:g} "
+        f"for each {privacy['unit']} ({privacy['mechanism']}; neighbours: "
+        f"{privacy['neighbours']}). What many of them have in common is not protected."
+    )
 
 
 def protection(plan: Plan) -> str:

@@ -83,10 +83,17 @@ class Journal:
         line = json.dumps({**record, "check": self._check(record)}, sort_keys=True) + "\n"
         # Until it is known to be on disk, nobody can tell what the file holds.
         self._broken = True
-        with self._path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._path.open("ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ProtocolError(
+                "journal",
+                f"{self._path.name}: expected to write a line, but {error.strerror}; nothing was "
+                "sent; make room and resume",
+            ) from None
         self._broken = False
         self._apply(record)
 
@@ -119,6 +126,10 @@ class Journal:
     def answer(self, session: bytes, round_number: int, phase: str, digest: bytes) -> None:
         """Record an answer, before it leaves. A second, different one raises 'repeated'."""
         self._once("answer", session, round_number, phase, digest, {})
+
+    def num_uploads(self, phase: str) -> int:
+        """Uploads of this phase that left, or were about to, in all sessions of the run."""
+        return sum(kind == "upload" and where == phase for kind, _, _, where in self._left)
 
     def bound(self, base: str) -> tuple[str, ...]:
         """The only set that may still be opened from `base`; empty if any may."""

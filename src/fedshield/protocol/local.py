@@ -45,6 +45,10 @@ class SiteRound:
     pruning_rate: float = 0.0
     pruned_values: int = 0
     clipped_values: int = 0
+    #: What the whole update was multiplied by to fit the clip norm (`privacy.unit: site`).
+    clip_factor: float = 1.0
+    #: Spent so far, this round's upload with it; NaN where no unit is protected.
+    epsilon: float = float("nan")
     #: Who is in the opened sum, and their weighted mean training loss if the scheme carries it.
     contributors: tuple[str, ...] = ()
     mean_train_loss: float = float("nan")

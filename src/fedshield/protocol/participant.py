@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.plan import Plan
+from fedshield.privacy.terms import Spent
 from fedshield.protocol import auditlog, envelope, messages, run_keys
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
@@ -123,6 +125,14 @@ class Participant:
     @property
     def completed_rounds(self) -> int:
         return self._model.completed_rounds
+
+    @property
+    def spent(self) -> Spent | None:
+        """What of the plan's privacy this site has spent, by its journal; None where the plan
+        protects no unit."""
+        if self._model.terms is None:
+            return None
+        return Spent(self._model.terms, self._journal.num_uploads(ROUND))
 
     # -- the door --------------------------------------------------------------------------
 
@@ -274,6 +284,14 @@ class Participant:
     def _contribute(self, data: bytes) -> messages.Message:
         command = self._read(messages.Work, data)
         current = self._current()
+        spent = self.spent
+        if self._binding.phase == ROUND and spent is not None and spent.exhausted:
+            # The site's own limit, whatever the coordinator asks for.
+            raise ProtocolError(
+                "budget",
+                f"epsilon would be {spent.terms.epsilon(spent.uploads + 1):.4g}, the plan's limit "
+                f"is {spent.terms.limit:g}",
+            )
         current.begin(command)
         self._binding = current.binding
         _, cipher = self._ready()
@@ -347,7 +365,8 @@ class Participant:
 
     def _evaluate(self, data: bytes) -> messages.Message:
         self._read(messages.Evaluate, data)
-        self._observe(self._model.evaluate())
+        record, spent = self._model.evaluate(), self.spent
+        self._observe(record if spent is None else replace(record, epsilon=spent.epsilon))
         return messages.Done()
 
     def _finish(self, data: bytes) -> messages.Message:

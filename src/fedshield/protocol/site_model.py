@@ -15,6 +15,9 @@ import numpy as np
 
 from fedshield import aggregate, encode, encode_integers, prune
 from fedshield.plan import Plan, learning_rate
+from fedshield.privacy import site_level
+from fedshield.privacy.discrete_gaussian import fresh_stream
+from fedshield.privacy.terms import Terms, terms
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts
 from fedshield.protocol.local import LocalWork, SiteRound, Store
 from fedshield.types import (
@@ -22,6 +25,7 @@ from fedshield.types import (
     AdapterUpdate,
     Float32,
     Float64,
+    Layout,
     OpenedSum,
     PrunedUpdate,
     Selection,
@@ -69,7 +73,8 @@ class _Made:
 
 
 class SiteModel:
-    """The adapter of one site. `record` is what the site measured in the current round."""
+    """The adapter of one site. `record` is what the site measured in the current round; `terms`:
+    what is promised of its data, None where nothing is. Raises `PlanError` where that cannot be."""
 
     def __init__(
         self,
@@ -93,6 +98,7 @@ class SiteModel:
         self._store = store
         self._heldout_loss = heldout_loss
         self._example_cap = example_cap
+        self.terms: Terms | None = terms(plan, state.spec, work.num_examples)
         self._made: _Made | None = None
         self._selected: Selection | None = None
 
@@ -118,6 +124,8 @@ class SiteModel:
     def parts(self) -> Parts:
         """Slices of the values that travel in the next round, and the clip of each."""
         selection = self.selection()
+        if self.terms is not None and self.terms.site is not None:
+            return self.terms.site.parts(selection.size)
         found = [
             (part, float(self.memory.shared[CLIP][number])) for number, part in selection.parts()
         ]
@@ -151,14 +159,8 @@ class SiteModel:
             if correction is not None:
                 change = self._control_change(update, round_number)
                 values = np.concatenate([values, change[selection.indices]])
-            encoded = cipher.encode_update(
-                values,
-                cipher.update_layout(selection.sha256(), values.size),
-                self.parts(),
-                weight,
-                train_loss,
-                encode_integers.rounding_seed(self._plan, self._name, round_number),
-            )
+            layout = cipher.update_layout(selection.sha256(), values.size)
+            encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
         self._made = _Made(update, pruned, selection, values, encoded.residual)
         self.record = replace(
             self.record,
@@ -170,6 +172,28 @@ class SiteModel:
             clipped_values=encoded.num_clipped,
         )
         return encoded
+
+    def _encode(
+        self,
+        values: Float32,
+        layout: Layout,
+        round_number: int,
+        cipher: Cipher,
+        weight: float,
+        train_loss: float,
+    ) -> Encoded:
+        seed = encode_integers.rounding_seed(self._plan, self._name, round_number)
+        if self.terms is None:
+            return cipher.encode_update(values, layout, self.parts(), weight, train_loss, seed)
+        if self.terms.site is None:
+            # A loss is not noised: it is not told.
+            return cipher.encode_update(values, layout, self.parts(), weight, 0.0, seed)
+        mechanism = self.terms.site
+        bounded = site_level.bound(values, mechanism.scale(weight), mechanism.sensitivity, seed)
+        about = f"{self._name} {round_number} {self.state.sha256()}".encode()
+        stream = fresh_stream("site noise", about + bounded.digits.tobytes())
+        self.record = replace(self.record, clip_factor=bounded.factor)
+        return site_level.encode_noised(bounded, mechanism, layout, weight, stream)
 
     def _control_change(self, update: AdapterUpdate, round_number: int) -> Float32:
         """What this site's control variate changes by: SCAFFOLD (Karimireddy et al., ICML 2020),
@@ -208,6 +232,8 @@ class SiteModel:
         self.state, self.memory, self.completed_rounds = state, memory, round_number
         self._made = self._selected = None
         loss = opened.reserved.get(encode_integers.LOSS)
+        if self.terms is not None:
+            loss = None
         self.record = replace(
             self.record,
             contributors=contributors,

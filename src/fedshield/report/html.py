@@ -62,7 +62,10 @@ def view(run: Run) -> Row:
             len(run.sites),
             quorums=str(run.summary.get("quorums_in_words") or ""),
             open_to=str(run.summary.get("open_to") or "peers"),
+            privacy=mapping(run.summary.get("privacy")),
         ),
+        "privacy": bool(run.summary.get("privacy")),
+        "ended_early": str(run.summary.get("ended_early") or ""),
         "scheme": words(run.summary.get("scheme")),
         "scheme_parameters": words(run.summary.get("scheme_parameters")),
         "security": _security(scheme, run.summary.get("security_bits")),
@@ -177,7 +180,14 @@ def _round(number: int, rows: Sequence[Row]) -> Row:
         "heldout": units.loss(mean("heldout_loss_after")),
         "upload": units.human_bytes(mean("upload_bytes")),
         "download": units.human_bytes(mean("download_bytes")),
+        "epsilon": _epsilon(rows),
     }
+
+
+def _epsilon(rows: Sequence[Row]) -> str:
+    """Of the site that has spent most."""
+    found = [value for row in rows if (value := units.number(row.get("epsilon"))) is not None]
+    return f"{max(found):.3g}" if found else units.ABSENT
 
 
 def _data(run: Run) -> Row:
@@ -253,6 +263,7 @@ def _facts(run: Run) -> Mapping[str, list[tuple[str, str, bool]]]:
             ("Target modules", words(targets), False),
             ("Trained", TRAINED.get(trained, words(trained)), False),
             ("Trained values", units.count(summary.get("trainable_values")), False),
+            ("Differential privacy", _privacy(mapping(summary.get("privacy"))), False),
             (
                 "Device, precision",
                 ", ".join(words(summary.get(key)) for key in ("device", "precision")),
@@ -273,6 +284,18 @@ def _facts(run: Run) -> Mapping[str, list[tuple[str, str, bool]]]:
             for name, version in sorted(mapping(summary.get("versions")).items())
         ],
     }
+
+
+def _privacy(privacy: Mapping[str, Any]) -> str:
+    if not privacy:
+        return "none"
+    noise, clip = (units.number(privacy.get(key)) for key in ("noise_multiplier", "clip_norm"))
+    return (
+        f"{protection.privacy_words(privacy)}; {words(privacy.get('mechanism'))}, noise multiplier "
+        f"{units.ABSENT if noise is None else format(noise, '.3g')}, clip norm "
+        f"{units.ABSENT if clip is None else format(clip, '.3g')}, "
+        f"{units.count(privacy.get('uploads'))} uploads counted"
+    )
 
 
 def _lost(sites: Mapping[str, Any]) -> str:

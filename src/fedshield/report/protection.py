@@ -6,7 +6,11 @@ page says so. An unknown scheme is described as unprotected, never the other way
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+from fedshield.report import units
 
 
 @dataclass(frozen=True)
@@ -192,11 +196,22 @@ _SCHEMES = {"plain": _PLAIN, "ckks": _CKKS, "rlwe": _RLWE}
 
 
 def describe(
-    scheme: str, num_sites: int, *, quorums: str = "", open_to: str = "peers"
+    scheme: str,
+    num_sites: int,
+    *,
+    quorums: str = "",
+    open_to: str = "peers",
+    privacy: Mapping[str, Any] | None = None,
 ) -> Protection:
     """The words for `scheme`, with what a group of one or two sites does to any scheme.
 
-    `quorums`: the run's quorums in words (rlwe); `open_to`: who received the shares of the sum."""
+    `quorums`: the run's quorums in words (rlwe); `open_to`: who received the shares of the sum;
+    `privacy`: summary.json's, None where no unit was protected."""
+    described = _described(scheme, num_sites, quorums, open_to)
+    return described if not privacy else _with_privacy(described, privacy)
+
+
+def _described(scheme: str, num_sites: int, quorums: str, open_to: str) -> Protection:
     known = _SCHEMES.get(scheme)
     if known is not None and scheme == "rlwe":
         known = _with_quorums(known, quorums, open_to)
@@ -229,6 +244,37 @@ def describe(
         sentence=f"{base.sentence} {small}",
         limits=(small, *base.limits),
     )
+
+
+def _with_privacy(base: Protection, privacy: Mapping[str, Any]) -> Protection:
+    """The same where outputs were noised: what is bounded, and what still is not."""
+    bound = privacy_words(privacy)
+    unit = {"example": "training row", "site": "site's whole contribution"}.get(
+        str(privacy.get("unit")), "unit"
+    )
+    limits = tuple(
+        f"Differential privacy bounds what the released adapter tells about one {unit} ({bound}), "
+        "and nothing more: not many rows or sites together, and not the losses and counts of this "
+        "report, which are exact and for the operator."
+        if limit == _ADAPTER
+        else limit
+        for limit in base.limits
+    )
+    sights = tuple(
+        replace(sight, could_not=f"What depends on one {unit}, beyond {bound}.")
+        if sight == _HOLDER
+        else sight
+        for sight in base.sights
+    )
+    return replace(base, limits=limits, sights=sights)
+
+
+def privacy_words(privacy: Mapping[str, Any]) -> str:
+    """Epsilon and delta of a run, in words."""
+    epsilon, delta = (units.number(privacy.get(key)) for key in ("epsilon", "delta"))
+    if epsilon is None or delta is None:
+        return units.ABSENT
+    return f"epsilon {epsilon:.3g} at delta {delta:g}, for each {privacy.get('unit')}"
 
 
 def _with_quorums(base: Protection, quorums: str, open_to: str) -> Protection:

@@ -60,6 +60,13 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
     coordinator.start()
     log.add({"set_up": completed, "lost": coordinator.lost})
     for number in range(completed + 1, plan.rounds + 1):
+        spent = _out_of_budget(plan, sites)
+        if spent:
+            reason = f"before round {number}: {spent} has spent the plan's epsilon"
+            if number == 1:
+                raise RoundFailed(f"{reason}; no round was completed, start a new run")
+            log.add({"ended_early": reason})
+            break
         started = time.perf_counter()
         outcome = coordinator.round(number)
         log.add(
@@ -73,6 +80,13 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
             }
         )
     coordinator.finish()
+
+
+def _out_of_budget(plan: Plan, sites: FlareSites) -> str:
+    """The sites that may not take part in another round, if any."""
+    if plan.privacy.unit == "none":
+        return ""
+    return ", ".join(sorted(site for site, data in sites.may_go_on().ok.items() if data == b"no"))
 
 
 def _line_up(plan: Plan, sites: FlareSites) -> tuple[int, dict[str, str]]:

@@ -45,6 +45,11 @@ class FlareSites:
             lambda proxy, _: proxy.open(completed_rounds),
         )
 
+    def may_go_on(self) -> Replies:
+        """Whether each site's privacy budget allows another round."""
+        deadline_s = self._deadlines.message_deadline_s
+        return self.each(self._proxies, deadline_s, lambda proxy, _: proxy.may_go_on())
+
     def _deadline_s(self, method: str) -> float:
         if method in ("work", "evaluate", "finish"):
             return self._deadlines.work_deadline_s

@@ -64,6 +64,10 @@ class SiteApp:
         return self._answer(lambda site: site.open(completed_rounds))
 
     @collab.publish
+    def may_go_on(self) -> dict[str, Any]:
+        return self._answer(lambda site: site.may_go_on())
+
+    @collab.publish
     def handle(self, method: str, data: bytes) -> dict[str, Any]:
         return self._answer(lambda site: site.handle(method, data))
 

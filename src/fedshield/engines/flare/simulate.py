@@ -298,6 +298,14 @@ def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
     ]
     state["setup_upload_bytes"] = sum(row["upload_bytes"] for row in outside)
     state["setup_download_bytes"] = sum(row["download_bytes"] for row in outside)
+    spent = [row["privacy"] for row in outside if row.get("privacy")]
+    if spent:
+        # Of the site that has spent most, and each site's own (as `privacy.terms.summarised`).
+        last_of = {site: one for found in spent for site, one in found["sites"].items()}
+        state["privacy"] = max(spent, key=lambda one: one["epsilon"]) | {"sites": last_of}
+    for entry in read_log(folder.path / COORDINATOR_FILE):
+        if "ended_early" in entry:
+            state["ended_early"] = entry["ended_early"]
     lost: dict[str, str] = {}
     for entry in read_log(folder.path / COORDINATOR_FILE):
         where = f"round {entry['round']}" if entry.get("round") else "set-up"

@@ -1,0 +1,230 @@
+"""What a plan promises a unit, at one site: the mechanism, and epsilon by rounds.
+
+A round counts when a site's upload is journalled, before it leaves: also when the sum failed
+afterwards, since whoever holds the pieces may have opened it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedshield.crypto.rlwe.params import RlweParameters
+from fedshield.crypto.scheme import rlwe_parameters
+from fedshield.errors import CryptoError, PlanError
+from fedshield.plan import Plan
+from fedshield.privacy import accounting, site_level
+from fedshield.privacy.accounting import Release
+from fedshield.privacy.discrete_gaussian import DISTANCE_BITS
+from fedshield.privacy.site_level import SiteMechanism
+from fedshield.prune import num_sent
+from fedshield.types import AdapterSpec
+
+#: What 'the same but for one unit' means. Counts and who takes part are public in it.
+NEIGHBOURS = {
+    "example": "one training row replaced by a row without any effect",
+    "site": "one site's updates replaced by zeros in every round",
+}
+EXAMPLE_MECHANISM = "DP-SGD on the adapter, Poisson sampling, discrete Gaussian"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """`release`: what a round costs; `site`: the mechanism where the unit is a site.
+    `noise_multiplier`: in force, asked for or solved."""
+
+    unit: str
+    mechanism: str
+    clip_norm: float
+    noise_multiplier: float
+    delta: float
+    limit: float | None
+    release: Release
+    site: SiteMechanism | None = None
+
+    def epsilon(self, rounds: int) -> float:
+        """After so many uploads."""
+        return accounting.epsilon(self.release, rounds, self.delta)
+
+    def allows(self, rounds: int) -> bool:
+        """Whether so many uploads stay within the plan's limit."""
+        return self.limit is None or self.epsilon(rounds) <= self.limit
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a site has spent: `uploads` that left it in the rounds of this run."""
+
+    terms: Terms
+    uploads: int
+
+    @property
+    def epsilon(self) -> float:
+        return self.terms.epsilon(self.uploads)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the next round would exceed the limit."""
+        return not self.terms.allows(self.uploads + 1)
+
+
+def most_values(plan: Plan, spec: AdapterSpec) -> int:
+    """Values of the largest round."""
+    # What travels depends on the ramp, which only falls, and on odd or even.
+    return max(num_sent(plan, spec, number) for number in range(1, min(plan.rounds, 2) + 1))
+
+
+def terms(plan: Plan, spec: AdapterSpec, num_examples: int) -> Terms | None:
+    """The terms of a site with so many training rows; None where the plan protects no unit.
+    Raises `PlanError` where the plan's target or limit cannot be met."""
+    privacy = plan.privacy
+    if privacy.unit == "none":
+        return None
+    assert privacy.clip_norm is not None
+    delta = privacy.delta_in_force
+    make = _site_release if privacy.unit == "site" else _example_release
+
+    def release(multiplier: float) -> Release:
+        return make(plan, spec, num_examples, multiplier)
+
+    multiplier = privacy.noise_multiplier
+    if privacy.epsilon is not None:
+        multiplier = accounting.least_multiplier(privacy.epsilon, delta, plan.rounds, release)
+        if multiplier is None:
+            raise PlanError(
+                f"privacy.epsilon: expected one that {plan.rounds} rounds can keep to at delta "
+                f"{delta:g}, got {privacy.epsilon:g}; raise it, or lower rounds"
+            )
+    assert multiplier is not None
+    site = None
+    if privacy.unit == "site":
+        values = most_values(plan, spec)
+        packing = packing_of(plan)
+        site = site_level.mechanism(privacy.clip_norm, multiplier, plan.rules(), packing, values)
+    found = Terms(
+        unit=privacy.unit,
+        mechanism=site_level.MECHANISM if site else EXAMPLE_MECHANISM,
+        clip_norm=privacy.clip_norm,
+        noise_multiplier=multiplier,
+        delta=delta,
+        limit=privacy.limit,
+        release=site.release(most_values(plan, spec)) if site else release(multiplier),
+        site=site,
+    )
+    if not math.isfinite(found.epsilon(plan.rounds)):
+        raise PlanError(
+            f"privacy.noise_multiplier: expected one whose epsilon after {plan.rounds} rounds can "
+            f"be stated at delta {delta:g} (up to 30 or so), got {multiplier:.3g}; raise it"
+        )
+    if not found.allows(1):
+        raise PlanError(
+            f"privacy.max_epsilon: expected at least {found.epsilon(1):.4g}, what one round "
+            f"takes, got {found.limit:g}; raise it, or the noise"
+        )
+    return found
+
+
+def packing_of(plan: Plan) -> RlweParameters:
+    """The plan's packing. Raises `PlanError`."""
+    num_sites = len(plan.data.site_names())
+    try:
+        return rlwe_parameters(num_sites, plan.encoding.bits, plan.encoding.headroom)
+    except CryptoError as error:
+        raise PlanError(f"encoding.bits: {error}") from None
+
+
+def sampling_rate(plan: Plan, num_examples: int) -> float:
+    """The chance that a row is in a step: rows of a step on the mean over all rows."""
+    rows = plan.training.batch_size * plan.training.gradient_accumulation
+    return min(1.0, rows / num_examples)
+
+
+def _example_release(
+    plan: Plan, spec: AdapterSpec, num_examples: int, multiplier: float
+) -> Release:
+    steps = plan.training.steps
+    return Release(
+        multiplier,
+        sampling_rate(plan, num_examples),
+        steps,
+        distance=steps * spec.num_values * 2.0**-DISTANCE_BITS,
+    )
+
+
+def _site_release(plan: Plan, spec: AdapterSpec, _: int, multiplier: float) -> Release:
+    """Before the steps are known, which depend on the noise: as one Gaussian."""
+    values = most_values(plan, spec)
+    honest = site_level.honest_sites(plan.rules())
+    away = honest * values * 2.0**-DISTANCE_BITS
+    # A little less than the mechanism's own for the parts that its steps decide.
+    return Release(multiplier * (1 - 1e-6), distance=away)
+
+
+# -- in words and numbers ------------------------------------------------------------------
+
+
+def planned_rows(plan: Plan) -> dict[str, int | None]:
+    """Training rows of each site as far as the plan says: a file's are known when it is read."""
+    if plan.data.split == "by-site":
+        return {site: source.rows for site, source in sorted(plan.data.sites.items())}
+    names, counts = plan.data.site_names(), [source.rows for source in plan.data.pool]
+    total = sum(count or 0 for count in counts)
+    return dict.fromkeys(names, None if None in counts else max(1, total // len(names)))
+
+
+def forecast(plan: Plan, spec: AdapterSpec) -> dict[str, Any] | None:
+    """What `fedshield plan` says: epsilon after all rounds, None where rows are not known; where
+    the unit is an example, of the site with the fewest rows. Raises `PlanError`."""
+    if plan.privacy.unit == "none":
+        return None
+    rows = planned_rows(plan)
+    known = [count for count in rows.values() if count is not None]
+    least = min(known) if len(known) == len(rows) else None
+    if plan.privacy.unit == "example" and least is None:
+        return {"unit": "example", "epsilon": None, "delta": plan.privacy.delta_in_force,
+                "mechanism": EXAMPLE_MECHANISM, "limit": plan.privacy.limit}  # fmt: skip
+    found = terms(plan, spec, least or 1)
+    assert found is not None
+    rounds = plan.rounds
+    if not found.allows(rounds):
+        low, high = 1, rounds
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if found.allows(middle) else (low, middle)
+        rounds = low
+    return described(found, rounds) | {"rounds_within_limit": rounds}
+
+
+def described(found: Terms, uploads: int) -> dict[str, Any]:
+    """As in summary.json."""
+    more: dict[str, Any] = {}
+    if found.site is not None:
+        more = {"site": asdict(found.site)}
+    else:
+        more = {
+            "sampling_rate": found.release.sampling_rate,
+            "steps_per_round": found.release.steps,
+        }
+    return {
+        "unit": found.unit,
+        "epsilon": found.epsilon(uploads),
+        "delta": found.delta,
+        "mechanism": found.mechanism,
+        "noise_multiplier": found.noise_multiplier,
+        "clip_norm": found.clip_norm,
+        "neighbours": NEIGHBOURS[found.unit],
+        "limit": found.limit,
+        "uploads": uploads,
+        **more,
+    }
+
+
+def summarised(spent: Mapping[str, Spent]) -> dict[str, Any] | None:
+    """The `privacy` of summary.json: of the site that has spent most, and each site's own."""
+    if not spent:
+        return None
+    worst = max(spent.values(), key=lambda one: one.epsilon)
+    each = {site: one.epsilon for site, one in sorted(spent.items())}
+    return described(worst.terms, worst.uploads) | {"sites": each}
