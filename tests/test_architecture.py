@@ -256,8 +256,9 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         "import fedshield.cli; fedshield.cli.app(['--help'], standalone_mode=False)",
         "import fedshield.plan, fedshield.planfile, fedshield.types",
         "import fedshield.protocol.coordinator, fedshield.protocol.participant",
+        "import fedshield.engines.flare.objects",  # all that the coordinator's process needs
     ],
-    ids=["fedshield", "cli", "--help", "plan", "protocol"],
+    ids=["fedshield", "cli", "--help", "plan", "protocol", "coordinator's process"],
 )
 def test_importing_loads_nothing_heavy(code: str) -> None:
     """So that `fedshield --help` answers at once. The schemes load TenSEAL when they are used."""

@@ -13,14 +13,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from fedshield.auditfile import LogFile, keep_roster, site_log
-from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
+from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
-from fedshield.engines.local_sites import failure_code
 from fedshield.engines.metrics import site_row
 from fedshield.engines.workplace import prepare, standing_of
 from fedshield.errors import FedShieldError, UserError
@@ -31,40 +30,10 @@ from fedshield.privacy.terms import summarised
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
-from fedshield.protocol.roster import Roster
 from fedshield.runfolder import RunFolder, write_atomic
 
 #: Beside a site's adapters: one object a round, and one of round 0 for what crossed outside.
 ROWS = "rounds.jsonl"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """`data` if `code` is empty; `code`: from a fixed list, safe to tell others."""
-
-    data: bytes = b""
-    code: str = ""
-
-
-@dataclass(frozen=True)
-class Party:
-    """Who this site is in a run."""
-
-    roster: Roster
-    key: SiteKey = field(repr=False)
-    example_cap: int | None = None
-    policy_sha256: str = ""
-
-
-class Admission(Protocol):
-    """What lets a plan run at this site, or refuses it with a `UserError`."""
-
-    @property
-    def simulated(self) -> bool: ...
-
-    def local(self, plan: Plan) -> Plan: ...
-
-    def admit(self, plan: Plan, base_model_sha256: str) -> Party: ...
 
 
 @dataclass(frozen=True)
@@ -298,11 +267,6 @@ class SiteProcess:
         self._mine.mkdir(parents=True, exist_ok=True)
         with (self._mine / "error.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip("\n") + "\n")
-
-
-def refusal_code(error: Exception) -> str:
-    """What may be told of a site's error."""
-    return "refused" if isinstance(error, UserError) else failure_code(error)
 
 
 def site_rows(folder: RunFolder, site: str) -> list[dict[str, Any]]:

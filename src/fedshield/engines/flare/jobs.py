@@ -25,6 +25,7 @@ def write_job(folder: Path, name: str, run: str, plan: Plan) -> Path:
         server=CoordinatorApp(text, run),
         client=SiteApp(text, run),
         min_clients=1,
+        sync_task_timeout=300,  # a busy site takes its time to import torch
     )
     recipe.export(str(folder))
     job = folder / name

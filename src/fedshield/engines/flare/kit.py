@@ -10,16 +10,16 @@ Where it is comes from the environment of the process that FLARE starts, which n
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
 import re
 from pathlib import Path
 
+from fedshield.engines.admission import Party, refusal_code
 from fedshield.engines.events import Quiet
-from fedshield.engines.finishing import now
 from fedshield.engines.members import check_roster, roster_of
-from fedshield.engines.site_process import Party, refusal_code
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 from fedshield.errors import FedShieldError, UserError
@@ -93,7 +93,7 @@ class Kit(Quiet):
             "engine": "flare",
             "plan_sha256": plan.sha256(),
             "base_dir": str(self.path),
-            "started": now(),
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "sessions": 1,
             "wall_s": 0.0,
         }

@@ -7,14 +7,17 @@ plan, and the run's name. Keys, roster and the site's own rules come from its ki
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nvflare.collab import collab
 
+from fedshield.engines.admission import Reply
 from fedshield.engines.flare.conduct import conduct
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.flare.link import FlareSites
-from fedshield.engines.site_process import Reply, SiteProcess
+
+if TYPE_CHECKING:
+    from fedshield.engines.site_process import SiteProcess
 
 
 class CoordinatorApp:
@@ -45,6 +48,9 @@ class SiteApp:
 
     @collab.init
     def prepare(self) -> None:
+        # Here and not above: the coordinator's process has no use for torch.
+        from fedshield.engines.site_process import SiteProcess
+
         self._name = collab.site_name
         self._site: SiteProcess | None = None
         self._refused = ""

@@ -1,0 +1,46 @@
+"""Who a party is in a run, what lets a plan run there, and what of its errors others are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedshield.crypto.keys import SiteKey
+from fedshield.engines.local_sites import failure_code
+from fedshield.errors import UserError
+from fedshield.plan import Plan
+from fedshield.protocol.roster import Roster
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`data` if `code` is empty; `code`: from a fixed list, safe to tell others."""
+
+    data: bytes = b""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Party:
+    """Who this site is in a run."""
+
+    roster: Roster
+    key: SiteKey = field(repr=False)
+    example_cap: int | None = None
+    policy_sha256: str = ""
+
+
+class Admission(Protocol):
+    """What lets a plan run at this site, or refuses it with a `UserError`."""
+
+    @property
+    def simulated(self) -> bool: ...
+
+    def local(self, plan: Plan) -> Plan: ...
+
+    def admit(self, plan: Plan, base_model_sha256: str) -> Party: ...
+
+
+def refusal_code(error: Exception) -> str:
+    """What may be told of a site's error."""
+    return "refused" if isinstance(error, UserError) else failure_code(error)
