@@ -115,7 +115,7 @@ class Federation:
 
     def ready(self, *sites: str) -> None:
         wanted = sorted(sites or self.sites)
-        wait(lambda: self.connected() == wanted, f"{', '.join(wanted)} to connect", every_s=1)
+        wait(lambda: self.connected() == wanted, f"{', '.join(wanted)} to connect", every_s=3)
 
     def processes(self, party: str) -> list[int]:
         """The party's processes: FLARE's, and that of the job if one runs."""
