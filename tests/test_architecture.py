@@ -26,7 +26,7 @@ TIERS = (
     | {"privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"},
-    {"cli", "cli_roster", "cli_watch", "__main__"},
+    {"cli", "cli_audit", "cli_roster", "cli_watch", "__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
 NETWORK = {
@@ -40,7 +40,7 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
-PRINTS = {"fedshield.cli", "fedshield.cli_roster", "fedshield.cli_watch"}
+PRINTS = {f"fedshield.{name}" for name in ("cli", "cli_audit", "cli_roster", "cli_watch")}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Nothing else prints, but for `cli_roster`.
+"""The command line: parse, call, print. Nothing else prints, but for the other `cli_` modules.
 
 Exit status: 0 done, 1 a run failed, 2 something that the user can mend, 130 stopped by Ctrl-C.
 """
@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedshield import __version__, cli_roster
+from fedshield import __version__, cli_audit, cli_roster
 from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
@@ -39,6 +39,7 @@ app.add_typer(model_app, name="model")
 bench_app = typer.Typer(help="Measure it here.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.command()(cli_roster.keygen)
+app.command()(cli_audit.audit)
 app.add_typer(cli_roster.roster_app, name="roster")
 out_console = Console(highlight=False, soft_wrap=True)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True)
