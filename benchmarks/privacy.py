@@ -94,7 +94,7 @@ def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
             reads = [attacker.read(one, recording) for one in mine]
             drawn = [
                 attacker.read(openings.at_random(one, place), recording)
-                for place, one in enumerate(mine)
+                for place, one in enumerate([*mine] * on_updates.CONTROLS)
                 if not one.opened
             ]
             different = sum(read.present for read in reads) / len(reads)

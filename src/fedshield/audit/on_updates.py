@@ -24,7 +24,7 @@ ONE_SITE = "any one site, alone"
 #: Most tokens that a pursuit looks for in one update.
 MOST = 400
 #: Random draws for each update that does not open.
-CONTROLS = 3
+CONTROLS = 8
 NOT_OPENED = "nothing opens; the attack gets the bytes taken as numbers"
 
 

@@ -3,7 +3,8 @@
 Property inference (Ganju et al., CCS 2018; on updates Melis et al., arXiv 1805.04049) in its
 simplest form: the attacker has some text of each kind, trains on it from the same adapter as the
 site did, and compares. `which`: the kind whose own updates point most in the update's direction;
-`mix`: the non-negative combination of the kinds' updates that is nearest to it.
+`mix`: the non-negative combination of the kinds' updates that is nearest to it, in shares of the
+update: of response tokens rather than of rows.
 """
 
 from __future__ import annotations

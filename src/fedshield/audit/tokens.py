@@ -126,7 +126,7 @@ class _Search:
     @property
     def left(self) -> float:
         """The share of the rows, in the mean square, that is left over."""
-        return float(np.square(self.rows).sum()) / self.whole
+        return float(np.square(self.rows).sum() / self.whole)
 
     @property
     def done(self) -> bool:

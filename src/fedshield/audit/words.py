@@ -122,7 +122,7 @@ def not_protected(audit: Audit) -> Iterator[str]:
         )
     shown = [one for one in audit.findings if one.what.startswith("exposure")]
     if shown:
-        most = max(shown, key=lambda one: one.measure.value)
+        most = shown[-1]  # the most repeats
         yield (
             f"From holders of the released adapter: repeated secrets. {most.what}: "
             f"{number(most.measure)} bits ({most.note})."
