@@ -112,7 +112,7 @@ def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
 def release(plan: Plan) -> Iterator[dict[str, Any]]:
     """Membership and canaries of the released adapter."""
     scene = stage.prepare(plan, _say)
-    effort = Effort(references=1023, canaries=4, repeats=(0, 1, 4, 16))
+    effort = Effort(references=255, canaries=2, repeats=(0, 1, 16))
     found = after_release.membership(plan, scene, effort, None, {}, _say)
     found += after_release.canaries(plan, scene, effort, _say)
     for one in found:

@@ -41,7 +41,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
     plan = folder / "plan.yaml"
     plan.write_text(PLAN)
     arguments = ["audit", str(plan), "--out", str(folder / "out"), "--references", "15"]
-    app([*arguments, "--canaries", "1"], standalone_mode=False)
+    app([*arguments, "--canaries", "1", "--no-shadows"], standalone_mode=False)
     return folder / "out"
 
 

@@ -16,6 +16,7 @@ measured in docs/audit.md.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -136,10 +137,10 @@ class _Search:
     def unrelated(self) -> float:
         """A score that vectors with nothing to do with the rows do not reach: five deviations over
         the mean share of a random direction in the space, but never more than a half."""
-        size = self.mixture.atoms.shape[1] - len(self.used)
+        size: int = self.mixture.atoms.shape[1] - len(self.used)
         inside = min(len(_space(self.rows, self.top)), size)
         mean = inside / size
-        return min(0.5, mean + 5 * (2 * mean * (1 - mean) / (size + 2)) ** 0.5)
+        return min(0.5, mean + 5 * math.sqrt(2 * mean * (1 - mean) / (size + 2)))
 
     def scores(self, places: NDArray[np.intp]) -> Float64:
         """Of each of these atoms' part that is not explained yet, the share within what is left
