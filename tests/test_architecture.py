@@ -27,7 +27,16 @@ TIERS = (
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
     | {"auditfile", "doctor", "doctor_machine"},
-    {"cli", "cli_consortium", "cli_doctor", "cli_log", "cli_roster", "cli_site", "cli_watch"}
+    {
+        "cli",
+        "cli_audit",
+        "cli_consortium",
+        "cli_doctor",
+        "cli_log",
+        "cli_roster",
+        "cli_site",
+        "cli_watch",
+    }
     | {"__main__"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
@@ -42,10 +51,8 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
-PRINTS = {
-    *("fedshield.cli", "fedshield.cli_consortium", "fedshield.cli_doctor", "fedshield.cli_log"),
-    *("fedshield.cli_roster", "fedshield.cli_site", "fedshield.cli_watch"),
-}
+COMMANDS = ("audit", "consortium", "doctor", "log", "roster", "site", "watch")
+PRINTS = {"fedshield.cli"} | {f"fedshield.cli_{name}" for name in COMMANDS}
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

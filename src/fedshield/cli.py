@@ -18,7 +18,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedshield import __version__, cli_consortium, cli_doctor, cli_log, cli_roster, cli_site
+from fedshield import (
+    __version__,
+    cli_audit,
+    cli_consortium,
+    cli_doctor,
+    cli_log,
+    cli_roster,
+    cli_site,
+)
 from fedshield.cli_watch import Watch, human_bytes, human_duration
 from fedshield.errors import FedShieldError, UserError
 
@@ -39,6 +47,7 @@ app.add_typer(model_app, name="model")
 bench_app = typer.Typer(help="Measure it here.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 app.command()(cli_roster.keygen)
+app.command()(cli_audit.audit)
 app.add_typer(cli_roster.roster_app, name="roster")
 app.add_typer(cli_site.site_app, name="site")
 app.add_typer(cli_log.log_app, name="log")

@@ -1,0 +1,69 @@
+"""What an audit found: numbers with their party, scheme and assumption; nothing without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedshield.audit.stats import Measure
+
+ATTACKS = ("tokens", "properties", "membership", "canaries")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attack was tried under: a scheme, with or without pruning. `changes`: to the plan."""
+
+    key: str
+    words: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: Before protection, the paper's pruning alone, and each scheme that encrypts.
+SETTINGS = (
+    Setting("plain", "no protection", {"scheme.name": "plain", "pruning.method": "none"}),
+    Setting("pruned", "pruning alone, in the clear", {"scheme.name": "plain"}),
+    Setting("ckks", "pruning and CKKS", {"scheme.name": "ckks"}),
+    Setting("rlwe", "pruning and rlwe", {"scheme.name": "rlwe"}),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number. `party`: who attacked; `what`: what the number is of; `note`: what a reader
+    must know to read it rightly, '' for nothing."""
+
+    attack: str
+    setting: str
+    party: str
+    what: str
+    measure: Measure
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"measure": asdict(self.measure)}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A whole audit. `skipped`: attack -> why it was not made; `privacy`: epsilon, delta and what
+    goes with them, as a run's summary has them; empty without differential privacy."""
+
+    name: str
+    plan_sha256: str
+    run_scheme: str
+    model: Mapping[str, Any]
+    sites: tuple[str, ...]
+    colluding: int
+    threshold: int
+    rounds: int
+    settings: Mapping[str, Any]
+    findings: tuple[Finding, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        found = asdict(self) | {"findings": [one.to_json() for one in self.findings]}
+        return found | {"format": "fedshield privacy report 1"}

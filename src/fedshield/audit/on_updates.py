@@ -1,0 +1,261 @@
+"""Attacks on updates, by every party in turn, and how well each did against the truth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from fedshield.audit import dictionary, openings, properties, stats, tokens
+from fedshield.audit.findings import Finding, Setting
+from fedshield.audit.openings import Seen
+from fedshield.audit.stage import Recording, Scene
+from fedshield.audit.stats import Measure
+from fedshield.data.public import public_rows
+from fedshield.model.chat import Tokens
+from fedshield.plan import Plan
+from fedshield.types import Float32, Float64
+
+SERVER = "server"
+ONE_SITE = "any one site, alone"
+#: Most tokens that a pursuit looks for in one update.
+MOST = 400
+#: Random draws for each update that does not open.
+CONTROLS = 8
+NOT_OPENED = "nothing opens; the attack gets the bytes taken as numbers"
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the token attack made of one update. `share`: hits and tokens; ranks of tokens in the
+    text and of others, 0 to 1."""
+
+    hits: int
+    present: int
+    vocabulary: int
+    inside: Float64
+    outside: Float64
+    rouge_1: float
+    rouge_2: float
+    complete: bool
+
+
+class Attacker:
+    """What is the same for all settings: the public model, and text of each kind."""
+
+    def __init__(
+        self, plan: Plan, scene: Scene, attacks: Sequence[str], skipped: dict[str, str]
+    ) -> None:
+        self._plan = plan
+        self._scene = scene
+        self._attacks = attacks
+        self._skipped = skipped
+        self._start = scene.start(plan)
+        self._kinds: dict[tuple[str, int], properties.Kinds] = {}
+
+    @cached_property
+    def _vocabulary(self) -> dictionary.Vocabulary:
+        return dictionary.Vocabulary.of(self._scene.base)
+
+    @cached_property
+    def _frozen(self) -> dict[str, Float32]:
+        """The A of a `core` adapter, which follows from the base model."""
+        if self._plan.adapter.train != "core":
+            return {}
+        return self._scene.host.as_lora(self._start)
+
+    def from_public_text(self, recording: Recording) -> list[Finding]:
+        """What is named without any view: the tokens most frequent in the built-in samples."""
+        counts = Counter(
+            token
+            for row in public_rows(self._plan, self._scene.base.tokenizer)
+            for token in row.input_ids
+        )
+        scores = np.array([float(counts[token]) for token in range(self._vocabulary.size)])
+        guess = tokens.Recovered((), scores, False, 0)
+        reads = [
+            scored(guess, rows, self._vocabulary.size) for rows in recording.truth.batches.values()
+        ]
+        note = "guessed by how frequent tokens are in the built-in public samples"
+        return [
+            Finding("tokens", "any", "anyone, without a view", what, measure, note)
+            for what, measure in summed_up(reads)[:3]
+        ]
+
+    def attack(self, setting: Setting, recording: Recording) -> list[Finding]:
+        """Every party's numbers under one setting."""
+        plan, names = recording.plan, recording.plan.data.site_names()
+        found: list[Finding] = []
+        server = openings.by_server(recording.server, plan, self._start)
+        opens = plan.scheme.name == "plain"
+        found += self._numbers(setting, SERVER, server.seen, recording, "" if opens else NOT_OPENED)
+        if plan.scheme.name == "ckks":
+            found += self._coalition(setting, recording, names[:1], "")
+        if plan.scheme.name == "rlwe":
+            rules = plan.rules()
+            found += self._coalition(setting, recording, names[: max(1, rules.max_colluding)], "")
+            if rules.threshold < len(names):
+                beyond = "beyond the promise: as many sites as open a sum"
+                found += self._coalition(setting, recording, names[: rules.threshold], beyond)
+            others = openings.of_the_others((recording.sites[names[0]],), plan)
+            found += self._numbers(
+                setting, ONE_SITE, others, recording, "the mean over all other sites, not whose"
+            )
+        return found
+
+    def _coalition(
+        self, setting: Setting, recording: Recording, names: Sequence[str], note: str
+    ) -> list[Finding]:
+        view = recording.coalition(names)
+        party = f"server with {len(names)} site{'s' if len(names) > 1 else ''}"
+        opening = openings.by_coalition(view, recording.plan, recording.roster)
+        tried = len(opening.seen) + len(opening.refused)
+        found = [
+            Finding(
+                "opening",
+                setting.key,
+                party,
+                "single updates of other sites that open",
+                stats.clopper_pearson(len(opening.seen), tried),
+                "; ".join(filter(None, [note, *sorted(set(opening.refused))])),
+            )
+        ]
+        seen = opening.seen
+        if not seen:
+            # What is left to it of a single site: the bytes, as the server has them.
+            alone = openings.by_server(recording.server, recording.plan, self._start).seen
+            seen = tuple(one for one in alone if one.sites[0] not in names)
+            note = NOT_OPENED
+        return found + self._numbers(setting, party, seen, recording, note)
+
+    # -- numbers -----------------------------------------------------------------------------
+
+    def _numbers(
+        self,
+        setting: Setting,
+        party: str,
+        seen: Sequence[Seen],
+        recording: Recording,
+        note: str,
+    ) -> list[Finding]:
+        found: list[Finding] = []
+        if "tokens" in self._attacks and seen:
+            reads = [self.read(one, recording) for one in seen]
+            # Of bytes that do not open, chance is what the same attack gets from random ones.
+            drawn = [
+                self.read(openings.at_random(one, number), recording)
+                for number, one in enumerate([*seen] * CONTROLS)
+                if not one.opened
+            ]
+            found += [
+                Finding("tokens", setting.key, party, what, measure, note)
+                for what, measure in summed_up(reads, drawn)
+            ]
+        single = [one for one in seen if len(one.sites) == 1]
+        if "properties" in self._attacks and single:
+            found += self._properties(setting, party, single, note)
+        return found
+
+    def read(self, seen: Seen, recording: Recording) -> Read:
+        """The token attack on one update, scored."""
+        batches = [recording.truth.batches[site, seen.round_number] for site in seen.sites]
+        rows = [row for batch in batches for row in batch]
+        training = recording.plan.training
+        longest = training.steps * training.batch_size * training.gradient_accumulation
+        most = min(MOST, longest * training.max_length * len(seen.sites))
+        mixtures = dictionary.mixtures(seen, self._start.spec, self._vocabulary, self._frozen)
+        return scored(tokens.recover(mixtures, most), rows, self._vocabulary.size)
+
+    def _properties(
+        self, setting: Setting, party: str, seen: Sequence[Seen], note: str
+    ) -> list[Finding]:
+        names = self._plan.data.site_names()
+        if self._plan.data.split != "by-site" or len(names) < 2:
+            self._skipped["properties"] = "the sites are shares of one pool: there are no silos"
+            return []
+        hits, far = 0, []
+        for one in seen:
+            kinds = self._learned(one)
+            hits += properties.which(one, kinds) == one.sites[0]
+            far.append(properties.distance(properties.mix(one, kinds), {one.sites[0]: 1.0}))
+        even = 1 - 1 / len(names)
+        return [
+            Finding(
+                "properties", setting.key, party, "updates whose silo is named rightly",
+                stats.clopper_pearson(hits, len(seen), 1 / len(names)), note,
+            ),
+            Finding(
+                "properties", setting.key, party, "distance of the guessed mix from the true one",
+                stats.mean_measure(far, even), note,
+            ),
+        ]  # fmt: skip
+
+    def _learned(self, seen: Seen) -> properties.Kinds:
+        """The attacker's own updates on held-out text, from the adapter that it knows."""
+        start = seen.start or self._start
+        key = (start.sha256(), seen.round_number)
+        if key not in self._kinds:
+            text = {name: data.heldout for name, data in self._scene.data.items()}
+            self._kinds[key] = properties.learn(
+                self._scene, self._plan, start, seen.round_number, text
+            )
+        return self._kinds[key]
+
+
+def scored(found: tokens.Recovered, rows: Sequence[Tokens], vocabulary: int) -> Read:
+    """An answer beside the rows that were trained on: of the best-ranked tokens as many count as
+    there are different ones in the rows, so that precision and recall are one."""
+    present = sorted({token for row in rows for token in row.input_ids})
+    inside = np.zeros(vocabulary, dtype=np.bool_)
+    inside[present] = True
+    scores = found.scores if found.scores.size else np.zeros(vocabulary)
+    order = np.argsort(-scores, kind="stable")
+    named = tuple(order[: len(present)].tolist()) if found.scores.size else ()
+    text = [token for row in rows for token in row.input_ids]
+    ranks = np.argsort(np.argsort(scores, kind="stable")) / max(1, vocabulary - 1)
+    if not found.scores.size:
+        ranks = np.full(vocabulary, 0.5)
+    return Read(
+        hits=len(set(named) & set(present)),
+        present=len(present),
+        vocabulary=vocabulary,
+        inside=ranks[inside],
+        outside=ranks[~inside],
+        rouge_1=tokens.rouge(text, named, 1),
+        rouge_2=tokens.rouge(text, named, 2),
+        complete=found.complete,
+    )
+
+
+def summed_up(reads: Sequence[Read], drawn: Sequence[Read] = ()) -> list[tuple[str, Measure]]:
+    """Reads of several updates as numbers with intervals. `drawn`: of random numbers in place of
+    the updates, from which chance is taken then. Tokens of one update are not drawn independently,
+    so the intervals of the share are somewhat too narrow."""
+    hits, present = sum(one.hits for one in reads), sum(one.present for one in reads)
+    chance, even = sum(one.present / one.vocabulary * one.present for one in reads) / present, 0.5
+    if drawn:
+        chance = sum(one.hits for one in drawn) / sum(one.present for one in drawn)
+        even = stats.auc(
+            np.concatenate([one.inside for one in drawn]),
+            np.concatenate([one.outside for one in drawn]),
+        )
+    inside = np.concatenate([one.inside for one in reads])
+    outside = np.concatenate([one.outside for one in reads])
+    if outside.size > 20_000:  # enough for an interval, and a vocabulary is long
+        outside = np.random.default_rng(0).choice(outside, 20_000, replace=False)
+    return [
+        ("share of the text's tokens that are named", stats.wilson(hits, present, chance)),
+        (
+            "area under the curve, tokens in the text against others",
+            replace(stats.auc_measure(inside, outside), chance=even),
+        ),
+        ("ROUGE-1 of the text, over tokens", stats.mean_measure([one.rouge_1 for one in reads])),
+        ("ROUGE-2 of the text, over tokens", stats.mean_measure([one.rouge_2 for one in reads])),
+        (
+            "updates that the attack explains whole",
+            stats.clopper_pearson(sum(one.complete for one in reads), len(reads)),
+        ),
+    ]

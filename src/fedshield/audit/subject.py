@@ -1,0 +1,54 @@
+"""What is to be audited: a plan, or a finished run with its plan and adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedshield.errors import PlanError
+from fedshield.plan import Plan
+from fedshield.planfile import load_plan
+from fedshield.runfolder import RunFolder
+from fedshield.types import AdapterSpec, AdapterState
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`run`: the run's folder, None for a plan; `privacy`: its epsilon and delta, if it has any."""
+
+    plan: Plan
+    run: RunFolder | None
+    privacy: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the report goes by default."""
+        return None if self.run is None else self.run.path / "audit"
+
+    def released(self, spec: AdapterSpec) -> AdapterState | None:
+        """The adapter of the run's last completed round; None for a plan. Raises
+        `RunFolderError` if no site has kept it."""
+        if self.run is None:
+            return None
+        completed = max((row["round"] for row in self.run.metrics()), default=0)
+        for site in self.plan.data.site_names():
+            store = self.run.site_store(site)
+            if completed and completed in store.rounds():
+                return store.load(completed, spec)[0]
+        return None
+
+
+def from_path(path: Path, overrides: Sequence[str] = ()) -> Subject:
+    """A run folder or a plan file. Raises `PlanError` or `RunFolderError`."""
+    if not path.is_dir():
+        plan, notes = load_plan(path, overrides)
+        return Subject(plan, None, notes=tuple(notes))
+    if overrides:
+        raise PlanError("--set: expected none with a run folder, whose plan is as it was run")
+    run = RunFolder.open(path)
+    summary = run.read_json("summary.json") if (path / "summary.json").is_file() else {}
+    found = summary.get("privacy") if isinstance(summary, dict) else None
+    return Subject(run.plan(), run, found if isinstance(found, dict) else {})

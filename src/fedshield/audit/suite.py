@@ -1,0 +1,136 @@
+"""An audit from beginning to end: the plan's rounds under each setting, each party's attacks.
+
+Attacks on updates (tokens, properties) look at the first rounds, which are run again under every
+setting. Attacks on the released adapter (membership, canaries) need whole runs: it is the same
+adapter whatever the scheme, up to rounding, so they are made once, in the clear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fedshield
+from fedshield.audit import after_release, on_updates
+from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding
+from fedshield.audit.stage import Scene, prepare, record
+from fedshield.errors import ModelError, PlanError
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.types import AdapterSpec, AdapterState
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much an audit does. `rounds`: whose updates are attacked; `references`: secrets that each
+    canary is ranked among; `canaries`: for each site and number of `repeats`; `shadows`: whether
+    adapters are trained without the rows, two runs more."""
+
+    rounds: int = 2
+    references: int = 255
+    canaries: int = 2
+    repeats: tuple[int, ...] = (0, 1, 16)
+    shadows: bool = True
+
+
+def audit(
+    plan: Plan,
+    attacks: Sequence[str] = ATTACKS,
+    effort: Effort = Effort(),
+    released: Callable[[AdapterSpec], AdapterState | None] = lambda _: None,
+    privacy: dict[str, Any] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Audit:
+    """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
+    finished run; without one the plan is run. Raises `PlanError` for an unknown attack."""
+    unknown = [name for name in attacks if name not in ATTACKS]
+    if unknown or not attacks:
+        raise PlanError(
+            f"--attacks: expected some of {', '.join(ATTACKS)}, got "
+            f"{', '.join(unknown) or 'none'}; separate them by commas"
+        )
+    scene = prepare(plan, say)
+    findings: list[Finding] = []
+    skipped: dict[str, str] = {}
+    if {"tokens", "properties"} & set(attacks):
+        try:
+            findings += _updates(plan, scene, attacks, effort, skipped, say)
+        except ModelError as error:
+            skipped["tokens"] = str(error)
+    if "membership" in attacks:
+        findings += after_release.membership(
+            plan, scene, effort, released(scene.host.spec), skipped, say
+        )
+    if "canaries" in attacks:
+        findings += after_release.canaries(plan, scene, effort, say)
+    rules = changed(plan, {"scheme.name": "rlwe"}).rules() if _summable(plan) else plan.rules()
+    return Audit(
+        name=plan.name,
+        plan_sha256=plan.sha256(),
+        run_scheme=plan.scheme.name,
+        model={"name": scene.base.name, "sha256": scene.base.sha256, "note": scene.base.note},
+        sites=plan.data.site_names(),
+        colluding=rules.max_colluding,
+        threshold=rules.threshold,
+        rounds=min(effort.rounds, plan.rounds),
+        settings={
+            "optimizer": plan.training.optimizer,
+            "steps": plan.training.steps,
+            "batch_size": plan.training.batch_size,
+            "rank": plan.adapter.rank,
+            "targets": list(scene.host.spec.layers()),
+            "train": plan.adapter.train,
+            "pruning": [plan.pruning.method, plan.pruning.mask, plan.pruning.target_rate],
+            "planned_rounds": plan.rounds,
+        },
+        findings=tuple(findings),
+        skipped=skipped,
+        privacy=privacy or {},
+        version=fedshield.__version__,
+    )
+
+
+def _updates(
+    plan: Plan,
+    scene: Scene,
+    attacks: Sequence[str],
+    effort: Effort,
+    skipped: dict[str, str],
+    say: Callable[[str], None],
+) -> list[Finding]:
+    findings: list[Finding] = []
+    attacker = on_updates.Attacker(plan, scene, attacks, skipped)
+    for setting in SETTINGS:
+        if setting.key in ("ckks", "rlwe") and not _summable(plan):
+            skipped[setting.key] = "one site: there is no sum to protect"
+            continue
+        if setting.key == "pruned" and plan.pruning.method == "none":
+            skipped["pruned"] = "the plan prunes nothing"
+            continue
+        say(f"attacking updates: {setting.words}")
+        recording = record(changed(plan, setting.changes), scene, effort.rounds, say)
+        if setting.key == "plain" and "tokens" in attacks:
+            findings += attacker.from_public_text(recording)
+        findings += attacker.attack(setting, recording)
+    return findings
+
+
+def _summable(plan: Plan) -> bool:
+    return len(plan.data.site_names()) > 1
+
+
+def changed(plan: Plan, changes: dict[str, Any] | Any) -> Plan:
+    """The plan with other keys (dotted), checked anew. What only `rlwe` knows is left out where
+    the scheme becomes another; its settings are the plan's own where it is `rlwe` already."""
+    raw = plan.model_dump(mode="json")
+    for key, value in changes.items():
+        section: Any = raw
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section[parent]
+        if key == "scheme.name" and value != section["name"]:
+            raw["scheme"] = {"name": value, "weights": section["weights"]}
+            continue
+        section[last] = value
+    return parse_plan(raw, base_dir=plan.base_dir)

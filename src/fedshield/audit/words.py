@@ -1,0 +1,153 @@
+"""What an audit says in words: who learns what under which assumption, and what is not protected.
+
+Every sentence is scoped: it names a party and a scheme, and has a number of this audit behind it or
+a source. A sentence whose number was not measured is not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fedshield.audit.findings import Audit, Finding
+from fedshield.audit.on_updates import ONE_SITE, SERVER
+from fedshield.audit.stats import Measure
+
+SHARE = "share of the text's tokens that are named"
+SILO = "updates whose silo is named rightly"
+OPEN = "single updates of other sites that open"
+
+
+@dataclass(frozen=True)
+class Learns:
+    """One row of 'who learns what'. `evidence`: numbers of this audit."""
+
+    scheme: str
+    party: str
+    learns: str
+    assumption: str
+    evidence: str
+
+
+def number(measure: Measure) -> str:
+    """'0.67 [0.60, 0.74]', with what chance gives."""
+    text = f"{measure.value:.2f} [{measure.low:.2f}, {measure.high:.2f}]"
+    return text if measure.chance is None else f"{text}, chance {measure.chance:.2f}"
+
+
+def find(audit: Audit, setting: str, party: str, what: str) -> Finding | None:
+    """The one finding of that name, if it was measured."""
+    for one in audit.findings:
+        if (one.setting, one.party) == (setting, party) and one.what.startswith(what):
+            return one
+    return None
+
+
+def who_learns_what(audit: Audit) -> list[Learns]:
+    """A row for each party that was tried, with its numbers."""
+    rows = [
+        Learns("plain", SERVER, "Every site's update, and from it what attacks on updates give.",
+               "None: nothing is hidden from it.", _evidence(audit, "plain", SERVER)),
+        Learns("pruning alone", SERVER, "Every kept value of every site's update.",
+               "None: pruning hides nothing from it; it leaves values out.",
+               _evidence(audit, "pruned", SERVER)),
+        Learns("ckks", SERVER, "Who sends, when, and how many bytes; no value.",
+               "It follows the protocol and no site helps it; ring-LWE at the named parameters.",
+               _evidence(audit, "ckks", SERVER)),
+        Learns("ckks", _with(1), "Every other site's update.",
+               "None: every site holds the run's key.", _evidence(audit, "ckks", _with(1))),
+    ]  # fmt: skip
+    c, t = max(1, audit.colluding), audit.threshold
+    rows += [
+        Learns("rlwe", SERVER, "Who sends, when, and how many bytes; no value, not even the sum.",
+               "Ring-LWE, X25519 and the other primitives of SECURITY.md; fresh randomness.",
+               _evidence(audit, "rlwe", SERVER)),
+        Learns("rlwe", _with(c), "The sum over the other sites of the one opened set; no single "
+               "update.", f"At most c = {audit.colluding} sites collude; operators compared the "
+               "roster's fingerprint; and as above.", _evidence(audit, "rlwe", _with(c))),
+        Learns("rlwe", _with(t), "Every other site's update: this is beyond the promise.",
+               f"T = {t} or more sites collude.", _evidence(audit, "rlwe", _with(t))),
+        Learns("every scheme", ONE_SITE, "The mean update of all other sites together, every "
+               "round, and from it tokens of their texts, without whose they are.",
+               "None: every site opens the sum; that is what training together is.",
+               _evidence(audit, "rlwe", ONE_SITE)),
+    ]  # fmt: skip
+    return [row for row in rows if row.evidence]
+
+
+def _with(count: int) -> str:
+    return f"server with {count} site{'s' if count != 1 else ''}"
+
+
+def _evidence(audit: Audit, setting: str, party: str) -> str:
+    parts = [
+        (OPEN, "updates opened"),
+        (SHARE, "tokens named"),
+        (SILO, "silo named"),
+    ]
+    found = [(find(audit, setting, party, what), words) for what, words in parts]
+    return "; ".join(f"{words} {number(one.measure)}" for one, words in found if one)
+
+
+def not_protected(audit: Audit) -> Iterator[str]:
+    """What no scheme here protects, each with its number or its source."""
+    alone = find(audit, "rlwe", ONE_SITE, SHARE)
+    if alone:
+        yield (
+            "From the other sites: the sum. One site alone named "
+            f"{number(alone.measure)} of the tokens of the other sites' texts of a round."
+        )
+    colluding = find(audit, "ckks", _with(1), OPEN)
+    if colluding:
+        yield (
+            "Under ckks, from any site that helps the server: everything "
+            f"(updates opened {number(colluding.measure)})."
+        )
+    beyond = find(audit, "rlwe", _with(audit.threshold), OPEN)
+    if beyond:
+        yield (
+            f"Under rlwe, from {audit.threshold} or more sites that help the server: everything "
+            f"(updates opened {number(beyond.measure)})."
+        )
+    member = [
+        one for one in audit.findings if one.attack == "membership" and one.what.startswith("AUC")
+    ]
+    if member:
+        best = max(member, key=lambda one: one.measure.value)
+        signal = best.what.partition(", ")[2]
+        yield (
+            "From holders of the released adapter: whether a text was trained on. The best of "
+            f"{len(member)} signals ({signal}) has AUC {number(best.measure)}; the best is chosen "
+            "after the fact. Encryption does not change this."
+        )
+    shown = [one for one in audit.findings if one.what.startswith("exposure")]
+    if shown:
+        most = shown[-1]  # the most repeats
+        yield (
+            f"From holders of the released adapter: repeated secrets. {most.what}: "
+            f"{number(most.measure)} bits ({most.note})."
+        )
+    epsilon = audit.privacy.get("epsilon")
+    if epsilon is None:
+        yield "No differential privacy in this plan: what the adapter gives away has no bound."
+    else:
+        yield (
+            f"Differential privacy with epsilon {epsilon} and delta {audit.privacy.get('delta')}: "
+            "more than that about one unit (see the plan) is bounded, less is not hidden."
+        )
+    yield "From the coordinator: who takes part, when, sizes, accept or reject (SECURITY.md)."
+    yield (
+        "Over many rounds with changing membership, sums can single out a site (So et al., arXiv "
+        "2106.03328): not measured here."
+    )
+    yield (
+        "Attacks only get better: a number at chance says that these attacks found nothing, not "
+        "that none can. Against the encrypting schemes it is their assumption that says so."
+    )
+
+
+def privacy_line(audit: Audit) -> str:
+    """Epsilon and delta, or that there are none."""
+    if "epsilon" not in audit.privacy:
+        return "none in this plan: no epsilon and no delta"
+    return ", ".join(f"{key} {value}" for key, value in sorted(audit.privacy.items()))

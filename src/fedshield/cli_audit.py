@@ -1,0 +1,85 @@
+"""`fedshield audit`: attacks on what each party sees, and a privacy report. It prints, as `cli`
+does, which registers it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedshield.errors import UserError
+
+if TYPE_CHECKING:
+    from fedshield.audit.findings import Audit
+
+out_console = Console(highlight=False, soft_wrap=True, emoji=False)
+err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def audit(
+    what: Annotated[Path, typer.Argument(metavar="RUN|PLAN", help="A run folder, or a plan.")],
+    attacks: Annotated[
+        str, typer.Option(help="Some of tokens,properties,membership,canaries.")
+    ] = "tokens,properties,membership,canaries",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds whose updates are attacked.")] = 2,
+    references: Annotated[
+        int, typer.Option(min=15, help="Random secrets that each canary is ranked among.")
+    ] = 255,
+    canaries: Annotated[
+        int, typer.Option(min=1, help="Canaries a site and number of repeats.")
+    ] = 2,
+    shadows: Annotated[bool, typer.Option(help="Train two shadow adapters.")] = True,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a key of the plan.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report; by default audit/ of a run.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Attack what each party really sees, before and after protection; write a privacy report."""
+    from fedshield.audit import page
+    from fedshield.audit.subject import from_path
+    from fedshield.audit.suite import Effort
+    from fedshield.audit.suite import audit as attack
+
+    subject = from_path(what, overrides or ())
+    for note in subject.notes:
+        _note(note)
+    folder = out or subject.folder
+    if folder is None and not as_json:
+        raise UserError("expected --out FOLDER for the report of a plan, or --json")
+    effort = Effort(rounds=rounds, references=references, canaries=canaries, shadows=shadows)
+    names = [name.strip() for name in attacks.split(",") if name.strip()]
+    found = attack(subject.plan, names, effort, subject.released, subject.privacy, _note)
+    if folder is not None:
+        paths = page.write(found, folder)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+        return
+    _print(found)
+    out_console.print(f"report  {paths[1]}", markup=False)
+    out_console.print(f"json    {paths[0]}", markup=False)
+
+
+def _print(found: Audit) -> None:
+    from fedshield.audit import words
+
+    table = Table("scheme", "party", "measured, with 95 % interval", box=box.SIMPLE_HEAD)
+    for row in words.who_learns_what(found):
+        table.add_row(row.scheme, row.party, row.evidence.replace("; ", "\n"))
+    if table.row_count:
+        out_console.print(table)
+    for sentence in words.not_protected(found):
+        out_console.print(f"not protected: {sentence}", markup=False)
+    for name, why in sorted(found.skipped.items()):
+        out_console.print(f"not measured: {name}: {why}", markup=False)
+
+
+def _note(text: str) -> None:
+    err_console.print(text, style="dim", markup=False)
