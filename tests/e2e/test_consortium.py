@@ -88,12 +88,14 @@ def test_makes_the_same_adapter_as_one_process(
         assert set(json.loads((kept / "summary.json").read_text())["data"]) == {site}
         rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
         assert {row["site"] for row in rows} == {site}
+        counted = (kept / "metrics.prom").read_text()
+        assert f'fedshield_rounds_completed{{run="{run.name()}",party="{site}"}} 3\n' in counted
     # Neither what was submitted nor what the coordinator kept holds a model, a loss or a key.
     for folder in (run.out, run.folder("coordinator")):
         files = {path.name for path in folder.rglob("*") if path.is_file()}
         assert files - {".lock", ".rosters.lock"} <= {
             *("plan.yaml", "run.json", "coordinator.jsonl"),
-            *("coordinator.audit.jsonl", "rosters.json"),
+            *("coordinator.audit.jsonl", "rosters.json", "metrics.prom"),
         }
         assert "loss" not in (folder / "coordinator.jsonl").read_text()
 

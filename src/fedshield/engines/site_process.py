@@ -17,6 +17,7 @@ from typing import Any
 
 from fedshield.auditfile import LogFile, keep_roster, site_log
 from fedshield.data.sites import SiteData
+from fedshield.engines import prometheus
 from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
@@ -257,6 +258,11 @@ class SiteProcess:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if not self._admission.simulated:
+            rows = site_rows(self._folder, self.name)
+            prometheus.write(
+                self._folder.path, prometheus.of_site(self._folder.path.name, self.name, rows)
+            )
 
     def _tell(self, error: Exception) -> None:
         """At the site only: one line, and what we did not foresee in full."""

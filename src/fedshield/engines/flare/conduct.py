@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshield.auditfile import LogFile, coordinator_log, keep_roster
+from fedshield.engines import prometheus
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.flare.link import FlareSites
 from fedshield.errors import FedShieldError, RoundFailed
@@ -138,6 +139,9 @@ class Log:
                 file.write(json.dumps(dict(entry)) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+        first = self._paths[0]
+        samples = prometheus.of_coordinator(first.parent.name, read_log(first))
+        prometheus.write(first.parent, samples)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

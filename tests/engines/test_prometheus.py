@@ -1,0 +1,58 @@
+"""What a party's own monitoring reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fedshield.engines import prometheus
+from fedshield.summary import PHASES
+
+SAMPLE = re.compile(r'(\w+)\{(\w+="[^"]*")(,\w+="[^"]*")*\} [-+.e0-9]+')
+
+
+def row(number: int, up: int, train_s: float) -> dict[str, object]:
+    wall_s = dict.fromkeys(PHASES, 0.0) | {"train": train_s}
+    return {"round": number, "upload_bytes": up, "download_bytes": 2 * up, "wall_s": wall_s}
+
+
+def test_a_site_counts_rounds_bytes_and_seconds(tmp_path: Path) -> None:
+    outside = {"round": 0, "upload_bytes": 5, "download_bytes": 7}
+    rows = [outside, row(1, 100, 1.5), row(2, 200, 2.5)]
+    prometheus.write(tmp_path, prometheus.of_site("a-run", "north", rows))
+    lines = (tmp_path / "metrics.prom").read_text().splitlines()
+    who = 'run="a-run",party="north"'
+    assert f"fedshield_rounds_completed{{{who}}} 2" in lines
+    assert f"fedshield_upload_bytes_total{{{who}}} 305" in lines
+    assert f"fedshield_download_bytes_total{{{who}}} 607" in lines
+    assert f'fedshield_phase_seconds_total{{{who},phase="train"}} 4' in lines
+    assert all(line.startswith("# ") or SAMPLE.fullmatch(line) for line in lines)
+    assert not any("loss" in line for line in lines)
+
+
+def test_the_coordinator_counts_who_was_lost_and_how_it_ended() -> None:
+    entries = [
+        {"status": "running", "lost": {"west": "deadline"}},
+        {"round": 1, "aggregate_s": 0.1, "round_s": 3.25, "lost": {}},
+        {"status": "failed", "reason": "no more"},
+    ]
+    found = {
+        (name, labels.get("how", "")): value
+        for name, labels, value in prometheus.of_coordinator("a-run", entries)
+    }
+    assert found == {
+        ("fedshield_rounds_completed", ""): 1,
+        ("fedshield_sites_lost", ""): 1,
+        ("fedshield_round_seconds", ""): 3.25,
+        ("fedshield_run_ended", "finished"): 0,
+        ("fedshield_run_ended", "failed"): 1,
+    }
+    assert dict.fromkeys(prometheus.of_coordinator("a-run", ())[0][1]) == {
+        "run": None,
+        "party": None,
+    }
+
+
+def test_labels_are_quoted() -> None:
+    text = prometheus.text([("fedshield_sites_lost", {"run": 'a"b\\c\nd'}, 0)])
+    assert text.splitlines()[-1] == 'fedshield_sites_lost{run="a\\"b\\\\c\\nd"} 0'
