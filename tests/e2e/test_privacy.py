@@ -14,6 +14,7 @@ import yaml
 
 from fedshield.engines import inprocess
 from fedshield.engines.events import Quiet
+from fedshield.engines.workplace import prepare
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -94,7 +95,7 @@ def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for(tmp_path:
     """The limit is that of three rounds; one is interrupted after its uploads: two remain."""
     from fedshield.privacy.terms import terms
 
-    _, _, host = inprocess._prepare(plan_of(SITE), Quiet())
+    _, _, host = prepare(plan_of(SITE), Quiet())
     free = terms(plan_of(SITE), host.spec, 20)
     assert free is not None
     plan = plan_of({**SITE, "max_epsilon": free.epsilon(3) + 1e-6}, rounds=4)
@@ -124,7 +125,7 @@ def test_a_run_that_only_has_to_be_finished_still_says_what_it_spent(
     """Killed after the last round's rows and before the state that knew of them."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(inprocess, "_finish", _interrupted)
+        patch.setattr(inprocess, "finish", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             inprocess.run(plan_of(SITE, rounds=1), out)
     folder = RunFolder.open(out)
