@@ -216,7 +216,7 @@ def test_a_disk_that_does_not_take_the_line(
         raise OSError(28, "No space left on device")
 
     ours.participants[SITE]._journal._append = full
-    with nothing_installed(ours), pytest.raises(OSError, match="No space left"):
+    with nothing_installed(ours), pytest.raises(ProtocolError, match="No space left"):
         hand.whole()
     monkeypatch.undo()
     ours.participants[SITE]._journal._append = append
