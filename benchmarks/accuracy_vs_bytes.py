@@ -191,7 +191,7 @@ def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "rounds": chosen[0]["rounds"],
             "sites": chosen[0]["sites"],
             "overhead": statistics.fmean(row["prune_encode_s"] / row["rounds_s"] for row in chosen),
-            "edge": rate in (min(rates), max(rates)) and len(rates) > 1,
+            "edge": rate in (min(rates), max(rates)),
         }
     return found
 
