@@ -5,7 +5,6 @@ Exit status: 0 done, 1 a run failed, 2 something that the user can mend, 130 sto
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -163,10 +162,11 @@ def _engine(name: str) -> Any:
 
 
 def _default_out(plan: Plan) -> Path:
+    from fedshield.runfolder import default_folder
+
     if plan.output.dir is not None:
         return plan.resolve(plan.output.dir)
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{plan.name}-{stamp}"
+    return default_folder(plan.name)
 
 
 def _watched(path: Path, action: Callable[[Watch], Any]) -> None:

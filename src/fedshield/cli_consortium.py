@@ -140,6 +140,7 @@ def submit(
     """Run a plan at a consortium's sites, and follow it. The adapter stays with the sites."""
     from fedshield.engines.flare import submit as submitting
     from fedshield.planfile import load_plan
+    from fedshield.runfolder import default_folder
 
     if (plan is None) == (resume is None) or kit is None:
         raise UserError("expected --kit, and a plan or --resume; see fedshield submit --help")
@@ -152,7 +153,7 @@ def submit(
     loaded, notes = load_plan(plan, overrides or ())
     for note in notes:
         _err.print(f"note: {note}", markup=False)
-    folder = out or submitting.default_out(loaded)
+    folder = out or default_folder(loaded.name)
     _followed(folder, lambda watch: submitting.submit(loaded, kit, folder, watch))
 
 

@@ -16,13 +16,14 @@ No private key is ever written here.
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,45 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file of one JSON object a round, up to the first that is not whole: a kill can
+    cut the last one."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+            break
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """All rows anew, whole or not at all."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """More rows, synced."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def now() -> str:
+    """The time, for the state of a run."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def default_folder(name: str) -> Path:
+    """Where a run of this name goes if nobody says."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{stamp}"
 
 
 class RunFolder:
@@ -159,31 +199,15 @@ class RunFolder:
     # -- metrics ---------------------------------------------------------------------------
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows up to the first that is not whole: a kill can cut the last one."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        rows: list[dict[str, Any]] = []
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-                break
-            rows.append(row)
-        return rows
+        return read_rows(self.path / "metrics.jsonl")
 
     def append_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self.path / "metrics.jsonl", rows)
 
     def rewind_metrics(self, completed_rounds: int) -> list[dict[str, Any]]:
         """Drop rows of later rounds; they will be made again."""
         rows = [row for row in self.metrics() if row["round"] <= completed_rounds]
-        write_atomic(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(self.path / "metrics.jsonl", rows)
         return rows
 
     def write_json(self, name: str, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 from fedshield.data.sites import SiteData
@@ -13,11 +12,9 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.site_model import personal
-from fedshield.runfolder import RunFolder
+from fedshield.runfolder import RunFolder, now
 from fedshield.summary import summarise
 from fedshield.types import AdapterState
-
-# -- ending --------------------------------------------------------------------------------
 
 
 def finish(
@@ -52,10 +49,6 @@ def finish(
     export.save_adapter(host, states, plan, card, folder.path / "adapter")
     folder.write_json("summary.json", summary)
     write_report(folder.path)
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:

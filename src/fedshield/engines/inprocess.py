@@ -18,7 +18,7 @@ from fedshield.auditfile import LogFile, coordinator_log, keep_roster, site_log
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
-from fedshield.engines.finishing import finish, now
+from fedshield.engines.finishing import finish
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.engines.metrics import round_rows
@@ -35,7 +35,7 @@ from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
-from fedshield.runfolder import RunFolder, write_atomic
+from fedshield.runfolder import RunFolder, now, write_atomic
 
 # -- running -------------------------------------------------------------------------------
 

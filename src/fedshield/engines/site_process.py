@@ -7,7 +7,6 @@ raises: a site's error goes on as a code from a fixed list, its text stays in th
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 import traceback
@@ -31,7 +30,7 @@ from fedshield.privacy.terms import summarised
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
-from fedshield.runfolder import RunFolder, write_atomic
+from fedshield.runfolder import RunFolder, append_rows, read_rows, write_atomic, write_rows
 
 #: Beside a site's adapters: one object a round, and one of round 0 for what crossed outside.
 ROWS = "rounds.jsonl"
@@ -217,9 +216,7 @@ class SiteProcess:
         rows = site_rows(folder, self.name)
         rounds = [row for row in rows if row["round"]]
         outside = [row for row in rows if not row["round"]]
-        write_atomic(
-            folder.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rounds)
-        )
+        write_rows(folder.path / "metrics.jsonl", rounds)
         state = folder.state() | {
             "setup_upload_bytes": sum(row["upload_bytes"] for row in outside),
             "setup_download_bytes": sum(row["download_bytes"] for row in outside),
@@ -254,10 +251,7 @@ class SiteProcess:
         self._append(row)
 
     def _append(self, row: dict[str, Any]) -> None:
-        with (self._mine / ROWS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_rows(self._mine / ROWS, [row])
         if not self._admission.simulated:
             rows = site_rows(self._folder, self.name)
             prometheus.write(
@@ -277,14 +271,4 @@ class SiteProcess:
 
 def site_rows(folder: RunFolder, site: str) -> list[dict[str, Any]]:
     """What a site measured, up to the first line that is not whole: a kill can cut the last."""
-    path = folder.path / "sites" / site / ROWS
-    rows: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
-            break
-        rows.append(row)
-    return rows
+    return read_rows(folder.path / "sites" / site / ROWS)

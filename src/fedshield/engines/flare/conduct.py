@@ -23,6 +23,7 @@ from fedshield.plan import Plan
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
+from fedshield.runfolder import append_rows
 
 COORDINATOR_FILE = "coordinator.jsonl"
 
@@ -135,10 +136,7 @@ class Log:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         for path in self._paths:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(entry)) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_rows(path, [entry])
         first = self._paths[0]
         samples = prometheus.of_coordinator(first.parent.name, read_log(first))
         prometheus.write(first.parent, samples)

@@ -10,7 +10,6 @@ Where it is comes from the environment of the process that FLARE starts, which n
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import os
@@ -26,7 +25,7 @@ from fedshield.errors import FedShieldError, UserError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.runfolder import RunFolder
+from fedshield.runfolder import RunFolder, now
 
 _LOG = logging.getLogger("fedshield")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
@@ -93,7 +92,7 @@ class Kit(Quiet):
             "engine": "flare",
             "plan_sha256": plan.sha256(),
             "base_dir": str(self.path),
-            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "started": now(),
             "sessions": 1,
             "wall_s": 0.0,
         }

@@ -6,7 +6,6 @@ one operator holds every key. The run folder is the same as the in-process engin
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
-from fedshield.engines.finishing import finish, now
+from fedshield.engines.finishing import finish
 from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
 from fedshield.engines.flare.jobs import allow_classes, write_job
 from fedshield.engines.flare.kit import KITS, SHARED_RUN
@@ -35,7 +34,7 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.runfolder import RunFolder, write_atomic
+from fedshield.runfolder import RunFolder, now, write_rows
 
 #: Seconds between looks at how far the run is, and to wait for processes that should be gone.
 LOOK_S, GRACE_S = 0.5, 20.0
@@ -283,13 +282,10 @@ def _rows_of_round(folder: RunFolder, entry: Mapping[str, Any]) -> list[dict[str
 
 def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
     """metrics.jsonl from what each site and the coordinator wrote."""
-    last = {
-        entry["round"]: entry
-        for entry in read_log(folder.path / COORDINATOR_FILE)
-        if "aggregate_s" in entry
-    }
+    entries = read_log(folder.path / COORDINATOR_FILE)
+    last = {entry["round"]: entry for entry in entries if "aggregate_s" in entry}
     rows = [row for number in sorted(last) for row in _rows_of_round(folder, last[number])]
-    write_atomic(folder.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder.path / "metrics.jsonl", rows)
     outside = [
         row
         for site in plan.data.site_names()
@@ -303,11 +299,10 @@ def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
         # Of the site that has spent most, and each site's own (as `privacy.terms.summarised`).
         last_of = {site: one for found in spent for site, one in found["sites"].items()}
         state["privacy"] = max(spent, key=lambda one: one["epsilon"]) | {"sites": last_of}
-    for entry in read_log(folder.path / COORDINATOR_FILE):
+    lost: dict[str, str] = {}
+    for entry in entries:
         if "ended_early" in entry:
             state["ended_early"] = entry["ended_early"]
-    lost: dict[str, str] = {}
-    for entry in read_log(folder.path / COORDINATOR_FILE):
         where = f"round {entry['round']}" if entry.get("round") else "set-up"
         lost |= {site: f"{where}, {why}" for site, why in entry.get("lost", {}).items()}
     if lost:

@@ -7,7 +7,6 @@ adapter stays with the sites, in their kits.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import io
 import json
 import logging
@@ -25,7 +24,7 @@ from fedshield.engines.flare.jobs import write_job
 from fedshield.engines.flare.provision import ProvisionError
 from fedshield.errors import RoundFailed, RunFolderError
 from fedshield.plan import Plan
-from fedshield.runfolder import RunFolder, write_atomic
+from fedshield.runfolder import RunFolder, now, write_atomic
 
 #: Seconds between looks; to reach the server; after the coordinator ended, until the job is ended.
 LOOK_S, CONNECT_S, GRACE_S = 1.0, 20.0, 30.0
@@ -45,7 +44,7 @@ def submit(plan: Plan, kit: Path, out: Path, events: Events | None = None) -> Ru
         "plan_sha256": plan.sha256(),
         "base_dir": str(plan.base_dir),
         "run": f"{plan.name}-{secrets.token_hex(4)}",
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": now(),
         "jobs": [],
     }
     folder = RunFolder.create(out, plan, state)
@@ -66,11 +65,6 @@ def resume(path: Path, kit: Path, events: Events | None = None) -> RunFolder:
     if state["status"] == "finished":
         raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
     return _run(folder, folder.plan(), kit, events or Quiet())
-
-
-def default_out(plan: Plan) -> Path:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{plan.name}-{stamp}"
 
 
 def status(kit: Path) -> dict[str, Any]:
