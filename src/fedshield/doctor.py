@@ -138,7 +138,8 @@ def _certificate(name: str, data: bytes, now: datetime.datetime) -> Finding:
         todo = "set the clock, or wait"
         return Finding(name, "FAILED", expected, f"not valid yet: {dates}", todo)
     if now > end:
-        return Finding(name, "FAILED", expected, f"expired: {dates}", "ask for a new one")
+        todo = "set the clock if it is ahead, else ask for a new one"
+        return Finding(name, "FAILED", expected, f"expired: {dates}", todo)
     if end - now < SOON:
         left = (end - now).days
         return Finding(name, "warning", expected, f"{left} days left: {dates}", "ask for a new one")

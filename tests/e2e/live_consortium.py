@@ -20,6 +20,7 @@ from typing import Any
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 SITES = {"north": "medical", "south": "finance", "west": "maths"}
+WRONG_CLOCK = Path(__file__).with_name("wrong_clock.c")
 ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PATIENCE_S = 240.0
 
@@ -82,7 +83,11 @@ class Federation:
 
     # -- running ---------------------------------------------------------------------------
 
-    def start(self, *parties: str) -> None:
+    def start(self, *parties: str, clock_off_s: int = 0) -> None:
+        """`clock_off_s`: what the parties' clocks are ahead by, in all of their processes."""
+        environment = dict(ENVIRONMENT)
+        if clock_off_s:
+            environment |= self._wrong_clock(clock_off_s)
         for party in parties or ("coordinator", *self.sites):
             kind = "server" if party == "coordinator" else "site"
             with (self.folder / f"{party}.log").open("ab") as log:
@@ -91,11 +96,18 @@ class Federation:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
-                    env=ENVIRONMENT,
+                    env=environment,
                     start_new_session=True,
                 )
             if party == "coordinator":
                 wait(lambda: self._listening(), "the server to listen")
+
+    def _wrong_clock(self, off_s: int) -> dict[str, str]:
+        library = self.folder / "wrong_clock.so"
+        if not library.exists():
+            build = ["cc", "-shared", "-fPIC", "-o", str(library), str(WRONG_CLOCK), "-ldl"]
+            subprocess.run(build, check=True)
+        return {"LD_PRELOAD": str(library), "CLOCK_OFF_S": str(off_s)}
 
     def _listening(self) -> bool:
         with socket.socket() as found:
@@ -136,6 +148,10 @@ class Federation:
         self.signal(party, signal.SIGKILL)
         if party in self._processes:
             self._processes.pop(party).wait()
+
+    def end(self, party: str) -> int:
+        """The status of a party that ends by itself."""
+        return self._processes.pop(party).wait(timeout=PATIENCE_S)
 
     def stop(self) -> None:
         for party in ("coordinator", *self.sites):

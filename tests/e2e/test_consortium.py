@@ -4,6 +4,7 @@ not what was agreed ends in a stated way."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 import signal
@@ -329,3 +330,46 @@ def test_a_full_disk_at_a_site_stops_the_run_and_loses_nothing(
     told = (run.folder("south") / "sites" / "south" / "error.log").read_text()
     assert "No space left on device" in told
     check_resumes(whole, run.out, expected)
+
+
+@pytest.mark.slow
+def test_a_clock_two_hours_ahead_changes_nothing_but_the_times_in_the_log(
+    whole: Federation, plan: Path, expected: str
+) -> None:
+    """Deadlines are monotonic and nothing signed depends on the time of day."""
+    whole.kill("west")
+    whole.start("west", clock_off_s=7200)
+    try:
+        whole.ready()
+        run = whole.begin(plan)
+        status, said = run.end()
+    finally:
+        whole.kill("west")
+    assert status == 0, said
+    assert run.adapters() == dict.fromkeys(SITES, expected)
+    check_logs(whole, run)
+    west, north = (_last_time(run, site) for site in ("west", "north"))
+    assert abs((west - north).total_seconds() - 7200) < 120
+
+
+def _last_time(run: Submission, site: str) -> datetime.datetime:
+    lines = (run.folder(site) / "sites" / site / "audit.jsonl").read_text().splitlines()
+    return datetime.datetime.fromisoformat(json.loads(lines[-1])["time"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hours", "what"), [(-2, "not valid yet"), (20 * 8766, "expired")])
+def test_a_site_whose_clock_is_outside_its_certificate_is_told_so_at_once(
+    whole: Federation, hours: int, what: str
+) -> None:
+    """TLS would fail for ever. The certificates here are minutes old."""
+    whole.kill("west")
+    log = whole.folder / "west.log"
+    before = len(log.read_text())
+    whole.start("west", clock_off_s=hours * 3600)
+    assert whole.end("west") == 2
+    said = log.read_text()[before:]
+    assert said.startswith("fedshield: west: certificate")
+    assert what in said
+    assert "set the clock" in said
+    assert len(said.splitlines()) == 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from fedshield.doctor import certificates
 from fedshield.engines.flare.kit import KIT
 from fedshield.engines.flare.provision import ProvisionError, keep_inside, site_name
 from fedshield.enrolment import KeyFile, SignedRoster
@@ -14,8 +16,9 @@ from fedshield.enrolment.policy import POLICY_FILE, Policy
 
 
 def start_site(kit: Path) -> NoReturn:
-    """Become FLARE's client process. Raises `UserError`s before that: a kit that is not whole, a
-    roster that is not ready, a policy that cannot be read."""
+    """Become FLARE's client process. Raises `UserError`s before that: a kit that is not whole,
+    certificates that are not in date by this machine's clock, a roster that is not ready, a policy
+    that cannot be read."""
     name = site_name(kit)
     _check(kit, f"{name}.key", "fed_client.json")
     Policy.read(kit / POLICY_FILE.format(site=name))
@@ -42,6 +45,12 @@ def _check(kit: Path, key: str, configuration: str) -> None:
         if not path.exists():
             raise ProvisionError(
                 f"{path}: expected it in the kit, found none; see docs/deploy.md for what makes it"
+            )
+    # FLARE would try for ever, and say so only in its log.
+    for one in certificates(kit / "flare" / "startup", datetime.datetime.now(datetime.UTC)):
+        if one.state == "FAILED":
+            raise ProvisionError(
+                f"{kit}: {one.check}: expected {one.expected}, got {one.found}; {one.todo}"
             )
     SignedRoster.read(kit / "roster.json").check_ready(KeyFile.read(kit / key).key)
 
