@@ -129,6 +129,11 @@ def test_the_first_clip_is_how_far_training_reaches(make_plan: MakePlan) -> None
         assert first_clip(make_plan({**sgd, "training.max_grad_norm": norm}), start)[0] == reach
     for norm in (0.5, None):
         assert first_clip(make_plan({**training, "training.max_grad_norm": norm}), start)[0] == 1.5
+    # Muon's have a root mean square of 0.2 rates: five of those, or as few as few steps resolve.
+    muon = {**training, "training.optimizer": "muon"}
+    assert first_clip(make_plan(muon), start)[0] == pytest.approx(1.5)
+    coarse = {**muon, "encoding.bits": 2, "encoding.headroom": True}
+    assert first_clip(make_plan(coarse), start)[0] == pytest.approx(0.6)
 
 
 def test_the_first_clip_of_parameters_holds_them_as_well(make_plan: MakePlan) -> None:

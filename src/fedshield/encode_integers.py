@@ -38,6 +38,9 @@ WEIGHTS_RESERVED = {CONTRIBUTORS: 1, COUNT: 30}
 WEIGHT_STEP = 2.0**-30
 LOSS_STEP = 2.0**-20
 MAX_LOSS = 1024.0
+#: Root mean square of a step of Muon's in learning rates (`match_rms_adamw`), and how many of them
+#: a value may be from the mean where steps are many.
+MUON_RMS, MUON_DEVIATIONS = 0.2, 5.0
 #: A clip follows the last mean update: this many times its largest value, never more than
 #: doubled from round to round, never below this share of where it began.
 CLIP_MARGIN = 2.0
@@ -79,11 +82,14 @@ def weights_layout(parameters: RlweParameters) -> Layout:
 
 def _reach(plan: Plan, round_number: int) -> float:
     """How far local training can move a parameter in a round: AdamW takes steps of about the
-    learning rate; SGD's are bounded by the clipped gradient."""
+    learning rate; Muon's are orthogonal matrices of a known root mean square; SGD's are bounded
+    by the clipped gradient."""
     training = plan.training
     reach = learning_rate(plan, round_number) * training.steps
     if training.optimizer == "sgd":
         reach *= training.max_grad_norm or 1.0
+    elif training.optimizer == "muon":
+        reach *= MUON_RMS * (_deviations(plan) or MUON_DEVIATIONS)
     return max(reach, 1e-12)
 
 

@@ -87,7 +87,7 @@ class TrainingPlan(Section):
     learning_rate: Annotated[float, Field(gt=0, le=1e3)] = 5e-5
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     local_algorithm: Literal["plain", "fedprox", "scaffold"] = "plain"
     proximal: Annotated[float, Field(ge=0, le=1e6)] = 0.01
     weight_decay: Annotated[float, Field(ge=0, le=1e3)] = 0.0

@@ -178,6 +178,11 @@ class LocalTrainer:
         decay = self._plan.training.weight_decay
         if self._plan.training.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+        if self._plan.training.optimizer == "muon":
+            # Steps as long as AdamW's usually are (arXiv 2502.16982): one rate serves both.
+            return torch.optim.Muon(
+                parameters, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            )
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
     def _step(self, batches: list[list[Tokens]]) -> float:
