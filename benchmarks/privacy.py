@@ -1,12 +1,15 @@
-"""What attacks find, before and after protection: tokens from updates, membership, canaries.
+"""What attacks find, before and after protection: tokens from updates, membership, canaries; and
+what differential privacy takes from attacks and from the model, over several epsilons.
 
     python benchmarks/privacy.py tokens --data SILOS [--only a,b] [--set KEY=VALUE ...] [--label L]
     python benchmarks/privacy.py release --data SILOS [--only a,b] [--set KEY=VALUE ...] [--label L]
+    python benchmarks/privacy.py epsilon --data SILOS [--only a,b]
     python benchmarks/privacy.py report [--out FILE]
 
 SILOS holds finance, maths and medical as NAME.train.jsonl.gz and NAME.test.jsonl.gz. Settings are
 in privacy.yaml; `--set` overrides keys of every plan (differential privacy, say), and `--label`
-names what was changed in the table. One JSON line for each number; a variant that is in the file
+names what was changed in the table. The model of `epsilon` is trained by tiny_base.py when first
+needed. One JSON line for each number; a variant that is in the file
 already is not run again. `report` writes the tables from the lines alone.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +28,8 @@ from typing import Any
 import yaml
 
 from fedshield.audit import after_release, on_updates, openings, stage
-from fedshield.audit.stats import Measure
+from fedshield.audit.membership import row_losses
+from fedshield.audit.stats import Measure, mean_measure
 from fedshield.audit.suite import Effort
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -33,6 +38,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 LINES = RESULTS / "privacy.jsonl"
 SILOS = ("finance", "maths", "medical")
+TINY_BASE = "tiny-base"
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +66,16 @@ def plan_of(
         }
         for silo in ([only] if only else SILOS)
     }
-    return parse_plan(nested(flat), base_dir=data)
+    if flat["model.name"] == f"./{TINY_BASE}":
+        tiny_base()
+    return parse_plan(nested(flat), base_dir=HERE)
+
+
+def tiny_base() -> None:
+    if not (HERE / TINY_BASE / "config.json").exists():
+        subprocess.run(
+            [sys.executable, str(HERE / "tiny_base.py"), str(HERE / TINY_BASE)], check=True
+        )
 
 
 def lines() -> list[dict[str, Any]]:
@@ -110,10 +125,18 @@ def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def release(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Membership and canaries of the released adapter."""
+    """Membership and canaries of the released adapter, and what it is worth: the mean over all
+    sites' held-out rows of a row's negative log-likelihood per response token."""
     scene = stage.prepare(plan, _say)
-    effort = Effort(references=255, canaries=2, repeats=(0, 1, 16))
-    found = after_release.membership(plan, scene, effort, None, {}, _say)
+    effort = Effort(references=255, canaries=4, repeats=(0, 1, 16))
+    recording = stage.record(after_release.in_the_clear(plan), scene, say=_say)
+    state = recording.released.state
+    heldout = [row for data in scene.data.values() for row in data.heldout]
+    for name, adapter in (("before", scene.start(plan)), ("after", state)):
+        losses = row_losses(scene.base, scene.host, adapter, heldout)
+        measure = mean_measure([one.mean for one in losses])
+        yield {"party": "any", "what": f"held-out loss {name}", "measure": asdict(measure)}
+    found = after_release.membership(plan, scene, effort, state, {}, _say)
     found += after_release.canaries(plan, scene, effort, _say)
     for one in found:
         yield {"party": one.party, "what": one.what, "measure": asdict(one.measure)}
@@ -145,6 +168,7 @@ def run(study_name: str, arguments: argparse.Namespace) -> None:
             "pruning": plan.pruning.method,
             "model": plan.model.name,
             "max_length": plan.training.max_length,
+            "epsilon": plan.privacy.epsilon,
             "changes": study["variants"][variant] | sets,
             "wall_s": round(time.perf_counter() - started, 1),
         }
@@ -230,7 +254,7 @@ def report(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("tokens", "release"):
+    for name in ("tokens", "release", "epsilon"):
         command = commands.add_parser(name)
         command.add_argument("--data", type=Path, required=True)
         command.add_argument("--only", default="")
