@@ -62,8 +62,10 @@ def plans(name: str, study: dict[str, Any], data: Path, split: str) -> Iterator[
     """Every run of a study: its key, and the plan."""
     methods = dict(study["methods"])
     if split == "by-site":  # each silo by itself, the same number of steps on its own data
-        for silo in SILOS:
-            methods[f"{ALONE}-{silo}"] = study["methods"]["reference"] | {"only": silo}
+        for method in study["alone"]:
+            for silo in SILOS:
+                changes = study["methods"][method] | {"scheme.name": "plain", "only": silo}
+                methods[f"{ALONE}-{method}-{silo}"] = changes
     for method, changes in methods.items():
         for rate in study["learning_rates"]:
             for seed in study["seeds"]:
@@ -245,17 +247,21 @@ def report(args: argparse.Namespace) -> None:
         alone = {name: one for name, one in found.items() if name.startswith(ALONE)}
         if alone:
             lines += ["Each site's own held-out loss, alone and federated:", ""]
-            names = list(federated)
             lines += [
-                f"| site | alone | {' | '.join(names)} |",
-                f"|---|---|{'---|' * len(names)}",
+                "| site | method | rate alone | alone | federated | |",
+                "|---|---|---|---|---|---|",
             ]
-            for one in alone.values():
+            for name, one in sorted(alone.items()):
+                method = name.removeprefix(f"{ALONE}-").rpartition("-")[0]
+                if method not in federated:
+                    continue
                 for site, loss in one["site_loss"].items():
-                    cells = " | ".join(
-                        f"{federated[name]['site_loss'][site]:.4f}" for name in names
+                    together = federated[method]["site_loss"][site]
+                    change = 100 * (together / loss - 1)
+                    lines.append(
+                        f"| {site} | {method} | {one['rate']:g}{' (edge)' if one['edge'] else ''} "
+                        f"| {loss:.4f} | {together:.4f} | {change:+.2f} % |"
                     )
-                    lines.append(f"| {site} | {loss:.4f} | {cells} |")
             lines.append("")
         if "reference" in found:
             figure(study, split, federated, paper_bytes(found["reference"]))
