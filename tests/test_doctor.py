@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import re
 import socket
+import ssl
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
@@ -200,6 +206,114 @@ def write_certificate(path: Path, start: datetime.datetime, end: datetime.dateti
     private = path.with_suffix(".key")
     private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     private.chmod(0o600)
+
+
+# -- TLS -------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """A certificate authority, and kits of what it issued."""
+
+    def __init__(self) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "root")])
+        self.certificate = self._issue(self.name, self.key, authority=True)
+
+    def _issue(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, authority: bool = False
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        usage = x509.KeyUsage(True, *[False] * 4, authority, authority, False, False)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + 90 * DAY)
+            .add_extension(x509.BasicConstraints(authority, None), critical=True)
+            .add_extension(names, critical=False)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), False
+            )
+            .sign(self.key, hashes.SHA256())
+        )
+
+    def kit(self, folder: Path, role: str, root: Authority | None = None) -> Path:
+        """`root`: whose certificate the kit trusts, its own authority's by default."""
+        folder.mkdir()
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, role)])
+        (folder / "rootCA.pem").write_bytes((root or self).certificate.public_bytes(Encoding.PEM))
+        certificate = self._issue(name, key).public_bytes(Encoding.PEM)
+        (folder / f"{role}.crt").write_bytes(certificate)
+        path = folder / f"{role}.key"
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        path.chmod(0o600)
+        return folder
+
+
+@contextmanager
+def tls_server(kit: Path) -> Iterator[str]:
+    """Asks for a client's certificate, and speaks first, as gRPC's server does."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=kit / "rootCA.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(kit / "server.crt", kit / "server.key")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            for _ in range(2):  # the port's check, then the handshake
+                plain, _ = listening.accept()
+                with contextlib.suppress(OSError), context.wrap_socket(plain, True) as secured:
+                    secured.sendall(b"settings")
+                    secured.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"localhost:{listening.getsockname()[1]}"
+        finally:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_a_handshake_with_the_kits_certificates(tmp_path: Path) -> None:
+    ours = Authority()
+    with tls_server(ours.kit(tmp_path / "server", "server")) as address:
+        kit = ours.kit(tmp_path / "kit", "client")
+        found = by_check(Site(connect=(address,), certificates=kit))
+    assert found[f"port {address}"].state == "ok"
+    assert (found[f"TLS {address}"].state, found[f"TLS {address}"].found) == ("ok", "TLSv1.3")
+
+
+def test_a_server_of_another_consortium(tmp_path: Path) -> None:
+    ours, theirs = Authority(), Authority()
+    with tls_server(theirs.kit(tmp_path / "server", "server", root=ours)) as address:
+        kit = ours.kit(tmp_path / "kit", "client")
+        found = by_check(Site(connect=(address,), certificates=kit))[f"TLS {address}"]
+    assert found.state == "FAILED"
+    assert "certificate verify failed" in found.found
+    assert "the kit is this consortium's" in found.todo
+
+
+def test_a_server_that_refuses_our_certificate(tmp_path: Path) -> None:
+    ours, theirs = Authority(), Authority()
+    with tls_server(ours.kit(tmp_path / "server", "server")) as address:
+        kit = theirs.kit(tmp_path / "kit", "client", root=ours)
+        found = by_check(Site(connect=(address,), certificates=kit))[f"TLS {address}"]
+    assert found.state == "FAILED"
+    assert "unknown ca" in found.found.lower()
+
+
+def test_a_folder_without_a_kit_cannot_shake_hands(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"localhost:{listening.getsockname()[1]}"
+        found = by_check(Site(connect=(address,), certificates=tmp_path))[f"TLS {address}"]
+    assert (found.state, found.todo) == ("FAILED", "give the folder of the start-up kit")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,10 @@ def examine(site: Site) -> Iterator[Finding]:
     yield from clock(now, site.clock)
     yield disk(site.out, site.plan)
     for text in site.connect:
-        yield port(text)
+        answer = port(text)
+        yield answer
+        if site.certificates is not None and answer.state == "ok":
+            yield tls(text, site.certificates)
     if site.certificates is not None:
         yield from certificates(site.certificates, now)
     if site.key is not None:
@@ -90,6 +93,22 @@ def port(text: str) -> Finding:
         todo = "check name and port, that the server runs, and that the firewall lets you out"
         return Finding(f"port {text}", "FAILED", expected, why, todo)
     return Finding(f"port {text}", "ok", expected, f"connected in {took * 1000:.0f} ms")
+
+
+def tls(text: str, folder: Path) -> Finding:
+    """Both sides' certificates, tried on each other with those of the kit below `folder`."""
+    name, expected = f"TLS {text}", "each side accepts the other's certificate"
+    files = probe.tls_files(folder)
+    if files is None:
+        todo = "give the folder of the start-up kit"
+        return Finding(name, "FAILED", expected, f"no rootCA.pem with client.crt in {folder}", todo)
+    try:
+        version = probe.handshake(*probe.endpoint(text), files, CONNECT_TIMEOUT_S)
+    except OSError as error:
+        why = str(error.strerror or error) or type(error).__name__
+        todo = "check the clock, that the kit is this consortium's, and that nothing is in between"
+        return Finding(name, "FAILED", expected, why, todo)
+    return Finding(name, "ok", expected, version)
 
 
 def certificates(folder: Path, now: datetime.datetime) -> Iterator[Finding]:
