@@ -22,6 +22,7 @@ from fedshield.engines.finishing import finish
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.engines.metrics import round_rows
+from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import prepare, standing_of
 from fedshield.errors import FedShieldError, RoundFailed, RunFolderError
 from fedshield.model.adapter import AdapterHost
@@ -35,7 +36,7 @@ from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
-from fedshield.runfolder import RunFolder, now, write_atomic
+from fedshield.runfolder import RunFolder, write_atomic
 
 # -- running -------------------------------------------------------------------------------
 
@@ -53,26 +54,8 @@ def run(
     RunFolder.check_free(out)
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
-    folder = RunFolder.create(
-        out,
-        plan,
-        {
-            "status": "running",
-            "plan_sha256": plan.sha256(),
-            "base_dir": str(plan.base_dir),
-            "base_model_sha256": base.sha256,
-            "factors_sha256": host.factors_sha256,
-            "data_sha256": {site: found.sha256() for site, found in data.items()},
-            "precision": base.precision,
-            "device": base.device,
-            "charter": members.roster.charter.hex(),
-            "started": now(),
-            "sessions": 0,
-            "wall_s": 0.0,
-            "setup_upload_bytes": 0,
-            "setup_download_bytes": 0,
-        },
-    )
+    state = first_state(plan, base, data, host, members.roster.charter.hex())
+    folder = RunFolder.create(out, plan, state)
     with folder.locked():
         _session(folder, plan, base, data, host, watch, members)
     return folder
@@ -90,9 +73,7 @@ def resume(
     watch = events or Quiet()
     folder = RunFolder.open(path)
     with folder.locked():
-        state = folder.state()
-        if state["status"] == "finished":
-            raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        state = unfinished(folder)
         if state.get("engine") == "flare":
             raise RunFolderError(
                 f"{path}: expected a run of the in-process engine, got one of flare; go on with "
@@ -119,11 +100,7 @@ def resume(
                     "restore them, or start a new run"
                 )
         members = _members(plan, enrolment, base)
-        if members.roster.charter.hex() != state["charter"]:
-            raise RunFolderError(
-                f"{path}: expected the roster that the run began with, got another; give the same "
-                "--roster and --keys, or none where it had none"
-            )
+        check_charter(folder, state, members.roster.charter.hex())
         _session(folder, plan, base, data, host, watch, members)
     return folder
 
@@ -149,29 +126,10 @@ def _session(
     members: Members,
 ) -> None:
     """From the last common round to the end of the run, or to what stops it."""
-    started = time.perf_counter()
-    state = folder.state()
-    before_s = float(state["wall_s"])
-    state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
-    state.pop("reason", None)
-
-    def elapsed() -> float:
-        return before_s + time.perf_counter() - started
-
-    folder.write_state(state)
-    try:
+    with session(folder) as (state, elapsed):
         _rounds(folder, plan, base, data, host, watch, members, state, elapsed)
         state["wall_s"] = elapsed()
         finish(folder, plan, base, data, host, watch, state)
-        state["status"] = "finished"
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        state["status"] = "interrupted" if stopped else "failed"
-        state["reason"] = "stopped by the user" if stopped else str(error)[:500]
-        raise
-    finally:
-        state["wall_s"] = elapsed()
-        folder.write_state(state)
 
 
 def _rounds(

@@ -25,6 +25,7 @@ from fedshield.engines.flare.jobs import allow_classes, write_job
 from fedshield.engines.flare.kit import KITS, SHARED_RUN
 from fedshield.engines.members import Enrolment, check_roster
 from fedshield.engines.metrics import whole_round
+from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.site_process import site_rows
 from fedshield.engines.workplace import prepare
 from fedshield.enrolment import Allowed, Asked, KeyFile, SignedRoster
@@ -34,7 +35,7 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.runfolder import RunFolder, now, write_rows
+from fedshield.runfolder import RunFolder, write_rows
 
 #: Seconds between looks at how far the run is, and to wait for processes that should be gone.
 LOOK_S, GRACE_S = 0.5, 20.0
@@ -51,27 +52,8 @@ def run(
     base, data, host = prepare(plan, watch)
     if enrolment is not None:
         check_roster(plan, SignedRoster.read(enrolment.roster), base.sha256, enrolment.roster)
-    folder = RunFolder.create(
-        out,
-        plan,
-        {
-            "status": "running",
-            "engine": "flare",
-            "plan_sha256": plan.sha256(),
-            "base_dir": str(plan.base_dir),
-            "base_model_sha256": base.sha256,
-            "factors_sha256": host.factors_sha256,
-            "data_sha256": {site: found.sha256() for site, found in data.items()},
-            "precision": base.precision,
-            "device": base.device,
-            "charter": _charter(enrolment),
-            "started": now(),
-            "sessions": 0,
-            "wall_s": 0.0,
-            "setup_upload_bytes": 0,
-            "setup_download_bytes": 0,
-        },
-    )
+    state = first_state(plan, base, data, host, _charter(enrolment)) | {"engine": "flare"}
+    folder = RunFolder.create(out, plan, state)
     with folder.locked():
         _session(folder, plan, (base, data, host), watch, enrolment)
     return folder
@@ -85,19 +67,13 @@ def resume(
     _check_installed()
     folder = RunFolder.open(path)
     with folder.locked():
-        state = folder.state()
-        if state["status"] == "finished":
-            raise RunFolderError(f"{path}: this run is finished; there is nothing to go on with")
+        state = unfinished(folder)
         if state.get("engine") != "flare":
             raise RunFolderError(
                 f"{path}: expected a run of this engine, got one of the in-process engine; go on "
                 "without --engine flare"
             )
-        if state["charter"] != _charter(enrolment):
-            raise RunFolderError(
-                f"{path}: expected the roster that the run began with, got another; give the same "
-                "--roster and --keys, or none where it had none"
-            )
+        check_charter(folder, state, _charter(enrolment))
         plan = folder.plan()
         _session(folder, plan, prepare(plan, watch), watch, enrolment)
     return folder
@@ -125,27 +101,12 @@ def _session(
     watch: Events,
     enrolment: Enrolment | None,
 ) -> None:
-    started = time.perf_counter()
-    state = folder.state()
-    before_s = float(state["wall_s"])
-    state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
-    state.pop("reason", None)
-    folder.write_state(state)
-    try:
+    with session(folder) as (state, elapsed):
         with _kits(plan, enrolment) as kits:
             _run_job(folder, plan, kits, watch)
         _gather(folder, plan, state)
-        state["wall_s"] = before_s + time.perf_counter() - started
+        state["wall_s"] = elapsed()
         finish(folder, plan, *prepared, watch, state)
-        state["status"] = "finished"
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        state["status"] = "interrupted" if stopped else "failed"
-        state["reason"] = "stopped by the user" if stopped else str(error)[:500]
-        raise
-    finally:
-        state["wall_s"] = before_s + time.perf_counter() - started
-        folder.write_state(state)
 
 
 # -- parties -------------------------------------------------------------------------------

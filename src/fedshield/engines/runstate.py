@@ -1,0 +1,81 @@
+"""What every engine writes into run.json: how a run begins, and how each session of it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from fedshield.data.sites import SiteData
+from fedshield.errors import RunFolderError
+from fedshield.model.adapter import AdapterHost
+from fedshield.model.base import BaseModel
+from fedshield.plan import Plan
+from fedshield.runfolder import RunFolder, now
+
+
+def first_state(
+    plan: Plan, base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost, charter: str
+) -> dict[str, Any]:
+    """What a resumed run is checked against, and the counters. `charter`: the roster's, hex."""
+    return {
+        "status": "running",
+        "plan_sha256": plan.sha256(),
+        "base_dir": str(plan.base_dir),
+        "base_model_sha256": base.sha256,
+        "factors_sha256": host.factors_sha256,
+        "data_sha256": {site: found.sha256() for site, found in data.items()},
+        "precision": base.precision,
+        "device": base.device,
+        "charter": charter,
+        "started": now(),
+        "sessions": 0,
+        "wall_s": 0.0,
+        "setup_upload_bytes": 0,
+        "setup_download_bytes": 0,
+    }
+
+
+def unfinished(folder: RunFolder) -> dict[str, Any]:
+    """The state of a run that can be gone on with. Raises `RunFolderError` if it is over."""
+    state = folder.state()
+    if state["status"] == "finished":
+        raise RunFolderError(f"{folder.path}: this run is finished; there is nothing to go on with")
+    return state
+
+
+def check_charter(folder: RunFolder, state: Mapping[str, Any], charter: str) -> None:
+    """Raises `RunFolderError` for another roster than the run began with."""
+    if state["charter"] != charter:
+        raise RunFolderError(
+            f"{folder.path}: expected the roster that the run began with, got another; give the "
+            "same --roster and --keys, or none where it had none"
+        )
+
+
+@contextmanager
+def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], float]]]:
+    """One session of a run: its state, to be filled, and the seconds of all sessions so far.
+    However it ends, run.json says how: finished, interrupted, or failed and why."""
+    started = time.perf_counter()
+    state = folder.state()
+    before_s = float(state["wall_s"])
+    state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
+    state.pop("reason", None)
+
+    def elapsed() -> float:
+        return before_s + time.perf_counter() - started
+
+    folder.write_state(state)
+    try:
+        yield state, elapsed
+        state["status"] = "finished"
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        state["status"] = "interrupted" if stopped else "failed"
+        state["reason"] = "stopped by the user" if stopped else str(error)[:500]
+        raise
+    finally:
+        state["wall_s"] = elapsed()
+        folder.write_state(state)
