@@ -61,6 +61,17 @@ def test_the_papers_own_bytes() -> None:
     assert core[0].of_paper > 1000
 
 
+def test_the_quickstart_sends_less_than_a_thousandth_of_the_papers_bytes() -> None:
+    """All that its sites send, set-up included, against the ciphertexts alone of A and B of q and v
+    at the same rank in the paper's set."""
+    plan, _ = load_plan(EXAMPLES / "quickstart.yaml", ["speed.device=cpu"])
+    paper = paper_bytes(plan)
+    values = 30 * 32 * ((576 + 576) + (576 + 192))
+    assert paper is not None
+    assert paper / values == pytest.approx(81.2, rel=0.01)
+    assert estimate(plan).total_upload_bytes * 1000 < paper * 3 * plan.rounds
+
+
 def test_what_cannot_be_has_no_row(tmp_path: Path) -> None:
     """`core` at a rank above a layer's size; few bits shared by many sites."""
     given = raw(adapter={"rank": 48, "alpha": 8, "targets": "all-linear"})

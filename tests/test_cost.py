@@ -330,7 +330,7 @@ def test_the_embedded_model_is_costed_before_it_is_built(
     plan, _ = load_plan(EXAMPLES / "quickstart.yaml", ["speed.device=cpu"])
     cost = estimate(plan)
     assert cost.base_model_values == 134_515_008
-    assert cost.trainable_values == 30 * 8 * ((576 + 576) + (576 + 192))
+    assert cost.trainable_values == 30 * 7 * 32 * 32
     assert not (tmp_path / "cache").exists()
 
 
