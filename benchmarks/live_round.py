@@ -2,10 +2,10 @@
 
     python benchmarks/live_round.py [--cores 1] [--repeats 3] [--set KEY=VALUE ...]
 
-A server and three sites as processes of their own on loopback, with mutual TLS and kits made by the
-commands of docs/deploy.md (the consortium of tests/e2e), and the in-process engine, in turn, both on
-the same cores. The first round of each run, which warms up, is left out. `adapters` says whether
-both made the same one.
+A server and three sites as processes of their own on loopback, with mutual TLS and kits made by
+the commands of docs/deploy.md (the consortium of tests/e2e), and the in-process engine, in turn,
+both on the same cores. The first round of each run, which warms up, is left out. `adapters` says
+whether both made the same one.
 """
 
 from __future__ import annotations

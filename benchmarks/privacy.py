@@ -247,8 +247,76 @@ def report(out: Path) -> None:
             ],
         )
     )
+    text += by_epsilon([line for line in found if line["study"] == "epsilon"])
     out.write_text("\n".join(text), encoding="utf-8")
     print(out)
+
+
+#: Columns of the table by epsilon: what a line measures, and its heading.
+BY_EPSILON = {
+    "held-out loss after": "held-out loss",
+    "AUC, loss": "membership AUC, loss",
+    "AUC, shadow": "membership AUC, shadow",
+    "exposure, secrets 1 times in a site's rows": "exposure, seen once",
+    "exposure, secrets 16 times in a site's rows": "exposure, seen 16 times",
+    "extracted, secrets 16 times in a site's rows": "extracted, seen 16 times",
+}
+
+
+def by_epsilon(found: Sequence[dict[str, Any]]) -> list[str]:
+    """The part of the report on differential privacy, and its figure."""
+    groups: dict[float, dict[str, dict[str, Any]]] = {}
+    for line in found:
+        epsilon = float("inf") if line["epsilon"] is None else line["epsilon"]
+        groups.setdefault(epsilon, {})[line["what"]] = line["measure"]
+    if not groups:
+        return []
+    ordered = sorted(groups, reverse=True)
+    before = next(iter(groups.values()))["held-out loss before"]
+    rows = [
+        ["none" if epsilon == float("inf") else f"{epsilon:g}"]
+        + [shown(groups[epsilon][what]) for what in BY_EPSILON]
+        for epsilon in ordered
+    ]
+    draw({epsilon: groups[epsilon] for epsilon in ordered}, RESULTS / "privacy_epsilon.svg")
+    return [
+        "## What differential privacy takes from attacks, and from the model",
+        "",
+        f"Each training row protected (`privacy.unit: example`), delta {1e-3:g}, one seed, one",
+        f"clip norm; held-out loss before training {shown(before)}.",
+        "",
+        table(["epsilon", *BY_EPSILON.values()], rows),
+        "![by epsilon](privacy_epsilon.svg)",
+        "",
+    ]
+
+
+def draw(groups: dict[float, dict[str, dict[str, Any]]], target: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "fedshield"
+    drawn, places = pyplot.subplots(1, 3, figsize=(11, 3.6))
+    chosen = ("AUC, shadow", "exposure, secrets 16 times in a site's rows", "held-out loss after")
+    titles = ("membership AUC (shadow)", "exposure, bits (secret seen 16 times)", "held-out loss")
+    names = ["none" if epsilon == float("inf") else f"{epsilon:g}" for epsilon in groups]
+    for axes, what, title in zip(places, chosen, titles, strict=True):
+        measures = [found[what] for found in groups.values()]
+        values = [one["value"] for one in measures]
+        error = [
+            [one["value"] - one["low"] for one in measures],
+            [one["high"] - one["value"] for one in measures],
+        ]
+        axes.errorbar(names, values, yerr=error, fmt="o-", capsize=3)
+        if measures[0]["chance"] is not None:
+            axes.axhline(measures[0]["chance"], linestyle=":", color="grey", linewidth=1)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epsilon")
+    drawn.tight_layout()
+    drawn.savefig(target, metadata={"Date": None})
+    pyplot.close(drawn)
 
 
 def main() -> None:
