@@ -491,9 +491,11 @@ def optimised(optimizer: str, rate: float = 0.02) -> dict[str, Any]:
         {"training__local_algorithm": "scaffold", "training__optimizer": "sgd",
          "training__learning_rate": 0.5},
         {"training__local_algorithm": "fedprox", "pruning__ranking": "global"},
+        {"adapter__train": "core", "training__optimizer": "muon", "training__learning_rate": 0.1,
+         "encoding": {"bits": 2, "headroom": True}, "pruning": {"method": "none"}},
     ],
     ids=["b fedavgm", "alternate fedadam", "share-a fedyogi", "core fedadagrad", "core gradient",
-         "scaffold", "fedprox global"],
+         "scaffold", "fedprox global", "as the quickstart"],
 )  # fmt: skip
 def test_what_sites_carry_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
