@@ -103,6 +103,14 @@ def test_makes_the_same_adapter_as_one_process(
     check_logs(whole, run)
 
 
+def test_the_doctor_shakes_hands_with_the_server(whole: Federation) -> None:
+    address = f"localhost:{whole.port}"
+    kit = ("--roster", "north/roster.json", "--key", "north/north.key")
+    asked = ("doctor", "--connect", address, "--certificates", "north/flare", *kit)
+    said = whole.call(*asked)
+    assert f"TLS {address}: expected each side accepts the other's certificate, found TLSv1" in said
+
+
 def check_logs(live: Federation, run: Submission) -> None:
     """Each party's log fits the others'; one that was cut at its end is found and named."""
     logs = [run.folder(site) / "sites" / site / "audit.jsonl" for site in SITES]
