@@ -247,14 +247,14 @@ def report(args: argparse.Namespace) -> None:
         alone = {name: one for name, one in found.items() if name.startswith(ALONE)}
         if alone:
             lines += [
-                "Each site's own held-out loss, alone and federated, each for as many steps on its own",
-                "rows. Where the change is positive the site alone is ahead: the silos are of three kinds",
-                "(news, word problems, flashcards) with little in common; alone, all steps serve one of",
-                "them, and a mean of three updates serves all three.",
+                "Each site's own held-out loss, alone and federated, each for as many steps on its",
+                "own rows. Where the change is positive the site alone is ahead: the silos are of",
+                "three kinds (news, word problems, flashcards) with little in common; alone, all",
+                "steps serve one of them, and a mean of three updates serves all three.",
                 "",
             ]
             lines += [
-                "| site | method | rate alone | alone | federated | |",
+                "| site | method | rate alone | alone | federated | change |",
                 "|---|---|---|---|---|---|",
             ]
             for name, one in sorted(alone.items()):
