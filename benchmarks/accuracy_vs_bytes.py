@@ -249,7 +249,7 @@ def report(args: argparse.Namespace) -> None:
             lines += [
                 "Each site's own held-out loss, alone and federated, each for as many steps on its",
                 "own rows. Where the change is positive the site alone is ahead: the silos are of",
-                "three kinds (news, word problems, flashcards) with little in common; alone, all",
+                "three kinds (intents of bank customers, word problems, flashcards); alone, all",
                 "steps serve one of them, and a mean of three updates serves all three.",
                 "",
             ]
