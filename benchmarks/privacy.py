@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from accuracy_vs_bytes import SILOS, TINY_BASE, nested, tiny_base
 from fedshield.audit import after_release, on_updates, openings, stage
 from fedshield.audit.membership import row_losses
 from fedshield.audit.stats import Measure, mean_measure
@@ -37,20 +37,6 @@ from fedshield.planfile import parse_plan
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
 LINES = RESULTS / "privacy.jsonl"
-SILOS = ("finance", "maths", "medical")
-TINY_BASE = "tiny-base"
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as sections."""
-    found: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, last = key.split(".")
-        place = found
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
 
 
 def plan_of(
@@ -69,13 +55,6 @@ def plan_of(
     if flat["model.name"] == f"./{TINY_BASE}":
         tiny_base()
     return parse_plan(nested(flat), base_dir=HERE)
-
-
-def tiny_base() -> None:
-    if not (HERE / TINY_BASE / "config.json").exists():
-        subprocess.run(
-            [sys.executable, str(HERE / "tiny_base.py"), str(HERE / TINY_BASE)], check=True
-        )
 
 
 def lines() -> list[dict[str, Any]]:
