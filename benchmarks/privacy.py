@@ -86,11 +86,7 @@ def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
         for number in sorted({one.round_number for one in updates}):
             mine = [one for one in updates if one.round_number == number]
             reads = [attacker.read(one, recording) for one in mine]
-            drawn = [
-                attacker.read(openings.at_random(one, place), recording)
-                for place, one in enumerate([*mine] * on_updates.CONTROLS)
-                if not one.opened
-            ]
+            drawn = attacker.by_chance(mine, recording)
             different = sum(read.present for read in reads) / len(reads)
             for what, measure in on_updates.summed_up(reads, drawn):
                 yield {
@@ -209,7 +205,7 @@ def report(out: Path) -> None:
             ]
         )
     head = ["variant", "scheme", "party", "steps x batch", "rank", "round", "different tokens"]
-    head += ["named", "AUC", "ROUGE-1", "ROUGE-2", "whole"]
+    head += ["named", "AUC", "ROUGE-1", "ROUGE-2", "word for word", "whole"]
     text += [table(head, rows), "## The released adapter", ""]
     released = [line for line in found if line["study"] == "release"]
     text.append(

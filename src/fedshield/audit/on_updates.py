@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fedshield.audit import dictionary, openings, properties, stats, tokens
+from fedshield.audit import dictionary, openings, order, properties, stats, tokens
 from fedshield.audit.findings import Finding, Setting
 from fedshield.audit.openings import Seen
 from fedshield.audit.stage import Recording, Scene
@@ -23,15 +23,20 @@ SERVER = "server"
 ONE_SITE = "any one site, alone"
 #: Most tokens that a pursuit looks for in one update.
 MOST = 400
-#: Random draws for each update that does not open.
-CONTROLS = 8
+#: Random draws for each update that does not open, and for each that does.
+CONTROLS, CONTROLS_OPENED = 8, 2
+#: Tokens are put in order where those found leave no more than this of the update unexplained.
+ORDERED = 0.05
+#: A row is read word for word where so many of its pairs of tokens are in what was recovered.
+WORD_FOR_WORD = 0.9
 NOT_OPENED = "nothing opens; the attack gets the bytes taken as numbers"
 
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What the token attack made of one update. `share`: hits and tokens; ranks of tokens in the
-    text and of others, 0 to 1."""
+    """What the token attack made of one update. Hits and tokens; ranks of tokens in the text and
+    of others, 0 to 1; `given_*`: ROUGE of the template's words alone, which all know; `read`: rows
+    that were read word for word, of `rows`."""
 
     hits: int
     present: int
@@ -40,7 +45,11 @@ class Read:
     outside: Float64
     rouge_1: float
     rouge_2: float
+    given_1: float
+    given_2: float
     complete: bool
+    read: int
+    rows: int
 
 
 class Attacker:
@@ -61,6 +70,18 @@ class Attacker:
         return dictionary.Vocabulary.of(self._scene.base)
 
     @cached_property
+    def _public(self) -> tuple[Tokens, ...]:
+        return public_rows(self._plan, self._scene.base.tokenizer)
+
+    @cached_property
+    def _template(self) -> order.Template:
+        return order.Template.of(self._public)
+
+    @cached_property
+    def _reader(self) -> order.Reader:
+        return order.Reader(self._scene.base, self._scene.host, self._public)
+
+    @cached_property
     def _frozen(self) -> dict[str, Float32]:
         """The A of a `core` adapter, which follows from the base model."""
         if self._plan.adapter.train != "core":
@@ -69,15 +90,12 @@ class Attacker:
 
     def from_public_text(self, recording: Recording) -> list[Finding]:
         """What is named without any view: the tokens most frequent in the built-in samples."""
-        counts = Counter(
-            token
-            for row in public_rows(self._plan, self._scene.base.tokenizer)
-            for token in row.input_ids
-        )
+        counts = Counter(token for row in self._public for token in row.input_ids)
         scores = np.array([float(counts[token]) for token in range(self._vocabulary.size)])
         guess = tokens.Recovered((), scores, False, 0)
         reads = [
-            scored(guess, rows, self._vocabulary.size) for rows in recording.truth.batches.values()
+            scored(guess, (), rows, self._vocabulary.size, self._template)
+            for rows in recording.truth.batches.values()
         ]
         note = "guessed by how frequent tokens are in the built-in public samples"
         return [
@@ -144,12 +162,7 @@ class Attacker:
         found: list[Finding] = []
         if "tokens" in self._attacks and seen:
             reads = [self.read(one, recording) for one in seen]
-            # Of bytes that do not open, chance is what the same attack gets from random ones.
-            drawn = [
-                self.read(openings.at_random(one, number), recording)
-                for number, one in enumerate([*seen] * CONTROLS)
-                if not one.opened
-            ]
+            drawn = self.by_chance(seen, recording)
             found += [
                 Finding("tokens", setting.key, party, what, measure, note)
                 for what, measure in summed_up(reads, drawn)
@@ -167,7 +180,21 @@ class Attacker:
         longest = training.steps * training.batch_size * training.gradient_accumulation
         most = min(MOST, longest * training.max_length * len(seen.sites))
         mixtures = dictionary.mixtures(seen, self._start.spec, self._vocabulary, self._frozen)
-        return scored(tokens.recover(mixtures, most), rows, self._vocabulary.size)
+        found = tokens.recover(mixtures, most)
+        texts: tuple[tuple[int, ...], ...] = ()
+        if found.left < ORDERED:
+            texts = self._reader.read(
+                seen, found.tokens, longest * len(seen.sites), training.max_length
+            )
+        return scored(found, texts, rows, self._vocabulary.size, self._template)
+
+    def by_chance(self, seen: Sequence[Seen], recording: Recording) -> list[Read]:
+        """What the same attack makes of as many random numbers in place of the updates: chance."""
+        return [
+            self.read(openings.at_random(one, number), recording)
+            for number, one in enumerate([*seen] * CONTROLS)
+            if not one.opened or number < CONTROLS_OPENED * len(seen)
+        ]
 
     def _properties(
         self, setting: Setting, party: str, seen: Sequence[Seen], note: str
@@ -205,16 +232,31 @@ class Attacker:
         return self._kinds[key]
 
 
-def scored(found: tokens.Recovered, rows: Sequence[Tokens], vocabulary: int) -> Read:
+def scored(
+    found: tokens.Recovered,
+    texts: Sequence[tuple[int, ...]],
+    rows: Sequence[Tokens],
+    vocabulary: int,
+    template: order.Template,
+) -> Read:
     """An answer beside the rows that were trained on: of the best-ranked tokens as many count as
-    there are different ones in the rows, so that precision and recall are one."""
+    there are different ones in the rows, so that precision and recall are one. `texts`: what was
+    put in order. ROUGE is of what follows the template's opening, which every row has; recovered
+    are the texts, the template's other words and all tokens named."""
     present = sorted({token for row in rows for token in row.input_ids})
     inside = np.zeros(vocabulary, dtype=np.bool_)
     inside[present] = True
     scores = found.scores if found.scores.size else np.zeros(vocabulary)
-    order = np.argsort(-scores, kind="stable")
-    named = tuple(order[: len(present)].tolist()) if found.scores.size else ()
-    text = [token for row in rows for token in row.input_ids]
+    best = np.argsort(-scores, kind="stable")
+    named = tuple(best[: len(present)].tolist()) if found.scores.size else ()
+    after = len(template.opening)
+    own = [row.input_ids[after:] for row in rows]
+    wanted = [token for text in own for token in text]
+    ordered = [text[after:] for text in texts]
+    given = (*template.asked, *template.ending)
+    got = [token for text in ordered for token in text]
+    got += given if not ordered else ()
+    got += [token for token in named if token not in set(got)]
     ranks = np.argsort(np.argsort(scores, kind="stable")) / max(1, vocabulary - 1)
     if not found.scores.size:
         ranks = np.full(vocabulary, 0.5)
@@ -224,16 +266,23 @@ def scored(found: tokens.Recovered, rows: Sequence[Tokens], vocabulary: int) -> 
         vocabulary=vocabulary,
         inside=ranks[inside],
         outside=ranks[~inside],
-        rouge_1=tokens.rouge(text, named, 1),
-        rouge_2=tokens.rouge(text, named, 2),
+        rouge_1=tokens.rouge(wanted, got, 1),
+        rouge_2=tokens.rouge(wanted, got, 2),
+        given_1=tokens.rouge(wanted, given, 1),
+        given_2=tokens.rouge(wanted, given, 2),
         complete=found.complete,
+        read=sum(
+            any(tokens.rouge(text, one, 2) >= WORD_FOR_WORD for one in ordered) for text in own
+        ),
+        rows=len(own),
     )
 
 
 def summed_up(reads: Sequence[Read], drawn: Sequence[Read] = ()) -> list[tuple[str, Measure]]:
     """Reads of several updates as numbers with intervals. `drawn`: of random numbers in place of
-    the updates, from which chance is taken then. Tokens of one update are not drawn independently,
-    so the intervals of the share are somewhat too narrow."""
+    the updates, from which chance is taken then; of ROUGE chance is what the template's words give.
+    Tokens of one update are not drawn independently, so the intervals of the share are somewhat too
+    narrow."""
     hits, present = sum(one.hits for one in reads), sum(one.present for one in reads)
     chance, even = sum(one.present / one.vocabulary * one.present for one in reads) / present, 0.5
     if drawn:
@@ -252,8 +301,22 @@ def summed_up(reads: Sequence[Read], drawn: Sequence[Read] = ()) -> list[tuple[s
             "area under the curve, tokens in the text against others",
             replace(stats.auc_measure(inside, outside), chance=even),
         ),
-        ("ROUGE-1 of the text, over tokens", stats.mean_measure([one.rouge_1 for one in reads])),
-        ("ROUGE-2 of the text, over tokens", stats.mean_measure([one.rouge_2 for one in reads])),
+        (
+            "ROUGE-1 of the text, over tokens",
+            stats.mean_measure(
+                [one.rouge_1 for one in reads], float(np.mean([one.given_1 for one in reads]))
+            ),
+        ),
+        (
+            "ROUGE-2 of the text, over tokens",
+            stats.mean_measure(
+                [one.rouge_2 for one in reads], float(np.mean([one.given_2 for one in reads]))
+            ),
+        ),
+        (
+            "rows that are read word for word",
+            stats.clopper_pearson(sum(one.read for one in reads), sum(one.rows for one in reads)),
+        ),
         (
             "updates that the attack explains whole",
             stats.clopper_pearson(sum(one.complete for one in reads), len(reads)),

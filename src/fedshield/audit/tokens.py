@@ -20,12 +20,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedshield.audit.dictionary import Mixture
-from fedshield.types import Float64
+from fedshield.types import Float32, Float64
 
 #: Singular values below this, of the largest, are float32's noise.
 RANK_TOLERANCE = 1e-4
@@ -43,12 +44,14 @@ _SPENT = 1e-3
 class Recovered:
     """`tokens`: the attack's answer, surest first; `scores`: float64, (vocabulary,), how far each
     token looks to be in the text; `complete`: whether those tokens explain the whole update, so
-    that the attack knows its own success; `dimensions`: of the space that was looked into."""
+    that the attack knows its own success; `dimensions`: of the space that was looked into;
+    `left`: the share of the update, in the mean square, that they do not explain."""
 
     tokens: tuple[int, ...]
     scores: Float64 = field(repr=False)
     complete: bool
     dimensions: int
+    left: float = 1.0
 
 
 def recover(mixtures: Sequence[Mixture], most: int) -> Recovered:
@@ -66,15 +69,15 @@ def recover(mixtures: Sequence[Mixture], most: int) -> Recovered:
     scores = np.mean(
         [_inside(space, mixture) for space, mixture in zip(spaces, mixtures, strict=True)], axis=0
     )
-    found, complete = pursue(mixtures, most)
+    found, left = pursue(mixtures, most)
     # What was pursued comes first, in that order; the rest by the span alone (at most 1).
     scores[list(found)] = 2.0 - np.arange(len(found)) / (len(found) + 1)
-    return Recovered(found, scores, complete, dimensions)
+    return Recovered(found, scores, left < EXPLAINED, dimensions, left)
 
 
-def pursue(mixtures: Sequence[Mixture], most: int) -> tuple[tuple[int, ...], bool]:
-    """The tokens that explain the rows of all mixtures together, in the order found, and whether
-    nothing was left over."""
+def pursue(mixtures: Sequence[Mixture], most: int) -> tuple[tuple[int, ...], float]:
+    """The tokens that explain the rows of all mixtures together, in the order found, and the share
+    of the rows that is left over: 1 where anything would have explained them."""
     searches = [_Search.begin(mixture) for mixture in mixtures]
     found: list[int] = []
     screened = np.arange(mixtures[0].atoms.shape[0])
@@ -91,78 +94,95 @@ def pursue(mixtures: Sequence[Mixture], most: int) -> tuple[tuple[int, ...], boo
         score = np.mean([search.scores(screened) for search in alive], axis=0)
         score[np.isin(screened, found)] = -1.0
         token = int(screened[score.argmax()])
-        if score.max() < np.mean([search.unrelated() for search in alive]):
+        if score.max() < np.mean([search.rest.unrelated() for search in alive]):
             break
         found.append(token)
         for search in searches:
             search.explain(token)
     # As many atoms as dimensions explain anything.
     few = len(found) < min(mixture.atoms.shape[1] for mixture in mixtures)
-    return tuple(found), few and all(search.left < EXPLAINED for search in searches)
+    return tuple(found), max(search.left for search in searches) if few else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Remainder:
+    """What is left over of rows once some vectors are taken out of them.
+
+    `rows`: float64, (k, width); `used`: float64, (number, width), an orthonormal basis of those
+    vectors; `top`: the largest singular value that the rows had, against which noise is told.
+    """
+
+    rows: Float64 = field(repr=False)
+    used: Float64 = field(repr=False)
+    top: float
+
+    @classmethod
+    def of(cls, rows: Float64) -> Remainder:
+        return cls(rows, np.zeros((0, rows.shape[1])), float(np.linalg.norm(rows, 2)))
+
+    @cached_property
+    def space(self) -> Float64:
+        """An orthonormal basis, (dimensions, width), of what the rows still span."""
+        return _space(self.rows, self.top)
+
+    def share(self, vectors: Float32, norms: Float64 | None = None) -> Float64:
+        """Of each vector's part that is not used yet, the share within the space: (number,).
+        `norms`: the vectors' squared lengths, where they are known."""
+        if norms is None:
+            norms = np.square(vectors).sum(axis=1).astype(np.float64)
+        part = np.square(vectors @ self.space.astype(np.float32).T).sum(axis=1)
+        spent = np.square(vectors @ self.used.T.astype(np.float32)).sum(axis=1)
+        share: Float64 = part.astype(np.float64) / np.maximum(norms - spent, _SPENT * norms)
+        return share
+
+    def without(self, vector: Float64) -> Remainder:
+        """A vector's direction taken out; the same where nothing of it was left."""
+        rest = vector - self.used.T @ (self.used @ vector)
+        size = float(np.linalg.norm(rest))
+        if size * size <= 1e-9 * float(vector @ vector):
+            return self
+        rest /= size
+        rows = self.rows - np.outer(self.rows @ rest, rest)
+        return Remainder(rows, np.vstack([self.used, rest]), self.top)
+
+    def unrelated(self) -> float:
+        """A share that vectors with nothing to do with the rows do not reach: five deviations over
+        the mean share of a random direction in the space, but never more than a half."""
+        size: int = self.rows.shape[1] - len(self.used)
+        inside = min(len(self.space), size)
+        mean = inside / size
+        return min(0.5, mean + 5 * math.sqrt(2 * mean * (1 - mean) / (size + 2)))
 
 
 @dataclass(eq=False)
 class _Search:
-    """One mixture's pursuit: `rows` is what is left over, `used` the orthonormal basis of the atoms
-    found, in the order of `mixture`'s width."""
+    """One mixture's pursuit."""
 
     mixture: Mixture
-    rows: Float64
-    whole: float
-    top: float
-    used: Float64
+    rest: Remainder
     norms: Float64
 
     @classmethod
     def begin(cls, mixture: Mixture) -> _Search:
-        return cls(
-            mixture,
-            mixture.rows.copy(),
-            float(np.square(mixture.rows).sum()),
-            float(np.linalg.norm(mixture.rows, 2)),
-            np.zeros((0, mixture.atoms.shape[1])),
-            np.square(mixture.atoms).sum(axis=1).astype(np.float64),
-        )
+        norms = np.square(mixture.atoms).sum(axis=1).astype(np.float64)
+        return cls(mixture, Remainder.of(mixture.rows), norms)
 
     @property
     def left(self) -> float:
         """The share of the rows, in the mean square, that is left over."""
-        return float(np.square(self.rows).sum() / self.whole)
+        return float(np.square(self.rest.rows).sum() / np.square(self.mixture.rows).sum())
 
     @property
     def done(self) -> bool:
         """Nothing is left over above the noise."""
-        return self.left <= LEFT_OVER or not len(_space(self.rows, self.top))
-
-    def unrelated(self) -> float:
-        """A score that vectors with nothing to do with the rows do not reach: five deviations over
-        the mean share of a random direction in the space, but never more than a half."""
-        size: int = self.mixture.atoms.shape[1] - len(self.used)
-        inside = min(len(_space(self.rows, self.top)), size)
-        mean = inside / size
-        return min(0.5, mean + 5 * math.sqrt(2 * mean * (1 - mean) / (size + 2)))
+        return self.left <= LEFT_OVER or not len(self.rest.space)
 
     def scores(self, places: NDArray[np.intp]) -> Float64:
-        """Of each of these atoms' part that is not explained yet, the share within what is left
-        over of the rows."""
-        atoms = self.mixture.atoms[places]
-        space = _space(self.rows, self.top).astype(np.float32)
-        part = np.square(atoms @ space.T).sum(axis=1).astype(np.float64)
-        spent = np.square(atoms @ self.used.T.astype(np.float32)).sum(axis=1)
-        norms = self.norms[places]
-        score: Float64 = part / np.maximum(norms - spent, _SPENT * norms)
-        return score
+        return self.rest.share(self.mixture.atoms[places], self.norms[places])
 
     def explain(self, token: int) -> None:
         """Take an atom's direction out of what is left over."""
-        atom = self.mixture.atoms[token].astype(np.float64)
-        atom = atom - self.used.T @ (self.used @ atom)
-        size = float(np.linalg.norm(atom))
-        if size * size <= 1e-9 * self.norms[token]:
-            return
-        atom /= size
-        self.used = np.vstack([self.used, atom])
-        self.rows = self.rows - np.outer(self.rows @ atom, atom)
+        self.rest = self.rest.without(self.mixture.atoms[token].astype(np.float64))
 
 
 def _space(rows: Float64, top: float | None = None) -> Float64:
