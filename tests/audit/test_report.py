@@ -11,6 +11,8 @@ import pytest
 from audit_kit import make
 
 from fedshield.audit import page, suite, words
+from fedshield.audit.findings import Finding
+from fedshield.audit.stats import Measure
 from fedshield.audit.subject import from_path
 from fedshield.cli import app
 from fedshield.errors import PlanError
@@ -84,7 +86,13 @@ def test_the_page_is_one_file_that_loads_nothing(done: Path) -> None:
     assert not re.search(r">(None|nan|inf)<", text)
     for title in page.TITLES.values():
         assert title in text
-    for part in ("Who learns what", "What is not protected", "Under which assumption"):
+    assert ">pruning and rlwe<" in text
+    for part in (
+        "Who learns what",
+        "How to read these numbers",
+        "What is not protected",
+        "Under which assumption",
+    ):
         assert part in text
 
 
@@ -99,6 +107,47 @@ def test_without_a_number_nothing_is_said() -> None:
     assert "AUC" not in text
     assert "bits" not in text
     assert "No differential privacy" in text
+
+
+def named(
+    setting: str, party: str, value: float, chance: float, what: str = words.SHARE
+) -> Finding:
+    measure = Measure(value, max(0.0, value - 0.05), min(1.0, value + 0.05), 100, chance)
+    return Finding("tokens", setting, party, what, measure)
+
+
+def with_findings(*findings: Finding, pruning: str = "none") -> suite.Audit:
+    return suite.Audit(
+        "x", "0" * 64, "rlwe", {"name": "m", "sha256": "0" * 64}, ("a", "b", "c"), 1, 2, 1,
+        {"planned_rounds": 1, "pruning": [pruning, "shared", 0.5]}, findings,
+    )  # fmt: skip
+
+
+def test_an_attack_that_fails_without_protection_is_said_to_be_no_evidence() -> None:
+    """The guess is the floor, where it is above chance."""
+    guess = named("any", words.WITHOUT_A_VIEW, 0.30, 0.01)
+    text = " ".join(words.how_to_read(with_findings(named("plain", "server", 0.2, 0.01), guess)))
+    assert "is no evidence for encryption in this run" in text
+    assert "0.30 [0.25, 0.35]" in text
+    text = " ".join(words.how_to_read(with_findings(named("plain", "server", 0.9, 0.01), guess)))
+    assert "no evidence" not in text
+    assert list(words.how_to_read(with_findings())) == []
+
+
+def test_a_silo_that_encryption_hides_is_told_with_both_numbers() -> None:
+    clear, hidden = (
+        named(setting, "server", value, 0.33, words.SILO)
+        for setting, value in (("plain", 1.0), ("rlwe", 0.2))
+    )
+    tokens = named("plain", "server", 0.9, 0.01)
+    text = " ".join(words.how_to_read(with_findings(tokens, clear, hidden)))
+    assert "1.00 [0.95, 1.00], chance 0.33 without protection, 0.20" in text
+
+
+def test_a_plan_without_pruning_has_none_in_its_report() -> None:
+    found = named("ckks", "server", 0.1, 0.1)
+    assert "pruning and ckks" not in page.render(with_findings(found))
+    assert "pruning and ckks" in page.render(with_findings(found, pruning="magnitude"))
 
 
 def test_epsilon_and_delta_are_shown_where_a_run_has_them(done: Path) -> None:

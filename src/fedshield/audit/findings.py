@@ -13,7 +13,8 @@ ATTACKS = ("tokens", "properties", "membership", "canaries")
 
 @dataclass(frozen=True)
 class Setting:
-    """What an attack was tried under: a scheme, with or without pruning. `changes`: to the plan."""
+    """What an attack was tried under: a scheme, with the plan's pruning or without. `changes`: to
+    the plan."""
 
     key: str
     words: str
@@ -24,9 +25,17 @@ class Setting:
 SETTINGS = (
     Setting("plain", "no protection", {"scheme.name": "plain", "pruning.method": "none"}),
     Setting("pruned", "pruning alone, in the clear", {"scheme.name": "plain"}),
-    Setting("ckks", "pruning and CKKS", {"scheme.name": "ckks"}),
-    Setting("rlwe", "pruning and rlwe", {"scheme.name": "rlwe"}),
+    Setting("ckks", "ckks", {"scheme.name": "ckks"}),
+    Setting("rlwe", "rlwe", {"scheme.name": "rlwe"}),
 )
+
+
+def in_words(prunes: bool) -> dict[str, str]:
+    """Setting -> its name in a report; `prunes`: whether the plan does."""
+    encrypted = "pruning and " if prunes else ""
+    return {
+        one.key: (encrypted if one.key in ("ckks", "rlwe") else "") + one.words for one in SETTINGS
+    } | {"any": "any scheme"}
 
 
 @dataclass(frozen=True)

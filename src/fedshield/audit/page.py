@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fedshield.audit import words
-from fedshield.audit.findings import SETTINGS, Audit, Finding
+from fedshield.audit.findings import Audit, Finding, in_words
 from fedshield.errors import RunFolderError
 
 JSON_NAME, PAGE_NAME = "privacy.json", "privacy.html"
@@ -26,7 +26,8 @@ TITLES = {
     "canaries": "Planted secrets, from the released adapter",
 }
 SOURCES = (
-    "DAGER: Petrov et al., arXiv 2405.15586 (token recovery by span check)",
+    "DAGER: Petrov et al., arXiv 2405.15586 (token recovery by span check, layer by layer)",
+    "LAMP: Balunovic et al., arXiv 2202.08827 (a language model for the order of tokens)",
     "Davies and Eldar, arXiv 1004.4529 (rank-aware pursuit)",
     "Melis et al., arXiv 1805.04049; Ganju et al., CCS 2018 (property inference)",
     "Yeom et al., CSF 2018; Carlini et al., USENIX Security 2021; Shi et al., arXiv 2310.16789; "
@@ -84,7 +85,9 @@ def view(audit: Audit) -> dict[str, Any]:
             ("Differential privacy", words.privacy_line(audit)),
             ("FedShield", audit.version),
         ],
+        "scheme": audit.run_scheme,
         "learns": words.who_learns_what(audit),
+        "reading": list(words.how_to_read(audit)),
         "tables": [
             (TITLES[attack], _rows(audit, attack))
             for attack in TITLES
@@ -97,7 +100,7 @@ def view(audit: Audit) -> dict[str, Any]:
 
 
 def _rows(audit: Audit, attack: str) -> list[tuple[str, ...]]:
-    titles = {one.key: one.words for one in SETTINGS} | {"any": "any scheme"}
+    titles = in_words(audit.settings.get("pruning", ["none"])[0] != "none")
     return [_row(one, titles) for one in audit.findings if one.attack == attack]
 
 
