@@ -100,7 +100,7 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
     found = by_check(site(plan, kit))
     assert {name: one.state for name, one in found.items()} == {
         **dict.fromkeys(("python", "packages", "clock", "disk", "memory", "key file"), "ok"),
-        **dict.fromkeys(("model", "policy", "data"), "ok"),
+        **dict.fromkeys(("plan and roster", "model", "policy", "data"), "ok"),
         "roster": "warning",  # a demonstration
     }
     assert found["data"].found == "9 to train on, 3 held out"
@@ -158,6 +158,18 @@ def test_key_file_and_roster(plan: Plan, kit: Path) -> None:
     text["countersignatures"].pop("clinic")
     (kit / "roster.json").write_text(json.dumps(text))
     assert "no countersignature of clinic" in by_check(site(plan, kit))["roster"].found
+
+
+def test_a_plan_that_the_roster_does_not_allow(plan: Plan, kit: Path) -> None:
+    """The sites, the scheme and the bits of the plan are those that were agreed."""
+    raw = plan.model_dump(mode="json")
+    raw["scheme"] = {"name": "plain", "weights": "private"}
+    found = by_check(site(parse_plan(raw, base_dir=plan.base_dir), kit))["plan and roster"]
+    assert found.state == "FAILED"
+    assert "the plan says plain; change scheme.name" in found.found
+    write_demonstration(kit / "other", ("bank", "clinic", "third"), Asked(max_colluding=1))
+    found = by_check(site(plan, kit, roster=kit / "other" / "roster.json"))["plan and roster"]
+    assert "use the plan's roster" in found.found
 
 
 # -- ports ----------------------------------------------------------------------------------------
@@ -435,11 +447,11 @@ def test_the_command(
     code, out, err = run("--key", str(kit / "bank.key"))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert all(re.match(r"(ok|warning|not checked) {2,}\S", line) for line in lines)
     code, out, err = run("--key", str(kit / "clinic.key"), "--json")
     found = json.loads(out)
     assert (code, found["ready"]) == (2, False)
     assert [one["check"] for one in found["findings"] if one["state"] == "FAILED"] == ["key file"]
     (line,) = err.splitlines()
-    assert "1 of 10 checks failed, the first: key file: one of clinic; give the other file" in line
+    assert "1 of 11 checks failed, the first: key file: one of clinic; give the other file" in line

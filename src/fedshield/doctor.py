@@ -18,6 +18,7 @@ from cryptography import x509
 from fedshield.data.sites import load_sites
 from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
 from fedshield.engines import probe
+from fedshield.engines.members import check_roster
 from fedshield.enrolment import KeyFile, Policy, SignedRoster
 from fedshield.errors import DataError, UserError
 from fedshield.model.base import inspect
@@ -208,12 +209,25 @@ def _plan(site: Site, plan: Plan) -> Iterator[Finding]:
         yield refusal("model", "a base model on this machine", error)
         tokenizer, digest = None, None
     signed = None if site.roster is None else _readable(site.roster)
+    if signed is not None and site.roster is not None:
+        yield _agreed(plan, signed, site.roster)
     if digest is not None:
         yield _model(here.model.name, digest, signed, policy)
     if policy is not None:
         yield from _policy(policy, plan, signed, digest)
     if tokenizer is not None and site.name is not None:
         yield data(here, site.name, tokenizer)
+
+
+def _agreed(plan: Plan, signed: SignedRoster, path: Path) -> Finding:
+    """The plan's sites, scheme, quorums and bits, as the roster has them; the model has a finding
+    of its own."""
+    expected = "a plan that the roster allows"
+    try:
+        check_roster(plan, signed, None, path)
+    except UserError as error:
+        return refusal("plan and roster", expected, error)
+    return Finding("plan and roster", "ok", expected, f"{plan.scheme.name}, allowed")
 
 
 def _model(name: str, digest: str, signed: SignedRoster | None, policy: Policy | None) -> Finding:
