@@ -66,6 +66,14 @@ def test_a_kit_has_one_key(tmp_path: Path) -> None:
         provision.site_name(tmp_path)
 
 
+def test_a_site_with_a_dash_in_its_name_gets_a_request(tmp_path: Path) -> None:
+    """FLARE takes no dash in an organisation's name."""
+    assert provision.organisation("st-marys-2") == "st_marys_2"
+    made = provision.request(tmp_path, "ward-notes", "st-marys-2")
+    assert made == tmp_path / "request" / "st-marys-2.request.zip"
+    assert made.stat().st_size > 0
+
+
 @pytest.mark.parametrize("folder", ["absent", "empty", "odd"])
 def test_a_folder_that_is_no_consortium_is_named(tmp_path: Path, folder: str) -> None:
     path = tmp_path / folder

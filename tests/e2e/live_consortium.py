@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,12 @@ def free_port() -> int:
 
 
 class Federation:
-    """`folder` holds the coordinator's folder and each site's kit, by name."""
+    """`folder` holds the coordinator's folder and each site's kit, by name. `sites`: the built-in
+    sample that each has for its data."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sites: Mapping[str, str] = SITES) -> None:
         self.folder = folder
-        self.sites = SITES
+        self.sites = sites
         self.port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._runs = 0
@@ -65,7 +66,7 @@ class Federation:
         lines = re.findall(r"^\$ (.*)$", DEPLOY.read_text(), re.MULTILINE)
         assert len(lines) >= 17
         fingerprint = ""
-        for line in lines:
+        for line in self._for_all(lines):
             words = shlex.split(self._here(line).replace("FINGERPRINT", fingerprint))
             if words[0] == "cp":
                 shutil.copy(self.folder / words[1], self.folder / words[2])
@@ -77,6 +78,22 @@ class Federation:
         for site, sample in self.sites.items():
             policy = f"data_path: sample:{sample}\nmodel_path: tiny-llama\n"
             (self.folder / site / f"{site}.policy.yaml").write_text(policy)
+
+    def _for_all(self, lines: Sequence[str]) -> Iterator[str]:
+        """What the first of the three hospitals does, each site does; the rest as it stands."""
+        if self.sites is SITES:
+            yield from lines
+            return
+        first, *others = SITES
+        for line in lines:
+            whose = next((word for word in re.findall(r"\w+", line) if word in SITES), None)
+            if whose is None:
+                yield line
+            elif whose == first:
+                for site in self.sites:
+                    peers = ",".join(one for one in self.sites if one != site)
+                    mine = line.replace(f"--confirm {','.join(others)}", f"--confirm {peers}")
+                    yield re.sub(rf"\b{first}\b", site, mine)
 
     def _here(self, line: str) -> str:
         return line.replace("fl.example.org", "localhost").replace("8502", str(self.port))
@@ -244,9 +261,9 @@ def wait(done: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
 
 
 @contextlib.contextmanager
-def federation(folder: Path) -> Iterator[Federation]:
+def federation(folder: Path, sites: Mapping[str, str] = SITES) -> Iterator[Federation]:
     """Made, started and connected; stopped in the end, whatever happened."""
-    made = Federation(folder)
+    made = Federation(folder, sites)
     made.make()
     try:
         made.start()

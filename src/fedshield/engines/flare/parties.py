@@ -10,7 +10,12 @@ from typing import NoReturn
 
 from fedshield.doctor import certificates
 from fedshield.engines.flare.kit import KIT
-from fedshield.engines.flare.provision import ProvisionError, keep_inside, site_name
+from fedshield.engines.flare.provision import (
+    ProvisionError,
+    keep_inside,
+    organisation,
+    site_name,
+)
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 
@@ -27,7 +32,7 @@ def start_site(kit: Path) -> NoReturn:
         "nvflare.private.fed.app.client.client_train",
         "fed_client.json",
         f"uid={name}",
-        f"org={name}",
+        f"org={organisation(name)}",
     )
 
 

@@ -116,6 +116,12 @@ def site_name(kit: Path) -> str:
     return names[0]
 
 
+def organisation(site: str) -> str:
+    """What FLARE calls the organisation of a site: it takes no dashes there, and sites no
+    underscores, so no two sites share one."""
+    return site.replace("-", "_")
+
+
 def _tool(*arguments: str) -> None:
     """FLARE's command line, silent unless it fails."""
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -175,7 +181,7 @@ def _request(out: Path, project: str, participant: dict[str, Any]) -> None:
 def request(kit: Path, consortium_name: str, site: str) -> Path:
     """A site's TLS key, and the request for its certificate: the path of what to send."""
     kit = kit.resolve()
-    participant = {"name": site, "type": "client", "org": site}
+    participant = {"name": site, "type": "client", "org": organisation(site)}
     _request(kit / "request", consortium_name, participant)
     return kit / "request" / f"{site}.request.zip"
 
