@@ -66,6 +66,9 @@ def _become(kit: Path, module: str, configuration: str, *settings: str) -> NoRet
     environment = dict(os.environ) | {KIT: str(kit.resolve())}
     # Nothing from the folder that the command was typed in may be imported.
     environment.pop("PYTHONPATH", None)
+    if module.endswith(".server_train"):
+        # FLARE keeps hundreds of threads; an allocator's arena for each would hold what they freed.
+        environment.setdefault("MALLOC_ARENA_MAX", "2")
     os.chdir(workspace)
     command = [sys.executable, "-P", "-u", "-m", module, "-m", str(workspace), "-s", configuration]
     command += ["--set", "secure_train=true", *settings, "config_folder="]
