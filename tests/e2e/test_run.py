@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -288,19 +289,21 @@ def test_variants_of_the_plan_run_and_learn(tmp_path: Path, changes: dict[str, A
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RoundFailed, match=r"the loss became|expected finite"):
-        run_small(
-            tmp_path / "run",
-            training__learning_rate=1000.0,
-            training__min_learning_rate=1000.0,
-            training__max_grad_norm=None,
-            training__optimizer="sgd",
-            training__steps=12,
-        )
+def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate that a plan may name diverges on one machine and not on another: this one is past
+    what its numbers can hold."""
+    monkeypatch.setattr(
+        "fedshield.train.learning_rate", lambda _, number: math.inf if number == 2 else 0.1
+    )
+    with pytest.raises(RoundFailed, match=r"[^:]; bank: the loss became nan in step 2 of"):
+        run_small(tmp_path / "run", training__optimizer="sgd", training__steps=2)
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert state["status"] == "failed"
-    assert "learning_rate" in state["reason"] or "diverged" in state["reason"]
+    assert "lower training.learning_rate" in state["reason"]
+    kept = {path.name for path in (tmp_path / "run" / "sites").rglob("*.safetensors")}
+    assert kept == {"round-000001.safetensors"}
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
@@ -532,7 +535,9 @@ def test_what_sites_carry_is_resumed(
         assert content(out / path) == content(whole / path), path
 
 
-def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_on_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fedshield.errors import RunFolderError
 
     data = tmp_path / "rows.jsonl"
@@ -540,14 +545,20 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path) -> None:
     data.write_text("\n".join(rows))
     raw = small_plan(rounds=1)
     raw["data"]["sites"]["bank"] = {"source": str(data)}
-    raw["training"]["learning_rate"] = 1000.0
-    raw["training"]["max_grad_norm"] = None
-    raw["training"] |= {"optimizer": "sgd", "steps": 12, "min_learning_rate": 0.0}
-    with pytest.raises(Exception, match=r"the loss became|expected finite"):
-        inprocess.run(parse_plan(raw, base_dir=tmp_path), tmp_path / "run")
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "append_metrics", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            inprocess.run(parse_plan(raw, base_dir=tmp_path), tmp_path / "run")
     data.write_text("\n".join(rows[:-1]))
     with pytest.raises(RunFolderError, match="bank's data"):
         inprocess.resume(tmp_path / "run")
+    data.write_text("\n".join(rows))
+    inprocess.resume(tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(

@@ -267,7 +267,10 @@ def _with_site_errors(
     folder: RunFolder, failure: RoundFailed, errors: Mapping[str, Exception]
 ) -> FedShieldError:
     """The failure with what the sites know of it: here, operator and sites are one."""
-    told = [f"{site}: {_told(folder, site, error)}" for site, error in sorted(errors.items())]
+    told = [
+        f"{site}: {_told(folder, site, error).removeprefix(f'{site}: ')}"
+        for site, error in sorted(errors.items())
+    ]
     return RoundFailed("; ".join([str(failure), *told]))
 
 
