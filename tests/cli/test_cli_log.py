@@ -149,7 +149,7 @@ def test_what_is_no_log_is_one_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_page_shows_an_entry_with_the_keys_that_entries_have(finished: Path) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "auditlog.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "auditlog.md").read_text()
     shown = set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
     line = (finished / "coordinator.audit.jsonl").read_bytes().splitlines()[0]
     acts = {"opened", "answered", "refused", "session", "asked", "received", "lost", "summed"}

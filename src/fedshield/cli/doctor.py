@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedshield.cli.words import JsonOption, out_console
 from fedshield.errors import UserError
 
-out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
 
 
@@ -31,7 +30,7 @@ def doctor(
         str | None, typer.Option(help="The right time (ISO 8601), or a file with it.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check this site before a run. Exit status 2 if anything would stop it."""
     from fedshield import doctor as examination

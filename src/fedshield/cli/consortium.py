@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedshield.cli.words import JsonOption
 from fedshield.errors import FedShieldError, UserError
 
 consortium_app = typer.Typer(
@@ -159,7 +160,7 @@ def submit(
 
 def status(
     kit: Annotated[Path, typer.Option(help="The consortium's admin folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Who is connected, and what runs."""
     import json
@@ -178,7 +179,7 @@ def status(
 
 
 def _followed(path: Path, action: Callable[[Any], Any]) -> None:
-    from fedshield.cli_watch import Watch
+    from fedshield.cli.watch import Watch
 
     watch = Watch(_err)
     try:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedshield.cli.words import JsonOption, out_console
 from fedshield.errors import UserError
 
 site_app = typer.Typer(
     help="What this site allows: its own policy, which no plan can loosen.", no_args_is_help=True
 )
-out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 @site_app.command("check")
@@ -30,7 +29,7 @@ def check(
     model_sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of the base model; not checked if left out.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check a plan against this site's policy. Exit status 2 if the site would refuse it."""
     import dataclasses

@@ -16,7 +16,7 @@ import pytest
 from fedshield import cli, runfolder
 from fedshield.enrolment import KeyFile, SignedRoster
 
-PAGE = Path(__file__).parents[1] / "docs" / "roster.md"
+PAGE = Path(__file__).parents[2] / "docs" / "roster.md"
 PARTIES = ("coordinator", "bank", "clinic", "hospital")
 SITES = PARTIES[1:]
 

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from fedshield.cli.words import err_console, out_console
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
     from fedshield.audit.findings import Audit
-
-out_console = Console(highlight=False, soft_wrap=True, emoji=False)
-err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def audit(

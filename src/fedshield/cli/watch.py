@@ -1,4 +1,4 @@
-"""What the command line shows while a run is under way, and numbers in words."""
+"""What the command line shows while a run is under way."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedshield.cli.words import human_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,19 +75,3 @@ class Watch:
 def _loss(value: float | None) -> str:
     """A round in which no row was drawn has no training loss."""
     return "none" if value is None else f"{value:.4f}"
-
-
-def human_bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def human_duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 200_000 else f"{seconds / 86400:.0f} days"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from fedshield.cli.words import JsonOption, err_console, out_console
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ roster_app = typer.Typer(
     help="Who takes part, with which key and under which rules: made, reviewed, countersigned.",
     no_args_is_help=True,
 )
-out_console = Console(highlight=False, soft_wrap=True, emoji=False)
-err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 COMPARE = (
     "Read the fingerprint to every other site's operator, and hear theirs, over a channel that "
@@ -185,7 +183,7 @@ def verify(
     key: Annotated[
         Path | None, typer.Option(help="Your key file: checks that your own card is in it.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check every signature; show the fingerprint to compare, the rules, who signed, what is
     missing. Exit status 2 as long as no run may use it."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from fedshield.cli.words import JsonOption, out_console
 from fedshield.errors import FedShieldError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 log_app = typer.Typer(
     help="What every party wrote down of a run: checked, compared, exported.", no_args_is_help=True
 )
-out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 RosterOption = Annotated[
     Path | None,
@@ -32,7 +31,7 @@ def verify(
         list[Path], typer.Argument(metavar="FILE...", help="Logs of a run, or its folder.")
     ],
     roster: RosterOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check that logs are whole and signed, and that all tell the same. Exit status 1 if not."""
     from fedshield import auditfile

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedshield import cli, cli_consortium
+from fedshield.cli import consortium as commands
+from fedshield.cli import words
 from fedshield.engines.flare import provision
 from fedshield.engines.flare.provision import Consortium, ProvisionError
 from fedshield.enrolment import keygen
@@ -17,8 +18,8 @@ from fedshield.errors import UserError
 def test_a_fingerprint_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """`:AB:` is not an emoji."""
     text = "SHA256:AB:CD:ID:OK"
-    cli_consortium._say("fingerprint", text)
-    cli.out_console.print(text, markup=False)
+    commands._say("fingerprint", text)
+    words.out_console.print(text, markup=False)
     assert capsys.readouterr().out.count(text) == 2
 
 
@@ -91,15 +92,15 @@ def test_request_and_card_of_two_sites_do_not_go_together(tmp_path: Path) -> Non
     assert Consortium.read(tmp_path) == consortium
     _, card = keygen("north", tmp_path)
     with pytest.raises(UserError, match=r"expected north\.request\.zip"):
-        cli_consortium.approve(tmp_path, tmp_path / "south.request.zip", card)
+        commands.approve(tmp_path, tmp_path / "south.request.zip", card)
 
 
 @pytest.mark.parametrize("more", [{}, {"plan": Path("p"), "resume": Path("r")}])
 def test_a_submission_is_of_a_plan_or_of_a_run(more: dict[str, Path]) -> None:
     with pytest.raises(UserError, match="--resume"):
-        cli_consortium.submit(**more, kit=Path("kit"))
+        commands.submit(**more, kit=Path("kit"))
 
 
 def test_only_the_kit_that_submits_submits(tmp_path: Path) -> None:
     with pytest.raises(ProvisionError, match="the kit that submits runs"):
-        cli_consortium.submit(resume=tmp_path, kit=tmp_path)
+        commands.submit(resume=tmp_path, kit=tmp_path)
