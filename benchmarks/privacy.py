@@ -75,13 +75,15 @@ def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
     scene = stage.prepare(plan, _say)
     recording = stage.record(plan, scene, say=_say)
     attacker = on_updates.Attacker(plan, scene, ["tokens"], {})
-    seen = {"server": openings.by_server(recording.server, plan, scene.start(plan)).seen}
+    start = scene.start(plan)
+    seen = {"server": openings.by_server(recording.server, plan, start).seen}
     names = plan.data.site_names()
     if len(names) > 1:
         seen["one site alone"] = openings.of_the_others((recording.sites[names[0]],), plan)
-    if plan.scheme.name == "ckks":
+    if plan.scheme.name != "plain":
         coalition = recording.coalition(names[:1])
-        seen["server with 1 site"] = openings.by_coalition(coalition, plan, recording.roster).seen
+        opening = openings.by_coalition(coalition, plan, recording.roster)
+        seen["server with 1 site"] = opening.seen or openings.left_closed(coalition, start)
     for party, updates in seen.items():
         for number in sorted({one.round_number for one in updates}):
             mine = [one for one in updates if one.round_number == number]

@@ -75,6 +75,9 @@ def test_c_sites_with_the_server_open_nothing_under_rlwe(staged: Any) -> None:
         assert opening.seen == ()
         assert len(opening.refused) == 4
         assert set(opening.refused) == {"shamir: expected 2 shares, got 1"}
+        left = openings.left_closed(view, found.scene.start(found.plan))
+        assert len(left) == 4
+        assert not any(one.opened or name in one.sites for one in left)
 
 
 def test_more_than_c_sites_with_the_server_open_the_rest_under_rlwe(staged: Any) -> None:

@@ -143,9 +143,7 @@ class Attacker:
         ]
         seen = opening.seen
         if not seen:
-            # What is left to it of a single site: the bytes, as the server has them.
-            alone = openings.by_server(recording.server, recording.plan, self._start).seen
-            seen = tuple(one for one in alone if one.sites[0] not in names)
+            seen = openings.left_closed(view, self._start)
             note = NOT_OPENED
         return found + self._numbers(setting, party, seen, recording, note)
 

@@ -84,6 +84,16 @@ def by_coalition(view: CoalitionView, plan: Plan, roster: Roster) -> Opening:
     return Opening(tuple(seen), tuple(refused))
 
 
+def left_closed(view: CoalitionView, start: AdapterState) -> tuple[Seen, ...]:
+    """What a coalition that opens nothing has of the other sites' updates: their bytes, as the
+    server has them."""
+    return tuple(
+        as_numbers(one, start.spec, start)
+        for one in view.server.uploads()
+        if one.site not in view.names
+    )
+
+
 def of_the_others(sites: tuple[SiteView, ...], plan: Plan) -> tuple[Seen, ...]:
     """The weighted mean over all other sites, of each round: what these sites (one is enough,
     and no server is needed) get by subtracting their own from the sum that all sites open."""
