@@ -126,6 +126,7 @@ class LocalTrainer:
             device=self._device,
             cut_logits=self._can_cut_logits,
             about=f"{self._site} {round_number} {state.sha256()}".encode(),
+            took=self._took,
         )
 
     def _pull(
@@ -190,10 +191,14 @@ class LocalTrainer:
         num_tokens = sum(tokens.num_response for batch in batches for tokens in batch)
         total = 0.0
         for batch in batches:
+            self._took(batch)
             loss = self._loss_sum(batch) / num_tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
+
+    def _took(self, batch: Sequence[Tokens]) -> None:
+        """Called with the rows of every pass that moves the adapter, before it."""
 
     def _loss_sum(self, batch: Sequence[Tokens]) -> torch.Tensor:
         return loss_sum(

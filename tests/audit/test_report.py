@@ -153,9 +153,12 @@ def test_a_plan_without_pruning_has_none_in_its_report() -> None:
 def test_epsilon_and_delta_are_shown_where_a_run_has_them(done: Path) -> None:
     found = suite.Audit(
         "x", "0" * 64, "rlwe", {"name": "m", "sha256": "0" * 64}, ("a", "b", "c"), 1, 2, 1,
-        {"planned_rounds": 1}, (), privacy={"epsilon": 3.5, "delta": 1e-5},
+        {"planned_rounds": 1}, (),
+        privacy={"unit": "site", "epsilon": 3.5, "delta": 1e-5, "uploads": 4, "mechanism": "noise",
+                 "noise_multiplier": 1.0, "clip_norm": 0.5, "neighbours": "sites"},
     )  # fmt: skip
-    assert "epsilon 3.5" in page.render(found)
+    assert "of each site: epsilon 3.5 at delta 1e-05 after 4 rounds; noise;" in page.render(found)
+    assert "about one site (epsilon 3.5, delta 1e-05)" in page.render(found)
     assert "No differential privacy" not in page.render(found)
 
 

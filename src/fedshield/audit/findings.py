@@ -21,18 +21,29 @@ class Setting:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: Before protection, the paper's pruning alone, and each scheme that encrypts.
+#: Before protection, pruning and noise each alone, and each scheme that encrypts.
 SETTINGS = (
-    Setting("plain", "no protection", {"scheme.name": "plain", "pruning.method": "none"}),
-    Setting("pruned", "pruning alone, in the clear", {"scheme.name": "plain"}),
+    Setting(
+        "plain",
+        "no protection",
+        {"scheme.name": "plain", "pruning.method": "none", "privacy": {}},
+    ),
+    Setting("pruned", "pruning alone, in the clear", {"scheme.name": "plain", "privacy": {}}),
+    Setting(
+        "noised",
+        "differential privacy alone, in the clear",
+        {"scheme.name": "plain", "pruning.method": "none"},
+    ),
     Setting("ckks", "ckks", {"scheme.name": "ckks"}),
     Setting("rlwe", "rlwe", {"scheme.name": "rlwe"}),
 )
 
 
-def in_words(prunes: bool) -> dict[str, str]:
-    """Setting -> its name in a report; `prunes`: whether the plan does."""
-    encrypted = "pruning and " if prunes else ""
+def in_words(prunes: bool, private: bool) -> dict[str, str]:
+    """Setting -> its name in a report. `prunes`, `private`: whether the plan prunes, and has
+    differential privacy."""
+    before = [*(["pruning"] if prunes else []), *(["differential privacy"] if private else [])]
+    encrypted = f"{', '.join(before)} and " if before else ""
     return {
         one.key: (encrypted if one.key in ("ckks", "rlwe") else "") + one.words for one in SETTINGS
     } | {"any": "any scheme"}

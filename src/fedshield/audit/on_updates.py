@@ -97,6 +97,8 @@ class Attacker:
             scored(guess, (), rows, self._vocabulary.size, self._template)
             for rows in recording.truth.batches.values()
         ]
+        if not reads:
+            return []
         note = "guessed by how frequent tokens are in the built-in public samples"
         return [
             Finding("tokens", "any", "anyone, without a view", what, measure, note)
@@ -158,6 +160,12 @@ class Attacker:
         note: str,
     ) -> list[Finding]:
         found: list[Finding] = []
+        seen, empty = _of_rows(seen, recording)
+        if empty:
+            why = f"updates left out because no row was drawn: {empty}"
+            note = "; ".join(filter(None, [note, why]))
+            if not seen:
+                self._skipped[f"{setting.key}, {party}"] = why
         if "tokens" in self._attacks and seen:
             reads = [self.read(one, recording) for one in seen]
             drawn = self.by_chance(seen, recording)
@@ -172,8 +180,7 @@ class Attacker:
 
     def read(self, seen: Seen, recording: Recording) -> Read:
         """The token attack on one update, scored."""
-        batches = [recording.truth.batches[site, seen.round_number] for site in seen.sites]
-        rows = [row for batch in batches for row in batch]
+        rows = _rows_of(seen, recording)
         training = recording.plan.training
         longest = training.steps * training.batch_size * training.gradient_accumulation
         most = min(MOST, longest * training.max_length * len(seen.sites))
@@ -228,6 +235,19 @@ class Attacker:
                 self._scene, self._plan, start, seen.round_number, text
             )
         return self._kinds[key]
+
+
+def _rows_of(seen: Seen, recording: Recording) -> list[Tokens]:
+    """The rows that an update is of."""
+    batches = recording.truth.batches
+    return [row for site in seen.sites for row in batches.get((site, seen.round_number), ())]
+
+
+def _of_rows(seen: Sequence[Seen], recording: Recording) -> tuple[list[Seen], int]:
+    """The updates that are of any row, and how many are not: rows that are drawn by chance
+    (`privacy.unit: example`) may be none, and there is nothing to find then."""
+    found = [one for one in seen if _rows_of(one, recording)]
+    return found, len(seen) - len(found)
 
 
 def scored(

@@ -100,7 +100,7 @@ def view(audit: Audit) -> dict[str, Any]:
 
 
 def _rows(audit: Audit, attack: str) -> list[tuple[str, ...]]:
-    titles = in_words(audit.settings.get("pruning", ["none"])[0] != "none")
+    titles = in_words(audit.settings.get("pruning", ["none"])[0] != "none", bool(audit.privacy))
     return [_row(one, titles) for one in audit.findings if one.attack == attack]
 
 

@@ -20,6 +20,7 @@ from fedshield.audit.stage import Scene
 from fedshield.data.sites import SiteData
 from fedshield.model.chat import Tokens
 from fedshield.plan import Plan
+from fedshield.plan_privacy import PrivacyPlan
 from fedshield.train import LocalTrainer
 from fedshield.types import AdapterState, Float32, Float64
 
@@ -53,8 +54,8 @@ def learn(
     for kind, rows in text.items():
         updates: list[Float32] = []
         for number in range(EXAMPLES):
-            # Another order of the rows for each example.
-            own = plan.model_copy(update={"seed": plan.seed + 1 + number})
+            # Another order of the rows for each example; an attacker adds no noise to its own.
+            own = plan.model_copy(update={"seed": plan.seed + 1 + number, "privacy": PrivacyPlan()})
             data = _only(next(iter(scene.data.values())), rows)
             trainer = LocalTrainer(
                 kind, own, data, scene.host, scene.base.tokenizer.pad_token_id, scene.base.device

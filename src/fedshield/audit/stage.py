@@ -25,6 +25,7 @@ from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import Tokens, use_template
 from fedshield.model.gradient import public_factors
 from fedshield.plan import Plan
+from fedshield.privacy.terms import terms
 from fedshield.protocol.ciphers import Parts
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
@@ -90,7 +91,8 @@ def record(
     say: Callable[[str], None] = lambda _: None,
 ) -> Recording:
     """Run the plan's first `rounds` rounds (all by default) on the scene, and take down what
-    every party sees. Raises `RoundFailed` like a run."""
+    every party sees. Like a run it ends before a round that would exceed the plan's epsilon, and
+    raises `RoundFailed`."""
     members = demonstration(plan)
     first = scene.start(plan)
     truth: dict[tuple[str, int], tuple[Tokens, ...]] = {}
@@ -114,6 +116,9 @@ def record(
         coordinator.start()
         total = min(rounds or plan.rounds, plan.rounds)
         for number in range(1, total + 1):
+            if any(one.spent is not None and one.spent.exhausted for one in watched.values()):
+                say(f"{plan.scheme.name}: no round {number}, which would exceed the plan's epsilon")
+                break
             coordinator.round(number)
             say(f"{plan.scheme.name}: round {number} of {total}")
     crossings = tuple(tap.crossings)
@@ -123,10 +128,15 @@ def record(
 
 
 def trained_rows(plan: Plan, name: str, scene: Scene) -> tuple[Tokens, ...]:
-    """The different rows of a site that the plan's rounds really take."""
+    """The different rows of a site that the plan's rounds really take; all of them where each is
+    drawn by chance (`privacy.unit: example`), whose bound is about rows that could be."""
+    if plan.privacy.unit == "example":
+        return tuple(dict.fromkeys(scene.data[name].train))
     trainer = _trainer(plan, name, scene, {})
     batches = trainer._batches(1)
-    count = plan.rounds * plan.training.steps * plan.training.gradient_accumulation
+    limited = terms(plan, scene.host.spec, trainer.num_examples)
+    rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
+    count = rounds * plan.training.steps * plan.training.gradient_accumulation
     rows = [row for _ in range(count) for row in next(batches)]
     return tuple(dict.fromkeys(rows))
 
@@ -224,11 +234,10 @@ class _Noted(LocalTrainer):
         finally:
             self._now = None
 
-    def _loss_sum(self, batch: Sequence[Tokens]) -> torch.Tensor:
-        if self._now is not None:
-            key = (self._site, self._now)
-            self._truth[key] = (*self._truth.get(key, ()), *batch)
-        return super()._loss_sum(batch)
+    def _took(self, batch: Sequence[Tokens]) -> None:
+        assert self._now is not None
+        key = (self._site, self._now)
+        self._truth[key] = (*self._truth.get(key, ()), *batch)
 
     def evaluate(self, state: AdapterState) -> float:
         return 0.0  # losses on held-out rows are no part of any view

@@ -13,11 +13,12 @@ from typing import Any
 
 import fedshield
 from fedshield.audit import after_release, on_updates
-from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding
+from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding, Setting
 from fedshield.audit.stage import Scene, prepare, record
 from fedshield.errors import ModelError, PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+from fedshield.privacy.terms import Spent, summarised, terms
 from fedshield.types import AdapterSpec, AdapterState
 
 
@@ -54,8 +55,9 @@ def audit(
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
     if {"tokens", "properties"} & set(attacks):
+        settings = _settings(plan, skipped)
         try:
-            findings += _updates(plan, scene, attacks, effort, skipped, say)
+            findings += _updates(plan, settings, scene, attacks, effort, skipped, say)
         except ModelError as error:
             skipped["tokens"] = str(error)
     if "membership" in attacks:
@@ -64,7 +66,7 @@ def audit(
         )
     if "canaries" in attacks:
         findings += after_release.canaries(plan, scene, effort, say)
-    rules = changed(plan, {"scheme.name": "rlwe"}).rules() if _summable(plan) else plan.rules()
+    rules = changed(plan, {"scheme.name": "rlwe"}).rules() if summable(plan) else plan.rules()
     return Audit(
         name=plan.name,
         plan_sha256=plan.sha256(),
@@ -89,13 +91,44 @@ def audit(
         },
         findings=tuple(findings),
         skipped=skipped,
-        privacy=privacy or {},
+        privacy=privacy or _promised(plan, scene) or {},
         version=fedshield.__version__,
     )
 
 
+def _promised(plan: Plan, scene: Scene) -> dict[str, Any] | None:
+    """Epsilon and delta after the plan's rounds, of the site that spends most."""
+    spent: dict[str, Spent] = {}
+    for name, data in scene.data.items():
+        found = terms(plan, scene.host.spec, len(data.train))
+        if found is not None:
+            spent[name] = Spent(found, found.rounds_allowed(plan.rounds))
+    return summarised(spent)
+
+
+def _settings(plan: Plan, skipped: dict[str, str]) -> list[tuple[Setting, Plan]]:
+    """What updates are attacked under, each with its plan; why not the others."""
+    found: list[tuple[Setting, Plan]] = []
+    unit = plan.privacy.unit
+    for setting in SETTINGS:
+        key = setting.key
+        if key in ("ckks", "rlwe") and not summable(plan):
+            skipped[key] = "one site: there is no sum to protect"
+        elif key == "pruned" and plan.pruning.method == "none":
+            skipped[key] = "the plan prunes nothing"
+        elif key in ("noised", "ckks") and unit == "site":
+            skipped[key] = "a site's noise is a share of what the encrypted sum needs: rlwe only"
+        elif key != "noised" or unit == "example":
+            try:
+                found.append((setting, changed(plan, setting.changes)))
+            except PlanError as error:  # of a scheme that is not the plan's
+                skipped[key] = str(error)
+    return found
+
+
 def _updates(
     plan: Plan,
+    settings: Sequence[tuple[Setting, Plan]],
     scene: Scene,
     attacks: Sequence[str],
     effort: Effort,
@@ -104,28 +137,24 @@ def _updates(
 ) -> list[Finding]:
     findings: list[Finding] = []
     attacker = on_updates.Attacker(plan, scene, attacks, skipped)
-    for setting in SETTINGS:
-        if setting.key in ("ckks", "rlwe") and not _summable(plan):
-            skipped[setting.key] = "one site: there is no sum to protect"
-            continue
-        if setting.key == "pruned" and plan.pruning.method == "none":
-            skipped["pruned"] = "the plan prunes nothing"
-            continue
+    for setting, other in settings:
         say(f"attacking updates: {setting.words}")
-        recording = record(changed(plan, setting.changes), scene, effort.rounds, say)
+        recording = record(other, scene, effort.rounds, say)
         if setting.key == "plain" and "tokens" in attacks:
             findings += attacker.from_public_text(recording)
         findings += attacker.attack(setting, recording)
     return findings
 
 
-def _summable(plan: Plan) -> bool:
+def summable(plan: Plan) -> bool:
+    """Whether a sum is over more than one site."""
     return len(plan.data.site_names()) > 1
 
 
 def changed(plan: Plan, changes: dict[str, Any] | Any) -> Plan:
     """The plan with other keys (dotted), checked anew. What only `rlwe` knows is left out where
-    the scheme becomes another; its settings are the plan's own where it is `rlwe` already."""
+    the scheme becomes another; its settings are the plan's own where it is `rlwe` already, and
+    otherwise its defaults, with two sites those that two can have. Raises `PlanError`."""
     raw = plan.model_dump(mode="json")
     for key, value in changes.items():
         section: Any = raw
@@ -134,6 +163,8 @@ def changed(plan: Plan, changes: dict[str, Any] | Any) -> Plan:
             section = section[parent]
         if key == "scheme.name" and value != section["name"]:
             raw["scheme"] = {"name": value, "weights": section["weights"]}
+            if value == "rlwe" and len(plan.data.site_names()) == 2:
+                raw["scheme"]["max_colluding"] = 0
             continue
         section[last] = value
     return parse_plan(raw, base_dir=plan.base_dir)

@@ -53,6 +53,9 @@ def who_learns_what(audit: Audit) -> list[Learns]:
         Learns("pruning alone", SERVER, "Every kept value of every site's update.",
                "None: pruning hides nothing from it; it leaves values out.",
                _evidence(audit, "pruned", SERVER)),
+        Learns("differential privacy alone", SERVER, "Every noised value of every site's update.",
+               "None: noise bounds what an update tells of one row, and hides nothing else.",
+               _evidence(audit, "noised", SERVER)),
         Learns("ckks", SERVER, "Who sends, when, and how many bytes; no value.",
                "It follows the protocol and no site helps it; ring-LWE at the named parameters.",
                _evidence(audit, "ckks", SERVER)),
@@ -60,17 +63,28 @@ def who_learns_what(audit: Audit) -> list[Learns]:
                "None: every site holds the run's key.", _evidence(audit, "ckks", _with(1))),
     ]  # fmt: skip
     c, t = max(1, audit.colluding), audit.threshold
+    two = len(audit.sites) == 2
+    helped = "The sum over the other sites of the one opened set; no single update."
+    bound = f"No more sites than c = {audit.colluding} collude; operators compared the roster's "
+    bound += "fingerprint; and as above."
+    if two:
+        helped = "The other site's update: the sum less its own. This is beyond the promise."
+    if audit.colluding == 0:
+        bound = "None: c = 0 promises nothing once a site helps the server."
+    others = (
+        "The other site's update, every round: the sum less its own."
+        if two
+        else "The mean update of all other sites together, every round, and from it tokens of "
+        "their texts, without whose they are."
+    )
     rows += [
         Learns("rlwe", SERVER, "Who sends, when, and how many bytes; no value, not even the sum.",
                "Ring-LWE, X25519 and the other primitives of SECURITY.md; fresh randomness.",
                _evidence(audit, "rlwe", SERVER)),
-        Learns("rlwe", _with(c), "The sum over the other sites of the one opened set; no single "
-               "update.", f"No more sites than c = {audit.colluding} collude; operators compared "
-               "the roster's fingerprint; and as above.", _evidence(audit, "rlwe", _with(c))),
+        Learns("rlwe", _with(c), helped, bound, _evidence(audit, "rlwe", _with(c))),
         Learns("rlwe", _with(t), "Every other site's update: this is beyond the promise.",
                f"T = {t} or more sites collude.", _evidence(audit, "rlwe", _with(t))),
-        Learns("every scheme", ONE_SITE, "The mean update of all other sites together, every "
-               "round, and from it tokens of their texts, without whose they are.",
+        Learns("every scheme", ONE_SITE, others,
                "None: every site opens the sum; that is what training together is.",
                _evidence(audit, "rlwe", ONE_SITE)),
     ]  # fmt: skip
@@ -127,11 +141,13 @@ def how_to_read(audit: Audit) -> Iterator[str]:
 
 def not_protected(audit: Audit) -> Iterator[str]:
     """What no scheme here protects, each with its number or its source."""
+    two = len(audit.sites) == 2
     alone = find(audit, "rlwe", ONE_SITE, SHARE)
     if alone:
         yield (
             "From the other sites: the sum. Of the tokens of the other sites' texts of a round one "
             f"site alone named a share of {number(alone.measure)}."
+            + (" With two sites the sum less one's own is the other's." if two else "")
         )
     colluding = find(audit, "ckks", _with(1), OPEN)
     if colluding:
@@ -176,8 +192,10 @@ def not_protected(audit: Audit) -> Iterator[str]:
         yield "No differential privacy in this plan: what the adapter gives away has no bound."
     else:
         yield (
-            f"Differential privacy with epsilon {epsilon} and delta {audit.privacy.get('delta')}: "
-            "more than that about one unit (see the plan) is bounded, less is not hidden."
+            f"Differential privacy bounds what the sums and the adapter tell about one "
+            f"{audit.privacy['unit']} (epsilon {epsilon:.3g}, delta {audit.privacy['delta']:g}), "
+            "does not make it nothing, and says nothing about what many have in common "
+            "(docs/privacy.md)."
         )
     yield "From the coordinator: who takes part, when, sizes, accept or reject (SECURITY.md)."
     yield (
@@ -194,4 +212,10 @@ def privacy_line(audit: Audit) -> str:
     """Epsilon and delta, or that there are none."""
     if "epsilon" not in audit.privacy:
         return "none in this plan: no epsilon and no delta"
-    return ", ".join(f"{key} {value}" for key, value in sorted(audit.privacy.items()))
+    found = audit.privacy
+    return (
+        f"of each {found['unit']}: epsilon {found['epsilon']:.4g} at delta {found['delta']:g} "
+        f"after {found['uploads']} rounds; {found['mechanism']}; noise multiplier "
+        f"{found['noise_multiplier']:.4g}, clip norm {found['clip_norm']:g}; neighbours: "
+        f"{found['neighbours']}"
+    )

@@ -13,7 +13,7 @@ on what is private already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +83,8 @@ def poisson_rows(num_rows: int, rate: float, stream: Stream) -> list[int]:
 class PrivateGradient:
     """One step's noised gradient after another, of one site in one round.
 
-    `parameters`: what is trained; `rate`: the sampling rate; `batch_size`: rows of one pass.
+    `parameters`: what is trained; `rate`: the sampling rate; `batch_size`: rows of one pass;
+    `took`: called with the rows of each pass, before it.
     The model is in evaluation mode: with dropout, one row's presence would move what is dropped
     of the others, and the clip would not bound that. Raises `ModelError` for a parameter of a
     layer whose rows cannot be told apart.
@@ -103,7 +104,9 @@ class PrivateGradient:
         device: str,
         cut_logits: bool,
         about: bytes,
+        took: Callable[[Sequence[Tokens]], None] = lambda _: None,
     ) -> None:
+        self._took = took
         self._model, self._parameters, self._rows = model, list(parameters), rows
         self._clip_norm, self._rate, self._batch_size = clip_norm, rate, batch_size
         self._loss = (pad_token, device, cut_logits)
@@ -123,6 +126,7 @@ class PrivateGradient:
         losses = 0.0
         for start in range(0, len(drawn), self._batch_size):
             batch = [self._rows[at] for at in drawn[start : start + self._batch_size]]
+            self._took(batch)
             found, loss = self._gradients(batch)
             total = total + bounded_sum(found, self._clip_norm)
             losses += loss

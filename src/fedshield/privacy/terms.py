@@ -52,6 +52,16 @@ class Terms:
         """Whether so many uploads stay within the plan's limit."""
         return self.limit is None or self.epsilon(rounds) <= self.limit
 
+    def rounds_allowed(self, rounds: int) -> int:
+        """How many of so many stay within the limit; at least one does."""
+        if self.allows(rounds):
+            return rounds
+        low, high = 1, rounds
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.allows(middle) else (low, middle)
+        return low
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -187,13 +197,7 @@ def forecast(plan: Plan, spec: AdapterSpec) -> dict[str, Any] | None:
                 "mechanism": EXAMPLE_MECHANISM, "limit": plan.privacy.limit}  # fmt: skip
     found = terms(plan, spec, least or 1)
     assert found is not None
-    rounds = plan.rounds
-    if not found.allows(rounds):
-        low, high = 1, rounds
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if found.allows(middle) else (low, middle)
-        rounds = low
+    rounds = found.rounds_allowed(plan.rounds)
     return described(found, rounds) | {"rounds_within_limit": rounds}
 
 
