@@ -90,12 +90,33 @@ def test_more_than_c_sites_with_the_server_open_the_rest_under_rlwe(staged: Any)
         agrees(one, found, 1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["plain", "ckks", "rlwe"])
-def test_any_site_has_the_mean_of_the_others_under_every_scheme(staged: Any, scheme: str) -> None:
-    found = staged(**{"scheme.name": scheme})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scheme.name": "ckks"},
+        {"scheme.name": "rlwe"},
+        *(
+            {"aggregation.optimizer": name, "aggregation.learning_rate": rate}
+            for name, rate in (
+                ("fedavg", 0.5), ("fedavgm", 0.5), ("fedadam", 0.02), ("fedyogi", 0.02),
+                ("fedadagrad", 0.02),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_any_site_has_the_mean_of_the_others(staged: Any, changes: dict[str, Any]) -> None:
+    """Under every scheme, and whatever the federated optimiser makes of the mean."""
+    found = staged(**changes)
     sites = found.recording.sites
     seen = openings.of_the_others((sites["bank"],), found.plan)
     assert [one.round_number for one in seen] == [1, 2]
+    for one in openings.of_all(sites["bank"], found.plan):
+        assert one.sites == ("bank", "hospital", "school")
+        mean = sum(
+            site.weights[one.round_number] * site.sent[one.round_number] for site in sites.values()
+        )
+        np.testing.assert_allclose(one.values, mean, atol=2e-4)
     for one in seen:
         assert one.sites == ("hospital", "school")
         weights = [sites[name].weights[one.round_number] for name in one.sites]

@@ -149,3 +149,18 @@ def test_an_attacker_adds_no_noise_to_updates_of_its_own(staged: Any) -> None:
     )
     for name in SITES:
         np.testing.assert_array_equal(made.updates[name], same.updates[name])
+
+
+def test_a_server_that_opens_the_sum_is_said_to_and_attacked() -> None:
+    opened = {"name": "rlwe", "open_to": "server", "server": "semi-honest"}
+    found = suite.audit(make(scheme=opened), ["tokens"])
+    assert ("rlwe", on_updates.SERVER_SUM) in parties(found, words.SHARE)
+    rows = {(row.scheme, row.party): row for row in words.who_learns_what(found)}
+    server = rows["rlwe", "server"]
+    assert "not even the sum" not in server.learns
+    assert server.assumption.startswith("It follows the protocol, as `server: semi-honest`")
+    assert "tokens named" in rows["rlwe", on_updates.SERVER_SUM].evidence
+    total = words.find(found, "rlwe", on_updates.SERVER_SUM, words.SHARE)
+    assert total is not None
+    assert total.measure.low > (total.measure.chance or 0)
+    assert any("which the plan opens to it" in text for text in words.not_protected(found))

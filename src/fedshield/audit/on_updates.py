@@ -21,6 +21,7 @@ from fedshield.types import Float32, Float64
 
 SERVER = "server"
 ONE_SITE = "any one site, alone"
+SERVER_SUM = "server, of the sum"
 #: Most tokens that a pursuit looks for in one update.
 MOST = 400
 #: Random draws for each update that does not open, and for each that does.
@@ -120,6 +121,10 @@ class Attacker:
             if rules.threshold < len(names):
                 beyond = "beyond the promise: as many sites as open a sum"
                 found += self._coalition(setting, recording, names[: rules.threshold], beyond)
+            if plan.scheme.open_to == "server":
+                total = openings.of_all(recording.sites[names[0]], plan)
+                note = "the mean over all sites, not whose"
+                found += self._numbers(setting, SERVER_SUM, total, recording, note)
             others = openings.of_the_others((recording.sites[names[0]],), plan)
             found += self._numbers(
                 setting, ONE_SITE, others, recording, "the mean over all other sites, not whose"

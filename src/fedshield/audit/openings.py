@@ -102,8 +102,8 @@ def of_the_others(sites: tuple[SiteView, ...], plan: Plan) -> tuple[Seen, ...]:
     others = tuple(name for name in plan.data.site_names() if name not in names)
     found: list[Seen] = []
     for number, selection in sorted(first.selections.items()):
-        before, after = first.states[number - 1], first.states[number]
-        total = after.values - before.values
+        before = first.states[number - 1]
+        total = _mean(first, number, plan)
         left = 1.0
         for view in sites:
             total = total - np.float32(view.weights[number]) * _difference(
@@ -115,6 +115,18 @@ def of_the_others(sites: tuple[SiteView, ...], plan: Plan) -> tuple[Seen, ...]:
         known = _travelled(selection)
         values = np.where(known, total / np.float32(left), np.float32(0)).astype(np.float32)
         found.append(Seen(others, number, values, known, before, True))
+    return tuple(found)
+
+
+def of_all(view: SiteView, plan: Plan) -> tuple[Seen, ...]:
+    """The weighted mean over all sites, of each round: what whoever opens the sum has, which with
+    `open_to: server` is the server."""
+    found: list[Seen] = []
+    for number, selection in sorted(view.selections.items()):
+        known = _travelled(selection)
+        mean = np.where(known, _mean(view, number, plan), np.float32(0))
+        before = view.states[number - 1]
+        found.append(Seen(plan.data.site_names(), number, mean, known, before, True))
     return tuple(found)
 
 
@@ -189,6 +201,24 @@ def _with_shares(upload: Upload, view: CoalitionView, plan: Plan, roster: Roster
     opened = cipher.open(blocks, layout, opened_shares, 1, upload.context, first.parts[number])
     mine = opened.values[: selection.size] / opened.reserved[encode.WEIGHT]
     return _seen(upload, mine.astype(np.float32), selection, first.states[number - 1], plan)
+
+
+def _mean(view: SiteView, number: int, plan: Plan) -> Float32:
+    """The opened mean of a round's differences, (num_values,): the federated optimiser's step
+    undone, by what it keeps."""
+    moved = view.states[number].values - view.states[number - 1].values
+    rules = plan.aggregation
+    if plan.adapter.exchange == "parameters":
+        return moved
+    if rules.optimizer == "fedavg":
+        return (moved / np.float32(rules.learning_rate)).astype(np.float32)
+    new = view.momenta[number]
+    if rules.optimizer == "fedadagrad":
+        return new
+    old = view.momenta.get(number - 1, np.zeros_like(new))
+    gain = 1.0 if rules.optimizer == "fedavgm" else 1.0 - rules.momentum
+    mean: Float32 = ((new - np.float32(rules.momentum) * old) / np.float32(gain)).astype(np.float32)
+    return mean
 
 
 def _seen(

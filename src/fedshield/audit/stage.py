@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedshield.aggregate import MOMENTUM
 from fedshield.audit.views import AdapterView, CoalitionView, Crossing, ServerView, SiteView, Tap
 from fedshield.crypto.shares import Share
 from fedshield.data.sites import SiteData, load_sites
@@ -186,17 +187,21 @@ class _Watched(Participant):
             self.selections,
             self.parts,
             self.shares,
+            store.momenta,
         )
 
 
 class _Memory:
-    """A store that keeps every round's adapter."""
+    """A store that keeps every round's adapter, and the federated optimiser's momentum."""
 
     def __init__(self, first: AdapterState) -> None:
         self.states: dict[int, AdapterState] = {0: first}
+        self.momenta: dict[int, Float32] = {}
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self.states[completed_rounds] = state
+        if MOMENTUM in memory.shared:
+            self.momenta[completed_rounds] = memory.shared[MOMENTUM]
 
 
 def _trainer(

@@ -54,8 +54,8 @@ def audit(
     scene = prepare(plan, say)
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
+    settings = _settings(plan, skipped)
     if {"tokens", "properties"} & set(attacks):
-        settings = _settings(plan, skipped)
         try:
             findings += _updates(plan, settings, scene, attacks, effort, skipped, say)
         except ModelError as error:
@@ -66,7 +66,8 @@ def audit(
         )
     if "canaries" in attacks:
         findings += after_release.canaries(plan, scene, effort, say)
-    rules = changed(plan, {"scheme.name": "rlwe"}).rules() if summable(plan) else plan.rules()
+    summed = next((other for one, other in settings if one.key == "rlwe"), plan)
+    rules = summed.rules()
     return Audit(
         name=plan.name,
         plan_sha256=plan.sha256(),
@@ -85,6 +86,8 @@ def audit(
             "train": plan.adapter.train,
             "pruning": [plan.pruning.method, plan.pruning.mask, plan.pruning.target_rate],
             "bits": plan.encoding.bits,
+            "server": summed.scheme.server,
+            "open_to": summed.scheme.open_to,
             "rows": [f"{name} {len(data.train)}" for name, data in scene.data.items()],
             "rows_held_out": [f"{name} {len(data.heldout)}" for name, data in scene.data.items()],
             "planned_rounds": plan.rounds,

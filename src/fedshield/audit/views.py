@@ -113,7 +113,8 @@ class SiteView:
     `states`: the global adapter after each round, 0 before the first; `sent`: round -> float32,
     (num_values,), its own pruned contribution, unweighted; `weights`: round -> its share of the
     examples; `selections` and `parts`: round -> the coordinates that travel, and the clips of
-    them; `shares`: round -> dealer -> the share of its key that was dealt to this site.
+    them; `shares`: round -> dealer -> the share of its key that was dealt to this site; `momenta`:
+    round -> float32, (num_values,), of the federated optimiser, none with `fedavg`.
     """
 
     site: str
@@ -125,6 +126,7 @@ class SiteView:
     selections: Mapping[int, Selection] = field(repr=False)
     parts: Mapping[int, Parts] = field(repr=False)
     shares: Mapping[int, Mapping[str, Share]] = field(repr=False)
+    momenta: Mapping[int, Float32] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedshield.audit.findings import Audit, Finding
-from fedshield.audit.on_updates import ONE_SITE, SERVER
+from fedshield.audit.on_updates import ONE_SITE, SERVER, SERVER_SUM
 from fedshield.audit.stats import Measure
 
 SHARE = "share of the text's tokens that are named"
@@ -64,11 +64,19 @@ def who_learns_what(audit: Audit) -> list[Learns]:
     ]  # fmt: skip
     c, t = max(1, audit.colluding), audit.threshold
     two = len(audit.sites) == 2
+    opens = audit.settings.get("open_to") == "server"
+    sees = "Who sends, when, and how many bytes; no value, not even the sum."
+    if opens:
+        sees = "Who sends, when, how many bytes, and the sum of every round; no single update."
+    follows = ""
+    if audit.settings.get("server") == "semi-honest":
+        follows = "It follows the protocol, as `server: semi-honest` says: there are no votes. "
     helped = "The sum over the other sites of the one opened set; no single update."
     bound = f"No more sites than c = {audit.colluding} collude; operators compared the roster's "
     bound += "fingerprint; and as above."
     if two:
         helped = "The other site's update: the sum less its own. This is beyond the promise."
+    bound = follows + bound
     if audit.colluding == 0:
         bound = "None: c = 0 promises nothing once a site helps the server."
     others = (
@@ -78,9 +86,12 @@ def who_learns_what(audit: Audit) -> list[Learns]:
         "their texts, without whose they are."
     )
     rows += [
-        Learns("rlwe", SERVER, "Who sends, when, and how many bytes; no value, not even the sum.",
-               "Ring-LWE, X25519 and the other primitives of SECURITY.md; fresh randomness.",
-               _evidence(audit, "rlwe", SERVER)),
+        Learns("rlwe", SERVER, sees, follows + "Ring-LWE, X25519 and the other primitives of "
+               "SECURITY.md; fresh randomness.", _evidence(audit, "rlwe", SERVER)),
+        Learns("rlwe", SERVER_SUM, "The mean update of all sites, every round, and from it tokens "
+               "of their texts, without whose they are.",
+               "None: the plan opens each sum to the server (`open_to: server`).",
+               _evidence(audit, "rlwe", SERVER_SUM)),
         Learns("rlwe", _with(c), helped, bound, _evidence(audit, "rlwe", _with(c))),
         Learns("rlwe", _with(t), "Every other site's update: this is beyond the promise.",
                f"T = {t} or more sites collude.", _evidence(audit, "rlwe", _with(t))),
@@ -148,6 +159,12 @@ def not_protected(audit: Audit) -> Iterator[str]:
             "From the other sites: the sum. Of the tokens of the other sites' texts of a round one "
             f"site alone named a share of {number(alone.measure)}."
             + (" With two sites the sum less one's own is the other's." if two else "")
+        )
+    total = find(audit, "rlwe", SERVER_SUM, SHARE)
+    if total:
+        yield (
+            "From the coordinator: the sum of every round, which the plan opens to it (`open_to: "
+            f"server`). Of the tokens of all sites' texts it named {number(total.measure)}."
         )
     colluding = find(audit, "ckks", _with(1), OPEN)
     if colluding:
