@@ -94,7 +94,7 @@ def test_canaries_take_the_place_of_rows_as_often_as_said(learnt: Any) -> None:
 
 def test_members_are_rows_that_were_really_trained_on(staged: Any) -> None:
     found = staged()
-    members, others = after_release._rows(found.plan, found.scene)
+    members, others = after_release._rows(found.plan, found.scene, None)
     used = {row for batch in found.recording.truth.batches.values() for row in batch}
     assert set(members) <= used
     assert len(members) == len(others) == 6
@@ -125,6 +125,6 @@ def test_shadow_losses_are_of_adapters_that_did_not_see_the_row(
 def test_share_a_has_no_one_adapter_to_attack(staged: Any) -> None:
     plan = make(**{"adapter.train": "share-a"})
     skipped: dict[str, str] = {}
-    found = after_release.membership(plan, staged().scene, Effort(), None, skipped, lambda _: None)
+    found = after_release.membership(plan, staged().scene, Effort(), None, None, skipped, print)
     assert found == []
     assert "share-a" in skipped["membership"]

@@ -196,3 +196,32 @@ def test_a_run_is_audited_with_its_own_plan_and_adapter(tmp_path: Path) -> None:
     assert len(found.findings) == 8
     with pytest.raises(PlanError, match="expected none with a run folder"):
         from_path(folder.path, ["rounds=3"])
+
+
+def test_a_run_that_stopped_is_audited_as_far_as_it_came(
+    tmp_path: Path, staged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedshield.audit.stage import trained_rows
+    from fedshield.engines import inprocess
+    from fedshield.runfolder import RunFolder
+
+    noise = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
+    plan, written = make(rounds=3, privacy=noise), iter((True,))
+    write = RunFolder.write_state
+
+    def stopped(self: RunFolder, state: dict[str, Any]) -> None:
+        write(self, state)
+        if state.get("privacy") and state["privacy"]["uploads"] == 1 and next(written, False):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "write_state", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            inprocess.run(plan, tmp_path / "run")
+    subject = from_path(tmp_path / "run")
+    assert subject.completed == 1
+    assert subject.privacy["uploads"] == 1
+    assert subject.released(staged().scene.host.spec) is not None
+    scene = staged().scene
+    one, all_of_them = (len(trained_rows(make(rounds=3), "bank", scene, n)) for n in (1, None))
+    assert (one, all_of_them) == (1, 3)

@@ -42,10 +42,12 @@ def membership(
     scene: Scene,
     effort: Effort,
     released: AdapterState | None,
+    rounds: int | None,
     skipped: dict[str, str],
     say: Say,
 ) -> list[Finding]:
-    """AUC and TPR at 1 % FPR of each signal, on rows that were trained on and held-out rows."""
+    """AUC and TPR at 1 % FPR of each signal, on rows that were trained on and held-out rows.
+    `rounds`: that the run of `released` completed."""
     if plan.adapter.train == "share-a":
         skipped["membership"] = "each site has an adapter of its own (share-a)"
         return []
@@ -53,7 +55,8 @@ def membership(
     if state is None:
         say("running the plan for membership inference")
         state = record(clear, scene, say=say).released.state
-    members, others = _rows(plan, scene)
+        rounds = None
+    members, others = _rows(plan, scene, rounds)
     found = _signals(plan, scene, effort, state, members, others, say)
     return [
         Finding("membership", ANY, HOLDER, f"{what}, {one.signal}", measure)
@@ -62,12 +65,12 @@ def membership(
     ]
 
 
-def _rows(plan: Plan, scene: Scene) -> tuple[list[Tokens], list[Tokens]]:
+def _rows(plan: Plan, scene: Scene, rounds: int | None) -> tuple[list[Tokens], list[Tokens]]:
     """As many rows that were trained on as there are held-out ones, of each site."""
     members: list[Tokens] = []
     others: list[Tokens] = []
     for name, data in scene.data.items():
-        used = trained_rows(plan, name, scene)
+        used = trained_rows(plan, name, scene, rounds)
         generator = np.random.default_rng(derive(plan.seed, "audit members", name))
         count = min(len(used), len(data.heldout))
         members += [used[int(at)] for at in generator.permutation(len(used))[:count]]

@@ -128,15 +128,19 @@ def record(
     return Recording(plan, members.roster, ServerView(crossings), sites, released, Truth(truth))
 
 
-def trained_rows(plan: Plan, name: str, scene: Scene) -> tuple[Tokens, ...]:
-    """The different rows of a site that the plan's rounds really take; all of them where each is
-    drawn by chance (`privacy.unit: example`), whose bound is about rows that could be."""
+def trained_rows(
+    plan: Plan, name: str, scene: Scene, rounds: int | None = None
+) -> tuple[Tokens, ...]:
+    """The different rows of a site that so many rounds (the plan's by default) really take; all of
+    its rows where each is drawn by chance (`privacy.unit: example`), whose bound is about rows
+    that could be."""
     if plan.privacy.unit == "example":
         return tuple(dict.fromkeys(scene.data[name].train))
     trainer = _trainer(plan, name, scene, {})
     batches = trainer._batches(1)
     limited = terms(plan, scene.host.spec, trainer.num_examples)
-    rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
+    if rounds is None:
+        rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
     count = rounds * plan.training.steps * plan.training.gradient_accumulation
     rows = [row for _ in range(count) for row in next(batches)]
     return tuple(dict.fromkeys(rows))

@@ -16,7 +16,8 @@ from fedshield.types import AdapterSpec, AdapterState
 
 @dataclass(frozen=True)
 class Subject:
-    """`run`: the run's folder, None for a plan; `privacy`: its epsilon and delta, if it has any."""
+    """`run`: the run's folder, None for a plan; `privacy`: its epsilon and delta so far, if it has
+    any."""
 
     plan: Plan
     run: RunFolder | None
@@ -28,15 +29,22 @@ class Subject:
         """Where the report goes by default."""
         return None if self.run is None else self.run.path / "audit"
 
-    def released(self, spec: AdapterSpec) -> AdapterState | None:
-        """The adapter of the run's last completed round; None for a plan. Raises
-        `RunFolderError` if no site has kept it."""
+    @property
+    def completed(self) -> int | None:
+        """Rounds of the run; None for a plan, or where none was completed."""
         if self.run is None:
             return None
-        completed = max((row["round"] for row in self.run.metrics()), default=0)
+        return max((row["round"] for row in self.run.metrics()), default=None)
+
+    def released(self, spec: AdapterSpec) -> AdapterState | None:
+        """The adapter of the run's last completed round; None for a plan, or where no site has
+        kept it."""
+        if self.run is None:
+            return None
+        completed = self.completed
         for site in self.plan.data.site_names():
             store = self.run.site_store(site)
-            if completed and completed in store.rounds():
+            if completed is not None and completed in store.rounds():
                 return store.load(completed, spec)[0]
         return None
 
@@ -49,6 +57,5 @@ def from_path(path: Path, overrides: Sequence[str] = ()) -> Subject:
     if overrides:
         raise PlanError("--set: expected none with a run folder, whose plan is as it was run")
     run = RunFolder.open(path)
-    summary = run.read_json("summary.json") if (path / "summary.json").is_file() else {}
-    found = summary.get("privacy") if isinstance(summary, dict) else None
+    found = run.state().get("privacy")
     return Subject(run.plan(), run, found if isinstance(found, dict) else {})

@@ -40,11 +40,13 @@ def audit(
     attacks: Sequence[str] = ATTACKS,
     effort: Effort = Effort(),
     released: Callable[[AdapterSpec], AdapterState | None] = lambda _: None,
+    rounds: int | None = None,
     privacy: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
-    finished run; without one the plan is run. Raises `PlanError` for an unknown attack."""
+    run, which completed so many `rounds`; without one the plan is run. Raises `PlanError` for an
+    unknown attack."""
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown or not attacks:
         raise PlanError(
@@ -62,7 +64,7 @@ def audit(
             skipped["tokens"] = str(error)
     if "membership" in attacks:
         findings += after_release.membership(
-            plan, scene, effort, released(scene.host.spec), skipped, say
+            plan, scene, effort, released(scene.host.spec), rounds, skipped, say
         )
     if "canaries" in attacks:
         findings += after_release.canaries(plan, scene, effort, say)

@@ -53,7 +53,9 @@ def audit(
         raise UserError("expected --out FOLDER for the report of a plan, or --json")
     effort = Effort(rounds=rounds, references=references, canaries=canaries, shadows=shadows)
     names = [name.strip() for name in attacks.split(",") if name.strip()]
-    found = attack(subject.plan, names, effort, subject.released, subject.privacy, _note)
+    found = attack(
+        subject.plan, names, effort, subject.released, subject.completed, subject.privacy, _note
+    )
     if folder is not None:
         paths = page.write(found, folder)
     if as_json:
