@@ -149,8 +149,17 @@ def _rounds(
     completed = _common_round(folder, plan)
     folder.rewind_metrics(completed)
     over = completed >= plan.rounds
-    if over and plan.privacy.unit == "none":
-        return
+
+    def log(path: Path, party: str, key: SiteKey) -> Log:
+        roster, plan_sha256 = members.roster, plan.sha256()
+        return LogFile.open(path, party, key.sign, key.public, plan_sha256, roster).append
+
+    keep_roster(folder.path, members.roster)
+    if over:
+        # What was killed after the last round has not closed this log; the entry says so.
+        log(coordinator_log(folder.path), COORDINATOR, members.coordinator)
+        if plan.privacy.unit == "none":
+            return
     if completed and not over:
         watch.note(f"going on after round {completed} of {plan.rounds}")
     current = {"round": completed}
@@ -166,12 +175,6 @@ def _rounds(
             base.device,
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
-
-    def log(path: Path, party: str, key: SiteKey) -> Log:
-        roster, plan_sha256 = members.roster, plan.sha256()
-        return LogFile.open(path, party, key.sign, key.public, plan_sha256, roster).append
-
-    keep_roster(folder.path, members.roster)
 
     def participant(name: str) -> Participant:
         stands, state, memory = standing_of(folder.site_store(name), plan, host, completed)
