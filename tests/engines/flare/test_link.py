@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.flare.link import FlareSites
+from fedshield.engines.flare.link import AT_ONCE, FlareSites
 from fedshield.plan import SpeedPlan
 
 SPEED = SpeedPlan(setup_deadline_s=1, work_deadline_s=2, message_deadline_s=1)
@@ -101,6 +101,49 @@ def test_a_late_answer_is_told_from_a_broken_line() -> None:
     assert FlareSites({"a": Proxy(late)}, SPEED).call("open", {"a": b""}).failed == {
         "a": "deadline"
     }
+
+
+def most_at_once(number: int, payload: int) -> int:
+    """How many of so many sites have a command of so many bytes at the same time."""
+    lock, now, most = threading.Lock(), 0, 0
+
+    def answer(method: str, data: bytes) -> dict[str, Any]:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        with lock:
+            now -= 1
+        return good(data[:1])
+
+    sites = FlareSites({f"s{at:02d}": Proxy(answer) for at in range(number)}, SPEED)
+    replies = sites.call("deliver", dict.fromkeys(sites.names(), bytes(payload)))
+    assert sorted(replies.ok) == list(sites.names())
+    return most
+
+
+@pytest.mark.parametrize(
+    ("payload", "at_once"), [(100, 12), (1 << 20, 8), (3 << 20, AT_ONCE), (20 << 20, AT_ONCE)]
+)
+def test_of_a_long_command_few_copies_are_under_way_at_once(payload: int, at_once: int) -> None:
+    """So that the coordinator's memory does not grow with the number of sites."""
+    assert most_at_once(12, payload) == at_once
+
+
+def test_a_site_that_had_to_wait_for_its_turn_has_its_own_deadline() -> None:
+    """Broken at once, but called after slow ones: it was not late."""
+
+    def slow(method: str, data: bytes) -> Any:
+        time.sleep(0.98)
+        return good()
+
+    def broken(method: str, data: bytes) -> Any:
+        raise OSError
+
+    proxies = {f"s{at}": Proxy(slow) for at in range(AT_ONCE)} | {"t": Proxy(broken)}
+    replies = FlareSites(proxies, SPEED).call("deliver", dict.fromkeys(proxies, bytes(9 << 20)))
+    assert replies.failed == {"t": "unreachable"}
 
 
 def test_sites_are_asked_where_they_stand_and_told_where_to_begin() -> None:

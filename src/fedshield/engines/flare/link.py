@@ -11,13 +11,18 @@ from typing import Any
 from fedshield.plan import SpeedPlan
 from fedshield.protocol.sites import Replies
 
+#: Bytes of one command that are on their way to sites at once: FLARE holds each about three times.
+IN_FLIGHT = 8 << 20
+#: Sites that are called at once in any case, so that one which does not answer holds up no other.
+AT_ONCE = 4
 #: Longest code that is believed to be one.
 _CODE = re.compile(r"[a-z-]{1,32}")
 
 
 class FlareSites:
     """`proxies`: FLARE's, by site name. Calls of one command go to all sites at once, each in a
-    thread; what is not back within its deadline counts as lost."""
+    thread, or to so many that memory does not grow with their number; what is not back within its
+    deadline counts as lost."""
 
     def __init__(self, proxies: Mapping[str, Any], deadlines: SpeedPlan) -> None:
         self._proxies = dict(sorted(proxies.items()))
@@ -30,8 +35,12 @@ class FlareSites:
     def call(
         self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
     ) -> Replies:
+        longest = max(map(len, args.values()), default=0)
         return self.each(
-            args, self._deadline_s(method), lambda proxy, data: proxy.handle(method, data)
+            args,
+            self._deadline_s(method),
+            lambda proxy, data: proxy.handle(method, data),
+            max(AT_ONCE, IN_FLIGHT // max(1, longest)),
         )
 
     def stand(self) -> Replies:
@@ -56,11 +65,14 @@ class FlareSites:
         return self._deadlines.message_deadline_s
 
     def each(
-        self, args: Mapping[str, Any], deadline_s: float, ask: Callable[[Any, Any], Any]
+        self,
+        args: Mapping[str, Any],
+        deadline_s: float,
+        ask: Callable[[Any, Any], Any],
+        at_once: int | None = None,
     ) -> Replies:
-        started = time.monotonic()
-
         def one(site: str) -> tuple[bytes, str]:
+            started = time.monotonic()
             if site not in self._proxies:
                 return b"", "absent"
             try:
@@ -70,7 +82,8 @@ class FlareSites:
                 return b"", "deadline" if late else "unreachable"
             return _checked(reply)
 
-        with ThreadPoolExecutor(max_workers=max(1, len(args))) as pool:
+        workers = max(1, min(len(args), at_once or len(args)))
+        with ThreadPoolExecutor(max_workers=workers) as pool:
             found = dict(zip(args, pool.map(one, args), strict=True))
         return Replies(
             {site: data for site, (data, code) in found.items() if not code},

@@ -19,6 +19,12 @@ from fedshield.engines.flare.provision import (
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 
+#: What keeps the coordinator's memory from growing with the number of sites. FLARE takes a buffer
+#: of a whole chunk (1 MiB by default) for every message on its way, however short; and it keeps
+#: each message's reception in mind for a minute, with a thread: an allocator's arena for each
+#: thread would hold what it freed.
+SPARING = {"NVFLARE_STREAMING_CHUNK_SIZE": str(64 * 1024), "MALLOC_ARENA_MAX": "2"}
+
 
 def start_site(kit: Path) -> NoReturn:
     """Become FLARE's client process. Raises `UserError`s before that: a kit that is not whole,
@@ -67,8 +73,7 @@ def _become(kit: Path, module: str, configuration: str, *settings: str) -> NoRet
     # Nothing from the folder that the command was typed in may be imported.
     environment.pop("PYTHONPATH", None)
     if module.endswith(".server_train"):
-        # FLARE keeps hundreds of threads; an allocator's arena for each would hold what they freed.
-        environment.setdefault("MALLOC_ARENA_MAX", "2")
+        environment = SPARING | environment
     os.chdir(workspace)
     command = [sys.executable, "-P", "-u", "-m", module, "-m", str(workspace), "-s", configuration]
     command += ["--set", "secure_train=true", *settings, "config_folder="]
