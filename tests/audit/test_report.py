@@ -194,6 +194,7 @@ def test_a_run_is_audited_with_its_own_plan_and_adapter(tmp_path: Path) -> None:
     )  # fmt: skip
     assert asked[0].sha256() == folder.read_json("summary.json")["adapter_sha256"]
     assert len(found.findings) == 8
+    assert found.skipped == {}  # settings are not looked at by this attack
     with pytest.raises(PlanError, match="expected none with a run folder"):
         from_path(folder.path, ["rounds=3"])
 

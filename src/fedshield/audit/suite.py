@@ -56,8 +56,10 @@ def audit(
     scene = prepare(plan, say)
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
-    settings = _settings(plan, skipped)
+    left_out: dict[str, str] = {}
+    settings = _settings(plan, left_out)
     if {"tokens", "properties"} & set(attacks):
+        skipped |= left_out
         try:
             findings += _updates(plan, settings, scene, attacks, effort, skipped, say)
         except ModelError as error:
