@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -238,6 +240,44 @@ def test_how_a_session_ended_is_told(federation: Any, tmp_path: Path) -> None:
         logged.fed.coordinator.round(1)
     assert entries(logged.logs()[COORDINATOR])[-1].fact.act == "stopped"
     assert problems(logged.logs(), logged.known) == []
+
+
+def test_ctrl_c_in_the_middle_of_any_entry_is_a_ctrl_c(
+    federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a log that could not be written; and the logs are whole, agree and can go on."""
+    sync, left = os.fsync, [0]
+
+    def stopped(file: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        sync(file)
+
+    for stop_at in itertools.count(1):
+        logged = Logged(federation("plain", weights="private"), tmp_path / f"{stop_at}")
+        with monkeypatch.context() as patched:
+            patched.setattr("fedshield.auditfile.os.fsync", stopped)
+            left[0] = stop_at
+            try:
+                logged.run()
+            except KeyboardInterrupt:
+                assert left[0] <= 0
+            else:
+                break
+        logged.resumed()
+        assert problems(logged.logs(), logged.known) == []
+    assert stop_at > 30
+
+
+def test_a_full_disk_at_the_coordinator_is_named(three: Logged) -> None:
+    three.resumed()
+    three.fed.coordinator.start()
+    path = three.path(COORDINATOR)
+    path.rename(path.with_suffix(".away"))
+    path.mkdir()
+    with pytest.raises(ProtocolError, match=r"cannot be written \(Is a directory\)"):
+        three.fed.coordinator.round(2)
 
 
 # -- tampering with one file -------------------------------------------------------------------

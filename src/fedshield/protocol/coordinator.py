@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from fedshield.crypto.scheme import Adder, adder, rlwe_parameters
@@ -195,14 +195,18 @@ class Coordinator:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
-        """What ends a session before its time is in the log, as long as there is time to say so."""
+        """What ends a session before its time is in the log, as long as there is time to say so.
+        A log that takes no more, full or interrupted in the middle of an entry, must not hide why
+        the session ended: the next session's first entry shows that this one was not closed."""
         try:
             yield
         except RoundFailed as failure:
-            self._calls.note("failed", details={"reason": plain_text(str(failure), 500)})
+            with suppress(ProtocolError):
+                self._calls.note("failed", details={"reason": plain_text(str(failure), 500)})
             raise
         except BaseException as error:
-            self._calls.note("stopped", details={"reason": type(error).__name__})
+            with suppress(ProtocolError):
+                self._calls.note("stopped", details={"reason": type(error).__name__})
             raise
 
     # -- summing ---------------------------------------------------------------------------
