@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ def test_a_session_that_ends_well(folder: RunFolder) -> None:
     ("error", "status", "reason"),
     [
         (KeyboardInterrupt(), "interrupted", "stopped by the user"),
+        (GeneratorExit(), "interrupted", "stopped by the user"),
         (ValueError("why " * 400), "failed", ("why " * 400)[:500]),
     ],
 )
@@ -48,6 +50,22 @@ def test_what_stops_a_session_is_kept(
         raise error
     ended = unfinished(folder)
     assert (ended["status"], ended["reason"]) == (status, reason)
+
+
+def test_ctrl_c_between_the_first_state_and_the_body(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = RunFolder.write_state, iter(range(2))
+
+    def stopped(self: RunFolder, state: dict[str, Any]) -> None:
+        write(self, state)
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_state", stopped)
+    with pytest.raises(KeyboardInterrupt), session(folder):
+        pass
+    assert folder.state()["status"] == "interrupted"
 
 
 def test_another_roster_is_refused(folder: RunFolder) -> None:

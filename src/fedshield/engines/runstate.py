@@ -20,7 +20,8 @@ def first_state(
 ) -> dict[str, Any]:
     """What a resumed run is checked against, and the counters. `charter`: the roster's, hex."""
     return {
-        "status": "running",
+        "status": "interrupted",
+        "reason": "stopped before its first session",  # until that begins
         "plan_sha256": plan.sha256(),
         "base_dir": str(plan.base_dir),
         "base_model_sha256": base.sha256,
@@ -67,12 +68,13 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
     def elapsed() -> float:
         return before_s + time.perf_counter() - started
 
-    folder.write_state(state)
     try:
+        folder.write_state(state)
         yield state, elapsed
         state["status"] = "finished"
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
+        # GeneratorExit: a Ctrl-C that came before the first line of the session's body.
+        stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
         state["status"] = "interrupted" if stopped else "failed"
         state["reason"] = "stopped by the user" if stopped else str(error)[:500]
         raise
