@@ -304,7 +304,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     running = commands.add_parser("run")
     running.add_argument("study")
-    running.add_argument("--data", type=Path, required=True)
+    running.add_argument("--data", type=lambda text: Path(text).resolve(), required=True)
     running.add_argument("--split", choices=["by-site", "iid"], default="by-site")
     running.add_argument("--methods", help="some of the study's, separated by commas")
     running.add_argument("--rates", help="some of its learning rates")

@@ -301,7 +301,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("tokens", "release", "epsilon"):
         command = commands.add_parser(name)
-        command.add_argument("--data", type=Path, required=True)
+        command.add_argument("--data", type=lambda text: Path(text).resolve(), required=True)
         command.add_argument("--only", default="")
         command.add_argument("--label", default="")
         command.add_argument("--set", action="append", default=[])
