@@ -103,15 +103,19 @@ def test_a_late_answer_is_told_from_a_broken_line() -> None:
     }
 
 
-def most_at_once(number: int, payload: int) -> int:
-    """How many of so many sites have a command of so many bytes at the same time."""
-    lock, now, most = threading.Lock(), 0, 0
+def most_at_once(number: int, payload: int, expected: int) -> int:
+    """How many of so many sites have a command of so many bytes at the same time. Each waits until
+    `expected` have it, and a moment for more; fewer would wait in vain."""
+    lock, enough, now, most = threading.Lock(), threading.Event(), 0, 0
 
     def answer(method: str, data: bytes) -> dict[str, Any]:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
+            if most >= expected:
+                enough.set()
+        enough.wait(10)
         time.sleep(0.05)
         with lock:
             now -= 1
@@ -128,7 +132,7 @@ def most_at_once(number: int, payload: int) -> int:
 )
 def test_of_a_long_command_few_copies_are_under_way_at_once(payload: int, at_once: int) -> None:
     """So that the coordinator's memory does not grow with the number of sites."""
-    assert most_at_once(12, payload) == at_once
+    assert most_at_once(12, payload, at_once) == at_once
 
 
 def test_a_site_that_had_to_wait_for_its_turn_has_its_own_deadline() -> None:
