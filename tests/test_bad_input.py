@@ -621,7 +621,7 @@ def test_bad_input_in_a_process_of_its_own(laid_out: Case, tmp_path: Path) -> No
         env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     check(laid_out, done.returncode, done.stdout, done.stderr)

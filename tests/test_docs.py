@@ -58,7 +58,7 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=600,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (tmp_path / "runs" / "tiny" / "report.html").exists()

@@ -109,7 +109,7 @@ def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:
     one_line(caught.value)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_an_alias_bomb_does_not_hang(tmp_path: Path) -> None:
     bomb = "x0: &x0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         f"x{k}: &x{k} [{', '.join([f'*x{k - 1}'] * 10)}]\n" for k in range(1, 40)

@@ -21,7 +21,7 @@ from fedshield.engines.flare.submit import _session
 from fedshield.enrolment import Allowed, Asked, Card, KeyFile, SignedRoster
 from fedshield.planfile import load_plan
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_a_target_that_cannot_be_met_makes_no_folder(tmp_path: Path) -> None:
 def fedshield(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fedshield.cli", *arguments],
-        capture_output=True, text=True, timeout=240, cwd=ROOT,
+        capture_output=True, text=True, timeout=600, cwd=ROOT,
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ SUMMARY_KEYS = {
 
 def command(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*FEDSHIELD, *map(str, arguments)], capture_output=True, text=True, timeout=240, cwd=ROOT
+        [*FEDSHIELD, *map(str, arguments)], capture_output=True, text=True, timeout=600, cwd=ROOT
     )
     assert done.returncode == code, done.stderr
     return done
@@ -345,7 +345,7 @@ def killed_run(plan: Path, out: Path, fatal: int, when: str) -> subprocess.Compl
         [sys.executable, "-c", KILLED, str(fatal), when, str(plan), str(out)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         cwd=ROOT,
     )
 
@@ -465,7 +465,7 @@ def test_ctrl_c_stops_cleanly_and_can_be_resumed(small: tuple[Path, str], tmp_pa
     while not (out / "journal" / "bank.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert f"fedshield run --resume {out}" in stderr
     assert "Traceback" not in stderr

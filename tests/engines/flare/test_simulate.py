@@ -33,7 +33,7 @@ def short_plan() -> Plan:
     return parse_plan(raw, base_dir=EXAMPLE.parent)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_both_engines_make_the_same(tmp_path: Path) -> None:
     plan = short_plan()
     alone = inprocess.run(plan, tmp_path / "alone")
