@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 # Before torch is imported: many small models on few cores run faster, and repeat, with one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As the command line has it (fedshield.cli.entry.SPINS): other work on the machine slows no test.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
 from hypothesis import settings

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 a run failed, 2 something that the user can mend, 130 sto
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -49,10 +50,17 @@ app.command()(model.generate)
 app.command()(model.export)
 
 STOPPED = 130
+#: Rounds for which an OpenMP thread of GCC's library spins before it sleeps; 300,000 by default.
+#: Where another process has one of the cores, threads that wait spinning keep the core from those
+#: that they wait for: thirty times as long for the tiny example (docs/log.md, 2026-11-27).
+SPINS = "1000"
 
 
 def main() -> None:
     """Entry point: every error that is ours becomes one line and an exit status."""
+    # Read when torch is loaded, here and in the processes that are started from here.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         # typer hands back the status of an Exit, and of a Ctrl-C (130), as a number.
         status = app(standalone_mode=False)
