@@ -125,8 +125,8 @@ def how_to_read(audit: Audit) -> Iterator[str]:
         return
     yield (
         "Chance, for tokens, is what the same attack makes of random numbers of the same size. It "
-        "is no half and no zero: some tokens are in most texts. It is measured on one draw of them: "
-        "a number a little above or below it, by about its interval, tells nothing."
+        "is no half and no zero: some tokens are in most texts. It is measured on one draw of "
+        "them: a number a little above or below it, by about its interval, tells nothing."
     )
     floor = clear.measure.chance or 0.0
     if guessed is not None:
