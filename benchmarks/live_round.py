@@ -51,7 +51,7 @@ def main() -> None:
         plan = load_plan(path, options.set)[0]
         path.write_text(plan.to_yaml())
         (folder / "consortium").mkdir()
-        with federation(folder / "consortium") as made:
+        with federation(folder / "consortium", model=plan.model.name) as made:
             for number in range(options.repeats):
                 run = made.begin(path)
                 status, said = run.end()

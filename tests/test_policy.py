@@ -97,6 +97,9 @@ def test_a_plan_of_defaults_meets_a_policy_of_defaults(tmp_path: Path) -> None:
         ({"max_rounds": 4}, {}, ["rounds"]),
         ({"model_names": ["tiny-llama"]}, {}, []),
         ({"model_names": ["another"]}, {}, ["model.name"]),
+        ({"model_path": "smollm2-135m"}, {}, ["model.name"]),
+        # Another place for it: its name says nothing.
+        ({"model_path": "/models/tiny"}, {}, []),
         ({"model_sha256": [MODEL]}, {}, []),
         ({"model_sha256": ["cd" * 32]}, {}, ["base model"]),
         ({"privacy": {"unit": "site", "max_epsilon": 3}}, {}, ["privacy"]),
@@ -135,7 +138,8 @@ def test_a_roster_of_other_quorums_or_sites_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pool_is_refused(tmp_path: Path) -> None:
-    raw = {"data": {"split": "iid", "num_sites": 4, "pool": [{"source": "sample:code"}]}}
+    data = {"split": "iid", "num_sites": 4, "pool": [{"source": "sample:code"}]}
+    raw = {"model": {"name": "tiny-llama"}, "data": data}
     found = policy_of(tmp_path).violations(parse_plan(raw, base_dir=ROOT), None, None)
     assert [line.partition(":")[0] for line in found] == ["data.split"]
 

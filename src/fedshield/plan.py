@@ -34,6 +34,10 @@ ALL_LINEAR = "all-linear"
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
+#: Base models that every installation has under the same name.
+BUILT_IN = ("smollm2-135m", "tiny-llama")
+
+
 class ModelPlan(Section):
     """The frozen base model: a hub name, a local folder, or a built-in name."""
 
@@ -296,7 +300,7 @@ class Plan(Section):
             key, _, text = str(error).partition(": expected ")
             expected, _, got = text.partition(", got ")
             raise ValueError(f"{key}|{got}|{expected}") from None
-        if self.model.quantization != "none" and self.model.name in ("smollm2-135m", "tiny-llama"):
+        if self.model.quantization != "none" and self.model.name in BUILT_IN:
             raise ValueError(
                 f"model.quantization|{self.model.quantization}|none for the built-in "
                 f"{self.model.name}"

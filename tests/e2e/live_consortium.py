@@ -37,10 +37,13 @@ def free_port() -> int:
 
 class Federation:
     """`folder` holds the coordinator's folder and each site's kit, by name. `sites`: the built-in
-    sample that each has for its data."""
+    sample that each has for its data; `model`: the built-in that all have."""
 
-    def __init__(self, folder: Path, sites: Mapping[str, str] = SITES) -> None:
+    def __init__(
+        self, folder: Path, sites: Mapping[str, str] = SITES, model: str = "tiny-llama"
+    ) -> None:
         self.folder = folder
+        self.model = model
         self.sites = sites
         self.port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -76,7 +79,7 @@ class Federation:
             found = re.search(r"SHA256:[0-9A-F:]+", said)
             fingerprint = found[0] if found else fingerprint
         for site, sample in self.sites.items():
-            policy = f"data_path: sample:{sample}\nmodel_path: tiny-llama\n"
+            policy = f"data_path: sample:{sample}\nmodel_path: {self.model}\n"
             (self.folder / site / f"{site}.policy.yaml").write_text(policy)
 
     def _for_all(self, lines: Sequence[str]) -> Iterator[str]:
@@ -261,9 +264,11 @@ def wait(done: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
 
 
 @contextlib.contextmanager
-def federation(folder: Path, sites: Mapping[str, str] = SITES) -> Iterator[Federation]:
+def federation(
+    folder: Path, sites: Mapping[str, str] = SITES, model: str = "tiny-llama"
+) -> Iterator[Federation]:
     """Made, started and connected; stopped in the end, whatever happened."""
-    made = Federation(folder, sites)
+    made = Federation(folder, sites, model)
     made.make()
     try:
         made.start()

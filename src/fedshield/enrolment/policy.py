@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr, ValidationError
 
 from fedshield.errors import PlanError, UserError
-from fedshield.plan import Plan
+from fedshield.plan import BUILT_IN, Plan
 from fedshield.plan_data import MAX_SITES, PositiveInt, Section, SourcePlan
 from fedshield.planfile import explain, read_mapping
 from fedshield.protocol.roster import Roster
@@ -169,9 +169,12 @@ class Policy(Section):
         return found
 
     def _model(self, plan: Plan, base_model_sha256: str | None) -> list[str]:
-        found, name = [], plan.model.name
+        found, name, here = [], plan.model.name, self.model_place()
         if self.model_names is not None and name not in self.model_names:
             found.append(_line("model.name", _one_of(self.model_names), name[:60], "model_names"))
+        # Names of folders and of hubs are each site's own; those of built-in models are not.
+        if name in BUILT_IN and here in BUILT_IN and name != here:
+            found.append(_line("model.name", f"{here}, which this site has", name, "model_path"))
         known, got = self.model_sha256, base_model_sha256
         if known is not None and got is not None and got not in known:
             shown = _one_of(tuple(digest[:16] for digest in known))
