@@ -10,14 +10,16 @@ from typing import Any, NoReturn
 
 # Before torch is imported: many small models on few cores run faster, and repeat, with one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# As the command line has it (fedshield.cli.entry.SPINS): other work on the machine slows no test.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
 from hypothesis import settings
 
+from fedshield.cli.entry import SPINS
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+
+# Before torch too, which none of these loads: other work on the machine slows no test.
+os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("repeatable")

@@ -32,16 +32,15 @@ YAML_FLOAT = (
 #: As a target: all linear layers but the output's.
 ALL_LINEAR = "all-linear"
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
 #: Base models that every installation has under the same name.
-BUILT_IN = ("smollm2-135m", "tiny-llama")
+SMOLLM2, TINY_LLAMA = "smollm2-135m", "tiny-llama"
+BUILT_IN = (SMOLLM2, TINY_LLAMA)
 
 
 class ModelPlan(Section):
     """The frozen base model: a hub name, a local folder, or a built-in name."""
 
-    name: Annotated[str, Field(min_length=1)] = "smollm2-135m"
+    name: Annotated[str, Field(min_length=1)] = SMOLLM2
     revision: str | None = None
     quantization: Literal["none", "8bit", "4bit"] = "none"
     config: str | None = Field(

@@ -17,10 +17,8 @@ from typing import Any
 
 from fedshield.errors import ModelError
 from fedshield.model import tiny
-from fedshield.plan import Plan
+from fedshield.plan import BUILT_IN, SMOLLM2, TINY_LLAMA, Plan
 
-SMOLLM2 = "smollm2-135m"
-BUILT_IN = (SMOLLM2, tiny.NAME)
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -98,7 +96,7 @@ def resolve_precision(plan: Plan, device: str) -> str:
     wanted = plan.training.precision
     if wanted != "auto":
         return {"bf16": "bfloat16", "fp32": "float32"}[wanted]
-    if plan.model.name == tiny.NAME:
+    if plan.model.name == TINY_LLAMA:
         return "float32"
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
@@ -123,7 +121,7 @@ def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
     name = plan.model.name
     if plan.model.quantization != "none":
         _check_quantization(plan, device)
-    if name == tiny.NAME:
+    if name == TINY_LLAMA:
         model, tokenizer = tiny.build(), tiny.tokenizer()
         digest, note = tiny.sha256(model), "random weights, for tests"
         model = model.to(dtype).to(device)
@@ -146,7 +144,7 @@ def inspect(plan: Plan) -> tuple[Any, str]:
     """The tokenizer and digest that `load` would give, of a model that is on this machine: its
     weights are hashed and not loaded, and nothing is downloaded. Raises `ModelError`."""
     name = plan.model.name
-    if name == tiny.NAME:
+    if name == TINY_LLAMA:
         return tiny.tokenizer(), tiny.sha256(tiny.build())
     folder = _folder(plan, lambda _: None, may_fetch=False)
     _check_folder(folder, name)
@@ -160,7 +158,7 @@ def load_config(plan: Plan) -> Any:
     name = plan.model.name
     if plan.model.config is not None:
         return _read_config(plan.resolve(plan.model.config), "model.config")
-    if name == tiny.NAME:
+    if name == TINY_LLAMA:
         return tiny.config()
     if name == SMOLLM2:
         fields = dict(_SMOLLM2_CONFIG)

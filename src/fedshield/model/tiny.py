@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fedshield.plan import TINY_LLAMA
 from fedshield.seeds import derive
 
-NAME = "tiny-llama"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -54,7 +54,7 @@ def build() -> Any:
             if parameter.dim() != 2:
                 continue
             # Philox, not torch's generator: the same weights on every version and platform.
-            generator = np.random.Generator(np.random.Philox(derive(0, NAME, name)))
+            generator = np.random.Generator(np.random.Philox(derive(0, TINY_LLAMA, name)))
             # Wide embeddings, so that adapters find something to steer.
             spread = 1.0 if "embed" in name else parameter.shape[1] ** -0.5
             values = generator.standard_normal(tuple(parameter.shape)) * spread
@@ -86,7 +86,7 @@ def tokenizer() -> Any:
 
 def sha256(model: Any) -> str:
     """Digest of the weights, in the order of their names."""
-    digest = hashlib.sha256(NAME.encode())
+    digest = hashlib.sha256(TINY_LLAMA.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
