@@ -93,6 +93,7 @@ def summarise(
         "plan_sha256": plan.sha256(),
         "adapter_sha256": adapter.sha256(),
         "data": {site: found.counts() for site, found in data.items()},
+        "notes": list(state.get("notes", ())),
         "versions": _versions(),
         "device": base.device,
         "precision": base.precision,

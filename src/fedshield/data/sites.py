@@ -34,7 +34,8 @@ class SiteData:
 
     `skipped_rows`: malformed, empty or with a control token; `duplicate_rows`: training rows
     equal to a held-out row; `no_response_rows`: nothing of the answer is left within max_length;
-    `truncated_rows`, `truncated_tokens`: cut at max_length.
+    `truncated_rows`, `truncated_tokens`: cut at max_length. `notes`: what else of the source was
+    not used or not as it stands, one sentence each.
     """
 
     source: str
@@ -46,6 +47,7 @@ class SiteData:
     no_response_rows: int
     truncated_rows: int
     truncated_tokens: int
+    notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Digest of the tokenised rows, in order: the same data again, or not."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedshield.data.sites import SiteData
+from fedshield.engines.workplace import run_notes
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
@@ -28,6 +29,7 @@ def first_state(
         "factors_sha256": host.factors_sha256,
         "data_sha256": {site: found.sha256() for site, found in data.items()},
         "precision": base.precision,
+        "notes": run_notes(base, data, host),
         "device": base.device,
         "charter": charter,
         "started": now(),

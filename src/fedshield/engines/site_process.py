@@ -21,7 +21,7 @@ from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
 from fedshield.engines.metrics import site_row
-from fedshield.engines.workplace import prepare, standing_of
+from fedshield.engines.workplace import prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
@@ -222,6 +222,7 @@ class SiteProcess:
             "setup_download_bytes": sum(row["download_bytes"] for row in outside),
             "wall_s": sum(row["round_s"] for row in rounds),
             "base_model_sha256": work.base.sha256,
+            "notes": run_notes(work.base, {self.name: work.data}, work.host),
             "privacy": self._spent(),
         }
         # The card may be handed on: it names the plan's source, not where the site keeps it.

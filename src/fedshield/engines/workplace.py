@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events
 from fedshield.engines.warm import compile_kernels
@@ -48,10 +50,18 @@ def prepare(
                 watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
     given = public_factors(plan, base, watch.note)
     host = AdapterHost(base.model, plan.adapter, base.sha256, given)
+    for note in run_notes(base, data, host):
+        watch.note(f"note: {note}")
     for found in data.values():
         # A target or a limit that cannot be met is refused before a run folder is made.
         terms(plan, host.spec, len(found.train))
     return base, data, host
+
+
+def run_notes(base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost) -> list[str]:
+    """What a reader of the results must know of how they came about, one sentence each."""
+    about_data = [f"{site}: {note}" for site in sorted(data) for note in data[site].notes]
+    return list(dict.fromkeys([*base.notes, *host.notes, *about_data]))
 
 
 def standing_of(

@@ -105,8 +105,11 @@ class AdapterHost:
     """One base model with one adapter, whose values are swapped as sites take turns.
 
     `given`: the factors of `adapter.factors: gradient`, from `gradient.public_factors`; None for
-    all other adapters. `factors_sha256`: their digest, '' where nothing is frozen.
+    all other adapters. `factors_sha256`: their digest, '' where nothing is frozen. `notes`: what of
+    the model gets no adapter though a reader would expect one, one sentence each.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -55,7 +55,8 @@ _SMOLLM2_CONFIG = {
 @dataclass(frozen=True)
 class BaseModel:
     """A loaded base. `precision` is 'bfloat16' or 'float32'; `note` is said wherever the model
-    is named; `sha256` is over its weights, config and tokenizer."""
+    is named; `sha256` is over its weights, config and tokenizer; `notes`: what a library warned of
+    and what of the folder is not used, one sentence each."""
 
     model: Any
     tokenizer: Any
@@ -64,6 +65,7 @@ class BaseModel:
     note: str
     device: str
     precision: str
+    notes: tuple[str, ...] = ()
 
 
 def offline() -> bool:
