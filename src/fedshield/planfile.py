@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedshield.errors import PlanError
 from fedshield.plan import RLWE_KEYS, SCHEME_PARAMETERS, YAML_FLOAT, Plan, SchemePlan
+from fedshield.plan_effect import without_effect
 
 #: What people coming from other tools type first, and where it lives here.
 _ALIASES = {
@@ -123,7 +124,8 @@ def load_plan(path: Path, overrides: Sequence[str] = ()) -> tuple[Plan, list[str
     """
     raw = read_mapping(path, "plan")
     notes = _apply_overrides(raw, overrides)
-    return parse_plan(raw, base_dir=path.resolve().parent), notes
+    plan = parse_plan(raw, base_dir=path.resolve().parent)
+    return plan, [*notes, *without_effect(plan)]
 
 
 def parse_plan(raw: dict[str, Any], *, base_dir: Path) -> Plan:

@@ -13,6 +13,7 @@ from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.plan_effect import without_effect
 from fedshield.runfolder import RunFolder, now
 
 
@@ -29,7 +30,7 @@ def first_state(
         "factors_sha256": host.factors_sha256,
         "data_sha256": {site: found.sha256() for site, found in data.items()},
         "precision": base.precision,
-        "notes": run_notes(base, data, host),
+        "notes": [*without_effect(plan), *run_notes(base, data, host)],
         "device": base.device,
         "charter": charter,
         "started": now(),

@@ -26,6 +26,7 @@ from fedshield.errors import FedShieldError, UserError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.plan_effect import without_effect
 from fedshield.privacy.terms import summarised
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
@@ -222,7 +223,10 @@ class SiteProcess:
             "setup_download_bytes": sum(row["download_bytes"] for row in outside),
             "wall_s": sum(row["round_s"] for row in rounds),
             "base_model_sha256": work.base.sha256,
-            "notes": run_notes(work.base, {self.name: work.data}, work.host),
+            "notes": [
+                *without_effect(self._plan),
+                *run_notes(work.base, {self.name: work.data}, work.host),
+            ],
             "privacy": self._spent(),
         }
         # The card may be handed on: it names the plan's source, not where the site keeps it.
