@@ -80,9 +80,7 @@ class SourcePlan(Section):
 def _left_out(fields: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Without the keys that came later, where they are unset: hashes of earlier plans stay."""
     return {
-        key: value
-        for key, value in fields.items()
-        if key not in defaults or value != defaults[key]
+        key: value for key, value in fields.items() if key not in defaults or value != defaults[key]
     }
 
 

@@ -63,9 +63,7 @@ def _one_row(batch: Any) -> Any:
         try:
             (row[name],) = batch.column(name).to_pylist()
         except UnicodeDecodeError as error:
-            return (
-                f"expected UTF-8 text in {one_line(name, 60)}, got other bytes ({error.reason})"
-            )
+            return f"expected UTF-8 text in {one_line(name, 60)}, got other bytes ({error.reason})"
     return _without_nulls(row)
 
 

@@ -26,9 +26,10 @@ from fedshield.plan_data import SourcePlan
 
 _JSON = (".jsonl", ".json")
 _TABLES = (".csv", ".tsv")
-SUFFIXES = tuple(
-    suffix + end for suffix in (*_JSON, *_TABLES) for end in ("", ".gz")
-) + (".parquet",)
+SUFFIXES = (
+    *(suffix + end for suffix in (*_JSON, *_TABLES) for end in ("", ".gz")),
+    ".parquet",
+)
 _SEPARATORS = {";": '";"', "\t": "tab", "|": '"|"'}
 # A quoted field of a CSV file may be long; its own limit is 128 KiB.
 csv.field_size_limit(16 * 1024 * 1024)

@@ -227,9 +227,7 @@ def _usual(
     )
 
 
-def _prompt(
-    fields: dict[str, Any], columns: ColumnsPlan, used: set[str]
-) -> tuple[str, str | None]:
+def _prompt(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> tuple[str, str | None]:
     """The column of the prompt, and that of the text which follows it, if any."""
     taken = {name for name in columns.model_dump().values() if name}
     inputs = [
@@ -262,9 +260,7 @@ def _prompt(
     return prompt, extra
 
 
-def _history(
-    fields: dict[str, Any], columns: ColumnsPlan, used: set[str]
-) -> tuple[Turn, ...]:
+def _history(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> tuple[Turn, ...]:
     """Alpaca's earlier rounds; they are learnt too. Text of that name is another thing."""
     name = columns.history or "history"
     value = fields.get(name)

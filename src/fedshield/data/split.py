@@ -242,7 +242,7 @@ def _dirichlet(
                 dealt[site] += mine[bounds[site] : bounds[site + 1]]
         if min(len(part) for part in dealt) > heldout:
             for part in dealt:
-                generator.shuffle(part)  # type: ignore[arg-type]
+                generator.shuffle(part)
             return dealt
     raise DataError(
         f"data.dirichlet_alpha: expected a split that leaves every site more than {heldout} rows, "

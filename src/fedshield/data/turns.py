@@ -98,9 +98,7 @@ def _turn(turn: Any, where: str) -> Turn:
     role, own_role = _role(turn, where)
     content = _content(turn, where)
     more = {
-        key: value
-        for key, value in turn.items()
-        if key not in _OWN_KEYS and carries_meaning(value)
+        key: value for key, value in turn.items() if key not in _OWN_KEYS and carries_meaning(value)
     }
     if "role" in turn and carries_meaning(turn.get("from")):
         more["from"] = turn["from"]
@@ -141,7 +139,7 @@ def _content(turn: dict[str, Any], where: str) -> str:
     content, value = turn.get("content"), turn.get("value")
     if carries_meaning(content) and carries_meaning(value) and content != value:
         raise BadRow(f"expected content or value in {where}, got both, which differ")
-    given = value if content is None or not carries_meaning(content) and value else content
+    given = value if content is None or (value and not carries_meaning(content)) else content
     if given is None:
         if carries_meaning(turn.get("tool_calls")):
             return ""

@@ -162,7 +162,9 @@ class Reader:
             (tools is not None, *(one.turns for one in texts)),
         )
         if shape not in self._dropped:
-            probes = [f"qx{place}z" if item["content"] else "" for place, item in enumerate(messages)]
+            probes = [
+                f"qx{place}z" if item["content"] else "" for place, item in enumerate(messages)
+            ]
             asked = [
                 {**item, "content": probe} for item, probe in zip(messages, probes, strict=True)
             ]
@@ -229,9 +231,7 @@ def _calls_as_written(
 
 def _functions(messages: Sequence[Message]) -> list[dict[str, Any]]:
     calls = [call for message in messages for call in message.get("tool_calls", ())]
-    functions = [
-        call.get("function", call) if isinstance(call, dict) else None for call in calls
-    ]
+    functions = [call.get("function", call) if isinstance(call, dict) else None for call in calls]
     return [function for function in functions if isinstance(function, dict)]
 
 

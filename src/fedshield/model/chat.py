@@ -58,7 +58,7 @@ class Passage:
 def use_template(tokenizer: Any, choice: str, date: datetime.date | None = None) -> str:
     """Settle the template on the tokenizer; returns 'tokenizer' or 'fallback'. `date`: what a
     template that asks for today's date is told; None: today. Raises `ModelError`."""
-    tokenizer.chat_date = date
+    tokenizer.chat_date = date or datetime.date.today()
     template = tokenizer.chat_template
     if choice == "auto" and template:
         texts = template.values() if isinstance(template, dict) else (template,)
@@ -213,7 +213,9 @@ def _answer_span(
             return None
     else:  # an answer to nothing, such as a greeting
         asked = before = ""
-    thought, content = (str(messages[turn].get(key, "")) for key in ("reasoning_content", "content"))
+    thought, content = (
+        str(messages[turn].get(key, "")) for key in ("reasoning_content", "content")
+    )
     for wanted in (thought, thought.strip(), content, content.strip()):
         shared = _shared_length(asked, upto)
         at = upto.find(wanted, max(len(before), shared - len(wanted)))
