@@ -99,12 +99,19 @@ def _name_unused(file: Any, column: str, name: str, remarks: Remarks) -> None:
             nested = metadata.schema.column(place).max_repetition_level > 0
             known = known and not nested
             values += max(count, 0) if not nested else statistics.num_values
-            blank = blank and (
-                not statistics.num_values
-                or (statistics.has_min_max and str(statistics.max).strip() == "")
-            )
+            blank = blank and _is_blank(statistics)
     if not blank:
         remarks.unused(named("column", column), name, values if known else None)
+
+
+def _is_blank(statistics: Any) -> bool:
+    """Whether part of a column has no value, or none but empty text."""
+    if not statistics.num_values:
+        return True
+    try:
+        return bool(statistics.has_min_max) and statistics.max in ("", b"")
+    except UnicodeDecodeError:
+        return False
 
 
 def hub_rows(

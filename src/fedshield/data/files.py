@@ -173,9 +173,11 @@ def _guess(path: Path) -> str:
     """The encoding that a file which is not UTF-8 most likely has."""
     opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
-        begin = file.read(4)
+        begin = file.read(64)
     if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
+    if b"\0" in begin:
+        return "utf-16-le (or utf-16-be)"
     return "cp1252 (or latin-1)"
 
 
