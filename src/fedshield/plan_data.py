@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import codecs
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
 MAX_SITES = 64
+_ESCAPING = {"unicode-escape", "raw-unicode-escape", "punycode", "idna", "utf-7", "undefined"}
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 
 
@@ -23,10 +32,25 @@ class ColumnsPlan(Section):
     response: str | None = None
     messages: str | None = None
     system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> ColumnsPlan:
+        for key in ("prompt", "input", "response", "history"):
+            value = getattr(self, key)
+            if self.messages is not None and value is not None:
+                raise ValueError(f"{key}|{value!r}|none beside messages, which hold the whole row")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _left_out(handler(self), {"history": None, "tools": None})
 
 
 class SourcePlan(Section):
-    """Where rows come from: `sample:NAME`, `hub:OWNER/NAME`, or a .jsonl/.csv/.parquet file."""
+    """Where rows come from: `sample:NAME`, `hub:OWNER/NAME`, or a JSON, CSV or Parquet file.
+    `separator` and `encoding` are of CSV and text files, also of `heldout_source`."""
 
     source: Annotated[str, Field(min_length=1)]
     split: str = "train"
@@ -34,6 +58,38 @@ class SourcePlan(Section):
     heldout_source: str | None = None
     heldout_rows: PositiveInt | None = None
     columns: ColumnsPlan | None = None
+    separator: str | None = None
+    encoding: str | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> SourcePlan:
+        mark, name = self.separator, self.encoding
+        if mark is not None and mark != "tab" and (len(mark) != 1 or mark in '"\r\n '):
+            raise ValueError(
+                f"separator|{mark!r}|the one character between columns, such as ';', or tab"
+            )
+        if name is not None and not _is_text_encoding(name):
+            raise ValueError(f"encoding|{name!r}|an encoding of text: utf-8, cp1252, utf-16, ...")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _left_out(handler(self), {"separator": None, "encoding": None})
+
+
+def _left_out(fields: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that came later, where they are unset: hashes of earlier plans stay."""
+    return {
+        key: value for key, value in fields.items() if key not in defaults or value != defaults[key]
+    }
+
+
+def _is_text_encoding(name: str) -> bool:
+    """Whether Python knows it, and it spells letters as letters (no escapes, no base64)."""
+    try:
+        return codecs.lookup(name).name not in _ESCAPING and "aä".encode(name, "replace") != b""
+    except (LookupError, ValueError):
+        return False
 
 
 SiteName = Annotated[str, Field(pattern=SITE_NAME)]
@@ -50,6 +106,7 @@ class DataPlan(Section):
     dirichlet_column: str | None = None
     heldout_rows: PositiveInt = 32
     on_bad_row: Literal["refuse", "skip"] = "refuse"
+    unused: Literal["note", "refuse"] = "note"
 
     @model_validator(mode="after")
     def _consistent(self) -> DataPlan:
@@ -87,6 +144,10 @@ class DataPlan(Section):
         if len(self.sites) > MAX_SITES:
             raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _left_out(handler(self), {"unused": "note"})
 
     def site_names(self) -> tuple[str, ...]:
         if self.split == "by-site":

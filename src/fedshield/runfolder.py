@@ -89,6 +89,16 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def chat_date(state: Mapping[str, Any]) -> datetime.date | None:
+    """The day on which a run began, by its state: what its chat template writes as today's date.
+    None in a state that has no date."""
+    started = str(state.get("chat_date") or state.get("started") or "")[:10]
+    try:
+        return datetime.date.fromisoformat(started)
+    except ValueError:
+        return None
+
+
 def default_folder(name: str) -> Path:
     """Where a run of this name goes if nobody says."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -22,7 +22,7 @@ MakePlan = Callable[..., Plan]
 def questions(plan: Plan, name: str) -> set[str]:
     source = f"sample:{name}"
     rows = read(plan, source, SourcePlan(source=source), key="x", on_bad_row="refuse").rows
-    return {row.as_messages()[0]["content"] for row in rows}
+    return {row.turns[0].content for row in rows}
 
 
 def test_so_many_rows_of_each_sample(make_plan: MakePlan) -> None:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedshield.data.rows import Row, Rows, read
+from fedshield.data.turns import Turn
 from fedshield.errors import DataError
 from fedshield.plan import Plan
 from fedshield.plan_data import SourcePlan
@@ -56,7 +57,7 @@ def jsonl(folder: Path, *rows: object, name: str = "rows.jsonl") -> Path:
 
 
 def messages(found: Rows) -> list[tuple[tuple[str, str], ...]]:
-    return [row.messages for row in found.rows]
+    return [tuple((turn.role, turn.content) for turn in row.turns) for row in found.rows]
 
 
 # -- forms ---------------------------------------------------------------------------------
@@ -69,7 +70,13 @@ def messages(found: Rows) -> list[tuple[tuple[str, str], ...]]:
         {"instruction": "What is 2 + 2?", "input": None, "output": "4"},
         {"instruction": "What is 2 + 2?", "response": "4"},
         {"prompt": "What is 2 + 2?", "response": "4", "more": [1, 2]},
-        {"prompt": " What is 2 + 2?\n", "completion": "\t4 "},
+        {"query": "What is 2 + 2?", "response": "4"},
+        {"input": "What is 2 + 2?", "output": "4"},
+        {"prompt": "What is 2 + 2?", "completion": "4", "response": None},
+        {"conversation": TURNS},
+        {"messages": json.dumps(TURNS)},
+        {"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in TURNS]},
+        {"prompt": QA[0][1], "response": "4", "messages": None},
         {"question": "What is 2 + 2?", "answer": "4"},
         {"messages": TURNS},
         {"conversations": [{"from": "human", "value": QA[0][1]}, {"from": "gpt", "value": "4"}]},
@@ -81,7 +88,8 @@ def messages(found: Rows) -> list[tuple[tuple[str, str], ...]]:
 )  # fmt: skip
 def test_every_form_is_recognised(tmp_path: Path, row: dict[str, Any]) -> None:
     found = rows_of(jsonl(tmp_path, row))
-    assert found.rows == (Row(QA, "rows.jsonl:1", "rows.jsonl"),)
+    turns = tuple(Turn(role, text) for role, text in QA)
+    assert found.rows == (Row(turns, "rows.jsonl:1", "rows.jsonl"),)
     assert found.rows[0].as_messages() == [
         {"role": "user", "content": "What is 2 + 2?"},
         {"role": "assistant", "content": "4"},
@@ -168,7 +176,7 @@ def test_csv_with_line_ends_commas_and_quotes_in_fields(tmp_path: Path) -> None:
 def test_a_long_csv_field(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text(f"prompt,response\n{'x' * 300_000},4\n")
-    assert len(rows_of(path).rows[0].messages[0][1]) == 300_000
+    assert len(rows_of(path).rows[0].turns[0].content) == 300_000
 
 
 def test_parquet_with_columns_of_text_and_of_turns(tmp_path: Path) -> None:
@@ -203,8 +211,8 @@ BAD = [
     ('{"prompt": ' + "9" * 5000 + "}", "expected a JSON object, got text that is not JSON"),
     ('["prompt", "response"]', "expected an object with named fields, got list"),
     ("null", "expected an object with named fields, got NoneType"),
-    ('{"a\\nb\\u001b": 1}', "(or messages), found columns a?b?"),
-    ("{}", "expected a prompt in one of instruction, prompt, question (or messages), found"),
+    ('{"a\\nb\\u001b": 1}', "(or messages), found columns a b"),
+    ("{}", "expected a response in one of response, output, completion, answer (or messages)"),
     ('{"text": "a", "answer": "b"}', "(or messages), found columns text, answer"),
     ('{"prompt": "a"}', "expected a response in one of response, output, completion, answer"),
     ('{"prompt": "a", "response": ""}', "expected text in response, got an empty one"),
@@ -213,14 +221,37 @@ BAD = [
     ('{"prompt": "a", "response": null}', "expected text in response, got NoneType"),
     ('{"prompt": "a", "input": 1, "response": "b"}', "expected text in input, got int"),
     ('{"prompt": "a", "response": "\\ud83d"}', "expected Unicode text in response, got half a"),
-    ('{"messages": []}', "expected a list of turns in messages"),
-    ('{"messages": "hello"}', "expected a list of turns in messages"),
-    ('{"messages": ["hello"]}', "expected role and content in every turn of messages"),
+    ('{"messages": []}', "expected a list of turns in messages, got an empty one"),
+    ('{"messages": "hello"}', "expected a list of turns in messages, got text that is no JSON"),
+    ('{"messages": {"role": "user"}}', "expected a list of turns in messages, got dict"),
+    ('{"messages": ["hello"]}', "expected role and content in turn 1 of messages, got text"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "expected a user's turn and an assis"),
     ('{"messages": [{"role": "assistant", "content": "a"}]}', "expected a user's turn and an"),
-    ('{"messages": [{"role": "robot", "content": "a"}]}', "got role 'robot'"),
-    ('{"messages": [{"role": "user", "content": " "}]}', "expected a known role and some content"),
-    ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "expected Unicode text in messa"),
+    (
+        '{"messages": [{"role": "robot", "content": "a"}]}',
+        "in turn 1 of messages, got role 'robot'",
+    ),
+    ('{"messages": [{"content": "a"}]}', "expected a role in turn 1 of messages, got keys content"),
+    ('{"messages": [{"role": "user", "content": " "}]}', "turn 1 of messages (user), got an empty"),
+    ('{"messages": [{"role": "user", "content": "\\ud83d"}]}', "expected Unicode text in turn 1"),
+    ('{"messages": [{"role": "user", "content": null}]}', "got content null (and no tool_calls)"),
+    ('{"messages": [{"role": "user", "content": 4}]}', "as the content of turn 1 of messages, got"),
+    ('{"messages": [{"role": "user"}]}', "expected content in turn 1 of messages, got keys role"),
+    (
+        '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}',
+        "expected parts of text in the content of turn 1 of messages, got a part of type 'image_url",
+    ),
+    ('{"prompt": "a", "response": "b", "response": "c"}', "the key 'response' is given twice"),
+    ('{"prompt": "a", "response": NaN}', "expected text in response, got NoneType"),
+    (
+        '{"prompt": "a", "instruction": "b", "response": "c"}',
+        "found instruction and prompt; say wh",
+    ),
+    ('{"prompt": "a", "response": "b", "output": "c"}', "found response and output; say which in"),
+    ('{"prompt": "a", "input": "b", "context": "c", "response": "d"}', "found input and context;"),
+    ('{"prompt": "a", "chosen": "b", "rejected": "c"}', "a preference set"),
+    ('{"text": "Once upon a time."}', "expected a response in one of response, output"),
+    ('{"instruction": "a", "output": "b", "history": [["c"]]}', "expected lists of question and a"),
 ]
 
 
@@ -267,9 +298,17 @@ PARQUET_TAIL = b"\xff" * 60 + (60).to_bytes(4, "little") + b"PAR1"
 @pytest.mark.parametrize(
     ("name", "raw", "says"),
     [
-        ("r.txt", b"a", "data.sites.a.source: expected a file ending in .jsonl, .jsonl.gz, .csv"),
-        ("r.jsonl", b'{"prompt": "caf\xe9"}', "r.jsonl: expected UTF-8 text, got other bytes"),
-        ("r.csv", "prompt,response\na,b".encode("utf-16"), "r.csv: expected UTF-8 text"),
+        ("r.txt", b"a", "data.sites.a.source: expected a file ending in .jsonl, .jsonl.gz, .json"),
+        (
+            "r.jsonl",
+            b'{"prompt": "caf\xe9"}',
+            "r.jsonl: expected UTF-8 text, got other bytes (invalid continuation byte); set encoding: cp",
+        ),
+        (
+            "r.csv",
+            "prompt,response\na,b".encode("utf-16"),
+            "r.csv: expected UTF-8 text, got other bytes (invalid start byte); set encoding: utf-16",
+        ),
         ("r.jsonl.gz", b"plain", "r.jsonl.gz: cannot be read (Not a gzipped file"),
         ("r.jsonl.gz", COMPRESSED[:-20], "r.jsonl.gz: cannot be read (Compressed file ended"),
         ("r.jsonl.gz", COMPRESSED[:12] + b"\xff" * 20 + COMPRESSED[32:], "cannot be read (Error"),
@@ -327,10 +366,10 @@ def test_any_row_is_read_or_named(tmp_path: Path, row: object) -> None:
     found = rows_of(jsonl(tmp_path, row, GOOD), skip=True)
     assert len(found.rows) + found.skipped == 2
     for usable in found.rows:
-        roles = [role for role, _ in usable.messages]
+        roles = [turn.role for turn in usable.turns]
         assert roles[-1] == "assistant"
         assert "user" in roles
-        assert all(text.strip() == text != "" for _, text in usable.messages)
+        assert all(turn.content.strip() for turn in usable.turns)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from fedshield.errors import ModelError
 from fedshield.model import tiny
-from fedshield.model.chat import FALLBACK_TEMPLATE, Message, Tokens, render, tokenise, use_template
+from fedshield.model.chat import (
+    FALLBACK_TEMPLATE,
+    Message,
+    Tokens,
+    passages,
+    render,
+    tokenise,
+    use_template,
+)
 
 LONG = 4096
 EOS = "<|im_end|>"
@@ -164,26 +172,110 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 def test_whatever_is_said(name: str, parts: list[str]) -> None:
     template, learnt = TEMPLATES[name]
     said = [text.strip() if name in ("llama2", "stripping") else text for text in parts[1::2]]
-    if name == "thinking":  # the answer is found by its text, from its first visible letter on
-        said = [text.lstrip() for text in said]
     assert answers(template, chat(*parts)) == [learnt.replace("X", text) for text in said]
 
 
 # -- templates that do not fit -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("template", "turns"), [(REVERSED, 2), (REVERSED, 4), (PROMPTS_FIRST, 4)])
-def test_a_template_that_reorders_turns_is_refused(template: str, turns: int) -> None:
-    with pytest.raises(ModelError) as caught:
-        answers(template, chat(*"abcd"[:turns]))
-    message = str(caught.value)
-    assert "turns one after the other" in message
-    assert message.endswith("set model.chat_template: fallback")
+@pytest.mark.parametrize("turns", [2, 4])
+def test_a_template_that_writes_answers_before_questions_is_refused(turns: int) -> None:
+    with pytest.raises(ModelError, match="does not write the last answer as it stands after the"):
+        answers(REVERSED, chat(*"abcd"[:turns]))
+
+
+#: As Qwen3's: the thought's marks stand in the last answer only, and earlier thoughts are dropped.
+LAST_THOUGHT = (
+    "{%- set ns = namespace(last=-1) %}"
+    "{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}"
+    "{%- endfor %}{%- for m in messages %}{{- '<' + m.role + '>' }}"
+    "{%- if m.role == 'assistant' and loop.index0 > ns.last %}"
+    "{{- '<think>' + (m.reasoning_content or '') + '</think>' }}{%- endif %}"
+    "{{- m.content + eos_token }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<assistant>' }}{%- endif %}"
+)
+
+
+def texts_of(template: str, messages: list[Message], **how: Any) -> list[tuple[str, list[str]]]:
+    """Each text that teaches, and what of it has loss."""
+    tokenizer = tokenizer_with(template)
+    found = passages(tokenizer, messages, **how)
+    return [(one.text, [one.text[low:high] for low, high in one.learnt]) for one in found]
+
+
+def test_an_answer_that_is_rewritten_later_has_a_text_of_its_own() -> None:
+    messages = chat("A?", "a", "B?", "b")
+    messages[1]["reasoning_content"] = "hm"
+    first = f"<user>A?{EOS}<assistant><think>hm</think>a{EOS}"
+    second = f"<user>A?{EOS}<assistant>a{EOS}<user>B?{EOS}<assistant><think></think>b{EOS}"
+    assert texts_of(LAST_THOUGHT, messages) == [
+        (first, [f"<think>hm</think>a{EOS}"]),
+        (second, [f"<think></think>b{EOS}"]),
+    ]
+    assert texts_of(LAST_THOUGHT, messages, last_only=True) == [
+        (second, [f"<think></think>b{EOS}"])
+    ]
+    # The first answer alone has loss: its own text, and not the one that rewrites it.
+    assert texts_of(LAST_THOUGHT, messages, learnt=[True, True, True, False]) == [
+        (first, [f"<think>hm</think>a{EOS}"])
+    ]
+
+
+def test_an_answer_of_several_steps_is_one_text() -> None:
+    messages = [
+        {"role": "user", "content": "A?"},
+        {"role": "assistant", "content": "look", "reasoning_content": "x"},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "a", "reasoning_content": "y"},
+    ]
+    ((_, learnt),) = texts_of(LAST_THOUGHT, messages)
+    assert learnt == [f"<think>x</think>look{EOS}", f"<think>y</think>a{EOS}"]
+
+
+def test_prompts_before_answers_are_told_apart_answer_by_answer() -> None:
+    assert texts_of(PROMPTS_FIRST, chat(*"abcd")) == [("QaAb", ["b"]), ("QaQcAbAd", ["d"])]
+
+
+def test_turns_without_loss() -> None:
+    messages = chat("A?", "a", "B?", "b")
+    ((text, learnt),) = texts_of(tiny.CHAT_TEMPLATE, messages, learnt=[True, False, True, True])
+    assert text == render(tokenizer_with(tiny.CHAT_TEMPLATE), messages)
+    assert learnt == [f"b{EOS}\n"]
+
+
+def test_a_greeting_before_any_question_is_learnt_from_its_text_on() -> None:
+    messages = [{"role": "assistant", "content": "Welcome!"}, *chat("A?", "a")]
+    assert answers(tiny.CHAT_TEMPLATE, messages) == [f"Welcome!{EOS}\n", f"a{EOS}\n"]
+
+
+def test_the_thought_is_learnt_where_asking_opens_it_otherwise() -> None:
+    template = THINKING.replace(
+        "m['content'] + eos",
+        "('<think>' + m.reasoning_content if m.reasoning_content else '') + m['content'] + eos",
+    )
+    messages = chat("A?", "a")
+    messages[1]["reasoning_content"] = "because"
+    ((_, learnt),) = texts_of(template, messages)
+    assert learnt == [f"becausea{EOS}"]
+
+
+def test_the_fallback_refuses_roles_that_it_does_not_know() -> None:
+    tokenizer = tokenizer_with(None)
+    use_template(tokenizer, "auto")
+    with pytest.raises(ModelError, match="the fallback template has no role tool"):
+        render(tokenizer, [{"role": "tool", "content": "4"}])
+
+
+def test_a_template_that_draws_at_random_is_refused() -> None:
+    tokenizer = tokenizer_with("{{ ['a', 'b'] | random }}" + tiny.CHAT_TEMPLATE)
+    with pytest.raises(ModelError, match="draws at random; set model.chat_template: fallback"):
+        use_template(tokenizer, "auto")
+    assert use_template(tokenizer, "fallback") == "fallback"
 
 
 def test_a_template_that_leaves_the_answer_out_is_refused() -> None:
     hiding = THINKING.replace("m['content']", "('' if m['role'] == 'assistant' else m['content'])")
-    with pytest.raises(ModelError, match="fallback"):
+    with pytest.raises(ModelError, match="does not write the last answer as it stands"):
         answers(hiding, chat("question", "answer"))
 
 
@@ -191,10 +283,9 @@ def test_a_template_that_refuses_the_roles_says_which() -> None:
     with pytest.raises(ModelError) as caught:
         answers(NO_SYSTEM, chat("Hi", "Hello!", system="Be kind."))
     message = str(caught.value)
-    assert "['system', 'user', 'assistant']" in message
-    assert "System role not supported" in message
-    assert message.endswith("set model.chat_template: fallback")
-    assert "\n" not in message
+    assert message == (
+        "the chat template refuses the turns system, user, assistant (System role not supported)"
+    )
 
 
 # -- the fallback, and tokens longer than a letter -----------------------------------------

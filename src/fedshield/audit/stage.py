@@ -7,6 +7,7 @@ are fresh. Whoever runs an audit needs what running the plan needs: all sites' d
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,13 +74,16 @@ class Recording:
         return CoalitionView(self.server, tuple(self.sites[name] for name in names))
 
 
-def prepare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Scene:
-    """Load what the plan names. Raises `UserError`s like a run."""
+def prepare(
+    plan: Plan, say: Callable[[str], None] = lambda _: None, date: datetime.date | None = None
+) -> Scene:
+    """Load what the plan names. `date`: today's, for a chat template that writes it.
+    Raises `UserError`s like a run."""
     if plan.speed.threads is not None:
         torch.set_num_threads(plan.speed.threads)
     say(f"loading {plan.model.name}")
     base = load(plan, say)
-    use_template(base.tokenizer, plan.model.chat_template)
+    use_template(base.tokenizer, plan.model.chat_template, date)
     data = load_sites(plan, base.tokenizer, say)
     given = public_factors(plan, base, say)
     return Scene(base, data, AdapterHost(base.model, plan.adapter, base.sha256, given))

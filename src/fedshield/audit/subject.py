@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
-from fedshield.runfolder import RunFolder
+from fedshield.runfolder import RunFolder, chat_date
 from fedshield.types import AdapterSpec, AdapterState
 
 
@@ -28,6 +29,11 @@ class Subject:
     def folder(self) -> Path | None:
         """Where the report goes by default."""
         return None if self.run is None else self.run.path / "audit"
+
+    @property
+    def date(self) -> datetime.date | None:
+        """The day on which the run began; None for a plan."""
+        return None if self.run is None else chat_date(self.run.state())
 
     @property
     def completed(self) -> int | None:

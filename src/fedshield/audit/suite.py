@@ -7,6 +7,7 @@ adapter whatever the scheme, up to rounding, so they are made once, in the clear
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,17 +44,18 @@ def audit(
     rounds: int | None = None,
     privacy: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    date: datetime.date | None = None,
 ) -> Audit:
     """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
-    run, which completed so many `rounds`; without one the plan is run. Raises `PlanError` for an
-    unknown attack."""
+    run, which completed so many `rounds`; without one the plan is run. `date`: the
+    day on which the run began. Raises `PlanError` for an unknown attack."""
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown or not attacks:
         raise PlanError(
             f"--attacks: expected some of {', '.join(ATTACKS)}, got "
             f"{', '.join(unknown) or 'none'}; separate them by commas"
         )
-    scene = prepare(plan, say)
+    scene = prepare(plan, say, date)
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
     left_out: dict[str, str] = {}

@@ -54,7 +54,14 @@ def audit(
     effort = Effort(rounds=rounds, references=references, canaries=canaries, shadows=shadows)
     names = [name.strip() for name in attacks.split(",") if name.strip()]
     found = attack(
-        subject.plan, names, effort, subject.released, subject.completed, subject.privacy, _note
+        subject.plan,
+        names,
+        effort,
+        subject.released,
+        subject.completed,
+        subject.privacy,
+        _note,
+        subject.date,
     )
     if folder is not None:
         paths = page.write(found, folder)

@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from fedshield import __version__
-from fedshield.cli import audit, bench, consortium, doctor, log, model, plan, roster, run, site
+from fedshield.cli import (
+    audit,
+    bench,
+    consortium,
+    data,
+    doctor,
+    log,
+    model,
+    plan,
+    roster,
+    run,
+    site,
+)
 from fedshield.cli.words import err_console, out_console
 from fedshield.errors import FedShieldError, UserError
 
@@ -46,6 +58,7 @@ app.command()(consortium.submit)
 app.command()(consortium.status)
 app.command()(run.run)
 app.command()(plan.plan)
+app.command()(data.data)
 app.command()(model.generate)
 app.command()(model.export)
 

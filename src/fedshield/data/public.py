@@ -12,7 +12,7 @@ import numpy as np
 
 from fedshield.data import samples
 from fedshield.data.rows import read
-from fedshield.data.sites import control_tokens
+from fedshield.data.usable import control_tokens
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, tokenise
 from fedshield.plan import Plan
@@ -39,7 +39,7 @@ def public_rows(plan: Plan, tokenizer: Any) -> tuple[Tokens, ...]:
         found: list[Tokens] = []
         for place in order:
             row = rows[int(place)]
-            if any(marks.search(content) for _, content in row.messages):
+            if any(marks.search(turn.content) for turn in row.turns):
                 continue
             tokens = tokenise(tokenizer, row.as_messages(), plan.training.max_length)
             if tokens.num_response:

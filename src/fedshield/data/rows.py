@@ -1,53 +1,55 @@
-"""Rows from files, hub sets and the built-in samples, each with the place it came from.
+"""Rows of a source as conversations, each with the place it came from.
 
 A row that cannot be used is named by file and line. What happens then is the plan's choice:
-`refuse` stops before anything is trained, `skip` leaves it out and counts it.
+`refuse` stops before anything is trained, `skip` leaves it out and counts it. A row in which two
+columns could be the prompt (or the answer) is such a row: which one is meant is not guessed.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from fedshield.data import samples
+from fedshield.data.files import BadRow, raw_rows
+from fedshield.data.remarks import Remarks, carries_meaning, named
+from fedshield.data.turns import Turn, list_in, read_turns, round_of, texts_in, unicode_text
 from fedshield.errors import DataError
-from fedshield.model.base import offline
 from fedshield.model.chat import Message
+from fedshield.notes import one_line
 from fedshield.plan import Plan
 from fedshield.plan_data import ColumnsPlan, SourcePlan
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
-_PROMPTS = ("instruction", "prompt", "question")
+_PROMPTS = ("instruction", "prompt", "question", "query")
 _RESPONSES = ("response", "output", "completion", "answer")
-_TURNS = ("messages", "conversations")
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-# A quoted field of a CSV file may be long; its own limit is 128 KiB.
-csv.field_size_limit(16 * 1024 * 1024)
+_INPUTS = ("input", "context")
+_TURNS = ("messages", "conversations", "conversation")
+_BESIDE = ("system", "tools", "history")
+_USUAL = {*_PROMPTS, *_RESPONSES, *_INPUTS, *_TURNS, *_BESIDE, "chosen", "rejected"}
+AFTER_LAST = "turns after the last answer are not used: nothing in them is learnt"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A usable example. `label`: the value of the column that a Dirichlet split asks for."""
+    """A usable example. `label`: the value of the column that a Dirichlet split asks for. `tools`:
+    the JSON text of a list, or ''."""
 
-    messages: tuple[tuple[str, str], ...]
+    turns: tuple[Turn, ...]
     where: str
     label: str
+    tools: str = ""
+
+    @property
+    def said(self) -> tuple[tuple[Turn, ...], str]:
+        """What is said: equal for equal rows, wherever they come from."""
+        return self.turns, self.tools
 
     def as_messages(self) -> list[Message]:
-        return [{"role": role, "content": content} for role, content in self.messages]
+        return [turn.as_message() for turn in self.turns]
+
+    def as_tools(self) -> list[Any] | None:
+        return json.loads(self.tools) if self.tools else None
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,6 @@ class Rows:
     first_skipped: str
 
 
-class _BadRow(Exception):
-    pass
-
-
 def read(
     plan: Plan,
     source: str,
@@ -71,221 +69,258 @@ def read(
     key: str,
     on_bad_row: Literal["refuse", "skip"],
     label_column: str | None = None,
+    remarks: Remarks | None = None,
 ) -> Rows:
-    """All usable rows of `source`. `key` names the plan key in errors. Raises `DataError`."""
+    """All usable rows of `source`.
+
+    Args:
+        settings: of the plan's source; where rows are held out in a file of their own, also theirs.
+        key: the plan key of `source`, for errors.
+        on_bad_row: whether a row that cannot be used is an error.
+        label_column: the column that a Dirichlet split asks for.
+        remarks: told of what is not used.
+
+    Raises:
+        DataError: the source cannot be read, has no usable row, or a bad one that is refused.
+    """
+    told = Remarks() if remarks is None else remarks
+    columns = settings.columns or ColumnsPlan()
+    asked = {*_USUAL, *(name for name in columns.model_dump().values() if name)}
+    asked |= {label_column} if label_column else set()
     good: list[Row] = []
     skipped, first = 0, ""
-    for where, raw in _raw_rows(plan, source, settings.split, key):
+    raw = raw_rows(plan, source, settings, key=key, columns=asked, remarks=told)
+    for where, fields in raw:
         try:
-            if isinstance(raw, _BadRow):
-                raise raw
-            row = _row(raw, where, settings.columns or ColumnsPlan(), label_column, source)
-        except _BadRow as bad:
-            if on_bad_row == "refuse":
-                raise DataError(
-                    f"{where}: {bad}; mend the row, or set data.on_bad_row: skip"
-                ) from None
+            if isinstance(fields, BadRow):
+                raise fields
+            row, used = _row(fields, where, columns, label_column, source, told)
+        except BadRow as bad:
+            skip_or_refuse(where, bad, on_bad_row)
             skipped += 1
             first = first or f"{where}: {bad}"
             continue
+        for name in fields:
+            if name not in used and carries_meaning(fields[name]):
+                told.unused(named("column", name), where)
         good.append(row)
     if not good:
         raise DataError(
-            f"{key}: expected rows in {_line(source)}, got "
+            f"{key}: expected rows in {one_line(source)}, got "
             + (f"{skipped} unusable ones ({first})" if skipped else "none")
             + "; check the file and data columns"
         )
     return Rows(tuple(good), skipped, first)
 
 
-# -- sources -------------------------------------------------------------------------------
-
-
-def _raw_rows(plan: Plan, source: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
-    if source.startswith("sample:"):
-        try:
-            sample = samples.path(source.removeprefix("sample:"))
-        except DataError as error:
-            raise DataError(f"{key}: {error}") from None
-        yield from _jsonl(sample, source)
-    elif source.startswith("hub:"):
-        yield from _hub(source.removeprefix("hub:"), split, key)
-    else:
-        path, shown = plan.resolve(source), _line(source)
-        if path.is_dir():
-            raise DataError(f"{key}: expected a data file, got the folder {shown}; name a file")
-        if not path.exists():
-            raise DataError(f"{key}: expected a data file, found none at {shown}; check the path")
-        if not path.name.endswith(SUFFIXES):
-            raise DataError(
-                f"{key}: expected a file ending in {', '.join(SUFFIXES)}, got {_line(path.name)}; "
-                "convert it"
-            )
-        kind = path.name.removesuffix(".gz").rpartition(".")[2]
-        reader = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[kind]
-        yield from reader(path, _line(path.name))
-
-
-def _lines(path: Path, name: str) -> Iterator[str]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name}: expected UTF-8 text, got other bytes ({error.reason}); convert the file"
-        ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: cannot be read ({error}); check the file") from None
-
-
-def _jsonl(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(_lines(path, name), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield where, _BadRow(f"expected a JSON object, got text that is not JSON ({error})")
-
-
-def _csv(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(_lines(path, name), strict=True)
-    try:
-        header = reader.fieldnames or ()
-        if len(set(header)) < len(header):
-            raise DataError(f"{name}: expected every column once, got {_list(header)}; mend it")
-        for row in reader:
-            where = f"{name}:{reader.line_num}"
-            if None in row or None in row.values():
-                yield where, _BadRow(f"expected {len(header)} fields, got another number")
-            else:
-                yield where, row
-    except csv.Error as error:
-        raise DataError(
-            f"{name}:{reader.line_num}: expected CSV with a header, but {error}; mend the file"
-        ) from None
-
-
-def _parquet(path: Path, name: str) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{name}: row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        problem = _line(str(error).partition("\n")[0])
-        raise DataError(f"{name}: expected a Parquet file, but {problem}; convert it") from None
-
-
-def _hub(name: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        config = datasets.DownloadConfig(local_files_only=offline())
-        loaded = datasets.load_dataset(name, split=split, download_config=config)
-    except Exception as error:
-        first = _line(str(error).partition("\n")[0])
-        hint = (
-            "HF_HUB_OFFLINE is set and it is not cached"
-            if offline()
-            else "check the name, the split and the network"
-        )
-        raise DataError(
-            f"{key}: expected the hub data set {name} (split {split}), got "
-            f"{type(error).__name__}: {first}; {hint}"
-        ) from None
-    for number, row in enumerate(loaded, start=1):
-        yield f"hub:{name}: row {number}", row
+def skip_or_refuse(where: str, bad: BadRow, on_bad_row: Literal["refuse", "skip"]) -> None:
+    """Raises `DataError` for a bad row that the plan does not skip."""
+    if on_bad_row == "refuse":
+        raise DataError(f"{where}: {bad}; mend the row, or set data.on_bad_row: skip")
 
 
 # -- forms ---------------------------------------------------------------------------------
 
 
-def _row(raw: Any, where: str, columns: ColumnsPlan, label_column: str | None, source: str) -> Row:
-    if not isinstance(raw, dict):
-        raise _BadRow(f"expected an object with named fields, got {type(raw).__name__}")
-    label = source
+def _row(
+    fields: Any,
+    where: str,
+    columns: ColumnsPlan,
+    label_column: str | None,
+    source: str,
+    remarks: Remarks,
+) -> tuple[Row, set[str]]:
+    """The row, and the columns that it is made of."""
+    if not isinstance(fields, dict):
+        raise BadRow(f"expected an object with named fields, got {type(fields).__name__}")
+    label, used = source, set[str]()
     if label_column is not None:
-        if raw.get(label_column) is None:
-            raise _BadRow(f"expected the column {label_column} to split by, found none")
-        label = str(raw[label_column])
-    turns = columns.messages or next((name for name in _TURNS if name in raw), None)
-    prompt_given = columns.prompt or columns.response
-    if turns is not None and (columns.messages or not prompt_given):
-        return Row(_turns(raw, turns), where, label)
-    prompt_name = columns.prompt or _first(raw, _PROMPTS, "a prompt")
-    response_name = columns.response or _first(raw, _RESPONSES, "a response")
-    prompt = _text(raw, prompt_name, required=True)
-    extra = _text(raw, columns.input or "input", required=columns.input is not None)
-    system = _text(raw, columns.system or "system", required=columns.system is not None)
-    response = _text(raw, response_name, required=True)
-    user = f"{prompt}\n\n{extra}" if extra else prompt
-    messages = [("user", user), ("assistant", response)]
-    return Row((("system", system), *messages) if system else tuple(messages), where, label)
+        if fields.get(label_column) is None:
+            raise BadRow(f"expected the column {label_column} to split by, found none")
+        label = str(fields[label_column])
+        used.add(label_column)
+    name = _turns_column(fields, columns)
+    if name is not None:
+        turns = read_turns(fields.get(name), name)
+        used.add(name)
+    else:
+        turns = _question_and_answer(fields, columns, used)
+    turns = _with_system(turns, fields, columns, used)
+    tools = _tools(fields, columns, used)
+    last = max((k for k, turn in enumerate(turns, 1) if turn.role == "assistant"), default=0)
+    cut, turns = last < len(turns), turns[:last]
+    shown = name or "the row"
+    if not {"user", "tool"} & {turn.role for turn in turns} or not last:
+        raise BadRow(f"expected a user's turn and an assistant's answer in {shown}")
+    if not any(turn.learnt for turn in turns if turn.role == "assistant"):
+        raise BadRow(f"expected an answer with loss in {shown}, got weight 0 on all")
+    if cut:
+        remarks.row(AFTER_LAST, where)
+    return Row(turns, where, label, tools), used
 
 
-def _first(raw: dict[str, Any], names: tuple[str, ...], what: str) -> str:
-    for name in names:
-        if name in raw:
-            return name
-    raise _BadRow(
-        f"expected {what} in one of {', '.join(names)} (or messages), found columns {_list(raw)}"
+def _turns_column(fields: dict[str, Any], columns: ColumnsPlan) -> str | None:
+    """The column of turns, or None for a row of question and answer."""
+    if columns.messages or columns.prompt or columns.response:
+        return columns.messages
+    present = [name for name in _TURNS if carries_meaning(fields.get(name))]
+    _only_one(fields, present, "column of turns", "messages")
+    if present:
+        return present[0]
+    # An empty list of turns says more in an error than a prompt that is not there.
+    empty = [name for name in _TURNS if name in fields]
+    return empty[0] if empty and not any(name in fields for name in _PROMPTS) else None
+
+
+def _only_one(fields: dict[str, Any], names: list[str], what: str, key: str) -> None:
+    if len({json.dumps(fields[name], default=str) for name in names}) > 1:
+        raise BadRow(
+            f"expected one {what}, found {' and '.join(names)}; say which in columns.{key}"
+        )
+
+
+def _question_and_answer(
+    fields: dict[str, Any], columns: ColumnsPlan, used: set[str]
+) -> tuple[Turn, ...]:
+    response = columns.response or _usual(fields, _RESPONSES, "a response", "response", used)
+    prompt, extra = _prompt(fields, columns, used)
+    used |= {prompt, response}
+    if isinstance(fields.get(prompt), list) and isinstance(fields.get(response), list):
+        # TRL's form: only the completion is learnt.
+        asked = tuple(
+            Turn(turn.role, turn.content, False, turn.more)
+            for turn in read_turns(fields[prompt], prompt)
+        )
+        return (*asked, *read_turns(fields[response], response))
+    question = _text(fields, prompt, required=True)
+    answer = _text(fields, response, required=True)
+    more = ""
+    if extra is not None:
+        used.add(extra)
+        more = _text(fields, extra, required=False)
+    user = f"{question}\n\n{more}" if more.strip() else question
+    return (
+        *_history(fields, columns, used),
+        Turn("user", user),
+        Turn("assistant", answer),
     )
 
 
-def _list(names: Iterable[str]) -> str:
-    return _line(", ".join(list(names)[:8])) or "none"
+def _usual(
+    fields: dict[str, Any], names: tuple[str, ...], what: str, key: str, used: set[str]
+) -> str:
+    """The one column of `names` that says something. Raises `BadRow` for none, and for two."""
+    present = [name for name in names if carries_meaning(fields.get(name))]
+    _only_one(fields, present, f"column for {what}", key)
+    if present:
+        used |= set(present)
+        return present[0]
+    empty = [name for name in names if name in fields]
+    if empty:
+        return empty[0]
+    hint = ""
+    if {"chosen", "rejected"} <= fields.keys():
+        hint = ": a preference set; to learn the chosen answers say so in columns"
+    raise BadRow(
+        f"expected {what} in one of {', '.join(names)} (or messages), found columns "
+        f"{_list(fields)}{hint}"
+    )
 
 
-def _line(text: str) -> str:
-    """Text of a file's or a library's making, as it can stand in a one-line message."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:160]
+def _prompt(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> tuple[str, str | None]:
+    """The column of the prompt, and that of the text which follows it, if any."""
+    taken = {name for name in columns.model_dump().values() if name}
+    inputs = [
+        name
+        for name in _INPUTS
+        if name not in taken
+        and carries_meaning(fields.get(name))
+        # The usual name of a retrieved text is also that of lists and structs, which are not it.
+        and (name == "input" or isinstance(fields[name], str))
+    ]
+    extra = columns.input
+    if extra is not None and extra not in fields:
+        raise BadRow(f"expected the column {extra}, found columns {_list(fields)}")
+    prompts = [name for name in _PROMPTS if carries_meaning(fields.get(name))]
+    if columns.prompt is not None:
+        prompt = columns.prompt
+    elif prompts in (["instruction", "question"], ["instruction", "query"]) and not (
+        inputs or extra or fields["instruction"] == fields[prompts[1]]
+    ):
+        # What to do, and what to do it with.
+        return prompts[0], prompts[1]
+    elif not prompts and inputs == ["input"] and not any(name in fields for name in _PROMPTS):
+        return "input", extra
+    else:
+        prompt = _usual(fields, _PROMPTS, "a prompt", "prompt", used)
+    if extra is None:
+        _only_one(fields, inputs, "column to follow the prompt", "input")
+        used |= set(inputs)
+        extra = inputs[0] if inputs else None
+    return prompt, extra
 
 
-def _text(raw: dict[str, Any], name: str, *, required: bool) -> str:
-    value = raw.get(name)
+def _history(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> tuple[Turn, ...]:
+    """Alpaca's earlier rounds; they are learnt too. Text of that name is another thing."""
+    name = columns.history or "history"
+    value = fields.get(name)
+    as_json = isinstance(value, str) and value.lstrip().startswith("[[")
+    if not carries_meaning(value) or not (columns.history or as_json or isinstance(value, list)):
+        return ()
+    used.add(name)
+    rounds = list_in(value, name, "rounds")
+    if all(isinstance(turn, dict) for turn in rounds):
+        return read_turns(rounds, name)
+    return tuple(turn for pair in rounds for turn in round_of(pair, name))
+
+
+def _with_system(
+    turns: tuple[Turn, ...], fields: dict[str, Any], columns: ColumnsPlan, used: set[str]
+) -> tuple[Turn, ...]:
+    name = columns.system or "system"
+    if columns.system is not None and name not in fields:
+        raise BadRow(f"expected the column {name}, found columns {_list(fields)}")
+    if name in used:
+        return turns
+    system = _text(fields, name, required=False)
+    used.add(name)
+    if not system.strip():
+        return turns
+    if turns[0].role in ("system", "developer"):
+        if turns[0].content != system:
+            raise BadRow(f"expected one system text, got one in {name} and one in the turns")
+        return turns
+    return (Turn("system", system), *turns)
+
+
+def _tools(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> str:
+    name = columns.tools or "tools"
+    value = fields.get(name)
+    as_text = isinstance(value, str) and not value.lstrip().startswith("[")
+    if name in used or not carries_meaning(value) or (as_text and columns.tools is None):
+        return ""
+    used.add(name)
+    tools = list_in(value, name, "tools")
+    if not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"expected a list of objects in {name}, got something else in it")
+    for text in texts_in(tools):
+        unicode_text(text, name)
+    try:
+        return json.dumps(tools, ensure_ascii=False) if tools else ""
+    except TypeError as error:
+        raise BadRow(f"expected text, numbers and lists in {name}, but {error}") from None
+
+
+def _list(names: Collection[str]) -> str:
+    return one_line(", ".join(list(map(str, names))[:8]), 160) or "none"
+
+
+def _text(fields: dict[str, Any], name: str, *, required: bool) -> str:
+    value = fields.get(name)
     if value is None and not required:
         return ""
     if not isinstance(value, str):
-        raise _BadRow(f"expected text in {name}, got {type(value).__name__}")
+        raise BadRow(f"expected text in {name}, got {type(value).__name__}")
     if required and not value.strip():
-        raise _BadRow(f"expected text in {name}, got an empty one")
-    return _unicode(value, name)
-
-
-def _unicode(text: str, name: str) -> str:
-    """The text, stripped. JSON can spell half a character, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _BadRow(f"expected Unicode text in {name}, got half a surrogate pair") from None
-    return text.strip()
-
-
-def _turns(raw: dict[str, Any], name: str) -> tuple[tuple[str, str], ...]:
-    turns = raw.get(name)
-    if not isinstance(turns, list) or not turns:
-        raise _BadRow(f"expected a list of turns in {name}")
-    found: list[tuple[str, str]] = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise _BadRow(f"expected role and content in every turn of {name}")
-        role = _ROLES.get(str(turn.get("role", turn.get("from"))))
-        content = turn.get("content", turn.get("value"))
-        if role is None or not isinstance(content, str) or not content.strip():
-            raise _BadRow(
-                f"expected a known role and some content in every turn of {name}, got role "
-                f"{str(turn.get('role', turn.get('from')))[:20]!r}"
-            )
-        found.append((role, _unicode(content, name)))
-    if found[-1][0] != "assistant":
-        found = found[: max((k + 1 for k, t in enumerate(found) if t[0] == "assistant"), default=0)]
-    if len(found) < 2 or "user" not in {role for role, _ in found}:
-        raise _BadRow(f"expected a user's turn and an assistant's answer in {name}")
-    return tuple(found)
+        raise BadRow(f"expected text in {name}, got an empty one")
+    return unicode_text(value, name)

@@ -11,7 +11,7 @@ from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost, ordinary
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
-from fedshield.runfolder import RunFolder
+from fedshield.runfolder import RunFolder, chat_date
 from fedshield.types import AdapterState
 
 
@@ -55,7 +55,7 @@ def open_finished(
             f"{path}: expected the run's base model {str(expected)[:16]}, got {base.sha256[:16]}; "
             "use the same model files"
         )
-    use_template(base.tokenizer, plan.model.chat_template)
+    use_template(base.tokenizer, plan.model.chat_template, chat_date(folder.state()))
     host = AdapterHost(base.model, ordinary(plan.adapter), base.sha256)
     try:
         tensors = load_file(weights)

@@ -36,7 +36,7 @@ from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
-from fedshield.runfolder import RunFolder, write_atomic
+from fedshield.runfolder import RunFolder, chat_date, write_atomic
 
 # -- running -------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def resume(
                 "--engine flare, or submit --resume where it was submitted"
             )
         plan = folder.plan()
-        base, data, host = prepare(plan, watch)
+        base, data, host = prepare(plan, watch, date=chat_date(state))
         for key, now in (("base_model_sha256", base.sha256), ("precision", base.precision)):
             if state[key] != now:
                 raise RunFolderError(

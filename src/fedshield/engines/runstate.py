@@ -12,6 +12,7 @@ from fedshield.engines.workplace import run_notes
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
+from fedshield.model.chat import date_in
 from fedshield.plan import Plan
 from fedshield.plan_effect import without_effect
 from fedshield.runfolder import RunFolder, now
@@ -32,6 +33,7 @@ def first_state(
         "precision": base.precision,
         "notes": [*without_effect(plan), *run_notes(base, data, host)],
         "device": base.device,
+        "chat_date": None if (date := date_in(base.tokenizer)) is None else date.isoformat(),
         "charter": charter,
         "started": now(),
         "sessions": 0,

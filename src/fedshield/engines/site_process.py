@@ -31,7 +31,14 @@ from fedshield.privacy.terms import summarised
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
-from fedshield.runfolder import RunFolder, append_rows, read_rows, write_atomic, write_rows
+from fedshield.runfolder import (
+    RunFolder,
+    append_rows,
+    chat_date,
+    read_rows,
+    write_atomic,
+    write_rows,
+)
 
 #: Beside a site's adapters: one object a round, and one of round 0 for what crossed outside.
 ROWS = "rounds.jsonl"
@@ -108,7 +115,8 @@ class SiteProcess:
     def _loaded(self) -> Work:
         if self._work is None:
             here = self._admission.local(self._plan)
-            base, data, host = prepare(here, self._events, only=self.name)
+            date = chat_date(self._folder.state())
+            base, data, host = prepare(here, self._events, only=self.name, date=date)
             party = self._admission.admit(self._plan, base.sha256)
             self._check_same(base, data[self.name], host)
             self._work = Work(party, base, data[self.name], host)

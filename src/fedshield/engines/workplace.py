@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 
 from fedshield.data.sites import SiteData, load_sites
@@ -21,10 +22,11 @@ from fedshield.types import AdapterState, SiteMemory
 
 
 def prepare(
-    plan: Plan, watch: Events, only: str | None = None
+    plan: Plan, watch: Events, only: str | None = None, date: datetime.date | None = None
 ) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
-    """The base model, the data of every site (or of `only` one), and the adapter's host. Raises
-    `UserError`s for whatever of plan, model and data cannot be run."""
+    """The base model, the data of every site (or of `only` one), and the adapter's host. `date`:
+    what a chat template that writes today's date is told; None: today. Raises `UserError`s for
+    whatever of plan, model and data cannot be run."""
     if plan.speed.threads is not None:
         import torch
 
@@ -35,7 +37,7 @@ def prepare(
         packing = parameters_of(plan)
         compile_kernels(packing)
     base = load(plan, watch.note)
-    if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
+    if use_template(base.tokenizer, plan.model.chat_template, date) == "fallback":
         watch.note("chat template: the stated fallback (User: / Assistant:)")
     longest = getattr(base.model.config, "max_position_embeddings", None)
     if longest is not None and plan.training.max_length > longest:

@@ -153,6 +153,14 @@ def inspect(plan: Plan) -> tuple[Any, str]:
     return _tokenizer(folder, name), folder_sha256(folder)
 
 
+def load_tokenizer(plan: Plan) -> Any:
+    """The tokenizer that `load` would give, of a model that is on this machine; its weights need
+    not be. Raises `ModelError`."""
+    if plan.model.name == TINY_LLAMA:
+        return tiny.tokenizer()
+    return _tokenizer(_folder(plan, lambda _: None, may_fetch=False), plan.model.name)
+
+
 def load_config(plan: Plan) -> Any:
     """The model's Hugging Face config, without its weights. Raises `ModelError`."""
     from transformers import AutoConfig

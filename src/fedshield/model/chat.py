@@ -1,25 +1,32 @@
 """Conversations as the model's text: the tokenizer's chat template, or a stated fallback.
 
 Loss is on the assistant's turns only. Where a turn's answer lies is found in the rendered text
-and carried to tokens by the tokenizer's offsets, so that it holds for any template.
+and carried to tokens by the tokenizer's offsets, so that it holds for any template. Texts are
+written as they stand: what a template trims or leaves out is the template's doing.
 """
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedshield.errors import ModelError
+from fedshield.model.clock import at_date, writes_chance, writes_date
+from fedshield.notes import one_line
 
-Message = dict[str, str]
+#: `role` and `content`, and whatever else the template may write of a turn.
+Message = dict[str, Any]
 
 #: Used when the tokenizer has no template, or the plan says `chat_template: fallback`. It asks
 #: with no space at the end: many tokenizers make one token of a space and the word after it.
 FALLBACK_TEMPLATE = (
     "{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token + '\\n' }}"
-    "{% elif m['role'] == 'system' %}{{ m['content'] + '\\n' }}"
-    "{% else %}{{ 'User: ' + m['content'] + '\\n' }}{% endif %}"
+    "{% elif m['role'] in ('system', 'developer') %}{{ m['content'] + '\\n' }}"
+    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] + '\\n' }}"
+    "{% else %}{{ raise_exception('the fallback template has no role ' + m['role']) }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
@@ -38,9 +45,28 @@ class Tokens:
         return sum(label != -100 for label in self.labels)
 
 
-def use_template(tokenizer: Any, choice: str) -> str:
-    """Settle the template on the tokenizer; returns 'tokenizer' or 'fallback'."""
-    if choice == "auto" and tokenizer.chat_template:
+@dataclass(frozen=True)
+class Passage:
+    """The rendered text of a conversation's first `turns` turns, and the parts of it that have
+    loss: (start, end) in characters."""
+
+    text: str
+    turns: int
+    learnt: tuple[tuple[int, int], ...]
+
+
+def use_template(tokenizer: Any, choice: str, date: datetime.date | None = None) -> str:
+    """Settle the template on the tokenizer; returns 'tokenizer' or 'fallback'. `date`: what a
+    template that asks for today's date is told; None: today. Raises `ModelError`."""
+    tokenizer.chat_date = date or datetime.date.today()
+    template = tokenizer.chat_template
+    if choice == "auto" and template:
+        texts = template.values() if isinstance(template, dict) else (template,)
+        if any(map(writes_chance, texts)):
+            raise ModelError(
+                "chat template: expected the same text for the same row, got a template that "
+                "draws at random; set model.chat_template: fallback"
+            )
         return "tokenizer"
     if tokenizer.eos_token is None:
         raise ModelError("model: the tokenizer has no end-of-text token; add one to its config")
@@ -50,35 +76,103 @@ def use_template(tokenizer: Any, choice: str) -> str:
     return "fallback"
 
 
-def render(tokenizer: Any, messages: list[Message], *, generate: bool = False) -> str:
-    """The conversation's text. Raises `ModelError` if the template refuses it."""
+def date_in(tokenizer: Any) -> datetime.date | None:
+    """The date that the settled template writes into every text; None if it writes none."""
+    template = tokenizer.get_chat_template()
+    return _date(tokenizer) if writes_date(template) else None
+
+
+def _date(tokenizer: Any) -> datetime.date:
+    return getattr(tokenizer, "chat_date", None) or datetime.date.today()
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    generate: bool = False,
+) -> str:
+    """The conversation's text; with `generate` up to where an answer begins. Raises `ModelError` if
+    the template refuses it."""
     try:
+        template = tokenizer.get_chat_template(tools=tools)
         return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            tokenizer.apply_chat_template(
+                list(messages),
+                tools=tools,
+                chat_template=at_date(template, _date(tokenizer)),
+                tokenize=False,
+                add_generation_prompt=generate,
+            )
         )
     except Exception as error:
-        raise ModelError(
-            f"chat template: refused roles {[m['role'] for m in messages]} "
-            f"({str(error).splitlines()[0][:100] if str(error) else type(error).__name__}); "
-            "set model.chat_template: fallback"
-        ) from None
+        roles = one_line(", ".join(str(message["role"]) for message in messages), 80)
+        why = one_line(str(error), 120) or type(error).__name__
+        raise ModelError(f"the chat template refuses the turns {roles} ({why})") from None
 
 
-def tokenise(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens:
-    """Tokens and labels of a conversation, cut after `max_length` tokens (the number cut is
-    in `num_dropped`). Raises `ModelError` if the answers cannot be found in the text."""
-    text = render(tokenizer, messages)
-    spans = [
-        _answer_span(tokenizer, messages, turn, text)
+def passages(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    learnt: Sequence[bool] | None = None,
+    last_only: bool = False,
+) -> tuple[Passage, ...]:
+    """The texts that teach a conversation's answers, each once; nearly always one text.
+
+    A template may write an answer otherwise once a later turn follows (a thought in the last answer
+    only). Such an answer gets a text of its own, which ends with it: what the model will have
+    written when it was that answer's turn.
+
+    Args:
+        messages: the turns; those of the assistant are the answers.
+        tools: for the template.
+        learnt: of each turn, whether it has loss if it is an answer; None: all.
+        last_only: one text, that of the last answer; rewritten ones have no loss.
+
+    Raises:
+        ModelError: the template refuses the turns, or an answer cannot be found in its text.
+    """
+    asked_for = [True] * len(messages) if learnt is None else learnt
+    rest = [
+        turn
         for turn, message in enumerate(messages)
-        if message["role"] == "assistant"
+        if message["role"] == "assistant" and asked_for[turn]
     ]
+    texts: list[Passage] = []
+    upto = len(messages)
+    while rest:
+        text = render(tokenizer, messages[:upto], tools=tools)
+        spans = {
+            turn: span
+            for turn in rest
+            if turn < upto and (span := _answer_span(tokenizer, messages, turn, upto, text, tools))
+        }
+        if spans:
+            texts.append(Passage(text, upto, tuple(spans.values())))
+        elif upto == rest[-1] + 1:
+            raise ModelError(
+                "the chat template does not write the last answer as it stands after the turns "
+                "before it, so answer and prompt cannot be told apart"
+            )
+        rest = [turn for turn in rest if turn not in spans]
+        if last_only and texts:
+            break
+        upto = rest[-1] + 1 if rest else 0
+    return tuple(reversed(texts))
+
+
+def encode(tokenizer: Any, passage: Passage, max_length: int) -> Tokens:
+    """Tokens and labels of a text, cut after `max_length` tokens; `num_dropped` says how many."""
+    text = passage.text
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids: list[int] = encoded["input_ids"]
     # A token that the answer shares with the prompt's last white space is the answer's.
     labels = [
         token
-        if any(low < end <= high and not text[start:low].strip() for low, high in spans)
+        if any(low < end <= high and not text[start:low].strip() for low, high in passage.learnt)
         else -100
         for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True)
     ]
@@ -87,24 +181,61 @@ def tokenise(tokenizer: Any, messages: list[Message], max_length: int) -> Tokens
     )
 
 
-def _answer_span(tokenizer: Any, messages: list[Message], turn: int, text: str) -> tuple[int, int]:
-    upto = render(tokenizer, messages[: turn + 1])
-    asked = render(tokenizer, messages[:turn], generate=True)
-    if text.startswith(upto):
+def tokenise(tokenizer: Any, messages: Sequence[Message], max_length: int) -> Tokens:
+    """Tokens and labels of a conversation as one text, cut after `max_length` tokens. Raises
+    `ModelError` if the answers cannot be found in the text."""
+    (passage,) = passages(tokenizer, messages, last_only=True)
+    return encode(tokenizer, passage, max_length)
+
+
+def _answer_span(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    turn: int,
+    end: int,
+    text: str,
+    tools: list[Any] | None,
+) -> tuple[int, int] | None:
+    """Where in `text`, the rendered `messages[:end]`, the answer of `turn` lies; None where the
+    text does not begin with the conversation up to it."""
+    upto = text if turn + 1 == end else _rendered(tokenizer, messages[: turn + 1], tools)
+    if upto is None or not text.startswith(upto):
+        return None
+    if turn:
+        asked = _rendered(tokenizer, messages[:turn], tools, generate=True)
+        if asked is None:
+            return None
         if upto.startswith(asked):
             return len(asked), len(upto)
         # Asking writes what answering does not (say, the start of a thought): from the answer on.
-        before = render(tokenizer, messages[:turn])
-        if upto.startswith(before):
-            content = messages[turn]["content"].strip()
-            shared = _shared_length(asked, upto)
-            at = upto.find(content, max(len(before), shared - len(content)))
-            if at >= 0:
-                return at, len(upto)
-    raise ModelError(
-        "chat template: does not render turns one after the other, so answers cannot be told "
-        "from prompts; set model.chat_template: fallback"
+        before = _rendered(tokenizer, messages[:turn], tools)
+        if before is None or not upto.startswith(before):
+            return None
+    else:  # an answer to nothing, such as a greeting
+        asked = before = ""
+    thought, content = (
+        str(messages[turn].get(key, "")) for key in ("reasoning_content", "content")
     )
+    for wanted in (thought, thought.strip(), content, content.strip()):
+        shared = _shared_length(asked, upto)
+        at = upto.find(wanted, max(len(before), shared - len(wanted)))
+        if wanted and at >= 0:
+            return at, len(upto)
+    return None
+
+
+def _rendered(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    tools: list[Any] | None,
+    *,
+    generate: bool = False,
+) -> str | None:
+    """The text of a conversation's beginning; None where the template refuses it."""
+    try:
+        return render(tokenizer, messages, tools=tools, generate=generate)
+    except ModelError:
+        return None
 
 
 def _shared_length(left: str, right: str) -> int:

@@ -35,7 +35,7 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.runfolder import RunFolder, write_rows
+from fedshield.runfolder import RunFolder, chat_date, write_rows
 
 #: Seconds between looks at how far the run is, and to wait for processes that should be gone.
 LOOK_S, GRACE_S = 0.5, 20.0
@@ -75,7 +75,8 @@ def resume(
             )
         check_charter(folder, state, _charter(enrolment))
         plan = folder.plan()
-        _session(folder, plan, prepare(plan, watch), watch, enrolment)
+        prepared = prepare(plan, watch, date=chat_date(state))
+        _session(folder, plan, prepared, watch, enrolment)
     return folder
 
 

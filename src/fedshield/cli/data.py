@@ -1,0 +1,123 @@
+"""`fedshield data`: rows of a site as the model will see them, before a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from fedshield.cli.words import JsonOption, SetOption, out_console, print_notes
+from fedshield.errors import UserError
+
+if TYPE_CHECKING:
+    from fedshield.data.preview import Preview, ShownRow
+    from fedshield.plan import Plan
+
+
+def data(
+    path: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (YAML).")],
+    site: Annotated[str, typer.Option(help="Whose rows.")],
+    rows: Annotated[int, typer.Option(min=0, max=1000, help="Training rows to show.")] = 5,
+    kit: Annotated[
+        Path | None, typer.Option(help="This site's kit: its policy's data and model are read.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a site's rows as the model will see them: what has loss, what is cut, what is not used.
+    Reads the tokenizer and the data, no weights."""
+    from fedshield.data.preview import preview
+    from fedshield.model.base import load_tokenizer
+    from fedshield.model.chat import use_template
+    from fedshield.planfile import load_plan
+
+    plan, notes = load_plan(path, overrides or ())
+    print_notes(notes)
+    if kit is not None:
+        plan = _at_site(plan, kit, site)
+    tokenizer = load_tokenizer(plan)
+    template = use_template(tokenizer, plan.model.chat_template)
+    shown = preview(plan, tokenizer, site, rows)
+    if as_json:
+        print(json.dumps(_to_json(shown, site, template), indent=1, ensure_ascii=False))
+        return
+    for row in shown.rows:
+        _print_row(row)
+    for label, text in _counts(shown, template):
+        out_console.print(f"{label:<14} {text}", markup=False)
+    for note in shown.data.notes:
+        out_console.print(f"note           {note}", markup=False)
+
+
+def _at_site(plan: Plan, kit: Path, site: str) -> Plan:
+    from fedshield.enrolment import Policy
+    from fedshield.enrolment.policy import POLICY_FILE
+
+    policy = kit / POLICY_FILE.format(site=site)
+    if not policy.is_file():
+        raise UserError(
+            f"--kit: expected {policy.name} in {kit}, found none; give the kit of {site}"
+        )
+    return Policy.read(policy).local_plan(plan, site)
+
+
+def _print_row(row: ShownRow) -> None:
+    """On a terminal what has loss is green and what is cut is struck out; elsewhere, and for those
+    who see no colours, marks stand around them."""
+    colours = out_console.is_terminal and out_console.color_system is not None
+    part = "" if row.part == "train" else ", held out"
+    cut = f", {row.tokens_cut} more are cut" if row.tokens_cut else ""
+    out_console.print(
+        f"{row.where}{part}: {row.tokens} tokens, {row.tokens_with_loss} with loss{cut}",
+        style="bold",
+        markup=False,
+    )
+    text = Text()
+    for piece in row.pieces:
+        if piece.cut:
+            text.append(piece.text if colours else f"[cut: {piece.text}]", style="dim strike")
+        elif piece.loss:
+            text.append(piece.text if colours else f"[loss: {piece.text}]", style="bold green")
+        else:
+            text.append(piece.text)
+    out_console.print(text)
+    out_console.print()
+
+
+def _counts(shown: Preview, template: str) -> list[tuple[str, str]]:
+    data = shown.data
+    why = f" (first: {data.first_skipped})" if data.first_skipped else ""
+    return [
+        ("source", data.source),
+        ("chat template", template),
+        ("rows", f"{len(data.train):,} to train on, {len(data.heldout):,} held out"),
+        ("skipped", f"{data.skipped_rows:,}{why}"),
+        ("duplicates", f"{data.duplicate_rows:,} equal to a held-out row, left out"),
+        ("no answer", f"{data.no_response_rows:,} with none within max_length, left out"),
+        ("cut", f"{data.truncated_rows:,} rows, {data.truncated_tokens:,} tokens"),
+        ("tokens", f"{shown.tokens:,}, {shown.tokens_with_loss:,} with loss"),
+        (
+            "lengths",
+            f"median {shown.median_length:,}, longest {shown.longest:,}, "
+            f"training.max_length {shown.max_length:,}",
+        ),
+    ]
+
+
+def _to_json(shown: Preview, site: str, template: str) -> dict[str, Any]:
+    return {
+        "site": site,
+        "chat_template": template,
+        "counts": shown.data.counts(),
+        "tokens": shown.tokens,
+        "tokens_with_loss": shown.tokens_with_loss,
+        "median_length": shown.median_length,
+        "longest": shown.longest,
+        "max_length": shown.max_length,
+        "notes": list(shown.data.notes),
+        "rows": [dataclasses.asdict(row) for row in shown.rows],
+    }
