@@ -56,7 +56,9 @@ _SMOLLM2_CONFIG = {
 class BaseModel:
     """A loaded base. `precision` is 'bfloat16' or 'float32'; `note` is said wherever the model
     is named; `sha256` is over its weights, config and tokenizer; `notes`: what a library warned of
-    and what of the folder is not used, one sentence each."""
+    and what of the folder is not used, one sentence each; `folder`: where its files lie on this
+    machine, None for one that is built in memory; `hub_name`, `revision`: its name on the hub, ''
+    for a folder or a built-in."""
 
     model: Any
     tokenizer: Any
@@ -66,6 +68,9 @@ class BaseModel:
     device: str
     precision: str
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    hub_name: str = ""
+    revision: str | None = None
 
 
 def offline() -> bool:
@@ -123,23 +128,37 @@ def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
     name = plan.model.name
     if plan.model.quantization != "none":
         _check_quantization(plan, device)
+    folder: Path | None
     if name == TINY_LLAMA:
         model, tokenizer = tiny.build(), tiny.tokenizer()
         digest, note = tiny.sha256(model), "random weights, for tests"
         model = model.to(dtype).to(device)
+        folder, hub_name = None, ""
     else:
-        folder = _folder(plan, say)
+        folder = _folder(plan, say).absolute()
         _check_folder(folder, name)
         tokenizer = _tokenizer(folder, name)
         model = _weights(folder, plan, dtype, device)
         say(f"hashing {name}")
         digest = folder_sha256(folder)
         note = SMOLLM2_NOTE if name == SMOLLM2 else ""
+        hub_name = name if name != SMOLLM2 and _local_folder(plan) is None else ""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False)
     model.eval()
-    return BaseModel(model, tokenizer, name, digest, note, device, precision)
+    return BaseModel(
+        model,
+        tokenizer,
+        name,
+        digest,
+        note,
+        device,
+        precision,
+        folder=folder,
+        hub_name=hub_name,
+        revision=plan.model.revision if hub_name else None,
+    )
 
 
 def inspect(plan: Plan) -> tuple[Any, str]:
