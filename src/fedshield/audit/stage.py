@@ -73,14 +73,16 @@ class Recording:
         return CoalitionView(self.server, tuple(self.sites[name] for name in names))
 
 
-def prepare(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Scene:
-    """Load what the plan names. Raises `UserError`s like a run."""
+def prepare(
+    plan: Plan, say: Callable[[str], None] = lambda _: None, only: str | None = None
+) -> Scene:
+    """Load what the plan names, of all sites or of `only` one. Raises `UserError`s like a run."""
     if plan.speed.threads is not None:
         torch.set_num_threads(plan.speed.threads)
     say(f"loading {plan.model.name}")
     base = load(plan, say)
     use_template(base.tokenizer, plan.model.chat_template)
-    data = load_sites(plan, base.tokenizer, say)
+    data = load_sites(plan, base.tokenizer, say, only)
     given = public_factors(plan, base, say)
     return Scene(base, data, AdapterHost(base.model, plan.adapter, base.sha256, given))
 
