@@ -51,7 +51,7 @@ def public_factors(
         return None
     say("finding the adapter's factors on the built-in samples")
     rows = public_rows(plan, base.tokenizer)
-    return gradient_factors(plan, base.model, rows, base.tokenizer.pad_token_id, base.device)
+    return gradient_factors(plan, base.model, rows, base.pad_token_id, base.device)
 
 
 def gradient_factors(
