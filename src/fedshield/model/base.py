@@ -99,7 +99,9 @@ def resolve_precision(plan: Plan, device: str) -> str:
     return "bfloat16" if re.search(r"\b(amx_bf16|bf16)\b", text) else "float32"
 
 
-def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
+def load(
+    plan: Plan, say: Callable[[str], None] = lambda _: None, *, may_fetch: bool = True
+) -> BaseModel:
     """Load the plan's base model, frozen, in evaluation mode. Raises `ModelError`."""
     import torch
     import transformers.utils.logging
@@ -118,7 +120,7 @@ def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
         digest, note = tiny.sha256(model), "random weights, for tests"
         model = model.to(dtype).to(device)
     else:
-        folder, what = model_folder(plan, say), f"model.name {name}"
+        folder, what = model_folder(plan, say, may_fetch=may_fetch), f"model.name {name}"
         about_kind = check_kind(read_config(folder / "config.json", what), what, device)
         headers, about_files = check_files(folder, what)
         tokenizer, about_tokens = _tokenizer(folder, what)
