@@ -214,9 +214,7 @@ def _trainer(
     plan: Plan, name: str, scene: Scene, truth: dict[tuple[str, int], tuple[Tokens, ...]]
 ) -> LocalTrainer:
     base = scene.base
-    return _Noted(
-        name, plan, scene.data[name], scene.host, base.tokenizer.pad_token_id, base.device, truth
-    )
+    return _Noted(name, plan, scene.data[name], scene.host, base.pad_token_id, base.device, truth)
 
 
 class _Noted(LocalTrainer):

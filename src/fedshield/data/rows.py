@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from fedshield.data import samples
 from fedshield.errors import DataError
-from fedshield.model.base import offline
 from fedshield.model.chat import Message
+from fedshield.model.locate import offline
 from fedshield.plan import Plan
 from fedshield.plan_data import ColumnsPlan, SourcePlan
 

@@ -89,7 +89,7 @@ def _greedy(base: BaseModel, max_new_tokens: int) -> tuple[Any, list[str]]:
     settings.max_length = None
     settings.max_new_tokens = max_new_tokens
     settings.eos_token_id = list(end_ids(base)) or None
-    settings.pad_token_id = base.tokenizer.pad_token_id
+    settings.pad_token_id = base.pad_token_id
     return settings, unused
 
 
