@@ -26,7 +26,7 @@ TIERS = (
     | {"privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
-    | {"auditfile", "doctor", "doctor_machine"},
+    | {"auditfile", "doctor", "doctor_machine", "doctor_model"},
     {"cli"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}

@@ -101,6 +101,7 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
     assert {name: one.state for name, one in found.items()} == {
         **dict.fromkeys(("python", "packages", "clock", "disk", "memory", "key file"), "ok"),
         **dict.fromkeys(("plan and roster", "model", "policy", "data"), "ok"),
+        "model on a row": "ok",
         "roster": "warning",  # a demonstration
     }
     assert found["data"].found == "9 to train on, 3 held out"

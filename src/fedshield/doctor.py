@@ -17,11 +17,13 @@ from cryptography import x509
 
 from fedshield.data.sites import load_sites
 from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
+from fedshield.doctor_model import trial
 from fedshield.engines import probe
 from fedshield.engines.members import check_roster
 from fedshield.enrolment import KeyFile, Policy, SignedRoster
 from fedshield.errors import DataError, UserError
 from fedshield.model.base import inspect
+from fedshield.model.chat import Tokens, use_template
 from fedshield.plan import Plan
 
 CONNECT_TIMEOUT_S = 5.0
@@ -64,8 +66,9 @@ def examine(site: Site) -> Iterator[Finding]:
         yield roster(site.roster, site.key)
     if site.plan is None:
         return
-    yield memory(site.plan)
-    yield from _plan(site, site.plan)
+    room = memory(site.plan)
+    yield room
+    yield from _plan(site, site.plan, may_load=room.state != "FAILED")
 
 
 def not_examined(site: Site) -> tuple[str, ...]:
@@ -193,8 +196,9 @@ def roster(path: Path, key: Path | None) -> Finding:
     return Finding("roster", state, expected, words, "enrol the sites" if signed.demo else "")
 
 
-def _plan(site: Site, plan: Plan) -> Iterator[Finding]:
-    """Model, data and policy: what comes from the policy is looked for where it says."""
+def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
+    """Model, data and policy: what comes from the policy is looked for where it says. Weights are
+    loaded where memory allows it."""
     here, policy = plan, None
     if site.policy is not None:
         try:
@@ -215,8 +219,14 @@ def _plan(site: Site, plan: Plan) -> Iterator[Finding]:
         yield _model(here.model.name, digest, signed, policy)
     if policy is not None:
         yield from _policy(policy, plan, signed, digest)
-    if tokenizer is not None and site.name is not None:
-        yield data(here, site.name, tokenizer)
+    if tokenizer is None:
+        return
+    rows: tuple[Tokens, ...] = ()
+    if site.name is not None:
+        about_data, rows = data(here, site.name, tokenizer)
+        yield about_data
+    if may_load:
+        yield trial(here, rows)
 
 
 def _agreed(plan: Plan, signed: SignedRoster, path: Path) -> Finding:
@@ -257,8 +267,8 @@ def _policy(
         yield Finding("policy", "ok", "a plan that it takes", f"taken ({policy.sha256()[:16]})")
 
 
-def data(plan: Plan, name: str, tokenizer: Any) -> Finding:
-    """The site's rows, read, split and tokenised as a run would."""
+def data(plan: Plan, name: str, tokenizer: Any) -> tuple[Finding, tuple[Tokens, ...]]:
+    """The site's rows, read, split and tokenised as a run would, and what is to be said of them."""
     expected = f"readable rows of {name}"
     try:
         if plan.data.split == "by-site":
@@ -267,14 +277,16 @@ def data(plan: Plan, name: str, tokenizer: Any) -> Finding:
             only = {name: plan.data.sites[name]}
             part = plan.data.model_copy(update={"sites": only})
             plan = plan.model_copy(update={"data": part}).with_base_dir(plan.base_dir)
+        use_template(tokenizer, plan.model.chat_template)
         found = load_sites(plan, tokenizer)[name]
     except (UserError, KeyError) as error:
-        return refusal("data", expected, error)
+        return refusal("data", expected, error), ()
     rows = f"{len(found.train)} to train on, {len(found.heldout)} held out"
     left = found.skipped_rows + found.no_response_rows
     more = f"; {left} left out, {found.truncated_rows} cut" if left + found.truncated_rows else ""
     todo = "look at them: the run's report counts them too" if left else ""
-    return Finding("data", "warning" if left else "ok", expected, rows + more, todo)
+    finding = Finding("data", "warning" if left else "ok", expected, rows + more, todo)
+    return finding, (*found.train, *found.heldout)
 
 
 def _readable(path: Path) -> SignedRoster | None:

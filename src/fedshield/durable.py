@@ -1,9 +1,19 @@
-"""Making names on disk as durable as what is in the files."""
+"""What is written lands whole or not at all: names synced, folders renamed into place, a full disk
+told in one line."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from fedshield.errors import RunFolderError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_folder(folder: Path) -> None:
@@ -13,3 +23,62 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full. safetensors raises
+    an exception of its own, with the system's error number in its text only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return number is not None and int(number[1]) in _FULL
+
+
+def check_room(folder: Path, num_bytes: int, out: Path) -> None:
+    """Raises `RunFolderError` unless the disk of `folder` has `num_bytes` free for `out`."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise RunFolderError(_no_room(out, num_bytes, free))
+
+
+@contextmanager
+def whole_folder(out: Path, num_bytes: int) -> Iterator[Path]:
+    """A folder that appears complete or not at all, in place of an earlier one.
+
+    `num_bytes`: what will be written into it, about. Raises `RunFolderError` where the disk has
+    no room for that, before or while it is written, or `out` is no place to write to.
+    """
+    out = out.resolve()
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        check_room(part, num_bytes, out)
+        yield part
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(part, out)
+        sync_folder(out.parent)
+    except Exception as error:
+        if disk_full(error):
+            shutil.rmtree(part, ignore_errors=True)
+            free = shutil.disk_usage(out.parent).free
+            raise RunFolderError(_no_room(out, num_bytes, free)) from None
+        if isinstance(error, OSError) and not part.exists():
+            raise RunFolderError(
+                f"{out}: expected a place to write to, but {error.strerror}; choose another"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _no_room(out: Path, needed: int, free: int) -> str:
+    return (
+        f"{out}: expected {_megabytes(needed)} of free disk space, got {_megabytes(free)}: the "
+        "disk is full; free some, or choose another place"
+    )
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"

@@ -573,7 +573,7 @@ def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
     from fedshield.engines.finished import open_finished
     from fedshield.errors import RunFolderError
     from fedshield.model import core, gradient
-    from fedshield.model.export import save_merged
+    from fedshield.model.merge import save_merged
 
     out = tmp_path / "run"
     summary = run_small(

@@ -37,7 +37,9 @@ def host_of(plan: Plan) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
     return loaded, host, AdapterState(values.astype(np.float32), host.spec)
 
 
-def save_adapter(host: AdapterHost, state: AdapterState, plan: Plan, card: str, out: Path) -> None:
+def save_adapter(
+    loaded: base.BaseModel, host: AdapterHost, state: AdapterState, plan: Plan, card: str, out: Path
+) -> None:
     export.save_adapter(host, {"": state}, plan, card, out)
 
 

@@ -140,7 +140,7 @@ def _written(scene: Scene, state: AdapterState, canary: Canary) -> bool:
             **_inputs(encoded),
             max_new_tokens=2 * DIGITS,
             do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=scene.base.pad_token_id,
         )
     answer = tokenizer.decode(made[0][encoded["input_ids"].shape[1] :], skip_special_tokens=True)
     return canary.secret in answer.replace(" ", "")

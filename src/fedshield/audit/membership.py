@@ -66,7 +66,7 @@ def row_losses(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         width = max(len(rows[place].input_ids) for place in places)
-        ids = torch.full((len(places), width), base.tokenizer.pad_token_id, dtype=torch.long)
+        ids = torch.full((len(places), width), base.pad_token_id, dtype=torch.long)
         mask = torch.zeros((len(places), width), dtype=torch.long)
         for line, place in enumerate(places):
             length = len(rows[place].input_ids)

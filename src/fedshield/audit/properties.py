@@ -58,7 +58,7 @@ def learn(
             own = plan.model_copy(update={"seed": plan.seed + 1 + number, "privacy": PrivacyPlan()})
             data = _only(next(iter(scene.data.values())), rows)
             trainer = LocalTrainer(
-                kind, own, data, scene.host, scene.base.tokenizer.pad_token_id, scene.base.device
+                kind, own, data, scene.host, scene.base.pad_token_id, scene.base.device
             )
             update, _ = trainer.train(start, round_number)
             updates.append((update.values - start.values).astype(np.float32))

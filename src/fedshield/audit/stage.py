@@ -75,16 +75,19 @@ class Recording:
 
 
 def prepare(
-    plan: Plan, say: Callable[[str], None] = lambda _: None, date: datetime.date | None = None
+    plan: Plan,
+    say: Callable[[str], None] = lambda _: None,
+    date: datetime.date | None = None,
+    only: str | None = None,
 ) -> Scene:
-    """Load what the plan names. `date`: today's, for a chat template that writes it.
-    Raises `UserError`s like a run."""
+    """Load what the plan names, of all sites or of `only` one. `date`: today's, for a chat template
+    that writes it. Raises `UserError`s like a run."""
     if plan.speed.threads is not None:
         torch.set_num_threads(plan.speed.threads)
     say(f"loading {plan.model.name}")
     base = load(plan, say)
     use_template(base.tokenizer, plan.model.chat_template, date)
-    data = load_sites(plan, base.tokenizer, say)
+    data = load_sites(plan, base.tokenizer, say, only)
     given = public_factors(plan, base, say)
     return Scene(base, data, AdapterHost(base.model, plan.adapter, base.sha256, given))
 
@@ -216,9 +219,7 @@ def _trainer(
     plan: Plan, name: str, scene: Scene, truth: dict[tuple[str, int], tuple[Tokens, ...]]
 ) -> LocalTrainer:
     base = scene.base
-    return _Noted(
-        name, plan, scene.data[name], scene.host, base.tokenizer.pad_token_id, base.device, truth
-    )
+    return _Noted(name, plan, scene.data[name], scene.host, base.pad_token_id, base.device, truth)
 
 
 class _Noted(LocalTrainer):

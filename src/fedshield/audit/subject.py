@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedshield.engines.whereabouts import whereabouts
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
@@ -18,12 +19,13 @@ from fedshield.types import AdapterSpec, AdapterState
 @dataclass(frozen=True)
 class Subject:
     """`run`: the run's folder, None for a plan; `privacy`: its epsilon and delta so far, if it has
-    any."""
+    any; `site`: the only one whose data are here, in whose kit the run lies; None where all are."""
 
     plan: Plan
     run: RunFolder | None
     privacy: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    site: str | None = None
 
     @property
     def folder(self) -> Path | None:
@@ -55,13 +57,17 @@ class Subject:
         return None
 
 
-def from_path(path: Path, overrides: Sequence[str] = ()) -> Subject:
-    """A run folder or a plan file. Raises `PlanError` or `RunFolderError`."""
+def from_path(path: Path, overrides: Sequence[str] = (), model: str | None = None) -> Subject:
+    """A run folder or a plan file; `model`: where a run's base model is, if not where its plan or
+    its kit's policy says. Raises `PlanError`, `PolicyError` or `RunFolderError`."""
     if not path.is_dir():
+        if model is not None:
+            raise PlanError("--model: expected none with a plan; use --set model.name=NAME")
         plan, notes = load_plan(path, overrides)
         return Subject(plan, None, notes=tuple(notes))
     if overrides:
         raise PlanError("--set: expected none with a run folder, whose plan is as it was run")
     run = RunFolder.open(path)
-    found = run.state().get("privacy")
-    return Subject(run.plan(), run, found if isinstance(found, dict) else {})
+    privacy = run.state().get("privacy")
+    place = whereabouts(run, model)
+    return Subject(place.plan, run, privacy if isinstance(privacy, dict) else {}, (), place.site)

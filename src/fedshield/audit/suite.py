@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fedshield
@@ -45,20 +45,24 @@ def audit(
     privacy: dict[str, Any] | None = None,
     say: Callable[[str], None] = lambda _: None,
     date: datetime.date | None = None,
+    site: str | None = None,
 ) -> Audit:
     """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
-    run, which completed so many `rounds`; without one the plan is run. `date`: the
-    day on which the run began. Raises `PlanError` for an unknown attack."""
+    run, which completed so many `rounds`; without one the plan is run. `date`: the day on which
+    the run began. `site`: the only one whose data are here, at an organisation after its run; what
+    needs all sites' is then skipped, by name. Raises `PlanError` for an unknown attack."""
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown or not attacks:
         raise PlanError(
             f"--attacks: expected some of {', '.join(ATTACKS)}, got "
             f"{', '.join(unknown) or 'none'}; separate them by commas"
         )
-    scene = prepare(plan, say, date)
+    scene = prepare(plan, say, date, site)
     findings: list[Finding] = []
     skipped: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    if site is not None:
+        attacks, effort = _alone(site, attacks, effort, skipped)
     settings = _settings(plan, left_out)
     if {"tokens", "properties"} & set(attacks):
         skipped |= left_out
@@ -103,6 +107,17 @@ def audit(
         privacy=privacy or _promised(plan, scene) or {},
         version=fedshield.__version__,
     )
+
+
+def _alone(
+    site: str, attacks: Sequence[str], effort: Effort, skipped: dict[str, str]
+) -> tuple[Sequence[str], Effort]:
+    """What one site can do by itself: tell its own rows from others by the released adapter."""
+    why = f"it runs rounds again, which needs all sites' data; here are {site}'s only"
+    skipped |= {name: why for name in attacks if name != "membership"}
+    if "membership" in attacks and effort.shadows:
+        skipped["membership by shadow adapters"] = why
+    return [name for name in attacks if name == "membership"], replace(effort, shadows=False)
 
 
 def _promised(plan: Plan, scene: Scene) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedshield.cli.words import err_console, out_console
+from fedshield.cli.words import ModelOption, err_console, out_console
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def audit(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report; by default audit/ of a run.")
     ] = None,
+    model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Attack what each party really sees, before and after protection; write a privacy report."""
@@ -45,7 +46,7 @@ def audit(
     from fedshield.audit.suite import Effort
     from fedshield.audit.suite import audit as attack
 
-    subject = from_path(what, overrides or ())
+    subject = from_path(what, overrides or (), model)
     for note in subject.notes:
         _note(note)
     folder = out or subject.folder
@@ -62,6 +63,7 @@ def audit(
         subject.privacy,
         _note,
         subject.date,
+        subject.site,
     )
     if folder is not None:
         paths = page.write(found, folder)

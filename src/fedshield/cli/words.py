@@ -16,6 +16,12 @@ SetOption = Annotated[
     typer.Option("--set", help="Override a key of the plan: --set training.steps=4"),
 ]
 SiteOption = Annotated[str | None, typer.Option(help="Whose adapter, where each has its own.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="The base model's folder or hub name, if not the plan's or the policy's."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

@@ -9,6 +9,7 @@ from fedshield.engines.events import Events
 from fedshield.errors import RunFolderError
 from fedshield.model import export
 from fedshield.model.adapter import AdapterHost
+from fedshield.model.answers import answers
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.protocol.site_model import personal
@@ -33,20 +34,25 @@ def finish(
     states = _personal_states(folder, plan, host, adapter)
     if plan.evaluation.prompts:
         prompts = plan.evaluation.prompts
-        found = export.answers(
+        notes: list[str] = []
+        replies = answers(
             base,
             host,
             next(iter(states.values())),
             prompts,
             plan.evaluation.max_new_tokens,
             watch.note,
+            notes.append,
         )
-        folder.write_json("answers.json", found)
+        folder.write_json("answers.json", replies)
+        for note in notes:
+            watch.note(f"note: {note}")
+        state["notes"] = list(dict.fromkeys([*state.get("notes", ()), *notes]))
     watch.note("writing the adapter and the report")
     state["finished"] = now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
     card = export.model_card(plan, summary)
-    export.save_adapter(host, states, plan, card, folder.path / "adapter")
+    export.save_adapter(base, host, states, plan, card, folder.path / "adapter")
     folder.write_json("summary.json", summary)
     write_report(folder.path)
 

@@ -171,7 +171,7 @@ def _rounds(
             plan,
             data[name],
             host,
-            base.tokenizer.pad_token_id,
+            base.pad_token_id,
             base.device,
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )

@@ -184,7 +184,7 @@ class SiteProcess:
                 self._plan,
                 work.data,
                 work.host,
-                work.base.tokenizer.pad_token_id,
+                work.base.pad_token_id,
                 work.base.device,
             ),
             store=store,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events
@@ -12,7 +13,9 @@ from fedshield.errors import ModelError
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
+from fedshield.model.check import check_ids, check_model
 from fedshield.model.gradient import public_factors
+from fedshield.notes import library_words
 from fedshield.plan import Plan
 from fedshield.privacy.terms import terms
 from fedshield.protocol.ciphers import parameters_of
@@ -45,13 +48,18 @@ def prepare(
             f"training.max_length: expected at most what {plan.model.name} reads ({longest} "
             f"tokens), got {plan.training.max_length}; lower it"
         )
-    data = load_sites(plan, base.tokenizer, watch.note, only)
+    with library_words() as words:
+        data = load_sites(plan, base.tokenizer, watch.note, only)
     for site, found in data.items():
         for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
             if getattr(found, what):
                 watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
+    base = replace(base, notes=(*base.notes, *(f"transformers: {word}" for word in words)))
+    rows = [row for site in data.values() for row in (*site.train, *site.heldout)]
+    check_ids(base, rows)
     given = public_factors(plan, base, watch.note)
     host = AdapterHost(base.model, plan.adapter, base.sha256, given)
+    base = replace(base, notes=(*base.notes, *check_model(base, host, rows)))
     for note in run_notes(base, data, host):
         watch.note(f"note: {note}")
     for found in data.values():

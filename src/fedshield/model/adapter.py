@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import warnings
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedshield.errors import ModelError
+from fedshield.notes import library_words, one_line
 from fedshield.plan import ALL_LINEAR, AdapterPlan
 from fedshield.seeds import derive
 from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
@@ -38,31 +39,56 @@ def lora_config(adapter: AdapterPlan, targets: Sequence[str]) -> Any:
     )
 
 
-def attach(model: Any, adapter: AdapterPlan, given: Factors | None = None) -> tuple[Any, str]:
-    """The model with LoRA layers, float32, the only ones that train; and a digest of frozen
-    factors where the adapter has any (`core`), else ''. `given`: each target layer's factors,
-    where they are not the base weight's own. Raises `ModelError` if a
-    target names no layer: PEFT itself would pass over it in silence."""
+#: What PEFT says that is known, and why nothing follows from it for a user.
+_HANDLED = re.compile(
+    "is_gradient_checkpointing"  # PEFT asks transformers for a property by its old name
+    "|fan_in_fan_out is set to False"  # it turns the weights of GPT-2's layers round by itself
+)
+#: Layers whose weight the model uses without the layer, and PEFT does not know: an adapter there
+#: would be trained on nothing.
+_WEIGHT_ALONE = {(kind, "dt_proj") for kind in ("mamba", "falcon_mamba", "jamba")}
+
+
+def attach(
+    model: Any, adapter: AdapterPlan, given: Factors | None = None
+) -> tuple[Any, str, tuple[str, ...]]:
+    """LoRA layers on a base model.
+
+    Args:
+        given: each target layer's factors, where they are not the base weight's own.
+
+    Returns:
+        The model with LoRA layers, float32, the only ones that train; a digest of frozen factors
+        where the adapter has any (`core`), else ''; and notes, one sentence each.
+
+    Raises:
+        ModelError: if a target names no layer (PEFT itself would pass over it in silence), or
+            PEFT refuses one.
+    """
     from peft import get_peft_model
 
-    targets = names_of(target_layers(model, adapter))
-    with warnings.catch_warnings():
-        # PEFT asks transformers for a property by its old name, and says that it turns the
-        # weights of GPT-2's layers round by itself; nothing a user could do.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
-        attached = get_peft_model(model, lora_config(adapter, targets))
+    layers = target_layers(model, adapter)
+    notes = _without_adapter(model, layers) if adapter.targets == (ALL_LINEAR,) else ()
+    with library_words() as words:
+        try:
+            attached = get_peft_model(model, lora_config(adapter, names_of(layers)))
+        except Exception as error:  # PEFT has a kind of its own for each thing that does not fit
+            raise ModelError(
+                f"adapter.targets: expected layers that take LoRA, got {', '.join(adapter.targets)}"
+                f" ({type(error).__name__}: {one_line(str(error), 160)}); name other layers"
+            ) from None
+    notes += tuple(f"PEFT: {word}" for word in words if not _HANDLED.search(word))
     factors = ""
     if adapter.train == "core":
         from fedshield.model import core
 
         factors = core.install(attached, adapter.rank, given)
-    return attached, factors
+    return attached, factors, notes
 
 
 def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
-    """The linear layers of the base model that get an adapter, by name; for `all-linear` all but
-    the output's. Raises `ModelError` if a target names none."""
+    """The linear layers of the base model that get an adapter, by name; for `all-linear` all that
+    PEFT takes but the output's. Raises `ModelError` if a target names none."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -74,10 +100,23 @@ def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and not (module is output and (tied or every))
     }
-    if every:
-        return layers
+    refused = {leaf for leaf in names_of(layers) if not _takes_lora(model, leaf)}
+    layers = {name: layer for name, layer in layers.items() if _leaf(name) not in refused}
     leaves = names_of(layers)
+    if every:
+        if not layers:
+            raise ModelError(
+                "adapter.targets: expected a model with linear layers for all-linear, got "
+                f"{type(model).__name__} with none; choose another model"
+            )
+        return layers
     for target in adapter.targets:
+        if target in refused:
+            raise ModelError(
+                f"adapter.targets: expected layers that take LoRA, got {target}, whose weight a "
+                f"{model.config.model_type} model uses without the layer; name others of "
+                f"{', '.join(leaves)}"
+            )
         if target not in leaves:
             close = difflib.get_close_matches(target, leaves, n=1)
             raise ModelError(
@@ -85,14 +124,76 @@ def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
                 f"own, got {target}; "
                 + (f"did you mean {close[0]}?" if close else f"it has {', '.join(leaves)}")
             )
-    return {
-        name: layer for name, layer in layers.items() if name.rpartition(".")[2] in adapter.targets
-    }
+    return {name: layer for name, layer in layers.items() if _leaf(name) in adapter.targets}
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _takes_lora(model: Any, leaf: str) -> bool:
+    """Whether LoRA works on a linear layer of this name in a model of this kind. PEFT is asked with
+    a model of that one layer, because a refusal leaves a real one half changed."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from torch import nn
+
+    if (model.config.model_type, leaf) in _WEIGHT_ALONE:
+        return False
+    trial: Any = nn.Module()
+    trial.config = model.config
+    trial.add_module(leaf, nn.Linear(1, 1))
+    build: Any = LoraConfig
+    try:
+        with library_words():  # the words of the real layers are kept
+            inject_adapter_in_model(build(r=1, target_modules=[leaf]), trial)
+    except ValueError:
+        return False
+    return True
+
+
+def _without_adapter(model: Any, layers: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note on the weights that `all-linear` leaves out, with their share: experts that are kept
+    in one tensor, routers, convolutions, layers that PEFT refuses. Embeddings and the output layer
+    do not count."""
+    from torch import nn
+
+    output = model.get_output_embeddings()
+    total = out = 0
+    kinds = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or module is output:
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if name in layers or parameter.dim() < 2:
+                size = _num_weights(module) if name in layers and leaf == "weight" else 0
+            else:
+                size = parameter.numel()
+                parts = [part for part in (*name.split("."), leaf) if not part.isdigit()]
+                kinds.add(".".join(parts[-3:-1] if leaf == "weight" else parts[-2:]))
+                out += size
+            total += size
+    if not out:
+        return ()
+    return (
+        f"all-linear gives no adapter to {', '.join(sorted(kinds))} "
+        f"({_percent(out / total)} of the layers' weights): no linear layers that take LoRA",
+    )
+
+
+def _num_weights(layer: Any) -> int:
+    """Of a linear layer, whose tensor is packed where it is quantised."""
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features * layer.out_features)
+    return int(layer.weight.numel())
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %") if share >= 0.01 else "below 1 %"
 
 
 def names_of(layers: Iterable[str]) -> list[str]:
     """The last parts of the layers' names (`q_proj`), in order."""
-    return sorted({name.rpartition(".")[2] for name in layers})
+    return sorted({_leaf(name) for name in layers})
 
 
 def ordinary(adapter: AdapterPlan) -> AdapterPlan:
@@ -109,8 +210,6 @@ class AdapterHost:
     the model gets no adapter though a reader would expect one, one sentence each.
     """
 
-    notes: tuple[str, ...] = ()
-
     def __init__(
         self,
         model: Any,
@@ -125,7 +224,7 @@ class AdapterHost:
                 "what gradient.public_factors finds"
             )
         self.targets = names_of(target_layers(model, adapter))
-        self.model, self.factors_sha256 = attach(model, adapter, given)
+        self.model, self.factors_sha256, self.notes = attach(model, adapter, given)
         # Sites with other factors must not be added: they are part of what the adapter is for.
         of = base_model_sha256
         if self.factors_sha256:

@@ -1,4 +1,4 @@
-"""The frozen base model: found, checked, hashed and loaded.
+"""The frozen base model, checked, hashed and loaded (`locate` finds it, `weights` reads it).
 
 A name is a built-in (`smollm2-135m`, `tiny-llama`), a local folder, or a hub name. Weights are
 read from safetensors only, never from pickles, and no code of a model repository is run.
@@ -6,9 +6,6 @@ read from safetensors only, never from pickles, and no code of a model repositor
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,25 +14,22 @@ from typing import Any
 
 from fedshield.errors import ModelError
 from fedshield.model import tiny
-from fedshield.plan import BUILT_IN, SMOLLM2, TINY_LLAMA, Plan
+from fedshield.model.checkpoint_files import check_files
+from fedshield.model.kinds import check_kind
+from fedshield.model.locate import (
+    first_line,
+    folder_sha256,
+    hub_problem,
+    local_folder,
+    model_folder,
+    offline,
+    read_config,
+)
+from fedshield.model.weights import load_weights
+from fedshield.notes import library_words
+from fedshield.plan import SMOLLM2, TINY_LLAMA, Plan
 
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
-_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
-
-#: Besides the weights: all that the model's shape, its tokens and its chat template are read from.
-_HASHED = {
-    "config.json",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-}
 
 # What `fedshield plan` needs to know of the embedded model before it has been built.
 _SMOLLM2_CONFIG = {
@@ -56,7 +50,9 @@ _SMOLLM2_CONFIG = {
 class BaseModel:
     """A loaded base. `precision` is 'bfloat16' or 'float32'; `note` is said wherever the model
     is named; `sha256` is over its weights, config and tokenizer; `notes`: what a library warned of
-    and what of the folder is not used, one sentence each."""
+    and what of the folder is not used, one sentence each; `pad_token_id`: for padding, an id that
+    the embeddings have; `folder`: where its files lie on this machine, None for one that is built
+    in memory; `hub_name`, `revision`: its name on the hub, '' for a folder or a built-in."""
 
     model: Any
     tokenizer: Any
@@ -65,12 +61,11 @@ class BaseModel:
     note: str
     device: str
     precision: str
+    pad_token_id: int
     notes: tuple[str, ...] = ()
-
-
-def offline() -> bool:
-    """Whether downloads at run time are forbidden."""
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+    folder: Path | None = None
+    hub_name: str = ""
+    revision: str | None = None
 
 
 def resolve_device(plan: Plan) -> str:
@@ -108,38 +103,79 @@ def resolve_precision(plan: Plan, device: str) -> str:
     return "bfloat16" if re.search(r"\b(amx_bf16|bf16)\b", text) else "float32"
 
 
-def load(plan: Plan, say: Callable[[str], None] = lambda _: None) -> BaseModel:
+def load(
+    plan: Plan, say: Callable[[str], None] = lambda _: None, *, may_fetch: bool = True
+) -> BaseModel:
     """Load the plan's base model, frozen, in evaluation mode. Raises `ModelError`."""
     import torch
+    import transformers.utils.logging
 
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
-    import transformers.utils.logging
-
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what it warns of is checked and said in one line
     dtype = getattr(torch, precision)
     name = plan.model.name
     if plan.model.quantization != "none":
         _check_quantization(plan, device)
+    folder: Path | None
+    notes: tuple[str, ...] = ()
     if name == TINY_LLAMA:
         model, tokenizer = tiny.build(), tiny.tokenizer()
         digest, note = tiny.sha256(model), "random weights, for tests"
         model = model.to(dtype).to(device)
+        folder, hub_name = None, ""
     else:
-        folder = _folder(plan, say)
-        _check_folder(folder, name)
-        tokenizer = _tokenizer(folder, name)
-        model = _weights(folder, plan, dtype, device)
+        folder, what = model_folder(plan, say, may_fetch=may_fetch).absolute(), f"model.name {name}"
+        about_kind = check_kind(read_config(folder / "config.json", what), what, device)
+        headers, about_files = check_files(folder, what)
+        tokenizer, about_tokens = _tokenizer(folder, what)
+        quantisation = None
+        if plan.model.quantization != "none":
+            quantisation = _quantization_config(plan, dtype)
+        model, about_weights = load_weights(folder, what, headers, dtype, device, quantisation)
         say(f"hashing {name}")
         digest = folder_sha256(folder)
         note = SMOLLM2_NOTE if name == SMOLLM2 else ""
+        hub_name = name if name != SMOLLM2 and local_folder(plan) is None else ""
+        notes = (*about_kind, *about_files, *about_tokens, *about_weights)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    pad_token_id, about_padding = padding_id(tokenizer, model)
     model.requires_grad_(False)
     model.eval()
-    return BaseModel(model, tokenizer, name, digest, note, device, precision)
+    return BaseModel(
+        model,
+        tokenizer,
+        name,
+        digest,
+        note,
+        device,
+        precision,
+        pad_token_id,
+        tuple(dict.fromkeys((*notes, *about_padding))),
+        folder,
+        hub_name,
+        plan.model.revision if hub_name else None,
+    )
+
+
+def padding_id(tokenizer: Any, model: Any) -> tuple[int, tuple[str, ...]]:
+    """An id that the embeddings have, for rows that are shorter than their batch: the tokenizer's
+    own, else its end or its first token. Padding is masked, so that which does not matter; a note
+    says so where it is not the tokenizer's own."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    own = tokenizer.pad_token_id
+    if own is not None and own < rows:
+        return int(own), ()
+    end = tokenizer.eos_token_id
+    used = int(end) if end is not None and end < rows else 0
+    why = (
+        "has no padding and no end-of-text token"
+        if own is None
+        else f"pads with id {own}, and the embeddings have {rows} rows"
+    )
+    return used, (f"the tokenizer {why}: padding, which is masked, uses id {used}",)
 
 
 def inspect(plan: Plan) -> tuple[Any, str]:
@@ -148,9 +184,10 @@ def inspect(plan: Plan) -> tuple[Any, str]:
     name = plan.model.name
     if name == TINY_LLAMA:
         return tiny.tokenizer(), tiny.sha256(tiny.build())
-    folder = _folder(plan, lambda _: None, may_fetch=False)
-    _check_folder(folder, name)
-    return _tokenizer(folder, name), folder_sha256(folder)
+    folder, what = model_folder(plan, lambda _: None, may_fetch=False), f"model.name {name}"
+    check_kind(read_config(folder / "config.json", what), what, resolve_device(plan))
+    check_files(folder, what)
+    return _tokenizer(folder, what)[0], folder_sha256(folder)
 
 
 def load_tokenizer(plan: Plan) -> Any:
@@ -167,21 +204,21 @@ def load_config(plan: Plan) -> Any:
 
     name = plan.model.name
     if plan.model.config is not None:
-        return _read_config(plan.resolve(plan.model.config), "model.config")
+        return read_config(plan.resolve(plan.model.config), "model.config")
     if name == TINY_LLAMA:
         return tiny.config()
     if name == SMOLLM2:
         fields = dict(_SMOLLM2_CONFIG)
         return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
-    local = _local_folder(plan)
+    local = local_folder(plan)
     if local is not None:
-        return _read_config(local / "config.json", f"model.name {name}")
+        return read_config(local / "config.json", f"model.name {name}")
     try:
         return AutoConfig.from_pretrained(
             name, revision=plan.model.revision, local_files_only=offline()
         )
     except Exception as error:
-        raise ModelError(_hub_problem(name, error)) from None
+        raise ModelError(hub_problem(name, error)) from None
 
 
 def empty_model(plan: Plan) -> Any:
@@ -190,171 +227,39 @@ def empty_model(plan: Plan) -> Any:
     from transformers import AutoModelForCausalLM
 
     config = load_config(plan)
+    check_kind(config, f"model.name {plan.model.name}")
     try:
-        with torch.device("meta"):
+        with library_words(), torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
             return build(config)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model.name {plan.model.name}: expected a causal language model, got "
-            f"{type(config).__name__} ({_first_line(error)}); choose another model"
+            f"{type(config).__name__} ({first_line(error)}); choose another model"
         ) from None
-
-
-# -- finding -------------------------------------------------------------------------------
-
-
-def _local_folder(plan: Plan) -> Path | None:
-    """The folder that `model.name` means, or None for a hub name. Raises `ModelError`."""
-    name = plan.model.name
-    path = plan.resolve(name)
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ModelError(f"model.name {name}: expected a model folder, got a file; name its folder")
-    if name.startswith((".", "/", "~")) or not _HUB_NAME.match(name):
-        raise ModelError(
-            f"model.name {name}: expected a model folder, found none; check the path, or use a "
-            f"hub name or one of {', '.join(BUILT_IN)}"
-        )
-    return None
-
-
-def _folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = True) -> Path:
-    name = plan.model.name
-    if name == SMOLLM2:
-        from fedshield.model import smollm2
-
-        return smollm2.ensure(say=say, offline=None if may_fetch else True)
-    local = _local_folder(plan)
-    if local is not None:
-        return local
-    from huggingface_hub import snapshot_download
-
-    say(f"fetching {name} from the hub unless it is cached")
-    try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=plan.model.revision,
-                local_files_only=offline() or not may_fetch,
-                allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model"],
-            )
-        )
-    except Exception as error:
-        raise ModelError(_hub_problem(name, error)) from None
-
-
-def _hub_problem(name: str, error: Exception) -> str:
-    close = f" (or a built-in: {', '.join(BUILT_IN)})"
-    if offline():
-        return (
-            f"model.name {name}: expected it in the local hub cache because HF_HUB_OFFLINE is set, "
-            f"found none; fetch it first, or give a local folder{close}"
-        )
-    return (
-        f"model.name {name}: expected a folder or a model on the hub{close}, got "
-        f"{type(error).__name__}: {_first_line(error)}; check the name and the network"
-    )
-
-
-def _check_folder(folder: Path, name: str) -> None:
-    _read_config(folder / "config.json", f"model.name {name}")
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise ModelError(
-            f"model.name {name}: expected *.safetensors weights, got pickled ones; convert them "
-            "with save_pretrained, pickles are not read"
-        )
-    raise ModelError(
-        f"model.name {name}: expected *.safetensors weights in {folder.name}, found none; "
-        "complete the folder"
-    )
-
-
-def _read_config(path: Path, what: str) -> Any:
-    from transformers import AutoConfig
-
-    if not path.is_file():
-        raise ModelError(
-            f"{what}: expected {path.name} in {path.parent.name or '.'}, found none; "
-            "point to a Hugging Face model folder"
-        )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        kind = fields["model_type"]
-        return AutoConfig.for_model(**fields) if kind else None
-    except Exception as error:  # transformers has its own for a field that does not fit
-        raise ModelError(
-            f"{what}: expected a Hugging Face config with a known model_type, got "
-            f"{type(error).__name__}: {_first_line(error)}; mend or replace {path.name}"
-        ) from None
-
-
-def folder_sha256(folder: Path) -> str:
-    """Digest over names and contents of weights, config and tokenizer files."""
-    total = hashlib.sha256(b"fedshield base model 1")
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name in _HASHED:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-            total.update(path.name.encode() + b"\0" + digest.digest())
-    return total.hexdigest()
 
 
 # -- loading -------------------------------------------------------------------------------
 
 
-def _tokenizer(folder: Path, name: str) -> Any:
+def _tokenizer(folder: Path, what: str) -> tuple[Any, tuple[str, ...]]:
+    """The folder's tokenizer, and what transformers says of it. Raises `ModelError`."""
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"model.name {name}: expected a tokenizer in the folder, got {type(error).__name__}: "
-            f"{_first_line(error)}; add tokenizer.json"
-        ) from None
+    with library_words() as words:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise ModelError(
+                f"{what}: expected a tokenizer in the folder, got {first_line(error)}; add "
+                "tokenizer.json"
+            ) from None
     if not tokenizer.is_fast:
         raise ModelError(
-            f"model.name {name}: expected a fast tokenizer (tokenizer.json), got a slow one; "
+            f"{what}: expected a fast tokenizer (tokenizer.json), got a slow one; "
             "convert it with transformers"
         )
-    return tokenizer
-
-
-def _weights(folder: Path, plan: Plan, dtype: Any, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    extra: dict[str, Any] = {}
-    if plan.model.quantization != "none":
-        extra["quantization_config"] = _quantization_config(plan, dtype)
-        extra["device_map"] = {"": device}
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-    try:
-        model, found = from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **extra,
-        )
-    except Exception as error:
-        raise ModelError(
-            f"model.name {plan.model.name}: expected weights that fit its config, got "
-            f"{type(error).__name__}: {_first_line(error)}; the folder is damaged or no causal LM"
-        ) from None
-    if found["missing_keys"]:  # transformers would fill them with random numbers and go on
-        missing = sorted(found["missing_keys"])
-        raise ModelError(
-            f"model.name {plan.model.name}: expected weights for the whole model, got none for "
-            f"{missing[0]} ({len(missing)} missing); complete the folder"
-        )
-    return model if extra else model.to(device)
+    return tokenizer, tuple(f"transformers: {word}" for word in words)
 
 
 def _check_quantization(plan: Plan, device: str) -> None:
@@ -385,7 +290,3 @@ def _quantization_config(plan: Plan, dtype: Any) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or "no further word"

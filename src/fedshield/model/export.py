@@ -1,80 +1,68 @@
-"""What leaves a run: a PEFT adapter with its model card, a merged model, and answers."""
+"""What a run releases: a PEFT adapter with its model card."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import save_file
 
-from fedshield.errors import RunFolderError
+from fedshield.durable import whole_folder
+from fedshield.errors import ModelError
+from fedshield.model import portable, tiny
 from fedshield.model.adapter import AdapterHost, lora_config
 from fedshield.model.base import BaseModel
-from fedshield.model.chat import render
+from fedshield.model.merge import other_template
 from fedshield.plan import Plan
 from fedshield.types import AdapterState
 
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears complete or not at all, in place of an earlier one."""
-    out = out.resolve()
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"{out}: expected a place to write to, but {error.strerror}; choose another"
-        ) from None
-    try:
-        yield part
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+#: Bytes of what lies beside an adapter's weights: its config, card and, at most, a tokenizer.
+_BESIDE = 64_000
 
 
 def save_adapter(
-    host: AdapterHost, states: Mapping[str, AdapterState], plan: Plan, card: str, out: Path
+    base: BaseModel,
+    host: AdapterHost,
+    states: Mapping[str, AdapterState],
+    plan: Plan,
+    card: str,
+    out: Path,
 ) -> None:
-    """Write `out` so that `PeftModel.from_pretrained(base, out)` loads it: an ordinary LoRA
-    adapter, whatever was trained. `states`: '' -> the adapter of all, or each site's name -> its
-    own, each then in a folder of its name."""
+    """Write `out` so that `AutoPeftModelForCausalLM.from_pretrained(out)` loads it on this machine,
+    and `PeftModel.from_pretrained(base, out)` anywhere: an ordinary LoRA adapter, whatever was
+    trained. `states`: '' -> the adapter of all, or each site's name -> its own, each then in a
+    folder of its name. A chat template that is not the base's own goes with the adapter. Raises
+    `RunFolderError` where the disk has no room."""
     config = lora_config(plan.adapter, host.targets)
     config.inference_mode = True
-    config.base_model_name_or_path = plan.model.name
-    config.revision = plan.model.revision
+    folder_of_base = base.folder or _built_in_folder()
+    # An absolute path, since PEFT takes any other from wherever its user stands. It is of this
+    # machine: `fedshield export --adapter` writes a copy to hand on.
+    config.base_model_name_or_path = base.hub_name or str(folder_of_base or base.name)
+    config.revision = base.revision
     config.target_modules = host.targets  # PEFT keeps a set: no order of its own
-    with _whole_folder(out) as part:
+    template = None if folder_of_base is None else other_template(base, folder_of_base)
+    num_bytes = sum(_BESIDE + 4 * state.spec.num_values for state in states.values())
+    with whole_folder(out, num_bytes) as part:
         for name, state in states.items():
             folder = part / name
             folder.mkdir(exist_ok=True)
             tensors = host.as_lora(state)
             save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(folder)
+            if template is not None and folder_of_base is not None:
+                portable.copy_tokenizer(folder_of_base, folder, template)
             (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def save_merged(base: BaseModel, host: AdapterHost, state: AdapterState, out: Path) -> None:
-    """Write the base model with the adapter merged in; transformers loads it by itself.
-
-    The adapter is removed from `host` by this. Raises `RunFolderError` if `out` has files.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out}: expected a new or empty folder, got another; choose another")
-    host.write(state)
-    merged = host.model.merge_and_unload()
-    with _whole_folder(out) as part:
-        merged.save_pretrained(part)
-        base.tokenizer.save_pretrained(part)
+def _built_in_folder() -> Path | None:
+    """Where `tiny-llama` lies as files; None where the cache cannot be written."""
+    try:
+        return tiny.ensure()
+    except ModelError:
+        return None
 
 
 def model_card(plan: Plan, summary: dict[str, Any]) -> str:
@@ -160,41 +148,3 @@ def protection(plan: Plan) -> str:
 
 def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}"
-
-
-def answers(
-    base: BaseModel,
-    host: AdapterHost,
-    state: AdapterState,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    say: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, str]]:
-    """Each prompt's greedy answer by the base model and with the adapter."""
-    host.write(state)
-    found = []
-    for number, prompt in enumerate(prompts, start=1):
-        say(f"answering prompt {number} of {len(prompts)}")
-        with host.model.disable_adapter():
-            before = _answer(base, host.model, prompt, max_new_tokens)
-        after = _answer(base, host.model, prompt, max_new_tokens)
-        found.append({"prompt": prompt, "base": before, "tuned": after})
-    return found
-
-
-def _answer(base: BaseModel, model: Any, prompt: str, max_new_tokens: int) -> str:
-    import torch
-
-    text = render(base.tokenizer, [{"role": "user", "content": prompt}], generate=True)
-    inputs = base.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(base.device)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # generation settings of the base model, not ours
-        output = model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=base.tokenizer.pad_token_id,
-        )
-    new = output[0, inputs["input_ids"].shape[1] :]
-    return str(base.tokenizer.decode(new, skip_special_tokens=True)).strip()

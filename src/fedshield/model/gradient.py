@@ -27,6 +27,7 @@ from fedshield.errors import ModelError
 from fedshield.model.adapter import target_layers
 from fedshield.model.base import BaseModel
 from fedshield.model.chat import Tokens
+from fedshield.model.check import check_ids
 from fedshield.model.core import Factors, check_rank, with_signs
 from fedshield.model.loss import can_cut_logits, loss_sum
 from fedshield.plan import Plan
@@ -51,7 +52,8 @@ def public_factors(
         return None
     say("finding the adapter's factors on the built-in samples")
     rows = public_rows(plan, base.tokenizer)
-    return gradient_factors(plan, base.model, rows, base.tokenizer.pad_token_id, base.device)
+    check_ids(base, rows)
+    return gradient_factors(plan, base.model, rows, base.pad_token_id, base.device)
 
 
 def gradient_factors(

@@ -68,6 +68,14 @@ class Source:
 SMOLLM2 = Source()
 
 
+def models_cache(cache_dir: Path | None = None) -> Path:
+    """Where built models lie: in `cache_dir`, else the variable FEDSHIELD_CACHE, else the user's
+    cache folder."""
+    if cache_dir is None:
+        cache_dir = Path(os.environ.get(CACHE_ENV) or platformdirs.user_cache_dir("fedshield"))
+    return cache_dir.expanduser().absolute() / "models"
+
+
 def ensure(
     *,
     cache_dir: Path | None = None,
@@ -83,9 +91,7 @@ def ensure(
     the variable HF_HUB_OFFLINE). Raises ModelError, and leaves nothing half-made behind, where
     the model can be neither found nor built.
     """
-    if cache_dir is None:
-        cache_dir = Path(os.environ.get(CACHE_ENV) or platformdirs.user_cache_dir("fedshield"))
-    final = cache_dir.expanduser().absolute() / "models" / source.folder
+    final = models_cache(cache_dir) / source.folder
     if _ready(final, source):
         return final
     if offline is None:

@@ -1,16 +1,22 @@
 """`tiny-llama`: a Llama of 0.1 million random weights and a byte tokenizer, for tests and demos.
 
-It is built in memory from a fixed seed: no file, no download. It has learnt nothing; it shows
-that a run works, not that a model is good.
+It is built in memory from a fixed seed: no download, and no file but where other programs are to
+load it (`ensure`). It has learnt nothing; it shows that a run works, not that a model is good.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
+from fedshield.errors import ModelError
+from fedshield.notes import one_line
 from fedshield.plan import TINY_LLAMA
 from fedshield.seeds import derive
 
@@ -91,3 +97,30 @@ def sha256(model: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def ensure(cache_dir: Path | None = None) -> Path:
+    """The model and its tokenizer as a Hugging Face folder in the cache (`smollm2.models_cache`),
+    written at first use, for programs that load a base by its folder. Raises `ModelError` where
+    the cache cannot be written."""
+    from fedshield.model import smollm2
+
+    final = smollm2.models_cache(cache_dir) / f"{TINY_LLAMA}-v1"
+    if final.is_dir():
+        return final
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as folder:
+            part = Path(folder) / final.name
+            build().save_pretrained(part)
+            tokenizer().save_pretrained(part)
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                part.rename(final)
+    except (OSError, SafetensorError) as error:
+        if final.is_dir():
+            return final
+        raise ModelError(
+            f"base model {TINY_LLAMA}: expected to write {final}, but {one_line(str(error))}; set "
+            f"{smollm2.CACHE_ENV} to another folder"
+        ) from None
+    return final

@@ -1,0 +1,57 @@
+"""Where a run's model and data are, for whoever opens it after its end.
+
+A run of one machine has them where its plan says. A run in a site's kit (KIT/runs/NAME) has them
+where the site's policy says, wherever the kit lies by now. `--model` says it for either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedshield.enrolment.policy import POLICY_FILE, Policy
+from fedshield.errors import RunFolderError
+from fedshield.plan import Plan
+from fedshield.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """`plan`: to load the model and data by; `site`: whose kit the run lies in, None for a run
+    whose sites were all on this machine."""
+
+    plan: Plan
+    site: str | None
+
+
+def whereabouts(folder: RunFolder, model: str | None = None) -> Whereabouts:
+    """The run's plan with this machine's places in it. `model`: where the base model is instead,
+    a folder or a hub name. Raises `RunFolderError` for a kit of several sites, `PolicyError` for
+    a policy that cannot be read."""
+    plan = folder.plan()
+    path = folder.path.resolve()
+    kit = path.parent.parent
+    site = _site_of(kit, plan) if path.parent.name == "runs" else None
+    if site is not None:
+        policy = Policy.read(kit / POLICY_FILE.format(site=site))
+        plan = policy.local_plan(plan, site)
+    if model is not None:
+        given = Path(model).expanduser()
+        name = str(given.resolve()) if given.exists() else model
+        section = plan.model.model_copy(update={"name": name, "revision": None, "config": None})
+        plan = plan.model_copy(update={"model": section}).with_base_dir(plan.base_dir)
+    return Whereabouts(plan, site)
+
+
+def _site_of(kit: Path, plan: Plan) -> str | None:
+    names = [
+        name
+        for name in plan.data.site_names()
+        if (kit / POLICY_FILE.format(site=name)).is_file() and (kit / f"{name}.key").is_file()
+    ]
+    if len(names) > 1:
+        raise RunFolderError(
+            f"{kit}: expected the kit of one site of the run, got those of {', '.join(names)}; "
+            "keep each site's in a folder of its own"
+        )
+    return names[0] if names else None

@@ -1,0 +1,147 @@
+"""Where a base model lies: a folder or the hub's cache; its config, and the digest of its files.
+
+Nothing is loaded here. Weights are read from safetensors only, never from pickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedshield.errors import ModelError
+from fedshield.notes import library_words, one_line
+from fedshield.plan import BUILT_IN, SMOLLM2, Plan
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+#: Besides the weights: all that the model's shape, its tokens and its chat template are read from.
+_HASHED = {
+    "config.json",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+}
+
+
+def offline() -> bool:
+    """Whether downloads at run time are forbidden."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def local_folder(plan: Plan) -> Path | None:
+    """The folder that `model.name` means, or None for a hub name. Raises `ModelError`."""
+    name = plan.model.name
+    path = plan.resolve(name)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(f"model.name {name}: expected a model folder, got a file; name its folder")
+    if name.startswith((".", "/", "~")) or not _HUB_NAME.match(name):
+        raise ModelError(
+            f"model.name {name}: expected a model folder, found none; check the path, or use a "
+            f"hub name or one of {', '.join(BUILT_IN)}"
+        )
+    return None
+
+
+def model_folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = True) -> Path:
+    """The folder of the plan's model, fetched first where that is needed and allowed. Raises
+    `ModelError`."""
+    name = plan.model.name
+    if name == SMOLLM2:
+        from fedshield.model import smollm2
+
+        return smollm2.ensure(say=say, offline=None if may_fetch else True)
+    folder = local_folder(plan)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    say(f"fetching {name} from the hub unless it is cached")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=plan.model.revision,
+                local_files_only=offline() or not may_fetch,
+                allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model"],
+            )
+        )
+    except Exception as error:
+        raise ModelError(hub_problem(name, error)) from None
+
+
+def hub_problem(name: str, error: Exception) -> str:
+    """One line on a hub name that gave no model."""
+    close = f" (or a built-in: {', '.join(BUILT_IN)})"
+    if offline():
+        return (
+            f"model.name {name}: expected it in the local hub cache because HF_HUB_OFFLINE is set, "
+            f"found none; fetch it first, or give a local folder{close}"
+        )
+    return (
+        f"model.name {name}: expected a folder or a model on the hub{close}, got "
+        f"{first_line(error)}; check the name and the network"
+    )
+
+
+def read_config(path: Path, what: str) -> Any:
+    """The Hugging Face config in a file; no code that it names is run. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    if not path.is_file():
+        raise ModelError(
+            f"{what}: expected {path.name} in {path.parent.name or '.'}, found none; "
+            + (
+                "this folder holds an adapter: name the folder of its base model"
+                if (path.parent / "adapter_config.json").is_file()
+                else "point to a Hugging Face model folder"
+            )
+        )
+    fields: Any = None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        kind = fields["model_type"]
+        with library_words():  # said again, and kept, when the weights are loaded
+            return AutoConfig.for_model(**fields) if kind else None
+    except Exception as error:  # transformers has its own for a field that does not fit
+        if isinstance(fields, dict) and fields.get("auto_map"):
+            raise ModelError(
+                f"{what}: expected a model that transformers knows, got "
+                f"{one_line(str(fields.get('model_type')), 60)} with code of its own (auto_map in "
+                f"{path.name}), which is not run; choose another model"
+            ) from None
+        raise ModelError(
+            f"{what}: expected a Hugging Face config with a known model_type, got "
+            f"{first_line(error)}; mend or replace {path.name}"
+        ) from None
+
+
+def folder_sha256(folder: Path) -> str:
+    """Digest over names and contents of weights, config and tokenizer files."""
+    total = hashlib.sha256(b"fedshield base model 1")
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors" or path.name in _HASHED:
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+            total.update(path.name.encode() + b"\0" + digest.digest())
+    return total.hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and its text, as it can stand in a one-line message."""
+    return f"{type(error).__name__}: {one_line(str(error), 160) or 'no further word'}"
