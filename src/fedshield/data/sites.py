@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from fedshield import interrupt
 from fedshield.data.rows import Row, Rows, read
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, tokenise
@@ -99,6 +100,7 @@ def load_sites(
         shares = _pooled(plan, marks)
     sites: dict[str, SiteData] = {}
     for name in sorted(names):
+        interrupt.check()
         say(f"tokenising {name}")
         sites[name] = _tokenised(plan, shares[name], tokenizer)
     return sites

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedshield import interrupt
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events
 from fedshield.engines.warm import compile_kernels
@@ -34,7 +35,9 @@ def prepare(
         # A packing that cannot sum is refused before anything is loaded.
         packing = parameters_of(plan)
         compile_kernels(packing)
+    interrupt.check()
     base = load(plan, watch.note)
+    interrupt.check()
     if use_template(base.tokenizer, plan.model.chat_template) == "fallback":
         watch.note("chat template: the stated fallback (User: / Assistant:)")
     longest = getattr(base.model.config, "max_position_embeddings", None)
@@ -48,6 +51,7 @@ def prepare(
         for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
             if getattr(found, what):
                 watch.note(f"{site}: {getattr(found, what)} {what.replace('_', ' ')}")
+    interrupt.check()
     given = public_factors(plan, base, watch.note)
     host = AdapterHost(base.model, plan.adapter, base.sha256, given)
     for note in run_notes(base, data, host):
@@ -55,6 +59,7 @@ def prepare(
     for found in data.values():
         # A target or a limit that cannot be met is refused before a run folder is made.
         terms(plan, host.spec, len(found.train))
+    interrupt.check()
     return base, data, host
 
 

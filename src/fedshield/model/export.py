@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
+from fedshield import interrupt
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost, lora_config
 from fedshield.model.base import BaseModel
@@ -35,9 +36,10 @@ def _whole_folder(out: Path) -> Iterator[Path]:
         ) from None
     try:
         yield part
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(part, out)
+        with interrupt.held():
+            if out.exists():
+                shutil.rmtree(out)
+            os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -174,6 +176,7 @@ def answers(
     host.write(state)
     found = []
     for number, prompt in enumerate(prompts, start=1):
+        interrupt.check()
         say(f"answering prompt {number} of {len(prompts)}")
         with host.model.disable_adapter():
             before = _answer(base, host.model, prompt, max_new_tokens)
