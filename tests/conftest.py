@@ -76,6 +76,17 @@ def _signals_as_before() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A plan with `speed.threads` sets them for the process: sums of other tests would differ."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(before or int(os.environ["OMP_NUM_THREADS"]))
+
+
 @pytest.fixture(scope="session")
 def make_plan(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
     """`make_plan({'training.steps': 2})`: the tiny plan with changes."""
