@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
+from fedshield import interrupt
 from fedshield.cli.entry import SPINS
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -60,6 +63,28 @@ def _tiny_plan(base_dir: Path, changes: dict[str, Any]) -> Plan:
             section = section.setdefault(parent, {})
         section[last] = value
     return parse_plan(raw, base_dir=base_dir)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """The command line's entry, called in this process, leaves signals as a process that ends."""
+    before = [(number, signal.getsignal(number)) for number in interrupt.SIGNALS]
+    hook = sys.unraisablehook
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+    sys.unraisablehook = hook
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A plan with `speed.threads` sets them for the process: sums of other tests would differ."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(before or int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedshield.choices import BITS, TRAIN, choices, paper_bytes
-from fedshield.cli import app
+from fedshield.cli.entry import app
 from fedshield.cost import estimate
 from fedshield.planfile import load_plan, parse_plan
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from fedshield import __version__
+from fedshield import __version__, interrupt
 from fedshield.durable import sync_folder
 from fedshield.enrolment import RosterError, SignedRoster
 from fedshield.enrolment.files import Fields, read_document, to_text
@@ -108,6 +108,10 @@ class LogFile:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = write_entry(fact, self._party, self._number, now, self._before, self._sign)
         read_entry(line)  # what could not be read again is not written
+        with interrupt.held():
+            self._write(line)
+
+    def _write(self, line: bytes) -> None:
         self._broken = True
         try:
             with self._path.open("ab") as file:

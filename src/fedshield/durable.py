@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedshield import interrupt
 from fedshield.errors import RunFolderError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -55,10 +56,11 @@ def whole_folder(out: Path, num_bytes: int) -> Iterator[Path]:
         part.mkdir(parents=True)
         check_room(part, num_bytes, out)
         yield part
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(part, out)
-        sync_folder(out.parent)
+        with interrupt.held():
+            if out.exists():
+                shutil.rmtree(out)
+            os.replace(part, out)
+            sync_folder(out.parent)
     except Exception as error:
         if disk_full(error):
             shutil.rmtree(part, ignore_errors=True)

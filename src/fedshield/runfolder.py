@@ -32,6 +32,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedshield import interrupt
 from fedshield.durable import sync_folder
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
@@ -45,15 +46,16 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file whole or not at all, synced to disk."""
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with interrupt.held():
+        try:
+            with temporary.open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """More rows, synced."""
-    with path.open("a", encoding="utf-8") as file:
+    with interrupt.held(), path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))
         file.flush()
         os.fsync(file.fileno())
@@ -141,11 +143,12 @@ class RunFolder:
         cls.check_free(path)
         path = path.resolve()
         part = path.with_name(f".{path.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        write_atomic(part / "plan.yaml", plan.to_yaml())
-        cls(part).write_state(state)
-        os.replace(part, path)
+        with interrupt.held():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_atomic(part / "plan.yaml", plan.to_yaml())
+            cls(part).write_state(state)
+            os.replace(part, path)
         return cls(path)
 
     @classmethod

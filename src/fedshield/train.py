@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedshield import interrupt
 from fedshield.data.sites import SiteData
 from fedshield.errors import ModelError, RoundFailed
 from fedshield.model.adapter import AdapterHost
@@ -79,6 +80,7 @@ class LocalTrainer:
             model.train(private is None)
             try:
                 for step in range(training.steps):
+                    interrupt.check()
                     loss = (
                         private.step()
                         if private is not None
@@ -170,6 +172,7 @@ class LocalTrainer:
         total = 0.0
         with torch.inference_mode():
             for start in range(0, len(rows), size):
+                interrupt.check()
                 total += float(self._loss_sum(rows[start : start + size]))
         return total / sum(tokens.num_response for tokens in rows)
 

@@ -14,7 +14,7 @@ from fedshield.audit import page, suite, words
 from fedshield.audit.findings import Finding
 from fedshield.audit.stats import Measure
 from fedshield.audit.subject import from_path
-from fedshield.cli import app
+from fedshield.cli.entry import app
 from fedshield.errors import PlanError
 
 PLAN = """

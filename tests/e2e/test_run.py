@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -335,7 +333,11 @@ runfolder.write_atomic = deadly(runfolder.write_atomic)
 runfolder.SiteStore.save = deadly(runfolder.SiteStore.save)
 runfolder.RunFolder.append_metrics = deadly(runfolder.RunFolder.append_metrics)
 journal.Journal._append = deadly(journal.Journal._append)
-inprocess.run(load_plan(Path(sys.argv[3]))[0], Path(sys.argv[4]))
+plan, out = map(Path, sys.argv[3:])
+if out.exists():
+    inprocess.resume(out)
+else:
+    inprocess.run(load_plan(plan)[0], out)
 print("writes", count)
 """
 
@@ -415,61 +417,14 @@ def test_killed_at_every_write(small: tuple[Path, str], tmp_path: Path, when: st
     assert fatal > 65
 
 
-def test_killed_twice_and_at_random_moments(small: tuple[Path, str], tmp_path: Path) -> None:
+def test_killed_and_killed_again_as_it_goes_on(small: tuple[Path, str], tmp_path: Path) -> None:
+    """In the first session, in the second's set-up, and in the third's rounds."""
     plan, expected = small
     out = tmp_path / "run"
-    for attempt, pause in enumerate((0.4, 0.9)):
-        arguments = ["run", plan, "--out", out] if attempt == 0 else ["run", "--resume", out]
-        process = subprocess.Popen(
-            [*FEDSHIELD, *map(str, arguments)],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        before = sessions(out)
-        while sessions(out) == before and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    if RunFolder.open(out).state()["status"] == "finished":
-        summary = json.loads((out / "summary.json").read_text())
-        assert summary["adapter_sha256"] == expected
-    else:
-        assert resumed_hash(out) == expected
-
-
-def sessions(out: Path) -> int:
-    try:
-        return int(json.loads((out / "run.json").read_text())["sessions"])
-    except (OSError, ValueError):
-        return 0
-
-
-def test_ctrl_c_stops_cleanly_and_can_be_resumed(small: tuple[Path, str], tmp_path: Path) -> None:
-    plan, expected = small
-    raw = yaml.safe_load(plan.read_text())
-    long = tmp_path / "long.yaml"
-    long.write_text(yaml.safe_dump(raw))
-    out = tmp_path / "run"
-    process = subprocess.Popen(
-        [*FEDSHIELD, "run", str(long), "--out", str(out), "--set", "training.steps=2"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "journal" / "bank.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130, stderr
-    assert f"fedshield run --resume {out}" in stderr
-    assert "Traceback" not in stderr
-    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    for fatal, when in ((18, "after"), (9, "before"), (30, "after")):
+        done = killed_run(plan, out, fatal, when)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+    assert RunFolder.open(out).state()["sessions"] == 3
     assert resumed_hash(out) == expected
 
 

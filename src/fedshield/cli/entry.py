@@ -1,12 +1,11 @@
 """The commands' names, and how an error becomes one line and an exit status.
 
-Exit status: 0 done, 1 a run failed, 2 something that the user can mend, 130 stopped by Ctrl-C.
+Signals are `fedshield.cli`'s, which says what each status means.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import Annotated
 
 import typer
@@ -62,40 +61,37 @@ app.command()(data.data)
 app.command()(model.generate)
 app.command()(model.export)
 
-STOPPED = 130
 #: Rounds for which an OpenMP thread of GCC's library spins before it sleeps; 300,000 by default.
 #: Where another process has one of the cores, threads that wait spinning keep the core from those
 #: that they wait for: thirty times as long for the tiny example (docs/log.md, 2026-11-27).
 SPINS = "1000"
 
 
-def main() -> None:
-    """Entry point: every error that is ours becomes one line and an exit status."""
+def command() -> int:
+    """Run the command that was typed: every error that is ours becomes one line and an exit status.
+    Raises `KeyboardInterrupt` for a stop that was asked for."""
     # Read when torch is loaded, here and in the processes that are started from here.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         # typer hands back the status of an Exit, and of a Ctrl-C (130), as a number.
         status = app(standalone_mode=False)
-        if status == STOPPED:
-            _say_error("stopped")
-        sys.exit(status if isinstance(status, int) else 0)
+        return status if isinstance(status, int) else 0
     except UserError as error:
         _say_error(str(error))
-        sys.exit(2)
+        return 2
     except FedShieldError as error:
         _say_error(str(error))
-        sys.exit(1)
+        return 1
     except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _say_error("stopped")
-        sys.exit(STOPPED)
+        return stop.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
             if error.format_message():  # empty when the help was asked for by giving nothing
                 _say_error(f"{error.format_message()}; see fedshield --help")
-            sys.exit(2)
+            return 2
         raise
 
 

@@ -77,10 +77,22 @@ def _watched(path: Path, action: Callable[[Watch], Any]) -> None:
     try:
         with watch:
             action(watch)
+        _print_end(path)
     except (KeyboardInterrupt, FedShieldError) as error:
         if not isinstance(error, UserError) and (path / "run.json").exists():
-            err_console.print(f"To go on: fedshield run --resume {path}", markup=False)
+            err_console.print(_what_next(path), markup=False)
         raise
+
+
+def _what_next(path: Path) -> str:
+    """A stop can come after a run's last file was written."""
+    state = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    if state["status"] == "finished":
+        return f"The run was finished before it could be stopped: {path} is complete."
+    return f"To go on: fedshield run --resume {path}"
+
+
+def _print_end(path: Path) -> None:
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     _print_summary(summary)
     out_console.print(f"report   {path / 'report.html'}", markup=False)

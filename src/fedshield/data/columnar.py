@@ -12,7 +12,7 @@ from typing import Any
 
 from fedshield.data.remarks import Remarks, named
 from fedshield.errors import DataError
-from fedshield.model.base import offline
+from fedshield.model.locate import offline
 from fedshield.notes import one_line
 
 

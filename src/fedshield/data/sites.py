@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedshield import interrupt
 from fedshield.data.split import Share, shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, date_in, encode
@@ -75,6 +76,7 @@ def load_sites(
     all_shares = shares(plan, tokenizer, names)
     sites: dict[str, SiteData] = {}
     for name in sorted(names):
+        interrupt.check()
         say(f"tokenising {name}")
         sites[name] = tokenised(all_shares[name], tokenizer, plan.training.max_length)
     return sites

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedshield import interrupt
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events
 from fedshield.errors import RunFolderError
@@ -48,11 +49,13 @@ def finish(
         for note in notes:
             watch.note(f"note: {note}")
         state["notes"] = list(dict.fromkeys([*state.get("notes", ()), *notes]))
+    interrupt.check()
     watch.note("writing the adapter and the report")
     state["finished"] = now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
     card = export.model_card(plan, summary)
     export.save_adapter(base, host, states, plan, card, folder.path / "adapter")
+    interrupt.check()
     folder.write_json("summary.json", summary)
     write_report(folder.path)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedshield import interrupt
 from fedshield.auditfile import LogFile, coordinator_log, keep_roster, site_log
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
@@ -126,7 +127,7 @@ def _session(
     members: Members,
 ) -> None:
     """From the last common round to the end of the run, or to what stops it."""
-    with session(folder) as (state, elapsed):
+    with session(folder) as (state, elapsed), interrupt.at_once():
         _rounds(folder, plan, base, data, host, watch, members, state, elapsed)
         state["wall_s"] = elapsed()
         finish(folder, plan, base, data, host, watch, state)
@@ -223,6 +224,7 @@ def _rounds(
         lose("set-up", coordinator.lost)
         _add_setup_traffic(state, sites.traffic)
         for number in range(completed + 1, plan.rounds + 1):
+            interrupt.check()
             if reason := _out_of_budget(participants, number):
                 watch.note(f"before round {number}: {reason}; the run ends here")
                 state["ended_early"] = f"before round {number}: {reason}"

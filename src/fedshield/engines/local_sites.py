@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedshield import interrupt
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.sites import Replies
@@ -47,11 +48,13 @@ class InProcessSites:
         ok: dict[str, bytes] = {}
         failed: dict[str, str] = {}
         for site, data in args.items():
+            interrupt.check()
             self._before_call(site, method)
             self.traffic.down[site] = self.traffic.down.get(site, 0) + len(data)
             try:
                 reply = self._participants[site].handle(method, data)
             except Exception as error:
+                interrupt.check()
                 self.errors[site] = error
                 failed[site] = failure_code(error)
                 continue

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from fedshield import interrupt
 from fedshield.data.sites import SiteData
 from fedshield.engines.workplace import run_notes
 from fedshield.errors import RunFolderError
@@ -63,7 +64,8 @@ def check_charter(folder: RunFolder, state: Mapping[str, Any], charter: str) -> 
 @contextmanager
 def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], float]]]:
     """One session of a run: its state, to be filled, and the seconds of all sessions so far.
-    However it ends, run.json says how: finished, interrupted, or failed and why."""
+    However it ends, run.json says how: finished, interrupted, or failed and why. Signals are held:
+    the body lets them through where it may be stopped (`interrupt.at_once`)."""
     started = time.perf_counter()
     state = folder.state()
     before_s = float(state["wall_s"])
@@ -73,16 +75,25 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
     def elapsed() -> float:
         return before_s + time.perf_counter() - started
 
-    try:
-        folder.write_state(state)
-        yield state, elapsed
-        state["status"] = "finished"
-    except BaseException as error:
-        # GeneratorExit: a Ctrl-C that came before the first line of the session's body.
-        stopped = isinstance(error, KeyboardInterrupt | GeneratorExit)
-        state["status"] = "interrupted" if stopped else "failed"
-        state["reason"] = "stopped by the user" if stopped else str(error)[:500]
-        raise
-    finally:
-        state["wall_s"] = elapsed()
-        folder.write_state(state)
+    with interrupt.held():
+        try:
+            folder.write_state(state)
+            yield state, elapsed
+            interrupt.check()
+            state["status"] = "finished"
+        except BaseException as error:
+            state["status"], state["reason"] = ending(error)
+            raise
+        finally:
+            state["wall_s"] = elapsed()
+            folder.write_state(state)
+
+
+def ending(error: BaseException) -> tuple[str, str]:
+    """Status and reason of a session that `error` ended."""
+    # GeneratorExit: a Ctrl-C that came before the first line of the session's body.
+    if isinstance(error, KeyboardInterrupt | GeneratorExit):
+        return "interrupted", interrupt.words(interrupt.asked())
+    if interrupt.asked() is not None:  # what a library made of the interruption
+        return "interrupted", f"{interrupt.words(interrupt.asked())} ({str(error)[:400]})"
+    return "failed", str(error)[:500]

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fedshield import interrupt
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events
 from fedshield.engines.warm import compile_kernels
@@ -39,7 +40,9 @@ def prepare(
         # A packing that cannot sum is refused before anything is loaded.
         packing = parameters_of(plan)
         compile_kernels(packing)
+    interrupt.check()
     base = load(plan, watch.note)
+    interrupt.check()
     if use_template(base.tokenizer, plan.model.chat_template, date) == "fallback":
         watch.note("chat template: the stated fallback (User: / Assistant:)")
     longest = getattr(base.model.config, "max_position_embeddings", None)
@@ -57,6 +60,7 @@ def prepare(
     base = replace(base, notes=(*base.notes, *(f"transformers: {word}" for word in words)))
     rows = [row for site in data.values() for row in (*site.train, *site.heldout)]
     check_ids(base, rows)
+    interrupt.check()
     given = public_factors(plan, base, watch.note)
     host = AdapterHost(base.model, plan.adapter, base.sha256, given)
     base = replace(base, notes=(*base.notes, *check_model(base, host, rows)))
@@ -65,6 +69,7 @@ def prepare(
     for found in data.values():
         # A target or a limit that cannot be met is refused before a run folder is made.
         terms(plan, host.spec, len(found.train))
+    interrupt.check()
     return base, data, host
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fedshield import interrupt
 from fedshield.crypto.keys import SiteKey
 from fedshield.enrolment.files import (
     Fields,
@@ -177,6 +178,11 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 def keygen(name: str, folder: Path) -> tuple[Path, Path]:
     """Make a party's keys: the paths of its key file and its card. Neither may be there yet.
     Raises `RosterError`, and then leaves nothing behind."""
+    with interrupt.held():
+        return _keygen(name, folder)
+
+
+def _keygen(name: str, folder: Path) -> tuple[Path, Path]:
     key_file = KeyFile.make(name)
     key_path, card_path = folder / f"{name}.key", folder / f"{name}.card.json"
     made = _make_folder(folder)

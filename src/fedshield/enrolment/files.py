@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 from typing import Any, Literal
 
+from fedshield import interrupt
 from fedshield.durable import sync_folder
 from fedshield.errors import UserError
 from fedshield.plan_data import SITE_NAME
@@ -212,6 +213,11 @@ def to_text(kind: Kind, fields: dict[str, Any]) -> str:
 def write_new(path: Path, text: str, mode: int) -> None:
     """Write a file that is not there yet, with `mode` from its first moment, synced to disk;
     whole or not at all. Raises `RosterError`."""
+    with interrupt.held():
+        _write_new(path, text, mode)
+
+
+def _write_new(path: Path, text: str, mode: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         handle = os.open(path, flags, mode)

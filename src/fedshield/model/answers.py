@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fedshield import interrupt
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.model.chat import render
@@ -50,6 +51,7 @@ def answers(
     results: list[dict[str, Any]] = []
     with library_words() as warned:
         for number, prompt in enumerate(prompts, start=1):
+            interrupt.check()
             say(f"answering prompt {number} of {len(prompts)}")
             with host.model.disable_adapter():
                 before, before_ended = _answer(base, host.model, prompt, settings)

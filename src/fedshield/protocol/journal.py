@@ -15,6 +15,7 @@ import json
 import os
 from pathlib import Path
 
+from fedshield import interrupt
 from fedshield.durable import sync_folder
 from fedshield.errors import ProtocolError
 
@@ -81,6 +82,11 @@ class Journal:
                 "journal", f"{self._path.name}: a line could not be written before; leave the run"
             )
         line = json.dumps({**record, "check": self._check(record)}, sort_keys=True) + "\n"
+        with interrupt.held():
+            self._write(line)
+            self._apply(record)
+
+    def _write(self, line: str) -> None:
         # Until it is known to be on disk, nobody can tell what the file holds.
         self._broken = True
         try:
@@ -95,7 +101,6 @@ class Journal:
                 "sent; make room and resume",
             ) from None
         self._broken = False
-        self._apply(record)
 
     def upload(self, session: bytes, round_number: int, phase: str, digest: bytes) -> None:
         """Record an upload, before it leaves. A second, different one in the same session, round

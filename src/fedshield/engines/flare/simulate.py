@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedshield import interrupt
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
@@ -105,9 +106,10 @@ def _session(
     with session(folder) as (state, elapsed):
         with _kits(plan, enrolment) as kits:
             _run_job(folder, plan, kits, watch)
-        _gather(folder, plan, state)
-        state["wall_s"] = elapsed()
-        finish(folder, plan, *prepared, watch, state)
+        with interrupt.at_once():
+            _gather(folder, plan, state)
+            state["wall_s"] = elapsed()
+            finish(folder, plan, *prepared, watch, state)
 
 
 # -- parties -------------------------------------------------------------------------------
@@ -169,7 +171,8 @@ def _run_job(folder: RunFolder, plan: Plan, kits: Path, watch: Events) -> None:
             *("-w", str(workspace), "-c", ",".join(names)),
             *("-n", str(len(names)), "-t", str(len(names))),
         ]
-        with (folder.path / LOG_FILE).open("ab") as output:
+        # Whatever comes, the processes that are started here end before this one goes on.
+        with interrupt.held(), (folder.path / LOG_FILE).open("ab") as output:
             process = subprocess.Popen(
                 command,
                 stdout=output,
@@ -180,7 +183,8 @@ def _run_job(folder: RunFolder, plan: Plan, kits: Path, watch: Events) -> None:
                 start_new_session=True,
             )
             try:
-                _follow(process, folder, seen, watch)
+                with interrupt.at_once():
+                    _follow(process, folder, seen, watch)
             finally:
                 _end(process)
 
@@ -189,6 +193,7 @@ def _follow(process: subprocess.Popen[bytes], folder: RunFolder, seen: int, watc
     """Tell of rounds as they end, until the coordinator says that it is over."""
     ended: float | None = None
     while True:
+        interrupt.check()
         gone = process.poll() is not None
         entries = read_log(folder.path / COORDINATOR_FILE)
         for entry in entries[seen:]:

@@ -18,10 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedshield import interrupt
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
 from fedshield.engines.flare.jobs import write_job
 from fedshield.engines.flare.provision import ProvisionError
+from fedshield.engines.runstate import ending
 from fedshield.errors import RoundFailed, RunFolderError
 from fedshield.plan import Plan
 from fedshield.runfolder import RunFolder, now, write_atomic
@@ -84,31 +86,52 @@ def status(kit: Path) -> dict[str, Any]:
 
 
 def _run(folder: RunFolder, plan: Plan, kit: Path, watch: Events) -> RunFolder:
-    with folder.locked():
+    with folder.locked(), interrupt.held():
         state = folder.state()
         try:
-            with _session(kit) as session:
-                _end_others(session, state["jobs"], watch)
-                with tempfile.TemporaryDirectory() as found:
-                    job = write_job(Path(found), f"fedshield-{plan.name}", state["run"], plan)
-                    job_id = session.submit_job(str(job))
-            state |= {"status": "running", "jobs": [*state["jobs"], job_id]}
-            state.pop("reason", None)
-            folder.write_state(state)
-            watch.note(f"submitted as job {job_id}")
-            _follow(folder, kit, job_id, state["run"], watch)
+            with interrupt.at_once():
+                job_id = _submitted(folder, plan, kit, state, watch)
+                _follow(folder, kit, job_id, state["run"], watch)
+            interrupt.check()
             state["status"] = "finished"
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            state["status"] = "interrupted" if stopped else "failed"
-            state["reason"] = "stopped by the user" if stopped else str(error)[:500]
-            if stopped and state["jobs"]:
-                with contextlib.suppress(Exception), _session(kit) as session:
-                    session.abort_job(state["jobs"][-1])
+            state["status"], state["reason"] = ending(error)
+            if state["status"] == "interrupted" and state["jobs"]:
+                folder.write_state(state)  # first: the server may take its time, or be gone
+                with interrupt.at_once():
+                    _abort(kit, state["jobs"][-1], watch)
             raise
         finally:
             folder.write_state(state)
     return folder
+
+
+def _submitted(
+    folder: RunFolder, plan: Plan, kit: Path, state: dict[str, Any], watch: Events
+) -> str:
+    """The new job's id, kept in the run's state as soon as there is such a job."""
+    with _session(kit) as session, tempfile.TemporaryDirectory() as parts:
+        _end_others(session, state["jobs"], watch)
+        job = write_job(Path(parts), f"fedshield-{plan.name}", state["run"], plan)
+        with interrupt.held():
+            job_id = str(session.submit_job(str(job)))
+            state |= {"status": "running", "jobs": [*state["jobs"], job_id]}
+            state.pop("reason", None)
+            folder.write_state(state)
+    watch.note(f"submitted as job {job_id}")
+    return job_id
+
+
+def _abort(kit: Path, job_id: str, watch: Events) -> None:
+    """A stop at the one who submitted is a stop at all; where it cannot be, that is said."""
+    try:
+        with _session(kit) as session:
+            session.abort_job(job_id)
+    except Exception as error:
+        watch.note(
+            f"job {job_id} could not be ended ({type(error).__name__}: {str(error)[:200]}): the "
+            "sites go on with it; submit --resume ends it"
+        )
 
 
 def _check_kit(kit: Path) -> None:
@@ -170,6 +193,7 @@ def _follow(folder: RunFolder, kit: Path, job_id: str, run: str, watch: Events) 
     said = ""
     with _server_gone(folder), _session(kit) as session:
         while not _is_over(said):
+            interrupt.check()
             time.sleep(LOOK_S)
             entries = read_log(nearby)
             for entry in entries[seen:]:
