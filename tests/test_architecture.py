@@ -20,13 +20,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: First part of a module's name below `fedshield` -> its tier. A module imports from its own tier
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
-    {"", "types", "errors", "seeds", "durable", "notes"},
+    {"", "types", "errors", "seeds", "durable", "notes", "site_names"},
     {"plan", "plan_data", "plan_privacy", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
-    | {"auditfile", "doctor", "doctor_machine"},
+    | {"auditfile", "doctor", "doctor_machine", "certificates"},
     {"cli"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}
