@@ -7,14 +7,12 @@ and said so.
 from __future__ import annotations
 
 import datetime
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
+from fedshield.certificates import certificates
 from fedshield.data.sites import load_sites
 from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
 from fedshield.doctor_model import trial
@@ -27,7 +25,6 @@ from fedshield.model.chat import Tokens, use_template
 from fedshield.plan import Plan
 
 CONNECT_TIMEOUT_S = 5.0
-SOON = datetime.timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -113,60 +110,6 @@ def tls(text: str, folder: Path) -> Finding:
         todo = "check the clock, that the kit is this consortium's, and that nothing is in between"
         return Finding(name, "FAILED", expected, why, todo)
     return Finding(name, "ok", expected, version)
-
-
-def certificates(folder: Path, now: datetime.datetime) -> Iterator[Finding]:
-    """Every certificate and private key below `folder`: readable, in date, keys mode 0600."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in (".crt", ".pem", ".key"))
-    seen = 0
-    for path in paths:
-        name = f"certificate {path.relative_to(folder)}"
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            todo = "make it readable for this user"
-            yield Finding(name, "FAILED", "a readable file", str(error.strerror), todo)
-            continue
-        if b"PRIVATE KEY" in data or path.suffix == ".key":
-            yield _private(path, folder)
-        if b"BEGIN CERTIFICATE" in data or path.suffix == ".crt":
-            seen += 1
-            yield _certificate(name, data, now)
-    if not seen:
-        todo = "install the kit, or give its folder"
-        yield Finding("certificates", "FAILED", f"some below {folder}", "none", todo)
-
-
-def _private(path: Path, folder: Path) -> Finding:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    wide = bool(mode & ~0o600)
-    return Finding(
-        f"key {path.relative_to(folder)}",
-        "FAILED" if wide else "ok",
-        "mode 0600 or narrower",
-        f"{mode:04o}",
-        f"run: chmod 600 {path}" if wide else "",
-    )
-
-
-def _certificate(name: str, data: bytes, now: datetime.datetime) -> Finding:
-    try:
-        found = x509.load_pem_x509_certificates(data)
-    except ValueError:
-        return Finding(name, "FAILED", "a certificate (PEM)", "something else", "restore it")
-    start = max(one.not_valid_before_utc for one in found)
-    end = min(one.not_valid_after_utc for one in found)
-    expected, dates = "in date", f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"
-    if now < start:
-        todo = "set the clock, or wait"
-        return Finding(name, "FAILED", expected, f"not valid yet: {dates}", todo)
-    if now > end:
-        todo = "set the clock if it is ahead, else ask for a new one"
-        return Finding(name, "FAILED", expected, f"expired: {dates}", todo)
-    if end - now < SOON:
-        left = (end - now).days
-        return Finding(name, "warning", expected, f"{left} days left: {dates}", "ask for a new one")
-    return Finding(name, "ok", expected, dates)
 
 
 def key_file(path: Path, name: str | None) -> Finding:

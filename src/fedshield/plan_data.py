@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from fedshield.site_names import holder_of_reserved_name
+
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
 MAX_SITES = 64
 _ESCAPING = {"unicode-escape", "raw-unicode-escape", "punycode", "idna", "utf-7", "undefined"}
@@ -139,8 +141,9 @@ class DataPlan(Section):
             raise ValueError(
                 f"dirichlet_column|{self.dirichlet_column!r}|none when split is {self.split}"
             )
-        if "coordinator" in self.sites:
-            raise ValueError("sites|coordinator|site names other than coordinator")
+        for name in self.sites:
+            if (holder := holder_of_reserved_name(name)) is not None:
+                raise ValueError(f"sites|{name}|site names other than {name} (that is {holder})")
         if len(self.sites) > MAX_SITES:
             raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
         return self

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedshield.engines.flare.kit import KIT
+
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 SITES = {"north": "medical", "south": "finance", "west": "maths"}
 WRONG_CLOCK = Path(__file__).with_name("wrong_clock.c")
@@ -151,11 +153,11 @@ class Federation:
 
     def processes(self, party: str) -> list[int]:
         """The party's processes: FLARE's, and that of the job if one runs."""
-        kit = str((self.folder / party).resolve()) + "/"
+        variable = f"{KIT}={(self.folder / party).resolve()}\0".encode()
         found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
-                if kit.encode() in path.read_bytes():
+                if variable in path.read_bytes():
                     found.append(int(path.parent.name))
         return found
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedshield.cli.roster import write_change
 from fedshield.cli.words import JsonOption
 from fedshield.errors import FedShieldError, UserError
 
@@ -35,8 +36,10 @@ def init(
 ) -> None:
     """Make the coordinator's keys, the certificate authority, and the server's kit."""
     from fedshield.engines.flare import provision
+    from fedshield.engines.flare.paths import check_kit_path
     from fedshield.enrolment import keygen
 
+    check_kit_path(folder)
     consortium = provision.Consortium.checked(name, host, port)
     with provision.new_folder(folder) as part:
         keygen("coordinator", part)
@@ -54,27 +57,38 @@ def init(
 def approve(
     folder: FolderArgument,
     request: Annotated[Path, typer.Argument(metavar="REQUEST", help="NAME.request.zip of a site.")],
-    card: Annotated[Path, typer.Argument(metavar="CARD", help="Its NAME.card.json.")],
+    card: Annotated[
+        Path | None,
+        typer.Argument(metavar="CARD", help="Its NAME.card.json; left out for a renewal."),
+    ] = None,
 ) -> None:
-    """Sign a site's certificate and add its card to the roster."""
+    """Sign a site's certificate, and add the card of a new site to the roster. A roster that
+    anyone signed stays as it is: the new one is made beside it."""
     from fedshield.engines.flare import provision
-    from fedshield.enrolment import Card, SignedRoster
-    from fedshield.runfolder import write_atomic
+    from fedshield.enrolment import Card, changes
 
     provision.Consortium.read(folder)
-    site = Card.read(card)
-    if request.name != f"{site.name}.request.zip":
-        raise UserError(
-            f"{request}: expected {site.name}.request.zip to go with the card of {site.name}; "
-            "give the two files of one site"
-        )
-    roster_path = folder / "roster.json"
-    before = SignedRoster.read(roster_path)
-    after = before if site in before.sites else before.with_cards([site])
-    signed = provision.approve(folder, request, folder / f"{site.name}.signed.zip")
-    write_atomic(roster_path, after.to_text())
-    _say("signed", f"{signed} (send it back to {site.name}, with the roster when all are in it)")
-    _say("roster", f"{roster_path}: {', '.join(after.names())}")
+    name = request.name.removesuffix(".request.zip")
+    if card is None:
+        change = None
+        changes.check_enrolled(folder / "roster.json", name)
+    else:
+        site = Card.read(card)
+        if request.name != f"{site.name}.request.zip":
+            raise UserError(
+                f"{request}: expected {site.name}.request.zip to go with the card of {site.name}; "
+                "give the two files of one site"
+            )
+        change = changes.enrolled(folder / "roster.json", site)
+    signed = provision.approve(folder, request, folder / f"{name}.signed.zip")
+    if change is None:
+        _say("signed", f"{signed} (send it back to {name}); no roster was changed")
+        return
+    write_change(change)
+    _say("signed", f"{signed} (send it back to {name}, with the roster when all are in it)")
+    _say("roster", f"{change.path}: {', '.join(change.roster.names())}")
+    for note in change.notes():
+        _note(note)
 
 
 @server_app.command("start")
@@ -82,7 +96,29 @@ def start_server(folder: FolderArgument) -> None:
     """Run the server until it is stopped."""
     from fedshield.engines.flare import parties
 
-    parties.start_server(folder)
+    parties.start_server(folder, _note)
+
+
+@server_app.command("renew")
+def renew_server(folder: FolderArgument) -> None:
+    """New TLS certificates for the server and for the kit that submits. Stop the server first."""
+    from fedshield.engines.flare import renewal
+
+    renewed = renewal.renew_server(folder)
+    for kit in renewed:
+        _say("renewed", f"{kit}: certificate and key")
+    if folder.resolve() / "admin" not in renewed:
+        _note(f"{folder}/admin is not there: the kit that submits keeps its old certificate")
+    _say("next", f"fedshield server start {folder}")
+
+
+def renew_site(kit: KitArgument) -> None:
+    """Ask for a new TLS certificate with a new TLS key. All else in the kit stays."""
+    from fedshield.engines.flare import renewal
+
+    path = renewal.renew_site(kit)
+    _say("send", f"{path} to the coordinator (no card: the roster stays as it is)")
+    _say("next", f"fedshield site install {kit} {path.name.split('.')[0]}.signed.zip")
 
 
 def request(
@@ -92,8 +128,12 @@ def request(
 ) -> None:
     """Make this site's keys here, and what to send to the coordinator."""
     from fedshield.engines.flare import provision
+    from fedshield.engines.flare.paths import check_kit_path
     from fedshield.enrolment import keygen
+    from fedshield.enrolment.files import check_site_name
 
+    check_site_name(name, "NAME")
+    check_kit_path(out)
     with provision.new_folder(out) as part:
         keygen(name, part)
         provision.request(part, consortium, name)
@@ -104,13 +144,28 @@ def request(
 def install(
     kit: KitArgument,
     signed: Annotated[Path, typer.Argument(metavar="SIGNED", help="NAME.signed.zip.")],
-    fingerprint: Annotated[str, typer.Option(help="Of the root certificate, as you were told.")],
+    fingerprint: Annotated[
+        str | None,
+        typer.Option(help="Of the root certificate, as you were told; a renewal knows it."),
+    ] = None,
 ) -> None:
-    """Make this site's start-up kit from what the coordinator signed."""
-    from fedshield.engines.flare import provision
+    """Make this site's start-up kit from what the coordinator signed, or renew its certificate."""
+    from fedshield.engines.flare import provision, renewal
+    from fedshield.engines.flare.paths import check_kit_path
 
-    provision.install(kit, signed, fingerprint)
+    check_kit_path(kit)
     name = provision.site_name(kit)
+    if (kit / "flare").exists():
+        renewal.install_renewed(kit, signed, fingerprint)
+        _say("renewed", f"{kit}/flare: certificate and key; all else is as it was")
+        _say("next", f"fedshield site start {kit}")
+        return
+    if fingerprint is None:
+        raise UserError(
+            "expected --fingerprint with that of the root certificate, got none; ask the "
+            "coordinator's operator for it by telephone"
+        )
+    provision.install(kit, signed, fingerprint)
     _say("kit", f"{kit}/flare: only FedShield's classes, no shipped code, mutual TLS")
     _say(
         "next", f"write {kit}/{name}.policy.yaml, put the ready roster at {kit}/roster.json, then:"
@@ -122,7 +177,7 @@ def start_site(kit: KitArgument) -> None:
     """Take part: wait for runs, check each against this site's policy, until stopped."""
     from fedshield.engines.flare import parties
 
-    parties.start_site(kit)
+    parties.start_site(kit, _note)
 
 
 def submit(
@@ -190,6 +245,10 @@ def _followed(path: Path, action: Callable[[Any], Any]) -> None:
             _err.print(f"To go on: fedshield submit --resume {path} --kit KIT", markup=False)
         raise
     _say("done", f"{path}: the adapter and each site's report are in the sites' kits, under runs/")
+
+
+def _note(text: str) -> None:
+    _err.print(f"note: {text}", markup=False)
 
 
 def _say(label: str, text: str) -> None:

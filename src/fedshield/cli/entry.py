@@ -41,6 +41,7 @@ bench_app.command()(bench.crypto)
 bench_app.command(hidden=True)(bench.crypto_row)
 site.site_app.command()(consortium.request)
 site.site_app.command()(consortium.install)
+site.site_app.command("renew")(consortium.renew_site)
 site.site_app.command("start")(consortium.start_site)
 
 app.add_typer(model_app, name="model")

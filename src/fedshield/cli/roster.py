@@ -5,26 +5,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.words import JsonOption, err_console, out_console
+from fedshield.cli.roster_words import as_json, list_names, show
+from fedshield.cli.words import err_console, out_console
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
-    from fedshield.enrolment import Allowed, Asked, SignedRoster, Standing
+    from fedshield.enrolment import Allowed, Asked, SignedRoster
+    from fedshield.enrolment.changes import Change
 
 roster_app = typer.Typer(
     help="Who takes part, with which key and under which rules: made, reviewed, countersigned.",
     no_args_is_help=True,
-)
-
-COMPARE = (
-    "Read the fingerprint to every other site's operator, and hear theirs, over a channel that "
-    "the coordinator does not carry: in person, or by telephone at a number you had before. "
-    "Signatures within the roster prove nothing against a coordinator that exchanged the cards. "
-    "Confirm only sites whose operator had the same fingerprint and found their own card."
 )
 
 RosterArgument = Annotated[Path, typer.Argument(metavar="ROSTER", help="A roster file.")]
@@ -47,14 +42,23 @@ ExamplesOption = Annotated[
 ]
 
 
+OutOption = Annotated[
+    Path | None, typer.Option(help="A new file for the changed roster; where it goes if left out.")
+]
+
+
 def keygen(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The site's name, or coordinator.")],
     out: Annotated[Path, typer.Option(help="The folder for both files.")] = Path(),
+    replaces: Annotated[
+        Path | None,
+        typer.Option(metavar="OLD.key", help="The party's old key file, which signs the new key."),
+    ] = None,
 ) -> None:
     """Make a party's keys: NAME.key, which stays, and NAME.card.json, which everyone may see."""
     from fedshield.enrolment import keygen as make
 
-    key_path, card_path = make(name, out)
+    key_path, card_path = make(name, out, replaces)
     _say("key", f"{key_path}  (private: it stays here; keep a copy where only you can read it)")
     _say("card", f"{card_path}  (public: send it to the coordinator)")
 
@@ -92,24 +96,47 @@ def init(
 def add(
     path: RosterArgument,
     cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Sites' cards.")],
+    out: OutOption = None,
 ) -> None:
-    """Add sites' cards. Signatures that were there are dropped: they were over fewer sites."""
-    from fedshield.enrolment import Card, RosterError, SignedRoster
+    """Add sites' cards. A roster that anyone signed stays as it is: the new one, which all sign
+    again, is made beside it."""
+    from fedshield.enrolment import Card, changes
 
-    before = SignedRoster.read(path)
-    after = before.with_cards([Card.read(card) for card in cards])
-    _write(path, after)
-    dropped = sorted(before.countersignatures)
-    if dropped:
+    more = [Card.read(card) for card in cards]
+    change = changes.changed(path, lambda roster: roster.with_cards(more), out)
+    write_change(change)
+    _tell(change)
+
+
+@roster_app.command("replace")
+def replace(
+    path: RosterArgument,
+    card: Annotated[Path, typer.Argument(metavar="CARD", help="The party's new card.")],
+    key_lost: Annotated[
+        bool, typer.Option(help="Nobody has the old key any more: the card comes as a new site's.")
+    ] = False,
+    out: OutOption = None,
+) -> None:
+    """Replace a party's card by one that its old key signed (`keygen --replaces`). A roster that
+    anyone signed stays as it is: the new one, which all sign again, is made beside it."""
+    from fedshield.enrolment import Card, changes
+
+    new = Card.read(card)
+    linked: list[bool] = []
+
+    def with_replacement(roster: SignedRoster) -> SignedRoster:
+        after = roster.with_replacement(new, key_lost=key_lost)
+        linked.append(new.follows(roster.card(new.name)))
+        return after
+
+    change = changes.changed(path, with_replacement, out)
+    write_change(change)
+    _tell(change)
+    if not linked[0]:
         _note(
-            f"dropped the countersignatures of {', '.join(dropped)}: they were over the roster "
-            "without the new sites; every site reviews, compares and signs again"
+            f"no key of the roster signed the new card of {new.name}: it may be anyone's until its "
+            "operator has read the fingerprint to you, as for a new site"
         )
-    _say("roster", f"{path}: with the sites {', '.join(after.names())}")
-    try:
-        after.rules()
-    except RosterError as error:
-        _note(f"not usable yet: {error}")
 
 
 @roster_app.command("sign")
@@ -141,9 +168,16 @@ def sign(
         _write(path, roster)
     else:
         write_new(out, roster.to_text(), 0o644)
+    earlier = unsigned.countersignatures.get(key_file.name)
+    withdrawn = sorted(set(earlier.confirmed) - set(confirmed)) if earlier is not None else []
+    if withdrawn:
+        _note(
+            f"{key_file.name} had confirmed {', '.join(withdrawn)} before and does not any more; "
+            "name all of them with --confirm to keep them"
+        )
     _say("roster", str(out or path))
     _say("fingerprint", roster.fingerprint())
-    _say("signed by", f"{key_file.name}, which confirms {_list(sorted(set(confirmed)))}")
+    _say("signed by", f"{key_file.name}, which confirms {list_names(sorted(set(confirmed)))}")
     left = roster.standing().unconfirmed[key_file.name]
     if left:
         c = roster.rules().max_colluding
@@ -165,6 +199,7 @@ def merge(
     roster = SignedRoster.read(path)
     for copy in copies:
         other = SignedRoster.read(copy)
+        _note_left(copy, roster, other)
         try:
             roster = roster.merged(other)
         except RosterError as error:
@@ -172,9 +207,25 @@ def merge(
     _write(path, roster)
     standing = roster.standing()
     _say("roster", str(path))
-    _say("signed by", _list(sorted(roster.countersignatures)))
+    _say("signed by", list_names(sorted(roster.countersignatures)))
     if standing.unsigned:
-        _say("not yet by", _list(standing.unsigned))
+        _say("not yet by", list_names(standing.unsigned))
+
+
+def _note_left(copy: Path, roster: SignedRoster, other: SignedRoster) -> None:
+    """A site's confirmations in a copy that its signature here, which confirms as many or more,
+    leaves out."""
+    for name, given in other.countersignatures.items():
+        known = roster.countersignatures.get(name)
+        if known is None or len(given.confirmed) > len(known.confirmed):
+            known, given = given, known or given
+        left = sorted(set(given.confirmed) - set(known.confirmed))
+        if left:
+            _note(
+                f"{copy}: {name} signed twice, and the signature that is kept confirms "
+                f"{list_names(known.confirmed)} and not {', '.join(left)}; it can sign once more "
+                "with all of them"
+            )
 
 
 @roster_app.command("verify")
@@ -183,7 +234,9 @@ def verify(
     key: Annotated[
         Path | None, typer.Option(help="Your key file: checks that your own card is in it.")
     ] = None,
-    as_json: JsonOption = False,
+    json_wanted: Annotated[
+        bool, typer.Option("--json", help="Print JSON and nothing else.")
+    ] = False,
 ) -> None:
     """Check every signature; show the fingerprint to compare, the rules, who signed, what is
     missing. Exit status 2 as long as no run may use it."""
@@ -193,11 +246,11 @@ def verify(
     roster = SignedRoster.read(path)
     own = None if key_file is None else roster.check_own(key_file.key, key_file.name)
     standing = roster.standing()
-    if as_json:
-        text = json.dumps(_as_json(roster, standing, own), indent=1)
+    if json_wanted:
+        text = json.dumps(as_json(roster, standing, own), indent=1)
         out_console.print(text, markup=False)
     else:
-        _show(path, roster, standing, own)
+        show(path, roster, standing, own)
     if not standing.ready:
         raise RosterError(f"{path}: not ready: {'; '.join(standing.missing())}")
 
@@ -226,96 +279,27 @@ def demo(
     _note("a DEMONSTRATION: one operator made every key, so it protects nobody")
 
 
-# -- what is shown ---------------------------------------------------------------------------
-
-
-def _show(path: Path, roster: SignedRoster, standing: Standing, own: str | None) -> None:
-    rules = roster.rules()
-    if roster.demo:
-        _say("", "DEMONSTRATION: one operator made every key, so it protects nobody")
-    _say("roster", str(path))
-    _say("fingerprint", roster.fingerprint())
-    _say("", COMPARE)
-    _say("rules", rules.in_words())
-    _say(
-        "",
-        f"The line: up to {rules.max_colluding} (c) colluding sites, unconfirmed keys among "
-        f"them, learn sums only; {rules.max_colluding + 1} (c+1) with the coordinator can open "
-        "single updates.",
-    )
-    _say("coordinator", f"taken for {rules.server}")
-    _say("allowed", roster.allowed.in_words())
-    _say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
-    for card in (roster.coordinator, *roster.sites):
-        _say(card.name, f"key {card.public.hex()}, made {card.created}{_signed(roster, card.name)}")
-    mine = "not checked: give --key KEYFILE to see that yours is in it"
-    _say("own card", mine if own is None else f"{own}, with your key")
-    _say("state", standing.in_words())
-    for sentence in standing.missing():
-        _say("missing", sentence)
-
-
-def _signed(roster: SignedRoster, name: str) -> str:
-    if name == roster.coordinator.name:
-        return ""
-    given = roster.countersignatures.get(name)
-    return "; not signed" if given is None else f"; signed, confirms {_list(given.confirmed)}"
-
-
-def _as_json(roster: SignedRoster, standing: Standing, own: str | None) -> dict[str, Any]:
-    rules = roster.rules()
-    return {
-        "fingerprint": roster.fingerprint(),
-        "content_sha256": roster.content_sha256().hex(),
-        "demonstration": roster.demo,
-        "own_card": own,
-        "rules": {
-            "num_sites": rules.num_sites,
-            "max_colluding": rules.max_colluding,
-            "threshold": rules.threshold,
-            "votes": rules.votes,
-            "min_cohort": rules.min_cohort,
-            "server": rules.server,
-            "in_words": rules.in_words(),
-        },
-        "allowed": {
-            "schemes": sorted(roster.allowed.schemes),
-            "min_bits": roster.allowed.min_bits,
-            "max_examples": roster.allowed.max_examples,
-        },
-        "model_sha256": roster.model_sha256.hex() or None,
-        "coordinator": {
-            "public_key": roster.coordinator.public.hex(),
-            "created": roster.coordinator.created,
-        },
-        "sites": {
-            card.name: {
-                "public_key": card.public.hex(),
-                "created": card.created,
-                "signed": card.name in roster.countersignatures,
-                "unconfirmed": [*standing.unconfirmed[card.name]]
-                if card.name in standing.unconfirmed
-                else None,
-            }
-            for card in roster.sites
-        },
-        "ready": standing.ready,
-        "state": standing.in_words(),
-        "unconfirmed_at_worst": standing.worst,
-        "missing": [*standing.missing()],
-    }
+# -- what is said ---------------------------------------------------------------------------
 
 
 def _say(label: str, text: str) -> None:
     out_console.print(f"{label:<13} {text}", markup=False)
 
 
+def _tell(change: Change) -> None:
+    from fedshield.enrolment import RosterError
+
+    for note in change.notes():
+        _note(note)
+    _say("roster", f"{change.path}: with the sites {', '.join(change.roster.names())}")
+    try:
+        change.roster.rules()
+    except RosterError as error:
+        _note(f"not usable yet: {error}")
+
+
 def _note(text: str) -> None:
     err_console.print(f"note: {text}", markup=False)
-
-
-def _list(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names) or "nobody"
 
 
 # -- what is given ---------------------------------------------------------------------------
@@ -356,6 +340,16 @@ def _digest(text: str | None) -> bytes:
             "for any model"
         )
     return digest
+
+
+def write_change(change: Change) -> None:
+    """Write the changed roster where it belongs. Raises `UserError`."""
+    from fedshield.enrolment.files import write_new
+
+    if change.is_new:
+        write_new(change.path, change.roster.to_text(), 0o644)
+    else:
+        _write(change.path, change.roster)
 
 
 def _write(path: Path, roster: SignedRoster) -> None:

@@ -49,18 +49,62 @@ def tls_files(folder: Path) -> TlsFiles | None:
     return None
 
 
+class HandshakeRefused(OSError):
+    """The other side answered, and one side did not accept the other's certificate."""
+
+
 def handshake(host: str, port: int, files: TlsFiles, timeout_s: float) -> str:
-    """The version of TLS that both sides agreed on, each having proved itself. Raises `OSError`
-    (`ssl.SSLError` included) where they did not."""
-    context = ssl.create_default_context(cafile=str(files.root))
-    context.load_cert_chain(files.certificate, files.key)
+    """The version of TLS that both sides agreed on, each having proved itself. Raises
+    `HandshakeRefused` where one did not accept the other, `OSError` where no answer came."""
+    context = _context(files)
+    try:
+        with (
+            socket.create_connection((host, port), timeout=timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            # In TLS 1.3 a server refuses a client's certificate after the client's handshake is
+            # done: only the first bytes from it, gRPC's settings, show that it did not.
+            if not secured.recv(1):
+                raise HandshakeRefused("closed after the handshake: certificate refused")
+            return secured.version() or "TLS"
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code not in _OTHER_NAME:
+            raise HandshakeRefused(
+                f"its certificate is not accepted: {error.verify_message}"
+            ) from None
+        names = ", ".join(_names(host, port, files, timeout_s)) or "no name"
+        raise HandshakeRefused(f"its certificate is for {names}, not for {host}") from None
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        raise HandshakeRefused(f"it does not accept our certificate, or TLS: {reason}") from None
+
+
+#: OpenSSL's codes for a certificate of another host, mail address or IP address.
+_OTHER_NAME = (62, 63, 64)
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    """Raises `HandshakeRefused` for files that no connection can use."""
+    try:
+        context = ssl.create_default_context(cafile=str(files.root))
+        context.load_cert_chain(files.certificate, files.key)
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        raise HandshakeRefused(f"{files.certificate}, its key or the root: {reason}") from None
     context.set_alpn_protocols(["h2"])
-    with (
-        socket.create_connection((host, port), timeout=timeout_s) as plain,
-        context.wrap_socket(plain, server_hostname=host) as secured,
-    ):
-        # In TLS 1.3 a server refuses a client's certificate after the client's handshake is done:
-        # only the first bytes from it, gRPC's settings, show that it did not.
-        if not secured.recv(1):
-            raise ConnectionResetError("closed after the handshake: certificate refused")
-        return secured.version() or "TLS"
+    return context
+
+
+def _names(host: str, port: int, files: TlsFiles, timeout_s: float) -> list[str]:
+    """The hosts that the other side's certificate names; the root is checked, the host is not."""
+    context = _context(files)
+    context.check_hostname = False
+    try:
+        with (
+            socket.create_connection((host, port), timeout=timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            certificate = secured.getpeercert() or {}
+    except OSError:
+        return []
+    return [str(name) for _, name in certificate.get("subjectAltName", ())]  # type: ignore[misc]

@@ -2,6 +2,8 @@
 
 NAME.key         private: the signing key and the site secret; mode 0600, or it is not used
 NAME.card.json   public: name, public key, date, signed by that key (so its sender holds it)
+
+A key that replaces another is named by a signature of the old one, which both files keep.
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ import datetime
 import os
 import shlex
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from typing import Any
 
 from fedshield import interrupt
 from fedshield.crypto.keys import SiteKey
@@ -26,34 +27,40 @@ from fedshield.enrolment.files import (
     to_text,
     write_new,
 )
+from fedshield.enrolment.replacement import (
+    PUBLIC_BYTES,
+    SIGNATURE_BYTES,
+    ReplacedKey,
+    check_chain,
+    check_date,
+    is_signed,
+    read_replaced,
+    statement,
+)
 from fedshield.protocol import codec
 
-PUBLIC_BYTES, SIGNATURE_BYTES, KEY_BYTES = 32, 64, 64
+KEY_BYTES = 64
 PRIVATE_MODE, PUBLIC_MODE = 0o600, 0o644
-
-
-def is_signed(message: bytes, signature: bytes, public: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-    except (InvalidSignature, ValueError):
-        return False
-    return True
 
 
 @dataclass(frozen=True)
 class Card:
-    """A party's public half. One that does not carry its own key's signature cannot be made:
-    `RosterError`."""
+    """A party's public half. `replaces`: the party's keys before this one, the first one first.
+
+    One that does not carry its own key's signature, and that of each key over the next, cannot be
+    made: `RosterError`."""
 
     name: str
     public: bytes
     created: str
     signature: bytes
+    replaces: tuple[ReplacedKey, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "name")
-        _check_date(self.created)
-        message = _signed_part(self.name, self.public, self.created)
+        check_date(self.created)
+        check_chain(self.name, self.public, self.created, self.replaces)
+        message = _signed_part(self.name, self.public, self.created, self.replaces)
         if not is_signed(message, self.signature, self.public):
             raise RosterError(
                 f"card of {self.name}: expected its own key's signature, got another; the card "
@@ -62,13 +69,29 @@ class Card:
 
     def content(self) -> list[codec.Value]:
         """What of a card is under other signatures."""
-        return [self.name, self.public, self.created]
+        return _content(self.name, self.public, self.created, self.replaces)
 
-    def fields(self) -> dict[str, str]:
+    def first_public(self) -> bytes:
+        """The party's first key: the same for all cards of one party."""
+        return self.replaces[0].public if self.replaces else self.public
+
+    def follows(self, earlier: Card) -> bool:
+        """Whether the key of the earlier card named that of this one, directly or through keys in
+        between."""
+        past = len(earlier.replaces)
+        return (
+            self.name == earlier.name
+            and len(self.replaces) > past
+            and self.replaces[:past] == earlier.replaces
+            and self.replaces[past].public == earlier.public
+        )
+
+    def fields(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "public_key": self.public.hex(),
             "created": self.created,
+            **_replaces_field(self.replaces),
             "signature": self.signature.hex(),
         }
 
@@ -82,6 +105,7 @@ class Card:
             fields.hexadecimal("public_key", PUBLIC_BYTES),
             fields.text("created"),
             fields.hexadecimal("signature", SIGNATURE_BYTES),
+            read_replaced(fields),
         )
         fields.done()
         return card
@@ -95,21 +119,43 @@ class Card:
             raise RosterError(f"{path}: {error}") from None
 
 
-def _signed_part(name: str, public: bytes, created: str) -> bytes:
-    return codec.encode(["fedshield card 1", name, public, created])
+def _content(
+    name: str, public: bytes, created: str, replaces: tuple[ReplacedKey, ...]
+) -> list[codec.Value]:
+    """A card of a first key has three fields, as before there were replacements."""
+    chain: list[codec.Value] = [replaced.content() for replaced in replaces]
+    return [name, public, created, *([chain] if chain else [])]
 
 
-def _check_date(created: str) -> None:
-    try:
-        # One spelling only: fromisoformat takes others too.
-        sound = datetime.date.fromisoformat(created).isoformat() == created
-    except ValueError:
-        sound = False
-    if not sound:
-        raise RosterError(
-            f"created: expected a date such as 2026-03-01, got {created[:40]!r}; "
-            "ask for the file again"
-        )
+def _signed_part(
+    name: str, public: bytes, created: str, replaces: tuple[ReplacedKey, ...]
+) -> bytes:
+    return codec.encode(["fedshield card 1", *_content(name, public, created, replaces)])
+
+
+def _replaces_field(replaces: tuple[ReplacedKey, ...]) -> dict[str, Any]:
+    return {"replaces": [replaced.fields() for replaced in replaces]} if replaces else {}
+
+
+def check_parties(cards: Iterable[Card]) -> None:
+    """Raises `RosterError` for a name or a key that two of these cards have. A key that was
+    replaced stays its party's: nobody else may come with it."""
+    names: set[str] = set()
+    holders: dict[bytes, str] = {}
+    for card in cards:
+        if card.name in names:
+            raise RosterError(
+                f"expected each name once, got a second card of {card.name}; every party needs a "
+                "name of its own (to replace a card: fedshield roster replace)"
+            )
+        names.add(card.name)
+        for public in (card.public, *(replaced.public for replaced in card.replaces)):
+            if public in holders:
+                raise RosterError(
+                    f"expected a key of its own for each party, got the same for "
+                    f"{holders[public]} and {card.name}; one of them runs fedshield keygen"
+                )
+            holders[public] = card.name
 
 
 @dataclass(frozen=True)
@@ -119,16 +165,28 @@ class KeyFile:
     name: str
     created: str
     key: SiteKey
+    replaces: tuple[ReplacedKey, ...] = ()
 
     @classmethod
-    def make(cls, name: str) -> KeyFile:
+    def make(cls, name: str, old: KeyFile | None = None) -> KeyFile:
+        """New keys. `old`: what they replace, whose signing key says so."""
         check_name(name, "NAME")
-        return cls(name, datetime.datetime.now(datetime.UTC).date().isoformat(), SiteKey())
+        key, today = SiteKey(), datetime.datetime.now(datetime.UTC).date().isoformat()
+        if old is None:
+            return cls(name, today, key)
+        if old.name != name:
+            raise RosterError(
+                f"--replaces: expected a key file of {name}, got one of {old.name}; a key replaces "
+                "one of the same party"
+            )
+        message = statement(name, old.key.public, old.created, key.public, today)
+        replaced = ReplacedKey(old.key.public, old.created, old.key.sign(message))
+        return cls(name, today, key, (*old.replaces, replaced))
 
     def card(self) -> Card:
         public = self.key.public
-        signature = self.key.sign(_signed_part(self.name, public, self.created))
-        return Card(self.name, public, self.created, signature)
+        message = _signed_part(self.name, public, self.created, self.replaces)
+        return Card(self.name, public, self.created, self.key.sign(message), self.replaces)
 
     def to_text(self) -> str:
         return to_text(
@@ -136,6 +194,7 @@ class KeyFile:
             {
                 "name": self.name,
                 "created": self.created,
+                **_replaces_field(self.replaces),
                 "public_key": self.key.public.hex(),
                 "private_key": self.key.to_bytes().hex(),
             },
@@ -150,14 +209,16 @@ class KeyFile:
             name, created = fields.text("name"), fields.text("created")
             public = fields.hexadecimal("public_key", PUBLIC_BYTES)
             key = SiteKey.from_bytes(fields.hexadecimal("private_key", KEY_BYTES))
+            replaces = read_replaced(fields)
             fields.done()
             check_name(name, "name")
-            _check_date(created)
+            check_date(created)
             if key.public != public:
                 raise RosterError("expected the key of its public_key, got another; restore it")
+            check_chain(name, public, created, replaces)
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
-        return cls(name, created, key)
+        return cls(name, created, key, replaces)
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
@@ -175,15 +236,16 @@ def _check_private(path: Path, status: os.stat_result) -> None:
         )
 
 
-def keygen(name: str, folder: Path) -> tuple[Path, Path]:
+def keygen(name: str, folder: Path, replaces: Path | None = None) -> tuple[Path, Path]:
     """Make a party's keys: the paths of its key file and its card. Neither may be there yet.
-    Raises `RosterError`, and then leaves nothing behind."""
+    `replaces`: the party's old key file. Raises `RosterError`, and then leaves nothing behind."""
     with interrupt.held():
-        return _keygen(name, folder)
+        return _keygen(name, folder, replaces)
 
 
-def _keygen(name: str, folder: Path) -> tuple[Path, Path]:
-    key_file = KeyFile.make(name)
+def _keygen(name: str, folder: Path, replaces: Path | None) -> tuple[Path, Path]:
+    old = None if replaces is None else KeyFile.read(replaces)
+    key_file = KeyFile.make(name, old)
     key_path, card_path = folder / f"{name}.key", folder / f"{name}.card.json"
     made = _make_folder(folder)
     try:

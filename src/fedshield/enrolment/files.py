@@ -17,12 +17,14 @@ from fedshield import interrupt
 from fedshield.durable import sync_folder
 from fedshield.errors import UserError
 from fedshield.plan_data import SITE_NAME
+from fedshield.protocol.roster import COORDINATOR
+from fedshield.site_names import holder_of_reserved_name
 
 Kind = Literal["card 1", "key 1", "roster 1", "run rosters 1"]
 KIND_KEY = "fedshield"
 MAX_BYTES: dict[Kind, int] = {
-    "card 1": 4096,
-    "key 1": 4096,
+    "card 1": 16 * 1024,
+    "key 1": 16 * 1024,
     "roster 1": 1024 * 1024,
     "run rosters 1": 16 * 1024 * 1024,
 }
@@ -39,10 +41,22 @@ class RosterError(UserError):
 
 
 def check_name(name: str, where: str) -> None:
+    """Raises `RosterError` for what neither a site nor the coordinator can be called."""
     if re.fullmatch(SITE_NAME, name) is None:
         raise RosterError(
             f"{where}: expected a name of 1 to 31 characters a-z, 0-9 and '-', the first no '-', "
             f"got {name[:40]!r}; choose another name"
+        )
+    if name != COORDINATOR:
+        check_site_name(name, where)
+
+
+def check_site_name(name: str, where: str) -> None:
+    """Raises `RosterError` for a name that is another party's."""
+    if (holder := holder_of_reserved_name(name)) is not None:
+        raise RosterError(
+            f"{where}: expected a site's own name, got {name!r}, which is {holder}; choose another "
+            "name"
         )
 
 

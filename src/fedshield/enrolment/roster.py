@@ -22,8 +22,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from fedshield.crypto.keys import SigningKey
-from fedshield.enrolment.cards import SIGNATURE_BYTES, Card, KeyFile, is_signed
+from fedshield.enrolment.cards import Card, KeyFile, check_parties
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
+from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.plan_data import MAX_SITES
@@ -71,27 +72,11 @@ class SignedRoster:
                 f"--model-sha256: expected 32 bytes, got {len(self.model_sha256)}; leave it out "
                 "for any model"
             )
-        self._check_cards()
+        check_parties((self.coordinator, *self.sites))
         # The order of cards means nothing; one order makes one content.
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=lambda card: card.name)))
         for name, given in self.countersignatures.items():
             self._check_countersignature(name, given)
-
-    def _check_cards(self) -> None:
-        names, holders = {COORDINATOR}, {self.coordinator.public: COORDINATOR}
-        for card in self.sites:
-            if card.name in names:
-                raise RosterError(
-                    f"expected each name once, got a second card of {card.name}; every party "
-                    "needs a name of its own (to replace a card, make the roster anew)"
-                )
-            if card.public in holders:
-                raise RosterError(
-                    f"expected a key of its own for each party, got the same for "
-                    f"{holders[card.public]} and {card.name}; one of them runs fedshield keygen"
-                )
-            names.add(card.name)
-            holders[card.public] = card.name
 
     def _check_countersignature(self, name: str, given: Countersignature) -> None:
         if name not in self.names():
@@ -183,6 +168,34 @@ class SignedRoster:
     def with_cards(self, cards: Iterable[Card]) -> SignedRoster:
         """With these sites too, and without any countersignature: each was over fewer sites."""
         return dataclasses.replace(self, sites=(*self.sites, *cards), countersignatures={})
+
+    def with_replacement(self, card: Card, *, key_lost: bool = False) -> SignedRoster:
+        """With this card in place of its party's, and without any countersignature: each was over
+        the old key. `key_lost`: the party cannot sign with its old key, and comes as a new one.
+
+        Raises `RosterError` for a party that is not in the roster, and for a card that the key in
+        the roster did not sign, unless that is lost."""
+        if card.name not in (COORDINATOR, *self.names()):
+            raise RosterError(
+                f"expected a card of a party of the roster (coordinator, {', '.join(self.names())})"
+                f", got one of {card.name}; a new site is added by: fedshield roster add"
+            )
+        current = self.card(card.name)
+        if card == current:
+            raise RosterError(
+                f"expected a new card of {card.name}, got the one that is in the roster; make one "
+                f"with: fedshield keygen {card.name} --replaces {card.name}.key"
+            )
+        if not card.follows(current) and not key_lost:
+            raise RosterError(
+                f"expected a card of {card.name} that the key in the roster "
+                f"({current.public.hex()[:16]}) signed, got one that it did not; make it with "
+                f"fedshield keygen {card.name} --replaces OLD.key, or give --key-lost if nobody "
+                "has the old key any more"
+            )
+        coordinator = card if card.name == COORDINATOR else self.coordinator
+        sites = tuple(card if site.name == card.name else site for site in self.sites)
+        return dataclasses.replace(self, coordinator=coordinator, sites=sites, countersignatures={})
 
     def countersigned(self, key_file: KeyFile, confirmed: Iterable[str]) -> SignedRoster:
         """With this site's countersignature, in place of one that it gave before."""

@@ -195,7 +195,8 @@ def load_tokenizer(plan: Plan) -> Any:
     not be. Raises `ModelError`."""
     if plan.model.name == TINY_LLAMA:
         return tiny.tokenizer()
-    return _tokenizer(_folder(plan, lambda _: None, may_fetch=False), plan.model.name)
+    folder = model_folder(plan, lambda _: None, may_fetch=False)
+    return _tokenizer(folder, f"model.name {plan.model.name}")[0]
 
 
 def load_config(plan: Plan) -> Any:

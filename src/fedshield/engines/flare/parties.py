@@ -5,17 +5,25 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from fedshield.doctor import certificates
+from fedshield.certificates import certificates, certificates_ending
+from fedshield.engines.flare.environment import direct_hosts, proxy_note
 from fedshield.engines.flare.kit import KIT
+from fedshield.engines.flare.lock import lock_kit
+from fedshield.engines.flare.paths import check_kit_path
 from fedshield.engines.flare.provision import (
+    Consortium,
     ProvisionError,
+    check_flare_installed,
     keep_inside,
     organisation,
     site_name,
+    use_launcher,
 )
+from fedshield.engines.flare.reach import check_server, server_address
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 
@@ -26,50 +34,85 @@ from fedshield.enrolment.policy import POLICY_FILE, Policy
 SPARING = {"NVFLARE_STREAMING_CHUNK_SIZE": str(64 * 1024), "MALLOC_ARENA_MAX": "2"}
 
 
-def start_site(kit: Path) -> NoReturn:
-    """Become FLARE's client process. Raises `UserError`s before that: a kit that is not whole,
-    certificates that are not in date by this machine's clock, a roster that is not ready, a policy
-    that cannot be read."""
+Say = Callable[[str], object]
+
+
+def start_site(kit: Path, say: Say) -> NoReturn:
+    """Become FLARE's client process. `say` gets each sentence that the operator should read first.
+
+    Raises `UserError`s before that: a kit that is not whole or that runs already, certificates
+    that are not in date by this machine's clock, a server that answers and is not the
+    consortium's, a roster that is not ready, a policy that cannot be read."""
     name = site_name(kit)
-    _check(kit, f"{name}.key", "fed_client.json")
+    check_kit_path(kit)
+    _check(kit, f"{name}.key", "fed_client.json", say)
     Policy.read(kit / POLICY_FILE.format(site=name))
+    lock_kit(kit, f"site {name}")
+    use_launcher(kit / "flare", "client")
+    startup = kit / "flare" / "startup"
+    host, _ = server_address(startup)
+    unknown = check_server(startup)
+    if unknown is not None:
+        say(f"{unknown}; the site goes on trying")
+    _say_of_proxies(host, say)
     _become(
         kit,
         "nvflare.private.fed.app.client.client_train",
         "fed_client.json",
+        host,
         f"uid={name}",
         f"org={organisation(name)}",
     )
 
 
-def start_server(folder: Path) -> NoReturn:
+def start_server(folder: Path, say: Say) -> NoReturn:
     """Become FLARE's server process. Raises `UserError`s as `start_site`."""
-    _check(folder, "coordinator.key", "fed_server.json")
+    check_kit_path(folder)
+    _check(folder, "coordinator.key", "fed_server.json", say)
+    lock_kit(folder, "the server")
     keep_inside(folder / "flare")
+    use_launcher(folder / "flare", "server")
     _become(
-        folder, "nvflare.private.fed.app.server.server_train", "fed_server.json", "org=coordinator"
+        folder,
+        "nvflare.private.fed.app.server.server_train",
+        "fed_server.json",
+        Consortium.read(folder).host,
+        "org=coordinator",
     )
 
 
-def _check(kit: Path, key: str, configuration: str) -> None:
+def _check(kit: Path, key: str, configuration: str, say: Say) -> None:
+    check_flare_installed()
     for path in (kit / key, kit / "roster.json", kit / "flare" / "startup" / configuration):
         if not path.exists():
             raise ProvisionError(
                 f"{path}: expected it in the kit, found none; see docs/deploy.md for what makes it"
             )
+    now = datetime.datetime.now(datetime.UTC)
     # FLARE would try for ever, and say so only in its log.
-    for one in certificates(kit / "flare" / "startup", datetime.datetime.now(datetime.UTC)):
-        if one.state == "FAILED":
+    for finding in certificates(kit / "flare" / "startup", now):
+        if finding.state == "FAILED":
             raise ProvisionError(
-                f"{kit}: {one.check}: expected {one.expected}, got {one.found}; {one.todo}"
+                f"{kit}: {finding.check}: expected {finding.expected}, got {finding.found}; "
+                f"{finding.todo}"
             )
+    for folder in (kit / "flare" / "startup", kit / "admin" / "startup"):
+        for ending in certificates_ending(folder, now):
+            say(ending.in_words())
     SignedRoster.read(kit / "roster.json").check_ready(KeyFile.read(kit / key).key)
 
 
-def _become(kit: Path, module: str, configuration: str, *settings: str) -> NoReturn:
+def _say_of_proxies(host: str, say: Say) -> None:
+    note = proxy_note(os.environ, host)
+    if note is not None:
+        say(note)
+
+
+def _become(kit: Path, module: str, configuration: str, host: str, *settings: str) -> NoReturn:
+    """`host`: the server's."""
     workspace = (kit / "flare").resolve()
     (workspace / "transfer").mkdir(exist_ok=True)
-    environment = dict(os.environ) | {KIT: str(kit.resolve())}
+    environment = dict(os.environ) | {KIT: str(kit.resolve())} | direct_hosts(os.environ, host)
     # Nothing from the folder that the command was typed in may be imported.
     environment.pop("PYTHONPATH", None)
     if module.endswith(".server_train"):

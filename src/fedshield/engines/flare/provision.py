@@ -11,6 +11,7 @@ A consortium's folder (coordinator) and a site's kit hold, besides FedShield's k
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -32,6 +33,12 @@ from fedshield.errors import UserError
 ADMIN_ROLE = "lead"
 #: Nobody may ship code, or open a shell at another party, whatever a role is called.
 FORBIDDEN = ("byoc", "shell_commands", "clone_job")
+#: FLARE's word for what starts the process of a job, and our own of each role.
+LAUNCHER = "process_launcher"
+LAUNCHERS = {
+    "client": "fedshield.engines.flare.launchers.ClientLauncher",
+    "server": "fedshield.engines.flare.launchers.ServerLauncher",
+}
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
 
@@ -124,6 +131,7 @@ def organisation(site: str) -> str:
 
 def _tool(*arguments: str) -> None:
     """FLARE's command line, silent unless it fails."""
+    check_flare_installed()
     with tempfile.TemporaryDirectory() as elsewhere:
         done = subprocess.run(
             [sys.executable, "-m", "nvflare.cli", *arguments],
@@ -146,27 +154,40 @@ def make_authority(folder: Path, consortium: Consortium) -> None:
     # Without --org: FLARE 2.9.0 leaves it out of the issuer of what it signs, and the chain breaks.
     _tool("cert", "init", "--profile", str(profile), "-o", str(folder / "ca"))
     (folder / "ca" / "rootCA.key").chmod(0o600)
-    server = {
+    make_own_kit(folder, consortium.name, server_participant(consortium), folder / "flare")
+    make_own_kit(folder, consortium.name, admin_participant(consortium), folder / "admin")
+    _harden(folder / "flare")
+
+
+def server_participant(consortium: Consortium) -> dict[str, Any]:
+    """What FLARE's tools want to know of the server."""
+    return {
         "name": consortium.host,
         "type": "server",
         "org": "coordinator",
         "fed_learn_port": consortium.port,
         "admin_port": consortium.port,
     }
-    admin = {
+
+
+def admin_participant(consortium: Consortium) -> dict[str, Any]:
+    """The same of the kit that submits runs."""
+    return {
         "name": consortium.admin,
         "type": "admin",
         "org": "coordinator",
         "role": ADMIN_ROLE,
     }
-    for who, kit in ((server, folder / "flare"), (admin, folder / "admin")):
-        with tempfile.TemporaryDirectory() as found:
-            asked = Path(found) / "request"
-            _request(asked, consortium.name, who)
-            zipped = asked / f"{who['name']}.request.zip"
-            signed = approve(folder, zipped, Path(found) / "kit.signed.zip")
-            package(asked, signed, fingerprint(folder), kit)
-    _harden(folder / "flare")
+
+
+def make_own_kit(folder: Path, project: str, participant: dict[str, Any], kit: Path) -> None:
+    """A start-up kit of the coordinator's own, requested and signed here."""
+    with tempfile.TemporaryDirectory() as elsewhere:
+        asked = Path(elsewhere) / "request"
+        _request(asked, project, participant)
+        zipped = asked / f"{participant['name']}.request.zip"
+        signed = approve(folder, zipped, Path(elsewhere) / "kit.signed.zip")
+        package(asked, signed, fingerprint(folder), kit)
 
 
 def _request(out: Path, project: str, participant: dict[str, Any]) -> None:
@@ -187,20 +208,28 @@ def request(kit: Path, consortium_name: str, site: str) -> Path:
 
 
 def approve(folder: Path, zipped: Path, out: Path) -> Path:
-    """The coordinator signs a request: what goes back to the site."""
-    _tool(
-        *("cert", "approve", str(zipped.resolve()), "-c", str((folder / "ca").resolve())),
-        *("--profile", str((folder / "consortium.yaml").resolve()), "--out", str(out.resolve())),
-    )
+    """The coordinator signs a request: what goes back to the site, in place of what went there
+    for an earlier request."""
+    with tempfile.TemporaryDirectory(dir=out.resolve().parent) as elsewhere:
+        signed = Path(elsewhere) / out.name
+        _tool(
+            *("cert", "approve", str(zipped.resolve()), "-c", str((folder / "ca").resolve())),
+            *("--profile", str((folder / "consortium.yaml").resolve()), "--out", str(signed)),
+        )
+        os.replace(signed, out)
     return out
 
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the consortium's root certificate, for operators to compare."""
+    return root_fingerprint(folder / "ca" / "rootCA.pem")
+
+
+def root_fingerprint(path: Path) -> str:
+    """SHA-256 of the root certificate in this file. Raises `ProvisionError`."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
-    path = folder / "ca" / "rootCA.pem"
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError):
@@ -209,7 +238,7 @@ def fingerprint(folder: Path) -> str:
     return "SHA256:" + ":".join(digest[at : at + 2] for at in range(0, 64, 2))
 
 
-def package(asked: Path, signed: Path, root_fingerprint: str, kit: Path) -> None:
+def package(asked: Path, signed: Path, told_fingerprint: str, kit: Path) -> None:
     """FLARE's start-up kit from the local request and what the coordinator signed. Raises
     `ProvisionError` if the root certificate is not the one with this fingerprint."""
     kit = kit.resolve()
@@ -218,7 +247,7 @@ def package(asked: Path, signed: Path, root_fingerprint: str, kit: Path) -> None
     with tempfile.TemporaryDirectory(dir=kit.parent) as found:
         _tool(
             *("package", str(signed.resolve()), "--request-dir", str(asked.resolve())),
-            *("-w", found, "--fingerprint", root_fingerprint),
+            *("-w", found, "--fingerprint", told_fingerprint),
         )
         made = [path.parent for path in Path(found).glob("*/prod_*/*/startup")]
         if len(made) != 1:
@@ -228,11 +257,20 @@ def package(asked: Path, signed: Path, root_fingerprint: str, kit: Path) -> None
         os.replace(made[0], kit)
 
 
-def install(kit: Path, signed: Path, root_fingerprint: str) -> None:
+def install(kit: Path, signed: Path, told_fingerprint: str) -> None:
     """At a site: its FLARE kit, in `kit`, with what no job may loosen."""
-    package(kit / "request", signed, root_fingerprint, kit / "flare")
+    check_waiting(kit)
+    package(kit / "request", signed, told_fingerprint, kit / "flare")
     _harden(kit / "flare")
     shutil.rmtree(kit / "request")
+
+
+def check_waiting(kit: Path) -> None:
+    if not (kit / "request").is_dir():
+        raise ProvisionError(
+            f"{kit}: expected a request that waits for its certificate, found none; make one with: "
+            "fedshield site request, or site renew for a kit that is installed"
+        )
 
 
 def _harden(flare: Path) -> None:
@@ -270,3 +308,29 @@ def keep_inside(flare: Path) -> None:
         if part["id"] == "job_manager":
             part["args"]["uri_root"] = str(root / "jobs")
     path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def use_launcher(flare: Path, role: Literal["client", "server"]) -> None:
+    """Have the FLARE kit start the processes of its jobs with our launcher: one that any path
+    survives. Raises `ProvisionError` for a kit without sound settings."""
+    path = flare / "local" / "resources.json"
+    try:
+        resources = json.loads(path.read_text(encoding="utf-8"))
+        (component,) = [part for part in resources["components"] if part["id"] == LAUNCHER]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ProvisionError(
+            f"{path}: expected FLARE's settings with a {LAUNCHER}, found none; install the kit "
+            "again"
+        ) from None
+    if component.get("path") != LAUNCHERS[role]:
+        component["path"] = LAUNCHERS[role]
+        path.write_text(json.dumps(resources, indent=2) + "\n", encoding="utf-8")
+
+
+def check_flare_installed() -> None:
+    """Raises `ProvisionError` without NVIDIA FLARE."""
+    if importlib.util.find_spec("nvflare") is None:
+        raise ProvisionError(
+            "expected NVIDIA FLARE 2.9.0, found none; install FedShield with its extra `flare` "
+            "(docs/deploy.md has the line)"
+        )

@@ -1,0 +1,116 @@
+"""How `fedshield roster verify` shows a roster: in words, and as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedshield.cli.words import out_console
+
+if TYPE_CHECKING:
+    from fedshield.enrolment import Card, SignedRoster, Standing
+
+COMPARE = (
+    "Read the fingerprint to every other site's operator, and hear theirs, over a channel that "
+    "the coordinator does not carry: in person, or by telephone at a number you had before. "
+    "Signatures within the roster prove nothing against a coordinator that exchanged the cards. "
+    "Confirm only sites whose operator had the same fingerprint and found their own card."
+)
+
+
+def show(path: Path, roster: SignedRoster, standing: Standing, own: str | None) -> None:
+    rules = roster.rules()
+    if roster.demo:
+        _say("", "DEMONSTRATION: one operator made every key, so it protects nobody")
+    _say("roster", str(path))
+    _say("fingerprint", roster.fingerprint())
+    _say("", COMPARE)
+    _say("rules", rules.in_words())
+    _say(
+        "",
+        f"The line: up to {rules.max_colluding} (c) colluding sites, unconfirmed keys among "
+        f"them, learn sums only; {rules.max_colluding + 1} (c+1) with the coordinator can open "
+        "single updates.",
+    )
+    _say("coordinator", f"taken for {rules.server}")
+    _say("allowed", roster.allowed.in_words())
+    _say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
+    for card in (roster.coordinator, *roster.sites):
+        _say(
+            card.name,
+            f"key {card.public.hex()}, made {card.created}{_replaced(card)}"
+            f"{_signed(roster, card.name)}",
+        )
+    mine = "not checked: give --key KEYFILE to see that yours is in it"
+    _say("own card", mine if own is None else f"{own}, with your key")
+    _say("state", standing.in_words())
+    for sentence in standing.missing():
+        _say("missing", sentence)
+
+
+def _signed(roster: SignedRoster, name: str) -> str:
+    if name == roster.coordinator.name:
+        return ""
+    given = roster.countersignatures.get(name)
+    return "; not signed" if given is None else f"; signed, confirms {list_names(given.confirmed)}"
+
+
+def _replaced(card: Card) -> str:
+    if not card.replaces:
+        return ""
+    keys = ", ".join(f"{old.public.hex()[:16]} ({old.created})" for old in card.replaces)
+    return f"; replaces {keys}, signed by each in turn"
+
+
+def as_json(roster: SignedRoster, standing: Standing, own: str | None) -> dict[str, Any]:
+    rules = roster.rules()
+    return {
+        "fingerprint": roster.fingerprint(),
+        "content_sha256": roster.content_sha256().hex(),
+        "demonstration": roster.demo,
+        "own_card": own,
+        "rules": {
+            "num_sites": rules.num_sites,
+            "max_colluding": rules.max_colluding,
+            "threshold": rules.threshold,
+            "votes": rules.votes,
+            "min_cohort": rules.min_cohort,
+            "server": rules.server,
+            "in_words": rules.in_words(),
+        },
+        "allowed": {
+            "schemes": sorted(roster.allowed.schemes),
+            "min_bits": roster.allowed.min_bits,
+            "max_examples": roster.allowed.max_examples,
+        },
+        "model_sha256": roster.model_sha256.hex() or None,
+        "coordinator": {
+            "public_key": roster.coordinator.public.hex(),
+            "created": roster.coordinator.created,
+            "replaces": [old.fields() for old in roster.coordinator.replaces],
+        },
+        "sites": {
+            card.name: {
+                "public_key": card.public.hex(),
+                "created": card.created,
+                "replaces": [old.fields() for old in card.replaces],
+                "signed": card.name in roster.countersignatures,
+                "unconfirmed": [*standing.unconfirmed[card.name]]
+                if card.name in standing.unconfirmed
+                else None,
+            }
+            for card in roster.sites
+        },
+        "ready": standing.ready,
+        "state": standing.in_words(),
+        "unconfirmed_at_worst": standing.worst,
+        "missing": [*standing.missing()],
+    }
+
+
+def list_names(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names) or "nobody"
+
+
+def _say(label: str, text: str) -> None:
+    out_console.print(f"{label:<13} {text}", markup=False)

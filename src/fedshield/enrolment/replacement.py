@@ -1,0 +1,112 @@
+"""The statement by which a party's old key names its new one.
+
+A card keeps all of them, from the party's first key on: whoever knew that key can follow the
+party to the one of today, and two cards are one party's if they begin with the same key.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedshield.enrolment.files import Fields, RosterError
+from fedshield.protocol import codec
+
+PUBLIC_BYTES, SIGNATURE_BYTES = 32, 64
+#: Keys that a card may name before the one of today.
+MAX_REPLACED = 32
+
+
+@dataclass(frozen=True)
+class ReplacedKey:
+    """`public`, `created`: a key that is no longer used, and its date; `signature`: its own, over
+    `statement` with the key that came next."""
+
+    public: bytes
+    created: str
+    signature: bytes
+
+    def content(self) -> list[codec.Value]:
+        return [self.public, self.created, self.signature]
+
+    def fields(self) -> dict[str, str]:
+        return {
+            "public_key": self.public.hex(),
+            "created": self.created,
+            "signature": self.signature.hex(),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ReplacedKey:
+        replaced = cls(
+            fields.hexadecimal("public_key", PUBLIC_BYTES),
+            fields.text("created"),
+            fields.hexadecimal("signature", SIGNATURE_BYTES),
+        )
+        fields.done()
+        return replaced
+
+
+def statement(name: str, old: bytes, old_created: str, new: bytes, new_created: str) -> bytes:
+    """What the old key signs. `old`, `new`: public keys, 32 bytes each."""
+    return codec.encode(
+        ["fedshield replacement 1", name, old, old_created, new, new_created],
+    )
+
+
+def read_replaced(fields: Fields) -> tuple[ReplacedKey, ...]:
+    """The keys that a card or key file names as replaced; nothing where it has none."""
+    if "replaces" not in fields.names():
+        return ()
+    rows = fields.items("replaces")[: MAX_REPLACED + 1]
+    return tuple(
+        ReplacedKey.from_fields(Fields(row, f"replaces.{k}")) for k, row in enumerate(rows)
+    )
+
+
+def is_signed(message: bytes, signature: bytes, public: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def check_date(created: str) -> None:
+    try:
+        # One spelling only: fromisoformat takes others too.
+        sound = datetime.date.fromisoformat(created).isoformat() == created
+    except ValueError:
+        sound = False
+    if not sound:
+        raise RosterError(
+            f"created: expected a date such as 2026-03-01, got {created[:40]!r}; "
+            "ask for the file again"
+        )
+
+
+def check_chain(name: str, public: bytes, created: str, replaces: tuple[ReplacedKey, ...]) -> None:
+    """Each key signed the next, and none comes back."""
+    if len(replaces) > MAX_REPLACED:
+        raise RosterError(
+            f"card of {name}: expected at most {MAX_REPLACED} replaced keys, got more; enrol it "
+            "with a new first key: fedshield keygen"
+        )
+    keys = [*((replaced.public, replaced.created) for replaced in replaces), (public, created)]
+    if len({key for key, _ in keys}) < len(keys):
+        raise RosterError(
+            f"card of {name}: expected a new key at each replacement, got one that was there "
+            "before; ask its site for it again"
+        )
+    for replaced, (new, new_created) in zip(replaces, keys[1:], strict=True):
+        check_date(replaced.created)
+        message = statement(name, replaced.public, replaced.created, new, new_created)
+        if not is_signed(message, replaced.signature, replaced.public):
+            raise RosterError(
+                f"card of {name}: expected the replaced key {replaced.public.hex()[:16]} to have "
+                "signed the next, got another signature; the card was changed or damaged: ask its "
+                "site for it again"
+            )
