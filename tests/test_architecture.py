@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: First part of a module's name below `fedshield` -> its tier. A module imports from its own tier
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
-    {"", "types", "errors", "seeds", "durable", "notes"},
+    {"", "types", "errors", "causes", "seeds", "durable", "notes"},
     {"plan", "plan_data", "plan_privacy", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},

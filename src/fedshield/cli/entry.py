@@ -12,9 +12,10 @@ from typing import Annotated
 import typer
 
 from fedshield import __version__
+from fedshield.causes import explained
 from fedshield.cli import audit, bench, consortium, doctor, log, model, plan, roster, run, site
 from fedshield.cli.words import err_console, out_console
-from fedshield.errors import FedShieldError, UserError
+from fedshield.errors import FedShieldError, ResourceError, UserError
 
 app = typer.Typer(
     name="fedshield",
@@ -82,6 +83,10 @@ def main() -> None:
         if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
             if error.format_message():  # empty when the help was asked for by giving nothing
                 _say_error(f"{error.format_message()}; see fedshield --help")
+            sys.exit(2)
+        known = explained(error)
+        if isinstance(known, ResourceError):
+            _say_error(str(known))
             sys.exit(2)
         raise
 

@@ -16,11 +16,12 @@ _BFLOAT16_GAIN = 2.0
 @dataclass(frozen=True)
 class Memory:
     """Bytes: `total` that this process could ever have, `free` that it can have now, and the
-    `limit` that bounds it, in words."""
+    `limit` that bounds it, in words; `of_addresses`: it bounds addresses and not use."""
 
     total: int
     free: int
     limit: str
+    of_addresses: bool = False
 
 
 def memory(
@@ -56,7 +57,7 @@ def memory(
             used = _sizes(status)["VmSize"]
         except (OSError, KeyError):
             used = 0
-        bounds.append(Memory(limit, max(0, limit - used), "the limit of ulimit -v"))
+        bounds.append(Memory(limit, max(0, limit - used), "the limit of ulimit -v", True))
     return min(bounds, key=lambda bound: bound.free)
 
 
@@ -105,9 +106,7 @@ def matrix_speed(device: str, precision: str) -> float:
 def _cuda_speed(device: str, precision: str) -> float:
     import torch
 
-    matrix = torch.ones(
-        _CUDA_SIZE, _CUDA_SIZE, dtype=getattr(torch, precision), device=device
-    )
+    matrix = torch.ones(_CUDA_SIZE, _CUDA_SIZE, dtype=getattr(torch, precision), device=device)
     best = float("inf")
     for _ in range(_TRIES):
         start = time.perf_counter()

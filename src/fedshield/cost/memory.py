@@ -24,24 +24,26 @@ ADDRESS_BYTES = 600_000_000
 #: Bytes of a token's logits, for each entry of the vocabulary: the logits, their float32 copy, the
 #: log of the softmax, and in training the gradients of the first and of the last two.
 _LOGITS_EVALUATED, _LOGITS_TRAINED = 12, 20
-#: The estimate can be above what is used by a quarter: what is refused exceeds the memory also then.
+#: The estimate can be above what is used by a quarter; what is refused does not fit then either.
 CERTAIN = 0.8
 _QUANTISED_BYTES = {"8bit": 1.05, "4bit": 0.6}
 
 
 @dataclass(frozen=True)
 class MemoryCost:
-    """Bytes. `resident`: held all the time; `trained_row`, `evaluated_row`: what each row of a
+    """Bytes. `loaded`: the libraries and the base; `vectors`: what else is held all the time, the
+    adapter with all that belongs to it; `trained_row`, `evaluated_row`: what each row of a
     batch adds while it is trained or measured on."""
 
-    resident: int
+    loaded: int
+    vectors: int
     trained_row: int
     evaluated_row: int
 
     def peak(self, batch_size: int, eval_batch_size: int) -> int:
         """While a batch of so many rows is trained or measured on, whichever takes more."""
         largest = max(batch_size * self.trained_row, eval_batch_size * self.evaluated_row)
-        return self.resident + largest
+        return self.loaded + self.vectors + largest
 
 
 def memory_cost(
@@ -68,20 +70,21 @@ def memory_cost(
         largest = max((tensor.size for tensor in spec.tensors), default=0)
         trained += 4 * spec.num_values + 16 * largest
     ciphertext = spec.num_values * scheme.bytes_per_value * (sites + 2) + 4 * BLOCK_BYTES
-    resident = PROCESS_BYTES + base_bytes + vectors + ciphertext
-    return MemoryCost(int(resident), int(trained), int(evaluated))
+    loaded = PROCESS_BYTES + base_bytes
+    return MemoryCost(int(loaded), int(vectors + ciphertext), int(trained), int(evaluated))
 
 
 def refusal(
-    plan: Plan, cost: MemoryCost, available: machine.Memory | None, *, held: int = 0
+    plan: Plan, cost: MemoryCost, available: machine.Memory | None, *, is_loaded: bool = False
 ) -> str | None:
     """Why a run cannot fit, with what would, in one line; None where it may fit, or where the
-    system does not say what there is. `held`: bytes of `cost.resident` that are taken already."""
+    system does not say what there is. `is_loaded`: the libraries and the base are in this process."""
     if available is None:
         return None
     training, speed = plan.training, plan.speed
-    extra = ADDRESS_BYTES if "ulimit" in available.limit and not held else 0
-    needed = max(0, cost.resident - held) + extra
+    needed = cost.vectors
+    if not is_loaded:
+        needed += cost.loaded + (ADDRESS_BYTES if available.of_addresses else 0)
     room = available.free / CERTAIN - needed
     trained = training.batch_size * cost.trained_row
     evaluated = speed.eval_batch_size * cost.evaluated_row
@@ -97,7 +100,7 @@ def refusal(
         cures.append(
             f"speed.eval_batch_size: {fits}" if fits else "a smaller model or training.max_length"
         )
-    more = " more" if held else ""
+    more = " more" if is_loaded else ""
     return (
         f"training.batch_size: expected a run that fits into {available.free / 1e9:.1f} GB "
         f"({available.limit}), got one of about {peak / 1e9:.1f} GB{more} at a batch of "
@@ -118,12 +121,12 @@ def _smaller_batch(plan: Plan, fits: int) -> str:
     return f"training.batch_size: {fits} with training.gradient_accumulation: {times}"
 
 
-def check(plan: Plan, cost: MemoryCost, device: str, held: int) -> None:
-    """Raises `ModelError` for a run that cannot fit beside the `held` bytes that this process
-    has taken for it. `speed.memory_check: false` turns it off."""
+def refuse_too_large(plan: Plan, cost: MemoryCost, device: str) -> None:
+    """Raises `ModelError` for a run that cannot fit, in the process that has loaded its base.
+    `speed.memory_check: false` turns it off."""
     if not plan.speed.memory_check:
         return
     available = machine.device_memory(device) or machine.memory()
-    line = refusal(plan, cost, available, held=held)
+    line = refusal(plan, cost, available, is_loaded=True)
     if line is not None:
         raise ModelError(line)

@@ -1,8 +1,8 @@
 """Lengths of a run's messages, found by sealing dummies of the same shape.
 
-The same message types cross in a run, so the bytes are true; only the length of a CKKS ciphertext is
-a measured mean (the compressor makes single ones up to half a percent shorter; means of many hold to
-parts in ten thousand). `rlwe` and `plain` are exact.
+The same message types cross in a run, so the bytes are true; only the length of a CKKS ciphertext
+is a measured mean (the compressor makes single ones up to half a percent shorter; means of many
+hold to parts in ten thousand). `rlwe` and `plain` are exact.
 """
 
 from __future__ import annotations

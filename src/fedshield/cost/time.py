@@ -100,9 +100,10 @@ def rough(
     speed: float,
 ) -> Pace:
     """From counted operations: right within a small factor. `lengths`: characters of rows, as in
-    `row_tokens`; `speed`: operations a second of a matrix product (`machine.matrix_speed`). Forward and backward passes through a
-    frozen base are about 4 operations a weight and token, evaluating 2; the adapter's own passes
-    are counted with their weights."""
+    `row_tokens`; `speed`: operations a second of a matrix product (`machine.matrix_speed`).
+
+    Forward and backward passes through a frozen base are about 4 operations a weight and token,
+    evaluating 2; the adapter's own passes are counted with their weights."""
     training, rows = plan.training, row_tokens(plan, lengths)
     heldout_rows = _heldout_rows(plan)
     weights = sum(out_size * in_size for out_size, in_size in shape.linear.values())
@@ -160,7 +161,7 @@ def of_run(
     first_evaluations = evaluate / count * len(summary["sites"])
     finishing = max(0.0, state["wall_s"] - summary["wall_s"])
     prompts = len(ran.evaluation.prompts)
-    answers = float(state["answers_s"])
+    answers = float(state.get("answers_s", 0.0))
     return Pace(
         preparing=float(state["prepare_s"]) + START_S,
         session=max(0.0, summary["wall_s"] - whole - first_evaluations),

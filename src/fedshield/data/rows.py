@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedshield.causes import missing_token
 from fedshield.data import samples
 from fedshield.errors import DataError
 from fedshield.model.base import offline
@@ -190,6 +191,8 @@ def _hub(name: str, split: str, key: str) -> Iterator[tuple[str, Any]]:
         config = datasets.DownloadConfig(local_files_only=offline())
         loaded = datasets.load_dataset(name, split=split, download_config=config)
     except Exception as error:
+        if (refused := missing_token(error)) is not None:
+            raise DataError(f"{key}: hub data set {name}: {refused}") from None
         first = _line(str(error).partition("\n")[0])
         hint = (
             "HF_HUB_OFFLINE is set and it is not cached"

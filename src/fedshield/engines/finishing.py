@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fedshield.data.sites import SiteData
@@ -33,6 +34,7 @@ def finish(
     states = _personal_states(folder, plan, host, adapter)
     if plan.evaluation.prompts:
         prompts = plan.evaluation.prompts
+        asked = time.perf_counter()
         found = export.answers(
             base,
             host,
@@ -42,6 +44,7 @@ def finish(
             watch.note,
         )
         folder.write_json("answers.json", found)
+        state["answers_s"] = time.perf_counter() - asked
     watch.note("writing the adapter and the report")
     state["finished"] = now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)

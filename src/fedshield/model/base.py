@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedshield.causes import missing_token
 from fedshield.errors import ModelError
 from fedshield.model import tiny
 from fedshield.plan import BUILT_IN, SMOLLM2, TINY_LLAMA, Plan
@@ -249,6 +250,8 @@ def _folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = True) -
 
 
 def _hub_problem(name: str, error: Exception) -> str:
+    if (refused := missing_token(error)) is not None:
+        return f"model.name {name}: {refused}"
     close = f" (or a built-in: {', '.join(BUILT_IN)})"
     if offline():
         return (

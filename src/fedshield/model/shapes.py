@@ -58,9 +58,7 @@ class ModelShape:
         """The layers that get an adapter, or None if a target names none."""
         if adapter.targets == (ALL_LINEAR,):
             return {name: size for name, size in self.linear.items() if name != OUTPUT}
-        able = {
-            name: size for name, size in self.linear.items() if name != OUTPUT or not self.tied
-        }
+        able = {name: size for name, size in self.linear.items() if name != OUTPUT or not self.tied}
         leaves = {name.rpartition(".")[2] for name in able}
         if not leaves.issuperset(adapter.targets):
             return None
@@ -111,7 +109,9 @@ def from_config(fields: Mapping[str, Any]) -> ModelShape | None:
         return None
     head = fields.get("head_dim") or width // heads
     kept_heads = fields.get("num_key_value_heads") or heads
-    flags = [fields.get(key, False) for key in ("attention_bias", "mlp_bias", "tie_word_embeddings")]
+    flags = [
+        fields.get(key, False) for key in ("attention_bias", "mlp_bias", "tie_word_embeddings")
+    ]
     if not all(isinstance(flag, bool) for flag in flags):
         return None
     attention_bias, mlp_bias, tied = flags
@@ -171,7 +171,9 @@ def from_modules(model: Any) -> ModelShape:
     )
 
 
-def _block(width: int, inner: int, queries: int, keys: int) -> Iterator[tuple[str, tuple[int, int]]]:
+def _block(
+    width: int, inner: int, queries: int, keys: int
+) -> Iterator[tuple[str, tuple[int, int]]]:
     yield "self_attn.q_proj", (queries, width)
     yield "self_attn.k_proj", (keys, width)
     yield "self_attn.v_proj", (keys, width)
