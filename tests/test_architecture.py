@@ -20,17 +20,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: First part of a module's name below `fedshield` -> its tier. A module imports from its own tier
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
-    {"", "types", "errors", "seeds", "durable", "notes", "interrupt", "site_names"},
+    {"", "types", "errors", "causes", "seeds", "durable", "notes", "interrupt", "site_names"},
     {"plan", "plan_data", "plan_privacy", "plan_effect", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
-<<<<<<< HEAD
-    | {"auditfile", "doctor", "doctor_machine", "doctor_model"},
-=======
-    | {"auditfile", "doctor", "doctor_machine", "certificates"},
->>>>>>> kits
+    | {"auditfile", "doctor", "doctor_machine", "doctor_model", "certificates"},
     {"cli"},
 )
 HEAVY = {"torch", "transformers", "tenseal", "matplotlib", "peft", "datasets", "bitsandbytes"}

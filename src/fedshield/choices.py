@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from fedshield.cost import Sizes
+from fedshield.cost.estimate import spec_of
 from fedshield.crypto.scheme import CKKS
 from fedshield.errors import FedShieldError, ModelError
-from fedshield.model.adapter import empty_spec
-from fedshield.model.base import empty_model
 from fedshield.plan import AdapterPlan, Plan
 from fedshield.protocol.ciphers import parameters_of, update_layout
 from fedshield.prune import num_sent
@@ -48,7 +47,7 @@ def choices(plan: Plan) -> Iterator[Choice]:
     for train in TRAIN:
         try:
             changed = _changed(plan, adapter={"train": train}, scheme=None)
-            spec = empty_spec(empty_model(changed), changed.adapter)
+            _, spec = spec_of(changed)
         except FedShieldError:
             continue
         for bits in BITS:
@@ -70,7 +69,7 @@ def paper_bytes(plan: Plan) -> int | None:
         update={"train": "ab", "factors": "svd", "targets": ("q_proj", "v_proj")}
     )
     try:
-        spec = empty_spec(empty_model(plan), adapter)
+        _, spec = spec_of(plan.model_copy(update={"adapter": adapter}).with_base_dir(plan.base_dir))
     except ModelError:
         return None
     paper = CKKS["paper"]

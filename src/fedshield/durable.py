@@ -3,18 +3,15 @@ told in one line."""
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fedshield import interrupt
+from fedshield.causes import cause_of
 from fedshield.errors import RunFolderError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_folder(folder: Path) -> None:
@@ -24,15 +21,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk, or the user's share of it, is full. safetensors raises
-    an exception of its own, with the system's error number in its text only."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _FULL
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return number is not None and int(number[1]) in _FULL
 
 
 def check_room(folder: Path, num_bytes: int, out: Path) -> None:
@@ -62,7 +50,7 @@ def whole_folder(out: Path, num_bytes: int) -> Iterator[Path]:
             os.replace(part, out)
             sync_folder(out.parent)
     except Exception as error:
-        if disk_full(error):
+        if (cause := cause_of(error)) is not None and cause.code == "disk":
             shutil.rmtree(part, ignore_errors=True)
             free = shutil.disk_usage(out.parent).free
             raise RunFolderError(_no_room(out, num_bytes, free)) from None

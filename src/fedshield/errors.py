@@ -5,7 +5,8 @@
     |   |-- PlanError         the plan: an unknown key, a wrong type, an impossible combination
     |   |-- DataError         a data file: missing, malformed, empty, too few rows
     |   |-- ModelError        a base model or a run's adapter: missing, wrong kind, wrong hash
-    |   `-- RunFolderError    an output folder that exists, a run that cannot be resumed
+    |   |-- RunFolderError    an output folder that exists, a run that cannot be resumed
+    |   `-- ResourceError     memory, disk or access that the machine does not give
     |-- ProtocolError         a message broke a rule; carries a code from a fixed list
     |-- CryptoError           a ciphertext, key or sealed box did not open or does not fit
     `-- RoundFailed           a round could not be completed; the previous model is kept
@@ -43,11 +44,16 @@ CryptoCode = Literal["crypto", "key-sum", "residual", "tag", "weight"]
 
 
 class FedShieldError(Exception):
-    """Base of every error that FedShield raises on purpose."""
+    """Base of every error that FedShield raises on purpose. `resumable`: whether going on with the
+    run that it ended, as it is, can end otherwise."""
+
+    resumable = True
 
 
 class UserError(FedShieldError):
     """Something that the user can mend. The command line exits with status 2."""
+
+    resumable = False
 
 
 class PlanError(UserError):
@@ -64,6 +70,14 @@ class ModelError(UserError):
 
 class RunFolderError(UserError):
     """An output folder or run folder in the wrong state."""
+
+
+class ResourceError(UserError):
+    """Memory, disk or access that the machine does not give; see `causes`."""
+
+    def __init__(self, message: str, *, resumable: bool) -> None:
+        super().__init__(message)
+        self.resumable = resumable
 
 
 class ProtocolError(FedShieldError):
@@ -86,3 +100,7 @@ class CryptoError(FedShieldError):
 
 class RoundFailed(FedShieldError):
     """A round that could not be completed. The previous adapter stays in force."""
+
+    def __init__(self, message: str, *, resumable: bool = True) -> None:
+        super().__init__(message)
+        self.resumable = resumable

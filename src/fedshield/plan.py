@@ -231,6 +231,7 @@ class SpeedPlan(Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     eval_batch_size: PositiveInt = 8
+    memory_check: bool = True
     # Between machines: what is not back by then counts as lost.
     setup_deadline_s: Annotated[int, Field(ge=1, le=7200)] = 900
     work_deadline_s: Annotated[int, Field(ge=1, le=7200)] = 1800

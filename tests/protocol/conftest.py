@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from threshold_kit import Hand, started
 
+from fedshield.causes import failure_code
 from fedshield.crypto import plain
 from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.rlwe import layout as rlwe_layout
-from fedshield.engines.local_sites import failure_code
 from fedshield.errors import ProtocolError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedshield.causes import can_go_on, explained
 from fedshield.cli.roster import write_change
 from fedshield.cli.words import JsonOption
-from fedshield.errors import FedShieldError, UserError
+from fedshield.errors import UserError
 
 consortium_app = typer.Typer(
     help="At the coordinator: certificates of a consortium.", no_args_is_help=True
@@ -240,10 +241,13 @@ def _followed(path: Path, action: Callable[[Any], Any]) -> None:
     try:
         with watch:
             action(watch)
-    except (KeyboardInterrupt, FedShieldError) as error:
-        if not isinstance(error, UserError) and (path / "run.json").exists():
+    except (KeyboardInterrupt, Exception) as error:
+        known = explained(error)
+        if can_go_on(known) and (path / "run.json").exists():
             _err.print(f"To go on: fedshield submit --resume {path} --kit KIT", markup=False)
-        raise
+        if known is error:
+            raise
+        raise known from error
     _say("done", f"{path}: the adapter and each site's report are in the sites' kits, under runs/")
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fedshield import __version__
+from fedshield.causes import explained
 from fedshield.cli import (
     audit,
     bench,
@@ -25,7 +26,7 @@ from fedshield.cli import (
     site,
 )
 from fedshield.cli.words import err_console, out_console
-from fedshield.errors import FedShieldError, UserError
+from fedshield.errors import FedShieldError, ResourceError, UserError
 
 app = typer.Typer(
     name="fedshield",
@@ -92,6 +93,10 @@ def command() -> int:
         if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
             if error.format_message():  # empty when the help was asked for by giving nothing
                 _say_error(f"{error.format_message()}; see fedshield --help")
+            return 2
+        known = explained(error)
+        if isinstance(known, ResourceError):
+            _say_error(str(known))
             return 2
         raise
 

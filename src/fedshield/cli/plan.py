@@ -15,15 +15,18 @@ from rich.table import Table
 from fedshield.cli.words import (
     JsonOption,
     SetOption,
+    err_console,
     human_bytes,
     human_duration,
     out_console,
     print_notes,
 )
+from fedshield.errors import UserError
 
 if TYPE_CHECKING:
     from fedshield.choices import Choice
     from fedshield.cost import Cost
+    from fedshield.cost.estimate import PaceOf
     from fedshield.plan import Plan
 
 
@@ -31,23 +34,63 @@ def plan(
     path: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan (YAML).")],
     overrides: SetOption = None,
     as_json: JsonOption = False,
+    details: Annotated[bool, typer.Option(help="All figures, and what others would be.")] = False,
+    measure: Annotated[bool, typer.Option(help="Time a shortened run here first.")] = False,
+    like: Annotated[Path | None, typer.Option(help="Take the time from this run folder.")] = None,
+    elsewhere: Annotated[
+        bool, typer.Option(help="The run is not here: do not look for data files and memory.")
+    ] = False,
 ) -> None:
-    """Check a plan and print what its run will cost, without loading weights or data."""
+    """Check a plan, and print what its run will cost and what would stop it. Exit status 2 if
+    something would."""
     from fedshield.choices import choices
-    from fedshield.cost import estimate
+    from fedshield.cost import look_ahead
     from fedshield.planfile import load_plan
 
+    if measure and like is not None:
+        raise UserError("expected --measure or --like RUN, not both")
+    if measure and elsewhere:
+        raise UserError("--measure times a run here: expected no --elsewhere")
     loaded, notes = load_plan(path, overrides or ())
     print_notes(notes)
-    cost = estimate(loaded)
-    others = list(choices(loaded))
+    outlook = look_ahead(loaded, elsewhere=elsewhere, pace=_pace(loaded, measure, like))
+    cost = outlook.cost
+    others = list(choices(loaded)) if cost is not None and (details or as_json) else []
     if as_json:
-        print(json.dumps(cost.to_json() | {"choices": [asdict(one) for one in others]}, indent=1))
-        return
-    for name, value in _cost_lines(loaded, cost):
-        out_console.print(f"{name:<24} {value}", markup=False)
-    if others:
-        out_console.print(_choice_table(others))
+        told = {} if cost is None else cost.to_json()
+        told |= {"problems": list(outlook.problems), "notes": list(outlook.notes)}
+        print(json.dumps(told | {"choices": [asdict(other) for other in others]}, indent=1))
+    else:
+        print_notes(outlook.notes)
+        if cost is not None:
+            for name, value in _first_lines(loaded, cost):
+                out_console.print(f"{name:<24} {value}", markup=False)
+            if details:
+                for name, value in _details(loaded, cost):
+                    out_console.print(f"{name:<24} {value}", markup=False)
+            else:
+                out_console.print("more: --details; the time more closely: --measure", style="dim")
+        if others:
+            out_console.print(_choice_table(others))
+    for problem in outlook.problems:
+        err_console.print(f"fedshield: {problem}", style="red", markup=False)
+    if outlook.problems:
+        raise typer.Exit(2)
+
+
+def _pace(loaded: Plan, measure: bool, like: Path | None) -> PaceOf | None:
+    """Where the seconds come from, if not from the rough rule."""
+    if not measure and like is None:
+        return None
+    from fedshield.engines import trial
+
+    if like is not None:
+        return lambda _, rough: trial.like(loaded, like, rough)
+
+    def say(text: str) -> None:
+        err_console.print(text, style="dim", markup=False)
+
+    return lambda _, rough: trial.measured(loaded, say, rough)
 
 
 def _choice_table(others: Sequence[Choice]) -> Table:
@@ -76,33 +119,46 @@ def _choice_table(others: Sequence[Choice]) -> Table:
     return table
 
 
-def _cost_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
+def _first_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
+    """What a person asks first: how long, how much memory, how many bytes, who may open."""
     scheme = f"{cost.scheme} {cost.scheme_parameters}".strip()
-    unprotected = ": NO protection, the coordinator reads every update"
-    ups, downs = cost.upload_bytes_per_site_round, cost.download_bytes_per_site_round
-    where = f"this machine's {cost.device} ({cost.precision}), all sites one after the other"
+    opened = cost.quorums or f"every site of the {cost.sites}, with the key that all share"
+    if cost.scheme == "plain":
+        opened = "anyone: NO protection, the coordinator reads every update"
+    where = f"{cost.device} ({cost.precision}), all sites one after the other"
     if loaded.model.quantization != "none" and cost.device == "cpu":
         where += f"; a {loaded.model.quantization} run needs CUDA"
+    total = cost.total_upload_bytes + cost.total_download_bytes
     return [
-        ("plan", f"{cost.name}: {cost.sites} sites, {cost.rounds} rounds"),
+        ("plan", f"{cost.name}: {cost.sites} sites, {cost.rounds} rounds, {loaded.model.name}"),
+        ("time, about", f"{human_duration(cost.estimated_s)} on this machine's {where}"),
+        ("", cost.time_basis),
         (
-            "scheme",
-            scheme + (f", {cost.security_bits} bits" if cost.security_bits else unprotected),
+            "memory, about",
+            f"{human_bytes(cost.peak_memory_bytes)} at a batch of {loaded.training.batch_size} "
+            f"rows of up to {cost.batch_tokens} tokens",
         ),
-        *([("who may open", cost.quorums)] if cost.quorums else []),
+        (
+            "bytes",
+            f"{human_bytes(total)} in all: {human_bytes(cost.upload_bytes_per_site_round[-1])} up "
+            f"and {human_bytes(cost.download_bytes_per_site_round[-1])} down per site and round",
+        ),
+        ("scheme", scheme + (f", {cost.security_bits} bits" if cost.security_bits else "")),
+        ("who may open", opened),
         *([("privacy", _privacy_words(cost.privacy, cost.rounds))] if cost.privacy else []),
+    ]
+
+
+def _details(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
+    return [
         ("base model", f"{loaded.model.name}, {cost.base_model_values:,} values"),
         ("trainable values", f"{cost.trainable_values:,}"),
-        ("up per site and round", human_bytes(ups[-1])),
-        ("down per site and round", human_bytes(downs[-1])),
         (
             "up in total",
             f"{human_bytes(cost.total_upload_bytes)} (plain float32: "
             f"{human_bytes(cost.plaintext_float32_upload_bytes)})",
         ),
         ("down in total", human_bytes(cost.total_download_bytes)),
-        ("peak memory, about", human_bytes(cost.peak_memory_bytes)),
-        ("time, about", f"{human_duration(cost.estimated_s)} on {where}"),
         ("plan hash", cost.plan_sha256),
     ]
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from fedshield.causes import can_go_on, explained
 from fedshield.cli.watch import Watch
 from fedshield.cli.words import SetOption, err_console, human_bytes, out_console, print_notes
-from fedshield.errors import FedShieldError, UserError
+from fedshield.errors import UserError
 
 if TYPE_CHECKING:
     from fedshield.plan import Plan
@@ -78,10 +79,13 @@ def _watched(path: Path, action: Callable[[Watch], Any]) -> None:
         with watch:
             action(watch)
         _print_end(path)
-    except (KeyboardInterrupt, FedShieldError) as error:
-        if not isinstance(error, UserError) and (path / "run.json").exists():
+    except (KeyboardInterrupt, Exception) as error:
+        known = explained(error)
+        if can_go_on(known) and (path / "run.json").exists():
             err_console.print(_what_next(path), markup=False)
-        raise
+        if known is error:
+            raise
+        raise known from error
 
 
 def _what_next(path: Path) -> str:

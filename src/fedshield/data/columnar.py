@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedshield.causes import missing_token
 from fedshield.data.remarks import Remarks, named
 from fedshield.errors import DataError
 from fedshield.model.locate import offline
@@ -124,6 +125,8 @@ def hub_rows(
         config = datasets.DownloadConfig(local_files_only=offline())
         loaded = datasets.load_dataset(name, split=split, download_config=config)
     except Exception as error:
+        if (refused := missing_token(error)) is not None:
+            raise DataError(f"{key}: hub data set {name}: {refused}") from None
         first = one_line(str(error).partition("\n")[0], 160)
         hint = (
             "HF_HUB_OFFLINE is set and it is not cached"

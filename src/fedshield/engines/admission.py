@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from fedshield.causes import failure_code
 from fedshield.crypto.keys import SiteKey
-from fedshield.engines.local_sites import failure_code
 from fedshield.errors import UserError
 from fedshield.plan import Plan
 from fedshield.protocol.roster import Roster

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fedshield import interrupt
@@ -36,6 +37,7 @@ def finish(
     if plan.evaluation.prompts:
         prompts = plan.evaluation.prompts
         notes: list[str] = []
+        asked = time.perf_counter()
         replies = answers(
             base,
             host,
@@ -46,6 +48,7 @@ def finish(
             notes.append,
         )
         folder.write_json("answers.json", replies)
+        state["answers_s"] = time.perf_counter() - asked
         for note in notes:
             watch.note(f"note: {note}")
         state["notes"] = list(dict.fromkeys([*state.get("notes", ()), *notes]))

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedshield import interrupt
 from fedshield.auditfile import LogFile, coordinator_log, keep_roster, site_log
+from fedshield.causes import cause_of
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
@@ -25,7 +26,7 @@ from fedshield.engines.members import Enrolment, Members, demonstration, enrolle
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import prepare, standing_of
-from fedshield.errors import FedShieldError, RoundFailed, RunFolderError
+from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
@@ -53,9 +54,11 @@ def run(
     """
     watch = events or Quiet()
     RunFolder.check_free(out)
+    started = time.perf_counter()
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
     state = first_state(plan, base, data, host, members.roster.charter.hex())
+    state["prepare_s"] = time.perf_counter() - started
     folder = RunFolder.create(out, plan, state)
     with folder.locked():
         _session(folder, plan, base, data, host, watch, members)
@@ -258,7 +261,9 @@ def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
                 f"next would make it {after:.4g}, over the plan's {spent.terms.limit:g}"
             )
             if number == 1:
-                raise RoundFailed(f"{reason}; no round was completed, start a new run")
+                raise RoundFailed(
+                    f"{reason}; no round was completed, start a new run", resumable=False
+                )
             return reason
     return ""
 
@@ -276,13 +281,21 @@ def _with_site_errors(
         f"{site}: {_told(folder, site, error).removeprefix(f'{site}: ')}"
         for site, error in sorted(errors.items())
     ]
-    return RoundFailed("; ".join([str(failure), *told]))
+    line = "; ".join([str(failure), *told])
+    causes = [cause for error in errors.values() if (cause := cause_of(error)) is not None]
+    if causes:
+        return ResourceError(line, resumable=all(cause.resumable for cause in causes))
+    # The same rows in the same order: training that failed would fail again.
+    trained_in_vain = any(isinstance(error, RoundFailed) for error in errors.values())
+    return RoundFailed(line, resumable=failure.resumable and not trained_in_vain)
 
 
 def _told(folder: RunFolder, site: str, error: Exception) -> str:
     """A site's error in one line; one that we did not foresee is kept whole in its error.log."""
     if isinstance(error, FedShieldError):
         return str(error)
+    if (cause := cause_of(error)) is not None:
+        return cause.sentence
     log = folder.path / "sites" / site / "error.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(log, "".join(traceback.format_exception(error)))

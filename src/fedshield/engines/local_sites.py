@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedshield import interrupt
-from fedshield.errors import CryptoError, ProtocolError, RoundFailed
+from fedshield.causes import failure_code
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.sites import Replies
 
@@ -61,10 +61,3 @@ class InProcessSites:
             self.traffic.up[site] = self.traffic.up.get(site, 0) + len(reply)
             ok[site] = reply
         return Replies(ok, failed)
-
-
-def failure_code(error: Exception) -> str:
-    """What may be told of a site's error: a code from a fixed list, never its text."""
-    if isinstance(error, ProtocolError | CryptoError):
-        return error.code
-    return "training" if isinstance(error, RoundFailed) else "internal"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedshield.auditfile import LogFile, keep_roster, site_log
+from fedshield.causes import explained
 from fedshield.data.sites import SiteData
 from fedshield.engines import prometheus
 from fedshield.engines.admission import Admission, Party, Reply, refusal_code
@@ -273,10 +274,11 @@ class SiteProcess:
 
     def _tell(self, error: Exception) -> None:
         """At the site only: one line, and what we did not foresee in full."""
-        text = f"{type(error).__name__}: {error}"
-        if not isinstance(error, FedShieldError):
+        known = explained(error)
+        text = f"{type(known).__name__}: {known}"
+        if not isinstance(known, FedShieldError):
             text = "".join(traceback.format_exception(error))
-        self._events.note(f"{self.name}: {error}")
+        self._events.note(f"{self.name}: {known}")
         self._mine.mkdir(parents=True, exist_ok=True)
         with (self._mine / "error.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip("\n") + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fedshield import interrupt
+from fedshield.cost.memory import memory_cost, refuse_too_large
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.events import Events
 from fedshield.engines.warm import compile_kernels
@@ -16,10 +17,11 @@ from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.model.check import check_ids, check_model
 from fedshield.model.gradient import public_factors
+from fedshield.model.shapes import from_modules
 from fedshield.notes import library_words
 from fedshield.plan import Plan
 from fedshield.privacy.terms import terms
-from fedshield.protocol.ciphers import parameters_of
+from fedshield.protocol.ciphers import facts, parameters_of
 from fedshield.runfolder import SiteStore
 from fedshield.seeds import derive
 from fedshield.types import AdapterState, SiteMemory
@@ -66,11 +68,25 @@ def prepare(
     base = replace(base, notes=(*base.notes, *check_model(base, host, rows)))
     for note in run_notes(base, data, host):
         watch.note(f"note: {note}")
+    check_memory(plan, base, data, host)
     for found in data.values():
         # A target or a limit that cannot be met is refused before a run folder is made.
         terms(plan, host.spec, len(found.train))
     interrupt.check()
     return base, data, host
+
+
+def check_memory(
+    plan: Plan, base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost
+) -> None:
+    """Raises `ModelError` where the longest batch cannot fit into memory: before a run folder is
+    made, and with the batch size that fits."""
+    row_tokens = max(
+        len(row.input_ids) for site in data.values() for row in (*site.train, *site.heldout)
+    )
+    shape = from_modules(base.model)
+    cost = memory_cost(plan, shape, host.spec, facts(plan), base.precision, row_tokens)
+    refuse_too_large(plan, cost, base.device)
 
 
 def run_notes(base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost) -> list[str]:

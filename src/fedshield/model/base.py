@@ -7,6 +7,7 @@ read from safetensors only, never from pickles, and no code of a model repositor
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from fedshield.plan import SMOLLM2, TINY_LLAMA, Plan
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 
 # What `fedshield plan` needs to know of the embedded model before it has been built.
-_SMOLLM2_CONFIG = {
+SMOLLM2_CONFIG = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 576,
@@ -70,9 +71,11 @@ class BaseModel:
 
 def resolve_device(plan: Plan) -> str:
     """'cpu' or 'cuda[:k]'. Raises `ModelError` for a CUDA device that is not there."""
+    wanted = plan.speed.device
+    if wanted == "cpu" or (wanted == "auto" and not _may_have_cuda()):
+        return "cpu"
     import torch
 
-    wanted = plan.speed.device
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda"):
@@ -86,16 +89,24 @@ def resolve_device(plan: Plan) -> str:
     return wanted
 
 
+def _may_have_cuda() -> bool:
+    """False only where no driver of a GPU can be here: then torch need not be imported to ask."""
+    if "torch" in sys.modules or not sys.platform.startswith("linux"):
+        return True
+    drivers = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")
+    return any(os.path.exists(path) for path in drivers)
+
+
 def resolve_precision(plan: Plan, device: str) -> str:
     """'bfloat16' or 'float32'; 'auto' takes bfloat16 where the device computes in it."""
-    import torch
-
     wanted = plan.training.precision
     if wanted != "auto":
         return {"bf16": "bfloat16", "fp32": "float32"}[wanted]
     if plan.model.name == TINY_LLAMA:
         return "float32"
     if device.startswith("cuda"):
+        import torch
+
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     # x86 without AMX computes bfloat16 at half the speed of float32 (docs/log.md, 2026-11-22).
     flags = Path("/proc/cpuinfo")
@@ -209,7 +220,7 @@ def load_config(plan: Plan) -> Any:
     if name == TINY_LLAMA:
         return tiny.config()
     if name == SMOLLM2:
-        fields = dict(_SMOLLM2_CONFIG)
+        fields = dict(SMOLLM2_CONFIG)
         return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
     local = local_folder(plan)
     if local is not None:

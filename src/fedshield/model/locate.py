@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedshield.causes import missing_token
 from fedshield.errors import ModelError
 from fedshield.notes import library_words, one_line
 from fedshield.plan import BUILT_IN, SMOLLM2, Plan
@@ -85,6 +86,8 @@ def model_folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = Tr
 
 def hub_problem(name: str, error: Exception) -> str:
     """One line on a hub name that gave no model."""
+    if (refused := missing_token(error)) is not None:
+        return f"model.name {name}: {refused}"
     close = f" (or a built-in: {', '.join(BUILT_IN)})"
     if offline():
         return (

@@ -29,23 +29,27 @@ CHAT_TEMPLATE = (
 )
 
 
+#: 2 layers, width 64, 4 heads (2 for keys and values), 259 tokens.
+CONFIG = {
+    "vocab_size": 256 + len(SPECIAL_TOKENS),
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 256,
+    "eos_token_id": 258,
+    "pad_token_id": 256,
+    "tie_word_embeddings": False,
+}
+
+
 def config() -> Any:
-    """Its `LlamaConfig`: 2 layers, width 64, 4 heads (2 for keys and values), 259 tokens."""
+    """Its `LlamaConfig`."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(
-        vocab_size=256 + len(SPECIAL_TOKENS),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        bos_token_id=256,
-        eos_token_id=258,
-        pad_token_id=256,
-        tie_word_embeddings=False,
-    )
+    return LlamaConfig(**CONFIG)
 
 
 def build() -> Any:

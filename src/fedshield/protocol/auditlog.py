@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from fedshield.errors import CryptoError, ProtocolError, RoundFailed
+from fedshield.causes import failure_code
+from fedshield.errors import ProtocolError
 from fedshield.protocol import codec, messages
 from fedshield.protocol.envelope import SIGNATURE_BYTES, Binding, Sign
 from fedshield.protocol.roster import COORDINATOR, Roster
@@ -153,17 +154,13 @@ def _details(message: messages.Message) -> dict[str, codec.Value]:
 def refused(method: str, command: bytes, session: str, binding: Binding, error: Exception) -> Fact:
     """A command that was not carried out. Whoever sent it may not be the coordinator, so its
     digest is a detail and nobody's message."""
-    if isinstance(error, ProtocolError | CryptoError):
-        code: str = error.code
-    else:
-        code = "training" if isinstance(error, RoundFailed) else "internal"
     return Fact(
         "refused",
         method if method in _KINDS else "unknown",
         session,
         binding.round_number,
         binding.phase,
-        code,
+        failure_code(error),
         saw_bytes=len(command),
         details={"command": sha256(command)},
     )

@@ -66,7 +66,9 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
         if spent:
             reason = f"before round {number}: {spent} has spent the plan's epsilon"
             if number == 1:
-                raise RoundFailed(f"{reason}; no round was completed, start a new run")
+                raise RoundFailed(
+                    f"{reason}; no round was completed, start a new run", resumable=False
+                )
             log.add({"ended_early": reason})
             break
         started = time.perf_counter()

@@ -1,0 +1,191 @@
+"""The cost of a plan, and what would stop its run. No weights are read.
+
+Bytes are counted on messages of the true shape (`messages`). Memory and seconds are estimates;
+their rules are beside the numbers (`memory`, `time`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedshield.cost import inputs, machine, memory, time
+from fedshield.cost.messages import Sizes
+from fedshield.errors import UserError
+from fedshield.model import shapes
+from fedshield.model.adapter import empty_spec
+from fedshield.model.base import empty_model, resolve_device, resolve_precision
+from fedshield.model.shapes import ModelShape
+from fedshield.plan import Plan
+from fedshield.privacy.terms import forecast
+from fedshield.protocol.ciphers import facts, update_layout, weights_layout
+from fedshield.prune import num_sent
+from fedshield.types import AdapterSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`fedshield plan --json` prints these fields. Bytes are whole signed messages.
+
+    `upload_bytes_per_site_round`: by round, of one site on the mean; `setup_*`: opening and
+    closing the session, all sites together; totals: all sites, all rounds, set-up included.
+    `privacy`: epsilon at the run's end, see `privacy.terms.forecast`. `time_basis`: where the
+    seconds come from; `batch_tokens`: the longest row that memory is counted for.
+    """
+
+    name: str
+    sites: int
+    rounds: int
+    scheme: str
+    scheme_parameters: str
+    security_bits: int | None
+    quorums: str
+    base_model_values: int
+    trainable_values: int
+    exchanged_values: list[int]
+    upload_bytes_per_site_round: list[int]
+    download_bytes_per_site_round: list[int]
+    setup_upload_bytes: int
+    setup_download_bytes: int
+    total_upload_bytes: int
+    total_download_bytes: int
+    plaintext_float32_upload_bytes: int
+    peak_memory_bytes: int
+    batch_tokens: int
+    estimated_s: float
+    time_basis: str
+    device: str
+    precision: str
+    plan_sha256: str
+    privacy: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan's cost, None where it cannot be known; `problems`: what would stop the run, a line
+    each; `notes`: what was not looked at."""
+
+    cost: Cost | None
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+#: Gives the seconds of a plan's parts, from the rough ones and from what turns another plan's
+#: rough ones out.
+PaceOf = Callable[[time.Pace, Callable[[Plan], time.Pace]], time.Pace]
+
+
+def spec_of(plan: Plan) -> tuple[ModelShape, AdapterSpec]:
+    """Of the base model, and of the adapter on it. Raises `ModelError` if the model's config or
+    the adapter's targets do not fit."""
+    shape = shapes.shape_of(plan)
+    spec = None if shape is None else shape.adapter_spec(plan.adapter)
+    if shape is not None and spec is not None:
+        return shape, spec
+    # Not certain, or an error that is told best where the modules are.
+    model = empty_model(plan)
+    shape = shapes.from_modules(model)
+    return shape, empty_spec(model, plan.adapter)
+
+
+def estimate(plan: Plan) -> Cost:
+    """The cost of `plan` on this machine, without a look at its data. Raises `ModelError` if the
+    model's config or the adapter's targets do not fit, `DataError` for a sample that there is
+    none of."""
+    inputs.check_samples(plan)
+    shape, spec = spec_of(plan)
+    return _cost(plan, shape, spec, (), None)
+
+
+def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = None) -> Outlook:
+    """The cost of `plan` here, and everything known that would stop its run, in one pass.
+    `elsewhere`: the run is not on this machine: data files and memory are not looked for here.
+    `pace`: by default the rough rule's."""
+    known = inputs.look(plan, elsewhere=elsewhere)
+    problems = list(known.problems)
+    notes = list(known.notes)
+    cost = None
+    try:
+        shape, spec = spec_of(plan)
+        problems += _lines(inputs.length_problem(plan, shape))
+        problems += _lines(inputs.weight_problem(plan, known.rows))
+        cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)
+    except UserError as error:
+        return Outlook(None, (*problems, str(error)), tuple(notes))
+    if not elsewhere and plan.speed.memory_check:
+        needed = _memory(plan, shape, spec, cost.precision, cost.batch_tokens)
+        available = machine.device_memory(cost.device) or machine.memory()
+        problems += _lines(memory.refusal(plan, needed, available))
+    return Outlook(cost, tuple(problems), tuple(notes))
+
+
+def _lines(problem: str | None) -> list[str]:
+    return [] if problem is None else [problem]
+
+
+def _memory(
+    plan: Plan, shape: ModelShape, spec: AdapterSpec, precision: str, row_tokens: int
+) -> memory.MemoryCost:
+    return memory.memory_cost(plan, shape, spec, facts(plan), precision, row_tokens)
+
+
+def _cost(
+    plan: Plan,
+    shape: ModelShape,
+    spec: AdapterSpec,
+    lengths: Sequence[int],
+    pace: PaceOf | None,
+) -> Cost:
+    # A quantised base can be costed on a machine without CUDA: nothing is loaded.
+    device = resolve_device(plan)
+    precision = resolve_precision(plan, device)
+    scheme = facts(plan)
+    sizes = Sizes(plan)
+    names = plan.data.site_names()
+    counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
+    by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
+    ups = [by_count[count][0] for count in counts]
+    downs = [by_count[count][1] for count in counts]
+    setup_up, setup_down = sizes.setup(weights_layout(plan))
+    longest = int(max(time.row_tokens(plan, lengths))) if lengths else plan.training.max_length
+    needed = _memory(plan, shape, spec, precision, longest)
+    speed = machine.matrix_speed(device, precision)
+
+    def rough(other: Plan) -> time.Pace:
+        if other is plan:
+            return time.rough(plan, shape, spec, lengths, speed)
+        known = () if not lengths else inputs.look(other, elsewhere=True).lengths
+        return time.rough(other, *spec_of(other), known, speed)
+
+    seconds = rough(plan) if pace is None else pace(rough(plan), rough)
+    return Cost(
+        name=plan.name,
+        sites=len(names),
+        rounds=plan.rounds,
+        scheme=plan.scheme.name,
+        scheme_parameters=scheme.parameters,
+        security_bits=scheme.security_bits,
+        quorums=plan.rules().in_words() if plan.scheme.name == "rlwe" else "",
+        base_model_values=shape.values,
+        trainable_values=spec.num_values,
+        exchanged_values=counts,
+        upload_bytes_per_site_round=[round(up / len(names)) for up in ups],
+        download_bytes_per_site_round=[round(down / len(names)) for down in downs],
+        setup_upload_bytes=setup_up,
+        setup_download_bytes=setup_down,
+        total_upload_bytes=sum(ups) + setup_up,
+        total_download_bytes=sum(downs) + setup_down,
+        plaintext_float32_upload_bytes=4 * spec.num_values * len(names) * plan.rounds,
+        peak_memory_bytes=needed.peak(plan.training.batch_size, plan.speed.eval_batch_size),
+        batch_tokens=longest,
+        estimated_s=round(time.total_seconds(plan, seconds), 1),
+        time_basis=seconds.basis,
+        device=device,
+        precision=precision,
+        plan_sha256=plan.sha256(),
+        privacy=forecast(plan, spec),
+    )

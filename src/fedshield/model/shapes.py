@@ -1,0 +1,214 @@
+"""A model's shape without torch: how many values it has, and its linear layers.
+
+`fedshield plan` needs sizes only, and torch, transformers and PEFT take seconds to import. The
+sizes of a few families follow from their config by short rules, which the tests compare with the
+real modules. Whatever is not certain (another family, a key that is missing, a config with code or
+quantisation of its own) has no shape here: the caller builds the modules on the meta device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedshield.model import tiny
+from fedshield.model.base import SMOLLM2_CONFIG
+from fedshield.plan import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, Plan
+from fedshield.types import AdapterSpec, TensorSpec
+
+OUTPUT = "lm_head"
+#: Keys that must be given as whole numbers: a family's own defaults are not repeated here.
+_NEEDED = {
+    "llama": (),
+    "mistral": ("num_key_value_heads",),
+    "qwen2": ("num_key_value_heads",),
+    "qwen3": ("num_key_value_heads", "head_dim"),
+}
+_ALWAYS_NEEDED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+#: A config with one of these is not described by its sizes alone.
+_UNCERTAIN = ("auto_map", "quantization_config", "pruned_heads")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a causal language model. `values`: of all weights, shared ones once; `linear`: the
+    linear layers by name, (out, in); `tied`: the output layer shares the embeddings' weights;
+    `max_positions`: the longest text that it reads, in tokens, None where the config says none."""
+
+    values: int
+    width: int
+    inner: int
+    layers: int
+    vocabulary: int
+    max_positions: int | None
+    tied: bool
+    linear: Mapping[str, tuple[int, int]]
+
+    def targets(self, adapter: AdapterPlan) -> dict[str, tuple[int, int]] | None:
+        """The layers that get an adapter, or None if a target names none."""
+        if adapter.targets == (ALL_LINEAR,):
+            return {name: size for name, size in self.linear.items() if name != OUTPUT}
+        able = {name: size for name, size in self.linear.items() if name != OUTPUT or not self.tied}
+        leaves = {name.rpartition(".")[2] for name in able}
+        if not leaves.issuperset(adapter.targets):
+            return None
+        return {
+            name: size for name, size in able.items() if name.rpartition(".")[2] in adapter.targets
+        }
+
+    def adapter_spec(self, adapter: AdapterPlan) -> AdapterSpec | None:
+        """What `model.adapter.empty_spec` says, or None where that has an error to tell."""
+        layers = self.targets(adapter)
+        if layers is None:
+            return None
+        tensors = []
+        for name, (out_size, in_size) in layers.items():
+            prefix, rank = f"base_model.model.{name}", adapter.rank
+            if adapter.train == "core":
+                if rank > min(out_size, in_size):
+                    return None
+                tensors.append(TensorSpec(f"{prefix}.lora_B.core", (rank, rank)))
+            else:
+                tensors.append(TensorSpec(f"{prefix}.lora_A.weight", (rank, in_size)))
+                tensors.append(TensorSpec(f"{prefix}.lora_B.weight", (out_size, rank)))
+        ordered = tuple(sorted(tensors, key=lambda tensor: tensor.name))
+        return AdapterSpec(ordered, "", adapter.alpha / adapter.rank)
+
+
+def shape_of(plan: Plan) -> ModelShape | None:
+    """The shape of the plan's base model, or None where it is not certain. Reads a config.json
+    that is on this machine and nothing else; raises nothing of its own."""
+    fields = _config_fields(plan)
+    return None if fields is None else from_config(fields)
+
+
+def from_config(fields: Mapping[str, Any]) -> ModelShape | None:
+    """The shape that a Hugging Face config says, or None where it is not certain."""
+    family = fields.get("model_type")
+    if family not in _NEEDED or any(fields.get(key) for key in _UNCERTAIN):
+        return None
+    numbers = [fields.get(key) for key in (*_ALWAYS_NEEDED, *_NEEDED[family])]
+    numbers += [fields[key] for key in ("num_key_value_heads", "head_dim") if fields.get(key)]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        return None
+    width, inner, heads = (
+        fields[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+    )
+    layers, vocabulary = fields["num_hidden_layers"], fields["vocab_size"]
+    if width % heads and not fields.get("head_dim"):
+        return None
+    head = fields.get("head_dim") or width // heads
+    kept_heads = fields.get("num_key_value_heads") or heads
+    flags = [
+        fields.get(key, False) for key in ("attention_bias", "mlp_bias", "tie_word_embeddings")
+    ]
+    if not all(isinstance(flag, bool) for flag in flags):
+        return None
+    attention_bias, mlp_bias, tied = flags
+    linear: dict[str, tuple[int, int]] = {}
+    values = width + vocabulary * width * (1 if tied else 2)  # last norm, embeddings, output
+    for layer in range(layers):
+        for name, (out_size, in_size) in _block(width, inner, heads * head, kept_heads * head):
+            linear[f"model.layers.{layer}.{name}"] = (out_size, in_size)
+            values += out_size * in_size
+            attends = name.startswith("self_attn.")
+            biased = {
+                "llama": attention_bias if attends else mlp_bias,
+                "mistral": False,
+                "qwen2": attends and not name.endswith("o_proj"),
+                "qwen3": attends and attention_bias,
+            }[family]
+            values += out_size if biased else 0
+        values += 2 * width + (2 * head if family == "qwen3" else 0)  # norms
+    linear[OUTPUT] = (vocabulary, width)
+    return ModelShape(
+        values=values,
+        width=width,
+        inner=inner,
+        layers=layers,
+        vocabulary=vocabulary,
+        max_positions=fields["max_position_embeddings"],
+        tied=tied,
+        linear=linear,
+    )
+
+
+def from_modules(model: Any) -> ModelShape:
+    """The shape of a model whose modules are there, also on the meta device. What of the sizes a
+    config does not say under the usual name is taken to be as in common models: they are used
+    for estimates of memory and time only."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    config = model.config
+    width = int(getattr(config, "hidden_size", None) or 768)
+    positions = getattr(config, "max_position_embeddings", None)
+    linear: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D):
+            linear[name] = (module.weight.shape[1], module.weight.shape[0])
+        elif isinstance(module, nn.Linear):
+            linear[name] = (module.out_features, module.in_features)
+    return ModelShape(
+        values=sum(parameter.numel() for parameter in model.parameters()),
+        width=width,
+        inner=int(getattr(config, "intermediate_size", None) or 4 * width),
+        layers=int(getattr(config, "num_hidden_layers", None) or 12),
+        vocabulary=int(getattr(config, "vocab_size", None) or 32_000),
+        max_positions=positions if isinstance(positions, int) else None,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        linear=linear,
+    )
+
+
+def _block(
+    width: int, inner: int, queries: int, keys: int
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    yield "self_attn.q_proj", (queries, width)
+    yield "self_attn.k_proj", (keys, width)
+    yield "self_attn.v_proj", (keys, width)
+    yield "self_attn.o_proj", (width, queries)
+    yield "mlp.gate_proj", (inner, width)
+    yield "mlp.up_proj", (inner, width)
+    yield "mlp.down_proj", (width, inner)
+
+
+def _config_fields(plan: Plan) -> Mapping[str, Any] | None:
+    name = plan.model.name
+    if plan.model.config is not None:
+        return _read(plan.resolve(plan.model.config))
+    if name == TINY_LLAMA:
+        return {"model_type": "llama", **tiny.CONFIG}
+    if name == SMOLLM2:
+        return SMOLLM2_CONFIG
+    folder = plan.resolve(name)
+    if folder.is_dir():
+        return _read(folder / "config.json")
+    if folder.exists() or name.startswith((".", "/", "~")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=plan.model.revision)
+    except ValueError:  # no name of the hub's
+        return None
+    return _read(Path(cached)) if isinstance(cached, str) else None
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    """None for a file that `load_config` will have a word to say about."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
