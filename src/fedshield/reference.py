@@ -1,7 +1,7 @@
 """What 'of the paper's' compares with, wherever FedShield says it.
 
-The reference does not depend on what a plan trains, prunes or encrypts: only on its base model and on
-how many updates its sites send. It is counted, not run.
+The reference does not depend on what a plan trains, prunes or encrypts: only on its base model and
+on how many updates its sites send. It is counted, not run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def paper_values(model: Any) -> int | None:
     """Trained values of the paper's adapter on `model`: a causal language model, its weights loaded
     or on the meta device, with an adapter on it or without. None where it has not both targets."""
     layers = [
-        (name.rpartition(".")[2], module.in_features + module.out_features)
+        (name.rpartition(".")[2], int(module.in_features) + int(module.out_features))
         for name, module in model.named_modules()
         if name.rpartition(".")[2] in TARGETS
     ]
