@@ -10,6 +10,7 @@ from typing import Any
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
+from fedshield.report import facts
 from fedshield.runfolder import RunFolder
 from fedshield.types import AdapterSpec, AdapterState
 
@@ -17,12 +18,13 @@ from fedshield.types import AdapterSpec, AdapterState
 @dataclass(frozen=True)
 class Subject:
     """`run`: the run's folder, None for a plan; `privacy`: its epsilon and delta so far, if it has
-    any."""
+    any; `history`: how the run went, one sentence each."""
 
     plan: Plan
     run: RunFolder | None
     privacy: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path | None:
@@ -58,4 +60,15 @@ def from_path(path: Path, overrides: Sequence[str] = ()) -> Subject:
         raise PlanError("--set: expected none with a run folder, whose plan is as it was run")
     run = RunFolder.open(path)
     found = run.state().get("privacy")
-    return Subject(run.plan(), run, found if isinstance(found, dict) else {})
+    return Subject(run.plan(), run, found if isinstance(found, dict) else {}, history=_history(run))
+
+
+def _history(run: RunFolder) -> tuple[str, ...]:
+    """How the run went, as its own report says; of one that is not finished, that it is not."""
+    if not (run.path / "summary.json").is_file():
+        return (f"The run is not finished: it is {run.state()['status']}.",)
+    known = facts.of_summary(run.read_json("summary.json"))
+    resumed = f"It was resumed {facts.resumed_words(known)}." if known.resumed else ""
+    early = f"It ended at its privacy budget, {known.ended_early}." if known.ended_early else ""
+    sentences = (facts.who_ran(known), *facts.lost_words(known), resumed, early)
+    return tuple(sentence for sentence in sentences if sentence)
