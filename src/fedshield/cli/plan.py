@@ -46,6 +46,7 @@ def plan(
     from fedshield.choices import choices
     from fedshield.cost import look_ahead
     from fedshield.planfile import load_plan
+    from fedshield.reference import DEFINITION
 
     if measure and like is not None:
         raise UserError("expected --measure or --like RUN, not both")
@@ -72,6 +73,12 @@ def plan(
                 out_console.print("more: --details; the time more closely: --measure", style="dim")
         if others:
             out_console.print(_choice_table(others))
+            out_console.print(
+                DEFINITION
+                if any(choice.of_paper is not None for choice in others)
+                else "Of the paper's: not said, the base model has not the layers q_proj and v_proj.",
+                markup=False,
+            )
     for problem in outlook.problems:
         err_console.print(f"fedshield: {problem}", style="red", markup=False)
     if outlook.problems:

@@ -57,7 +57,9 @@ def run(
     started = time.perf_counter()
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
-    state = first_state(plan, base, data, host, members.roster.charter.hex())
+    parties = "demonstration" if members.roster.demo else "enrolled"
+    state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
+    state["engine"] = "inprocess"
     state["prepare_s"] = time.perf_counter() - started
     folder = RunFolder.create(out, plan, state)
     with folder.locked():

@@ -20,9 +20,15 @@ from fedshield.runfolder import RunFolder, now
 
 
 def first_state(
-    plan: Plan, base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost, charter: str
+    plan: Plan,
+    base: BaseModel,
+    data: Mapping[str, SiteData],
+    host: AdapterHost,
+    charter: str,
+    parties: str,
 ) -> dict[str, Any]:
-    """What a resumed run is checked against, and the counters. `charter`: the roster's, hex."""
+    """What a resumed run is checked against, and the counters. `charter`: the roster's, hex;
+    `parties`: `demonstration` or `enrolled`, for whoever reads the results."""
     return {
         "status": "interrupted",
         "reason": "stopped before its first session",  # until that begins
@@ -36,8 +42,10 @@ def first_state(
         "device": base.device,
         "chat_date": None if (date := date_in(base.tokenizer)) is None else date.isoformat(),
         "charter": charter,
+        "parties": parties,
         "started": now(),
         "sessions": 0,
+        "sessions_log": [],
         "wall_s": 0.0,
         "setup_upload_bytes": 0,
         "setup_download_bytes": 0,
@@ -71,6 +79,7 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
     before_s = float(state["wall_s"])
     state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
     state.pop("reason", None)
+    begin_session(state)
 
     def elapsed() -> float:
         return before_s + time.perf_counter() - started
@@ -86,6 +95,7 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
             raise
         finally:
             state["wall_s"] = elapsed()
+            end_session(state)
             folder.write_state(state)
 
 
@@ -97,3 +107,15 @@ def ending(error: BaseException) -> tuple[str, str]:
     if interrupt.asked() is not None:  # what a library made of the interruption
         return "interrupted", f"{interrupt.words(interrupt.asked())} ({str(error)[:400]})"
     return "failed", str(error)[:500]
+
+
+def begin_session(state: dict[str, Any]) -> None:
+    """When it began. Its end stays empty if it is killed: nobody is left to write it."""
+    log = state.setdefault("sessions_log", [])
+    log.append({"started": now(), "ended": "", "how": "", "reason": ""})
+
+
+def end_session(state: dict[str, Any]) -> None:
+    """When the last session ended, and how."""
+    how = {"ended": now(), "how": state["status"], "reason": state.get("reason", "")}
+    state["sessions_log"][-1] |= how

@@ -6,6 +6,7 @@ read from safetensors only, never from pickles, and no code of a model repositor
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
