@@ -52,7 +52,8 @@ def audit(
     """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
     run, which completed so many `rounds`; without one the plan is run. `date`: the day on which
     the run began. `site`: the only one whose data are here, at an organisation after its run; what
-    needs all sites' is then skipped, by name. `history`: what is known of how that run went. Raises `PlanError` for an unknown attack."""
+    needs all sites' is then skipped, by name. `history`: what is known of how that run went.
+    Raises `PlanError` for an unknown attack."""
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown or not attacks:
         raise PlanError(

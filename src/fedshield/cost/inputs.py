@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedshield.data import samples
-from fedshield.data.rows import SUFFIXES, Rows, read
+from fedshield.data.files import SUFFIXES
+from fedshield.data.rows import Rows, read
 from fedshield.errors import CryptoError, DataError
 from fedshield.model.shapes import ModelShape
 from fedshield.plan import Plan
@@ -51,7 +52,7 @@ def look(plan: Plan, *, elsewhere: bool = False) -> Inputs:
         counts[key] = None if rows is None else len(rows.rows)
         if rows is not None:
             kept = rows.rows if settings.rows is None else rows.rows[: settings.rows]
-            lengths += [sum(len(text) for _, text in row.messages) for row in kept]
+            lengths += [sum(len(turn.content) for turn in row.turns) for row in kept]
     return Inputs(tuple(problems), tuple(notes), _site_rows(plan, counts), tuple(lengths))
 
 
