@@ -54,6 +54,7 @@ def load(
     raw = {
         "model": {"name": "tiny-llama"},
         "data": {"heldout_rows": heldout, "sites": {"a": {"source": "a.jsonl"}}, **data},
+        "adapter": {"dropout": 0.0},
         "training": {"max_length": 900},
         "scheme": {"name": "plain"},
         **({"privacy": privacy} if privacy else {}),
