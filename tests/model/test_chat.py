@@ -268,7 +268,7 @@ def test_the_fallback_refuses_roles_that_it_does_not_know() -> None:
 
 def test_a_template_that_draws_at_random_is_refused() -> None:
     tokenizer = tokenizer_with("{{ ['a', 'b'] | random }}" + tiny.CHAT_TEMPLATE)
-    with pytest.raises(ModelError, match="draws at random; set model.chat_template: fallback"):
+    with pytest.raises(ModelError, match=r"draws at random; set model\.chat_template: fallback"):
         use_template(tokenizer, "auto")
     assert use_template(tokenizer, "fallback") == "fallback"
 

@@ -53,7 +53,10 @@ def test_white_space_at_the_templates_beginning_stays_as_it_was(begin: str) -> N
 
 
 def test_the_clock_is_seen_in_a_macro_too() -> None:
-    template = "{% macro head() %}{{ strftime_now('%Y') }}{% endmacro %}{{ head() }} {{ messages[0].role }}"
+    template = (
+        "{% macro head() %}{{ strftime_now('%Y') }}{% endmacro %}{{ head() }} "
+        "{{ messages[0].role }}"
+    )
     assert text_of(template) == "2023 user"
 
 
