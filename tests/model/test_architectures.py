@@ -1,6 +1,7 @@
 """Many architectures, tiny and random: plain transformers and PEFT agree with what we compute.
 
-Each goes the way of a run: a folder, loaded and checked, `all-linear` adapters, the check on one row.
+Each goes the way of a run: a folder that is loaded and checked, `all-linear` adapters, and the
+check on one row.
 """
 
 from __future__ import annotations
