@@ -60,6 +60,8 @@ from fedshield.model import portable
         ),
         ({"model_type": "llama", "rope_theta": 5e5, "rope_scaling": None}, {}),
         ({"model_type": "gpt2"}, {}),
+        ({"model_type": "qwen3_moe", "num_local_experts": 8}, {"num_experts": 8}),
+        ({"model_type": "mixtral", "num_local_experts": 8}, {}),
     ],
 )
 def test_rotary_settings_stand_under_both_names(
