@@ -25,7 +25,7 @@ TIERS = (
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment"},
-    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench"}
+    {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench", "reference"}
     | {"auditfile", "doctor", "doctor_machine", "doctor_model"},
     {"cli"},
 )

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedshield.choices import BITS, TRAIN, choices, paper_bytes
+from fedshield.choices import BITS, TRAIN, choices
 from fedshield.cli import app
 from fedshield.cost import estimate
+from fedshield.model.base import empty_model
+from fedshield.plan import Plan
 from fedshield.planfile import load_plan, parse_plan
+from fedshield.reference import DEFINITION, RANK, paper_bytes, paper_values
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -52,20 +55,53 @@ def test_every_row_is_the_plan_that_takes_it(tmp_path: Path, name: str) -> None:
         assert one.upload_bytes == pytest.approx(mean, abs=1)
 
 
+def paper_of(plan: Plan) -> int | None:
+    return paper_bytes(paper_values(empty_model(plan)))
+
+
+def test_the_reference_is_of_the_model_alone(tmp_path: Path) -> None:
+    """Rank, targets and what is trained do not move it; an adapter on the model neither; a model
+    without q_proj and v_proj has none."""
+    import torch
+
+    from fedshield.model.adapter import attach
+
+    plans = [
+        parse_plan(raw(adapter=adapter), base_dir=tmp_path)
+        for adapter in (
+            {"rank": 4, "alpha": 8, "targets": ["q_proj"]},
+            {"rank": 16, "alpha": 8, "targets": "all-linear", "train": "core"},
+        )
+    ]
+    model = empty_model(plans[0])
+    sizes = [
+        module.in_features + module.out_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.endswith(("q_proj", "v_proj"))
+    ]
+    assert len(sizes) == 2 * model.config.num_hidden_layers
+    assert paper_values(model) == RANK * sum(sizes)
+    assert {paper_of(plan) for plan in plans} == {paper_bytes(RANK * sum(sizes))}
+    assert paper_values(attach(model, plans[1].adapter)[0]) == RANK * sum(sizes)
+    assert paper_values(torch.nn.ModuleDict({"q_proj": torch.nn.Linear(2, 3)})) is None
+    assert paper_bytes(None) is None
+
+
 def test_the_papers_own_bytes() -> None:
     """Llama-2-7B at rank 32: 16,777,216 values in 4,096 ciphertexts of 331,400 bytes."""
     plan, _ = load_plan(EXAMPLES / "paper.yaml")
-    assert paper_bytes(plan) == 4096 * 331_400
+    assert paper_values(empty_model(plan)) == 16_777_216
+    assert paper_of(plan) == 4096 * 331_400
     core = [one for one in choices(plan) if (one.train, one.bits) == ("core", 4)]
     assert core[0].of_paper == pytest.approx(4096 * 331_400 / core[0].upload_bytes, rel=1e-3)
     assert core[0].of_paper > 1000
 
 
 def test_the_quickstart_sends_less_than_a_thousandth_of_the_papers_bytes() -> None:
-    """All that its sites send, set-up included, against the ciphertexts alone of A and B of q and v
-    at the same rank in the paper's set."""
+    """All that its sites send, set-up included, against the ciphertexts alone of the paper's
+    adapter in the paper's set."""
     plan, _ = load_plan(EXAMPLES / "quickstart.yaml", ["speed.device=cpu"])
-    paper = paper_bytes(plan)
+    paper = paper_of(plan)
     values = 30 * 32 * ((576 + 576) + (576 + 192))
     assert paper is not None
     assert paper / values == pytest.approx(81.2, rel=0.01)
@@ -89,6 +125,7 @@ def test_the_command_prints_them(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert all(train in said.output for train in TRAIN)
     assert "2 bit" in said.output
+    assert DEFINITION in said.output
     told = json.loads(CliRunner().invoke(app, ["plan", str(path), "--json"]).output)
     assert len(told["choices"]) == len(TRAIN) * len(BITS)
     assert set(told["choices"][0]) == {

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from fedshield.cost import Sizes
-from fedshield.crypto.scheme import CKKS
-from fedshield.errors import FedShieldError, ModelError
+from fedshield.errors import FedShieldError
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model
 from fedshield.plan import AdapterPlan, Plan
 from fedshield.protocol.ciphers import parameters_of, update_layout
 from fedshield.prune import num_sent
+from fedshield.reference import paper_bytes, paper_values
 from fedshield.types import AdapterSpec
 
 #: Widths that are shown, and below which each site gets its own range (headroom).
@@ -30,8 +30,8 @@ TRAIN: tuple[str, ...] = get_args(AdapterPlan.model_fields["train"].annotation)
 @dataclass(frozen=True)
 class Choice:
     """`values`: sent in the last round; `upload_bytes`: of one site and round, mean over rounds,
-    whole messages with shares; `of_paper`: how many times the paper's setting (A and B of q and
-    v at this rank, nothing left out, CKKS `paper`) sends more, where the model has q and v."""
+    whole messages with shares; `of_paper`: how many times more the paper's adapter would send
+    (`reference.DEFINITION`), None where the model has not its targets."""
 
     train: str
     bits: int
@@ -44,7 +44,7 @@ class Choice:
 def choices(plan: Plan) -> Iterator[Choice]:
     """Those that can be: a packing that does not fit the sites, or a rank that does not fit the
     layers, has no row. Under `rlwe`, whatever the plan's scheme, with its default quorums."""
-    paper = paper_bytes(plan)
+    paper = paper_bytes(paper_values(empty_model(plan)))
     for train in TRAIN:
         try:
             changed = _changed(plan, adapter={"train": train}, scheme=None)
@@ -62,19 +62,6 @@ def choices(plan: Plan) -> Iterator[Choice]:
             values = num_sent(one, spec, one.rounds)
             ratio = None if paper is None else paper / sent
             yield Choice(train, bits, headroom, values, round(sent), ratio)
-
-
-def paper_bytes(plan: Plan) -> int | None:
-    """Bytes of ciphertext of a site and round in the paper's setting, at the plan's rank."""
-    adapter = plan.adapter.model_copy(
-        update={"train": "ab", "factors": "svd", "targets": ("q_proj", "v_proj")}
-    )
-    try:
-        spec = empty_spec(empty_model(plan), adapter)
-    except ModelError:
-        return None
-    paper = CKKS["paper"]
-    return paper.ciphertext_bytes * -(-spec.num_values // paper.values_per_ciphertext)
 
 
 def _mean_upload(plan: Plan, spec: AdapterSpec) -> float:

@@ -16,7 +16,6 @@ import families
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
@@ -286,67 +285,3 @@ def test_what_a_kill_left_is_swept_and_a_new_adapter_takes_the_place(
     assert left_in(tmp_path) == ["adapter"]
     assert left_in(out) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert (out / "README.md").read_text() == "second"
-
-
-# -- the card ------------------------------------------------------------------------------
-
-
-def summary_of(plan: Plan) -> dict[str, Any]:
-    sites = plan.data.site_names()
-    return {
-        "model": {
-            "name": plan.model.name,
-            "sha256": "5a" * 32,
-            "note": "random weights, for tests",
-        },
-        "rounds": 3,
-        "rounds_planned": 4,
-        "sites": list(sites),
-        "adapter": {"targets": list(plan.adapter.targets)},
-        "versions": {"fedshield": "9.8.7"},
-        "adapter_sha256": "6b" * 32,
-        "plan_sha256": plan.sha256(),
-        "initial_heldout_loss": {"sites": {"bank": 5.1234, "hospital": 5.5}, "mean": 5.3},
-        "final_heldout_loss": {"sites": {"bank": 3.25, "hospital": None}, "mean": None},
-        "data": {
-            "bank": {"source": "sample:finance", "train_rows": 16},
-            "hospital": {"source": "notes/2024.jsonl", "train_rows": 1234},
-        },
-    }
-
-
-@pytest.mark.parametrize("scheme", ["plain", "ckks"])
-def test_the_card_tells_data_rounds_protection_and_hashes(make_plan: MakePlan, scheme: str) -> None:
-    plan = make_plan({"name": "ward-7", "scheme.name": scheme, "adapter.alpha": 7.5})
-    card = export.model_card(plan, summary_of(plan))
-    _, header, text = card.split("---\n", 2)
-    assert yaml.safe_load(header) == {
-        "base_model": "tiny-llama",
-        "library_name": "peft",
-        "tags": ["lora", "federated-learning", "fedshield"],
-    }
-    for said in (
-        "# ward-7",
-        "rank 4, alpha 7.5, on q_proj, v_proj",
-        "for tiny-llama (random weights, for tests), made by 2 sites with FedShield 9.8.7",
-        "Rounds: 3 of 4, 3 local steps each",
-        export.protection(plan),
-        "This adapter itself is not protected",
-        "No differential privacy was used",
-        "5a" * 32,
-        "6b" * 32,
-        plan.sha256(),
-        "| bank | sample:finance | 16 | 5.1234 | 3.2500 |",
-        "| hospital | notes/2024.jsonl | 1234 | 5.5000 | not measured |",
-    ):
-        assert said in text
-
-
-def test_protection_is_told_with_its_limit(make_plan: MakePlan) -> None:
-    plain = export.protection(make_plan())
-    assert plain.startswith("none")
-    assert "could read every site's update" in plain
-    for name in ("lean", "paper"):
-        ckks = export.protection(make_plan({"scheme": {"name": "ckks", "parameters": name}}))
-        assert f"CKKS ({name} set)" in ckks
-        assert "any one site together with it could" in ckks

@@ -68,7 +68,8 @@ class Finding:
 @dataclass(frozen=True)
 class Audit:
     """A whole audit. `skipped`: attack -> why it was not made; `privacy`: epsilon, delta and what
-    goes with them, as a run's summary has them; empty without differential privacy."""
+    goes with them, as a run's summary has them; empty without differential privacy. `history`: what
+    is known of how the audited run went, one sentence each; empty for a plan."""
 
     name: str
     plan_sha256: str
@@ -83,6 +84,7 @@ class Audit:
     skipped: Mapping[str, str] = field(default_factory=dict)
     privacy: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
+    history: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self) | {"findings": [one.to_json() for one in self.findings]}

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from fedshield.audit import words
 from fedshield.audit.findings import Audit, Finding, in_words
+from fedshield.audit.verdicts import verdicts
 from fedshield.errors import RunFolderError
 
 JSON_NAME, PAGE_NAME = "privacy.json", "privacy.html"
@@ -25,6 +26,7 @@ TITLES = {
     "membership": "Membership of a row, from the released adapter",
     "canaries": "Planted secrets, from the released adapter",
 }
+HEADS = ("Setting", "Party", "What", "Value", "95 % interval", "Chance", "Trials", "Note")
 SOURCES = (
     "DAGER: Petrov et al., arXiv 2405.15586 (token recovery by span check, layer by layer)",
     "LAMP: Balunovic et al., arXiv 2202.08827 (a language model for the order of tokens)",
@@ -86,8 +88,10 @@ def view(audit: Audit) -> dict[str, Any]:
             ("FedShield", audit.version),
         ],
         "scheme": audit.run_scheme,
+        "verdicts": verdicts(audit),
         "learns": words.who_learns_what(audit),
         "reading": list(words.how_to_read(audit)),
+        "heads": HEADS,
         "tables": [
             (TITLES[attack], _rows(audit, attack))
             for attack in TITLES

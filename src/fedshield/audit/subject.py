@@ -11,6 +11,7 @@ from fedshield.engines.whereabouts import whereabouts
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
+from fedshield.report import facts
 from fedshield.runfolder import RunFolder
 from fedshield.types import AdapterSpec, AdapterState
 
@@ -18,12 +19,14 @@ from fedshield.types import AdapterSpec, AdapterState
 @dataclass(frozen=True)
 class Subject:
     """`run`: the run's folder, None for a plan; `privacy`: its epsilon and delta so far, if it has
-    any; `site`: the only one whose data are here, in whose kit the run lies; None where all are."""
+    any; `history`: how the run went, one sentence each; `site`: the only one whose data are here,
+    in whose kit the run lies; None where all are."""
 
     plan: Plan
     run: RunFolder | None
     privacy: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
     site: str | None = None
 
     @property
@@ -64,4 +67,16 @@ def from_path(path: Path, overrides: Sequence[str] = (), model: str | None = Non
     run = RunFolder.open(path)
     privacy = run.state().get("privacy")
     place = whereabouts(run, model)
-    return Subject(place.plan, run, privacy if isinstance(privacy, dict) else {}, (), place.site)
+    known = privacy if isinstance(privacy, dict) else {}
+    return Subject(place.plan, run, known, (), _history(run), place.site)
+
+
+def _history(run: RunFolder) -> tuple[str, ...]:
+    """How the run went, as its own report says; of one that is not finished, that it is not."""
+    if not (run.path / "summary.json").is_file():
+        return (f"The run is not finished: it is {run.state()['status']}.",)
+    known = facts.of_summary(run.read_json("summary.json"))
+    resumed = f"It was resumed {facts.resumed_words(known)}." if known.resumed else ""
+    early = f"It ended at its privacy budget, {known.ended_early}." if known.ended_early else ""
+    sentences = (facts.who_ran(known), *facts.lost_words(known), resumed, early)
+    return tuple(sentence for sentence in sentences if sentence)

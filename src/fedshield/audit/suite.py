@@ -19,6 +19,7 @@ from fedshield.errors import ModelError, PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.privacy.terms import Spent, summarised, terms
+from fedshield.summary import portable
 from fedshield.types import AdapterSpec, AdapterState
 
 
@@ -42,13 +43,14 @@ def audit(
     released: Callable[[AdapterSpec], AdapterState | None] = lambda _: None,
     rounds: int | None = None,
     privacy: dict[str, Any] | None = None,
+    history: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
     site: str | None = None,
 ) -> Audit:
     """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
-    run, which completed so many `rounds`; without one the plan is run. `site`: the only one whose
-    data are here, at an organisation after its run; what needs all sites' is then skipped, by
-    name. Raises `PlanError` for an unknown attack."""
+    run, which completed so many `rounds`; without one the plan is run. `history`: what is known of
+    how that run went. `site`: the only one whose data are here, at an organisation after its run;
+    what needs all sites' is then skipped, by name. Raises `PlanError` for an unknown attack."""
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown or not attacks:
         raise PlanError(
@@ -80,7 +82,11 @@ def audit(
         name=plan.name,
         plan_sha256=plan.sha256(),
         run_scheme=plan.scheme.name,
-        model={"name": scene.base.name, "sha256": scene.base.sha256, "note": scene.base.note},
+        model={
+            "name": portable(plan.model.name),
+            "sha256": scene.base.sha256,
+            "note": scene.base.note,
+        },
         sites=plan.data.site_names(),
         colluding=rules.max_colluding,
         threshold=rules.threshold,
@@ -104,6 +110,7 @@ def audit(
         skipped=skipped,
         privacy=privacy or _promised(plan, scene) or {},
         version=fedshield.__version__,
+        history=tuple(history),
     )
 
 

@@ -59,8 +59,8 @@ def who_learns_what(audit: Audit) -> list[Learns]:
         Learns("ckks", SERVER, "Who sends, when, and how many bytes; no value.",
                "It follows the protocol and no site helps it; ring-LWE at the named parameters.",
                _evidence(audit, "ckks", SERVER)),
-        Learns("ckks", _with(1), "Every other site's update.",
-               "None: every site holds the run's key.", _evidence(audit, "ckks", _with(1))),
+        Learns("ckks", with_sites(1), "Every other site's update.",
+               "None: every site holds the run's key.", _evidence(audit, "ckks", with_sites(1))),
     ]  # fmt: skip
     c, t = max(1, audit.colluding), audit.threshold
     two = len(audit.sites) == 2
@@ -92,9 +92,9 @@ def who_learns_what(audit: Audit) -> list[Learns]:
                "of their texts, without whose they are.",
                "None: the plan opens each sum to the server (`open_to: server`).",
                _evidence(audit, "rlwe", SERVER_SUM)),
-        Learns("rlwe", _with(c), helped, bound, _evidence(audit, "rlwe", _with(c))),
-        Learns("rlwe", _with(t), "Every other site's update: this is beyond the promise.",
-               f"T = {t} or more sites collude.", _evidence(audit, "rlwe", _with(t))),
+        Learns("rlwe", with_sites(c), helped, bound, _evidence(audit, "rlwe", with_sites(c))),
+        Learns("rlwe", with_sites(t), "Every other site's update: this is beyond the promise.",
+               f"T = {t} or more sites collude.", _evidence(audit, "rlwe", with_sites(t))),
         Learns("every scheme", ONE_SITE, others,
                "None: every site opens the sum; that is what training together is.",
                _evidence(audit, "rlwe", ONE_SITE)),
@@ -102,7 +102,8 @@ def who_learns_what(audit: Audit) -> list[Learns]:
     return [row for row in rows if row.evidence]
 
 
-def _with(count: int) -> str:
+def with_sites(count: int) -> str:
+    """The party's name: the server with so many sites."""
     return f"server with {count} site{'s' if count != 1 else ''}"
 
 
@@ -148,17 +149,25 @@ def how_to_read(audit: Audit) -> Iterator[str]:
         yield (
             f"Which silo an update comes from: {number(silo.measure)} without protection, "
             f"{number(hidden.measure)} from what the server has under rlwe."
+            + (
+                " Less than chance is worse than guessing, and no evidence of anything."
+                if hidden.measure.high < (hidden.measure.chance or 0.0)
+                else ""
+            )
         )
 
 
 def not_protected(audit: Audit) -> Iterator[str]:
     """What no scheme here protects, each with its number or its source."""
     two = len(audit.sites) == 2
+    guess = find(audit, "any", WITHOUT_A_VIEW, SHARE)
+    guessed = guess.measure.value if guess else 0.0
     alone = find(audit, "rlwe", ONE_SITE, SHARE)
     if alone:
         yield (
             "From the other sites: the sum. Of the tokens of the other sites' texts of a round one "
             f"site alone named a share of {number(alone.measure)}."
+            + _no_evidence(alone.measure, guessed)
             + (" With two sites the sum less one's own is the other's." if two else "")
         )
     total = find(audit, "rlwe", SERVER_SUM, SHARE)
@@ -166,22 +175,21 @@ def not_protected(audit: Audit) -> Iterator[str]:
         yield (
             "From the coordinator: the sum of every round, which the plan opens to it (`open_to: "
             f"server`). Of the tokens of all sites' texts it named {number(total.measure)}."
+            + _no_evidence(total.measure, guessed)
         )
-    colluding = find(audit, "ckks", _with(1), OPEN)
+    colluding = find(audit, "ckks", with_sites(1), OPEN)
     if colluding:
         yield (
             "Under ckks, from any site that helps the server: everything "
             f"(updates opened {number(colluding.measure)})."
         )
-    beyond = find(audit, "rlwe", _with(audit.threshold), OPEN)
+    beyond = find(audit, "rlwe", with_sites(audit.threshold), OPEN)
     if beyond:
         yield (
             f"Under rlwe, from {audit.threshold} or more sites that help the server: everything "
             f"(updates opened {number(beyond.measure)})."
         )
-    member = [
-        one for one in audit.findings if one.attack == "membership" and one.what.startswith("AUC")
-    ]
+    member = membership_signals(audit)
     if member:
         best = max(member, key=lambda one: one.measure.value)
         signal = best.what.partition(", ")[2]
@@ -195,15 +203,14 @@ def not_protected(audit: Audit) -> Iterator[str]:
         yield (
             "From holders of the released adapter: whether a text was trained on. The best of "
             f"{len(member)} signals ({signal}) has AUC {number(best.measure)}; the best is chosen "
-            f"after the fact.{named} Encryption does not change this; differential privacy does "
-            "(docs/results/privacy.md)."
+            f"after the fact.{named}{_no_evidence(best.measure)} Encryption does not change this; "
+            "differential privacy does (docs/results/privacy.md)."
         )
-    shown = [one for one in audit.findings if one.what.startswith("exposure")]
-    if shown:
-        most = shown[-1]  # the most repeats
+    most = most_repeated(audit)
+    if most is not None:
         yield (
             f"From holders of the released adapter: repeated secrets. {most.what.capitalize()}: "
-            f"{number(most.measure)}, in bits ({most.note})."
+            f"{number(most.measure)}, in bits ({most.note}).{_no_evidence(most.measure)}"
         )
     epsilon = audit.privacy.get("epsilon")
     if epsilon is None:
@@ -224,6 +231,30 @@ def not_protected(audit: Audit) -> Iterator[str]:
         "Attacks only get better: a number at chance says that these attacks found nothing, not "
         "that none can. Against the encrypting schemes it is their assumption that says so."
     )
+
+
+def _no_evidence(measure: Measure, guessed: float = 0.0) -> str:
+    """Said of an attack that a guess does not lose to."""
+    guess = max(measure.chance or 0.0, guessed)
+    if measure.low > guess:
+        return ""
+    than = "worse than" if measure.high < guess else "no better than"
+    return f" That is {than} guessing ({guess:.2f}): no evidence either way."
+
+
+def membership_signals(audit: Audit) -> list[Finding]:
+    """The area under the curve of each signal of membership."""
+    return [
+        finding
+        for finding in audit.findings
+        if finding.attack == "membership" and finding.what.startswith("AUC")
+    ]
+
+
+def most_repeated(audit: Audit) -> Finding | None:
+    """The exposure of the secrets that were planted most often."""
+    shown = [finding for finding in audit.findings if finding.what.startswith("exposure")]
+    return shown[-1] if shown else None
 
 
 def privacy_line(audit: Audit) -> str:

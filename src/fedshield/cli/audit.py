@@ -61,6 +61,7 @@ def audit(
         subject.released,
         subject.completed,
         subject.privacy,
+        subject.history,
         _note,
         subject.site,
     )
@@ -76,12 +77,15 @@ def audit(
 
 def _print(found: Audit) -> None:
     from fedshield.audit import words
+    from fedshield.audit.verdicts import verdicts
 
     table = Table("scheme", "party", "measured, with 95 % interval", box=box.SIMPLE_HEAD)
     for row in words.who_learns_what(found):
         table.add_row(row.scheme, row.party, row.evidence.replace("; ", "\n"))
     if table.row_count:
         out_console.print(table)
+    for verdict in verdicts(found):
+        out_console.print(f"{verdict.party}: {verdict.title}. {verdict.text}", markup=False)
     for sentence in words.not_protected(found):
         out_console.print(f"not protected: {sentence}", markup=False)
     for name, why in sorted(found.skipped.items()):

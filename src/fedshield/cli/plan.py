@@ -36,6 +36,7 @@ def plan(
     from fedshield.choices import choices
     from fedshield.cost import estimate
     from fedshield.planfile import load_plan
+    from fedshield.reference import DEFINITION
 
     loaded, notes = load_plan(path, overrides or ())
     print_notes(notes)
@@ -48,6 +49,12 @@ def plan(
         out_console.print(f"{name:<24} {value}", markup=False)
     if others:
         out_console.print(_choice_table(others))
+        out_console.print(
+            DEFINITION
+            if any(choice.of_paper is not None for choice in others)
+            else "Of the paper's: not said, the base model has not the layers q_proj and v_proj.",
+            markup=False,
+        )
 
 
 def _choice_table(others: Sequence[Choice]) -> Table:

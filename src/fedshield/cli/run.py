@@ -88,6 +88,9 @@ def _watched(path: Path, action: Callable[[Watch], Any]) -> None:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from fedshield.report import facts
+
+    known = facts.of_summary(summary)
     table = Table("site", "held-out loss before", "after", box=None, pad_edge=False)
     for site in [*summary["sites"], "mean"]:
         before, after = (
@@ -96,13 +99,25 @@ def _print_summary(summary: dict[str, Any]) -> None:
         )
         table.add_row(site, _loss(before), _loss(after))
     out_console.print(table)
+    compared = summary["mean_over"]
+    if len(compared) < len(summary["sites"]):
+        out_console.print(
+            f"mean     over {', '.join(compared) or 'no site'}, which measured both", markup=False
+        )
     out_console.print(
         f"{summary['rounds']} rounds, {len(summary['sites'])} sites, scheme {summary['scheme']} "
         f"{summary['scheme_parameters']}: {human_bytes(summary['upload_bytes'])} up, "
         f"{human_bytes(summary['download_bytes'])} down (plain float32 would be "
-        f"{human_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s",
+        f"{human_bytes(summary['plaintext_float32_upload_bytes'])} up), {summary['wall_s']:.0f} s"
+        + (f", {facts.time_words(known)}" if known.resumed else ""),
         markup=False,
     )
+    for sentence in facts.lost_words(known):
+        out_console.print(f"lost     {sentence}", markup=False)
+    if known.parties == facts.DEMONSTRATION:
+        out_console.print("parties  a demonstration: all were simulated on one machine")
+    elif known.parties == facts.ENROLLED:
+        out_console.print("parties  of a countersigned roster, all on this one machine")
     if found := summary["privacy"]:
         out_console.print(
             f"privacy  epsilon {found['epsilon']:.3f} at delta {found['delta']:g} for each "

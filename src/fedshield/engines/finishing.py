@@ -29,6 +29,7 @@ def finish(
 ) -> None:
     """Answers, adapter, summary and report of a run whose rounds are done."""
     from fedshield.report import write_report
+    from fedshield.report.card import model_card
 
     adapter = _current(folder, plan, host)
     states = _personal_states(folder, plan, host, adapter)
@@ -51,7 +52,7 @@ def finish(
     watch.note("writing the adapter and the report")
     state["finished"] = now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
-    card = export.model_card(plan, summary)
+    card = model_card(plan, summary)
     export.save_adapter(base, host, states, plan, card, folder.path / "adapter")
     folder.write_json("summary.json", summary)
     write_report(folder.path)

@@ -54,7 +54,9 @@ def run(
     RunFolder.check_free(out)
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
-    state = first_state(plan, base, data, host, members.roster.charter.hex())
+    parties = "demonstration" if members.roster.demo else "enrolled"
+    state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
+    state["engine"] = "inprocess"
     folder = RunFolder.create(out, plan, state)
     with folder.locked():
         _session(folder, plan, base, data, host, watch, members)

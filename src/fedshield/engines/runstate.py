@@ -17,9 +17,15 @@ from fedshield.runfolder import RunFolder, now
 
 
 def first_state(
-    plan: Plan, base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost, charter: str
+    plan: Plan,
+    base: BaseModel,
+    data: Mapping[str, SiteData],
+    host: AdapterHost,
+    charter: str,
+    parties: str,
 ) -> dict[str, Any]:
-    """What a resumed run is checked against, and the counters. `charter`: the roster's, hex."""
+    """What a resumed run is checked against, and the counters. `charter`: the roster's, hex;
+    `parties`: `demonstration` or `enrolled`, for whoever reads the results."""
     return {
         "status": "interrupted",
         "reason": "stopped before its first session",  # until that begins
@@ -32,8 +38,10 @@ def first_state(
         "notes": run_notes(base, data, host),
         "device": base.device,
         "charter": charter,
+        "parties": parties,
         "started": now(),
         "sessions": 0,
+        "sessions_log": [],
         "wall_s": 0.0,
         "setup_upload_bytes": 0,
         "setup_download_bytes": 0,
@@ -66,6 +74,7 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
     before_s = float(state["wall_s"])
     state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
     state.pop("reason", None)
+    begin_session(state)
 
     def elapsed() -> float:
         return before_s + time.perf_counter() - started
@@ -82,4 +91,17 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
         raise
     finally:
         state["wall_s"] = elapsed()
+        end_session(state)
         folder.write_state(state)
+
+
+def begin_session(state: dict[str, Any]) -> None:
+    """When it began. Its end stays empty if it is killed: nobody is left to write it."""
+    log = state.setdefault("sessions_log", [])
+    log.append({"started": now(), "ended": "", "how": "", "reason": ""})
+
+
+def end_session(state: dict[str, Any]) -> None:
+    """When the last session ended, and how."""
+    how = {"ended": now(), "how": state["status"], "reason": state.get("reason", "")}
+    state["sessions_log"][-1] |= how

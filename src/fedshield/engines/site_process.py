@@ -21,6 +21,7 @@ from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
 from fedshield.engines.metrics import site_row
+from fedshield.engines.runstate import begin_session, end_session
 from fedshield.engines.workplace import prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
 from fedshield.model.adapter import AdapterHost
@@ -68,7 +69,8 @@ class SiteProcess:
         self._participant: Participant | None = None
         self._began = 0
         self._up = self._down = 0
-        self._round_started = time.perf_counter()
+        self._round_started = self._session_started = time.perf_counter()
+        self._before_s = 0.0
         self._mine = folder.path / "sites" / name
 
     # -- what the coordinator asks for -----------------------------------------------------
@@ -151,6 +153,8 @@ class SiteProcess:
             self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         )
         self._began, self._up, self._down = stands, 0, 0
+        if not self._admission.simulated:
+            self._begin_session()
         party, path = work.party, self._folder.path
         if not self._admission.simulated:
             keep_roster(path, party.roster)
@@ -188,6 +192,18 @@ class SiteProcess:
         )
         return b""
 
+    def _begin_session(self) -> None:
+        """run.json's of this site, which shares no run folder with others."""
+        state = self._folder.state()
+        state["sessions"] = int(state["sessions"]) + 1
+        begin_session(state)
+        self._folder.write_state(state)
+        self._before_s, self._session_started = float(state["wall_s"]), time.perf_counter()
+
+    def _spent_s(self) -> float:
+        """Seconds of all sessions so far; of one that stopped, up to what it last measured."""
+        return self._before_s + time.perf_counter() - self._session_started
+
     def _handle(self, method: str, data: bytes) -> bytes:
         if self._participant is None:
             raise UserError("expected a session to be opened first; the coordinator did not")
@@ -220,7 +236,7 @@ class SiteProcess:
         state = folder.state() | {
             "setup_upload_bytes": sum(row["upload_bytes"] for row in outside),
             "setup_download_bytes": sum(row["download_bytes"] for row in outside),
-            "wall_s": sum(row["round_s"] for row in rounds),
+            "wall_s": self._spent_s(),
             "base_model_sha256": work.base.sha256,
             "notes": run_notes(work.base, {self.name: work.data}, work.host),
             "privacy": self._spent(),
@@ -229,7 +245,9 @@ class SiteProcess:
         source = self._plan.data.sites[self.name].source
         data = {self.name: replace(work.data, source=source)}
         finish(folder, self._plan, work.base, data, work.host, self._events, state)
-        folder.write_state(state | {"status": "finished"})
+        state["status"] = "finished"
+        end_session(state)
+        folder.write_state(state)
 
     def _exhausted(self) -> bool:
         spent = None if self._participant is None else self._participant.spent
@@ -254,6 +272,7 @@ class SiteProcess:
     def _append(self, row: dict[str, Any]) -> None:
         append_rows(self._mine / ROWS, [row])
         if not self._admission.simulated:
+            self._folder.write_state(self._folder.state() | {"wall_s": self._spent_s()})
             rows = site_rows(self._folder, self.name)
             prometheus.write(
                 self._folder.path, prometheus.of_site(self._folder.path.name, self.name, rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,12 +17,25 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from fedshield.report import protection, units
+from fedshield.reference import DEFINITION
+from fedshield.report import facts, protection, units
+from fedshield.report.facts import Facts
 from fedshield.report.folder import Row, Run, mapping, mean_of, read_run, sequence, total_of, words
 from fedshield.report.sections import bytes_section, loss_section, time_section
 
 REPORT_NAME = "report.html"
-TRAINED = {"ab": "both matrices, A and B", "b": "B only, A is frozen", "a": "A only, B is frozen"}
+ENGINES = {
+    "inprocess": "one process for all sites, which take turns",
+    "flare": "NVIDIA FLARE, each site in a process of its own",
+}
+DATA_HEADS = ("Training rows", "Held-out rows", "Skipped rows", "Truncated rows", "Tokens cut off")
+TRAINED = {
+    "ab": "both matrices, A and B",
+    "b": "B only, A is frozen",
+    "alternate": "A and B in turns, by round",
+    "share-a": "A together, B at each site alone",
+    "core": "a small core between frozen factors of the base model (LoRA-XS)",
+}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -54,34 +68,41 @@ def render(run: Run) -> str:
 def view(run: Run) -> Row:
     """Everything the template shows, in words."""
     scheme = str(run.summary.get("scheme", ""))
+    known = facts.of_summary(run.summary)
     return {
         "name": words(run.summary.get("name")),
         "run": run,
-        "protection": protection.describe(
-            scheme,
-            len(run.sites),
-            quorums=str(run.summary.get("quorums_in_words") or ""),
-            open_to=str(run.summary.get("open_to") or "peers"),
-            privacy=mapping(run.summary.get("privacy")),
-        ),
-        "privacy": bool(run.summary.get("privacy")),
-        "ended_early": str(run.summary.get("ended_early") or ""),
+        "known": known,
+        "who_ran": facts.who_ran(known),
+        "whose_figures": facts.whose_figures(known),
+        "lost": facts.lost_words(known),
+        "sessions": facts.session_words(known),
+        "protection": protection.describe(known),
+        "who_is_described": protection.who_is_described(known),
+        "privacy": bool(known.privacy),
+        "paper": DEFINITION if run.summary.get("paper_scheme_upload_bytes") else "",
         "scheme": words(run.summary.get("scheme")),
         "scheme_parameters": words(run.summary.get("scheme_parameters")),
         "security": _security(scheme, run.summary.get("security_bits")),
-        **_headline(run),
+        **_headline(run, known),
         "loss": loss_section(run),
         "bytes": bytes_section(run),
         "time": time_section(run),
         "rounds": _rounds(run),
         "data": _data(run),
-        "facts": _facts(run),
-        "plan_text": run.plan_text,
-        "answers": [
-            {key: str(answer.get(key) or "") for key in ("prompt", "base", "tuned")}
-            for answer in run.answers
-        ],
+        "facts": _facts(run, known),
+        "plan_text": _shortened(run.plan_text),
+        "answers": [_answer(answer) for answer in run.answers],
     }
+
+
+def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt's answers as text, and what is said below one that had not ended."""
+    words = {key: str(answer.get(key) or "") for key in ("prompt", "base", "tuned")}
+    cut = answer.get("cut")
+    limit = answer.get("max_new_tokens")
+    names = [str(name) for name in cut] if isinstance(cut, list) else []
+    return {**words, "cut": {name: f"cut at {limit} tokens" for name in names}}
 
 
 def _security(scheme: str, bits: Any) -> str:
@@ -91,7 +112,12 @@ def _security(scheme: str, bits: Any) -> str:
     return f"{level:.0f} bits, as rated for the parameter set"
 
 
-def _headline(run: Run) -> Row:
+def _shortened(plan_text: str) -> str:
+    """The plan, its absolute paths cut to their last part: they are of one machine only."""
+    return re.sub(r"(?<=[\s'\"])(?:~?/)(?:[^/\n'\"]+/)+(?=[^/\n'\"]+)", ".../", plan_text)
+
+
+def _headline(run: Run, known: Facts) -> Row:
     """The top of the page: what was done, in one sentence and four cards."""
     summary = run.summary
     before = units.number(mapping(summary.get("initial_heldout_loss")).get("mean"))
@@ -104,33 +130,47 @@ def _headline(run: Run) -> Row:
     num_sites = len(run.sites)
     sites = units.plural(num_sites, "site")
     named = f" ({', '.join(run.sites)})" if 0 < num_sites <= 4 else ""
-    model = mapping(summary.get("model"))
-    note = f" ({model['note']})" if model.get("note") else ""
     rounds = units.plural(run.rounds, "round")
     if run.rounds < run.planned:
         rounds = f"{run.rounds} of {run.planned} planned rounds"
     return {
-        "incomplete": run.rounds < run.planned,
+        "incomplete": known.incomplete,
         "lead": (
-            f"{sites}{named} fine-tuned {words(model.get('name'))}{note} "
+            f"{sites}{named} fine-tuned {known.model} "
             f"{'alone' if num_sites == 1 else 'together'} in {rounds}. "
-            "Sites send adapter updates and counts, not training rows."
+            f"They sent {facts.sent_words(known)}, not training rows."
+        ),
+        "loss_of": f"Held-out loss, {facts.at_whom(known)}",
+        "loss_over": _mean_over(run, known),
+        "upload_of": (
+            f"Uploaded by this site ({known.own_site})"
+            if known.own_site
+            else "Uploaded by all sites"
         ),
         "loss_before": units.loss(before) if before is not None or after is not None else "",
         "loss_after": units.loss(after),
         "loss_change": _change(before, after),
         "upload": units.human_bytes(sent),
         "upload_vs_plain": _beside(sent, plain, "plain float32", ""),
-        "upload_vs_paper": _beside(sent, paper, "the paper's scheme", ", estimated"),
+        "upload_vs_paper": _beside(sent, paper, "the paper's", ", counted"),
         "wall": units.human_seconds(summary.get("wall_s")),
+        "wall_of": facts.time_words(known),
         "wall_note": ", ".join(
             [
                 rounds,
-                sites,
+                *([] if known.own_site else [sites]),
                 *(str(summary[key]) for key in ("device", "precision") if summary.get(key)),
             ]
         ),
     }
+
+
+def _mean_over(run: Run, known: Facts) -> str:
+    """Whose losses the mean compares, where it is not all sites'."""
+    compared = [str(site) for site in sequence(run.summary.get("mean_over"))]
+    if known.own_site or not compared or len(compared) == len(run.sites):
+        return ""
+    return f"over {', '.join(compared)}: no other site measured both"
 
 
 def _beside(sent: Any, other: Any, name: str, note: str) -> str:
@@ -194,7 +234,9 @@ def _data(run: Run) -> Row:
     """Rows by site. What was skipped or truncated is said in words, also when it is nothing."""
     keys = ("train_rows", "heldout_rows", "skipped_rows", "truncated_rows", "truncated_tokens")
     recorded = mapping(run.summary.get("data"))
-    names = list(run.sites) + sorted(str(site) for site in recorded if site not in run.sites)
+    own_site = run.summary.get("figures_of")
+    known = [str(own_site)] if own_site else list(run.sites)
+    names = known + sorted(str(site) for site in recorded if site not in known)
     sites = {name: mapping(recorded.get(name)) for name in names}
     totals = [total_of(site.get(key) for site in sites.values()) for key in keys]
     _, _, skipped, cut, tokens = totals
@@ -223,6 +265,7 @@ def _data(run: Run) -> Row:
         )
         cut_words = f"{_were(cut, 'row')} longer than the plan's limit and truncated; {lost}"
     return {
+        "heads": DATA_HEADS,
         "rows": [
             {
                 "site": name,
@@ -243,17 +286,15 @@ def _were(amount: float, noun: str) -> str:
     return f"{units.plural(amount, noun)} {'was' if amount == 1 else 'were'}"
 
 
-def _facts(run: Run) -> Mapping[str, list[tuple[str, str, bool]]]:
+def _facts(run: Run, known: Facts) -> Mapping[str, list[tuple[str, str, bool]]]:
     """(term, words, whether it is code) in groups."""
     summary = run.summary
     model, adapter = mapping(summary.get("model")), mapping(summary.get("adapter"))
-    note = f", {model['note']}" if model.get("note") else ""
     targets = ", ".join(map(str, sequence(adapter.get("targets"))))
     trained = str(adapter.get("train", ""))
-    resumed = units.number(summary.get("resumed"))
     return {
         "setting": [
-            ("Base model", f"{words(model.get('name'))}{note}", False),
+            ("Base model", known.model, False),
             (
                 "Adapter",
                 f"LoRA, rank {units.count(adapter.get('rank'))}, "
@@ -269,10 +310,11 @@ def _facts(run: Run) -> Mapping[str, list[tuple[str, str, bool]]]:
                 ", ".join(words(summary.get(key)) for key in ("device", "precision")),
                 False,
             ),
+            ("Engine", words(ENGINES.get(known.engine, known.engine)), False),
             ("Started", words(summary.get("started")), False),
             ("Finished", words(summary.get("finished")), False),
-            ("Resumed", _resumed(resumed), False),
-            ("Lost sites", _lost(mapping(summary.get("lost_sites"))), False),
+            ("Resumed", facts.resumed_words(known), False),
+            ("Sites lost or missing", " ".join(facts.lost_words(known)) or "none", False),
         ],
         "hashes": [
             ("Plan, sha256", words(summary.get("plan_sha256")), True),
@@ -296,13 +338,3 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
         f"{units.ABSENT if clip is None else format(clip, '.3g')}, "
         f"{units.count(privacy.get('uploads'))} uploads counted"
     )
-
-
-def _lost(sites: Mapping[str, Any]) -> str:
-    return "; ".join(f"{site}: {why}" for site, why in sorted(sites.items())) or "none"
-
-
-def _resumed(times: float | None) -> str:
-    if times is None:
-        return units.ABSENT
-    return "never" if times == 0 else units.plural(times, "time")

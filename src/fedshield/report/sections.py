@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fedshield.report import figures, units
+from fedshield.report import facts, figures, units
 from fedshield.report.folder import Row, Run, mapping, mean_of, total_of
 
 PHASES = {
@@ -66,16 +66,16 @@ def loss_section(run: Run) -> Row:
         known = units.number(value)
         return math.nan if known is None else known
 
-    curves = [
-        figures.Curve(site, steps, tuple(point(site, at) for at in steps)) for site in run.sites
-    ]
+    known = facts.of_summary(run.summary)
+    shown = (known.own_site,) if known.own_site else run.sites
+    curves = [figures.Curve(site, steps, tuple(point(site, at) for at in steps)) for site in shown]
     mean = None
     if len(curves) > 1:
         across = tuple(mean_of(curve.losses[at] for curve in curves) for at in steps)
         mean = figures.Curve("mean", steps, across)
     rows = [
         _loss_row(site, first.get(site), last.get(site), mapping(run.summary.get("data")).get(site))
-        for site in run.sites
+        for site in shown
     ]
     summed_up = _loss_row("Mean", initial.get("mean"), final.get("mean"), None)
     missing = [curve.label for curve in curves if not any(map(math.isfinite, curve.losses))]
@@ -89,6 +89,8 @@ def loss_section(run: Run) -> Row:
         "missing": missing,
         "worse": _worse([row["site"] for row in rows if row["worse"]], len(rows)),
         "heldout_rows": units.count(total_of(row["heldout"] for row in rows)),
+        "kept_out": "this site" if known.own_site else "each site",
+        "adapter": "each site's own adapter" if known.train == "share-a" else "the shared adapter",
     }
 
 
@@ -123,17 +125,20 @@ def _loss_row(site: str, before: Any, after: Any, data: Any) -> Row:
 def bytes_section(run: Run) -> Row:
     """What a site uploads in a round: this run, plain float32, the paper's scheme."""
     summary = run.summary
-    turns = len(run.metrics) or run.rounds * len(run.sites)
+    known = facts.of_summary(summary)
+    turns = len(run.metrics) or run.rounds * (1 if known.own_site else len(run.sites))
     values = units.number(summary.get("trainable_values"))
     plain = units.number(summary.get("plaintext_float32_upload_bytes"))
     kinds = (
         ("This run", summary.get("upload_bytes")),
         ("Plain float32", plain),
-        ("The paper's CKKS set, estimated", summary.get("paper_scheme_upload_bytes")),
+        ("The paper's, counted", summary.get("paper_scheme_upload_bytes")),
     )
     rows, bars = [], []
     for label, total in kinds:
         size = units.number(total)
+        if size is None and label.startswith("The paper's"):
+            continue  # the base model has not the layers of the paper's adapter
         each = size / turns if size is not None and turns else None
         against = units.ratio(size, plain).removesuffix(" of") if label != "Plain float32" else "–"
         rows.append(
@@ -142,7 +147,9 @@ def bytes_section(run: Run) -> Row:
                 "each": units.human_bytes(each),
                 "total": units.human_bytes(size),
                 "per_value": f"{units.significant(each / values)}{units.SPACE}B"
-                if each is not None and values
+                if each is not None and values and not label.startswith("The paper's")
+                else "–"
+                if label.startswith("The paper's")
                 else units.ABSENT,
                 "against": against,
             }
@@ -158,21 +165,26 @@ def bytes_section(run: Run) -> Row:
     return {
         "figure": _both(figures.byte_bars, bars, ident="bytes", alt=alt),
         "rows": rows,
-        "trend": _upload_trend(run),
+        "trend": _upload_trend(run, known),
+        "who": "This site" if known.own_site else "The sites",
+        "all": "This site, all rounds" if known.own_site else "All sites, all rounds",
+        "whose": f"What this site ({known.own_site}) uploads in one round"
+        if known.own_site
+        else "What one site uploads in one round",
         "download": units.human_bytes(summary.get("download_bytes")),
         "num_values": units.count(values),
     }
 
 
-def _upload_trend(run: Run) -> str:
+def _upload_trend(run: Run, known: facts.Facts) -> str:
     """How the upload moved over the rounds, and what no round accounts for."""
     uploads = {
         at: mean_of(row.get("upload_bytes") for row in run.at(at)) for at in run.round_numbers
     }
-    known = [(at, size) for at, size in uploads.items() if math.isfinite(size)]
+    sizes = [(at, size) for at, size in uploads.items() if math.isfinite(size)]
     trend = ""
-    if len(known) > 1:
-        low, high = min(known, key=lambda pair: pair[1]), max(known, key=lambda pair: pair[1])
+    if len(sizes) > 1:
+        low, high = min(sizes, key=lambda pair: pair[1]), max(sizes, key=lambda pair: pair[1])
         if high[1] - low[1] <= 0.005 * high[1]:
             trend = "Every round took about the same."
         else:
@@ -187,6 +199,10 @@ def _upload_trend(run: Run) -> str:
             f" Of the total, {units.human_bytes(recorded - in_rounds)} is not among the uploads "
             "recorded for completed rounds."
         )
+    if known.resumed:
+        trend += " What was sent in rounds that a resume repeated is not counted."
+    if known.lost_sites:
+        trend += " What a site sent in the round in which it was lost is not counted."
     return trend.strip()
 
 
@@ -212,13 +228,14 @@ def time_section(run: Run) -> Row:
     ]
     guarded = [(name, seconds) for name, seconds in phases if name in GUARDING and seconds > 0]
     guarded_seconds = sum(seconds for _, seconds in guarded)
-    alt = "Time by phase, summed over the sites. " + "; ".join(
+    alt = "Time by phase. " + "; ".join(
         f"{row['phase']}: {row['seconds']}, {row['share']}" for row in rows
     )
     return {
         "figure": _both(figures.phase_bar, phases, ident="time", alt=alt),
         "rows": rows,
         "total": units.human_seconds(total),
+        "over": "this site's rounds" if run.summary.get("figures_of") else "sites and rounds",
         "guarded": _sentence_list([doing[name] for name, _ in guarded]),
         "guarded_share": units.percent(guarded_seconds, total),
         "guarded_seconds": units.human_seconds(guarded_seconds),

@@ -93,7 +93,10 @@ class Kit(Quiet):
             "plan_sha256": plan.sha256(),
             "base_dir": str(self.path),
             "started": now(),
-            "sessions": 1,
+            "parties": "apart",
+            "figures_of": self.name,
+            "sessions": 0,
+            "sessions_log": [],
             "wall_s": 0.0,
         }
         return RunFolder.create(path, plan, state)

@@ -52,7 +52,9 @@ def run(
     base, data, host = prepare(plan, watch)
     if enrolment is not None:
         check_roster(plan, SignedRoster.read(enrolment.roster), base.sha256, enrolment.roster)
-    state = first_state(plan, base, data, host, _charter(enrolment)) | {"engine": "flare"}
+    parties = "demonstration" if enrolment is None else "enrolled"
+    state = first_state(plan, base, data, host, _charter(enrolment), parties)
+    state["engine"] = "flare"
     folder = RunFolder.create(out, plan, state)
     with folder.locked():
         _session(folder, plan, (base, data, host), watch, enrolment)
