@@ -102,7 +102,7 @@ def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
     cut = answer.get("cut")
     limit = answer.get("max_new_tokens")
     names = [str(name) for name in cut] if isinstance(cut, list) else []
-    return {**words, "cut": {name: f"cut at {limit} tokens" for name in names}}
+    return {**words, "cut": dict.fromkeys(names, f"cut at {limit} tokens")}
 
 
 def _security(scheme: str, bits: Any) -> str:
