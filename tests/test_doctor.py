@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import re
+import shutil
 import socket
 import ssl
 import sys
@@ -145,6 +146,23 @@ def test_a_model_that_is_not_here_is_not_fetched(plan: Plan, kit: Path, no_netwo
     assert "data" not in found  # no tokenizer to read them with
     policy(kit, model_path="/no/such/folder")
     assert "expected a model folder, found none" in by_check(site(plan, kit))["model"].found
+
+
+def test_a_model_that_cannot_be_trained_is_found_out(
+    plan: Plan, kit: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    policy(kit, model_path=str(folder))
+    found = by_check(site(plan, kit))["model on a row"]
+    assert found.state == "FAILED"
+    assert "(9 would not be used)" in found.found
+    (folder / "config.json").write_text(json.dumps(config))
+    assert by_check(site(plan, kit))["model on a row"].state == "ok"
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    found = by_check(site(plan, kit))["model on a row"]
+    assert (found.state, "pytorch_model.bin" in found.found) == ("warning", True)
 
 
 def test_key_file_and_roster(plan: Plan, kit: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whether a site's base model can be trained with the plan's adapter: loaded, and tried on a row."""
+"""Whether a site's base model can be trained with the plan's adapter: it is tried on one row."""
 
 from __future__ import annotations
 

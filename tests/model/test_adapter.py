@@ -298,3 +298,57 @@ def test_all_linear_is_every_layer_but_the_output(family: str) -> None:
         if isinstance(module, linear) and not name.endswith("lm_head")
     ]
     assert len(host.spec.tensors) == 2 * len(blocks)
+
+
+def mixture() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    return MixtralForCausalLM(config)
+
+
+def mamba() -> Any:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(
+        MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, state_size=4)
+    )
+
+
+def test_what_all_linear_leaves_out_is_noted_with_its_share() -> None:
+    experts, router = 3 * 4 * 32 * 48, 4 * 32
+    attention = 2 * 32 * 32 + 2 * 32 * 16
+    share = (experts + router) / (experts + router + attention)
+    (note,) = AdapterHost(mixture(), plan_for("llama", targets=("all-linear",)), SHA).notes
+    assert note.startswith("all-linear gives no adapter to experts.down_proj, experts.gate_up_proj")
+    assert f"({share:.0%}".replace("%", " %") + " of the layers' weights)" in note
+    # A choice of the user's own needs no word; nor does a model that is covered.
+    assert AdapterHost(mixture(), plan_for("llama", targets=("q_proj",)), SHA).notes == ()
+    assert host_for("llama", targets=("all-linear",)).notes == ()
+
+
+def test_layers_that_cannot_take_lora_are_left_out_or_refused() -> None:
+    host = AdapterHost(mamba(), plan_for("llama", targets=("all-linear",)), SHA)
+    assert host.targets == ["in_proj", "x_proj"]
+    assert any("mixer.dt_proj, mixer.out_proj" in note for note in host.notes)
+    for target in ("out_proj", "dt_proj"):
+        with pytest.raises(ModelError, match=f"got {target}, .* name others of in_proj, x_proj"):
+            AdapterHost(mamba(), plan_for("llama", targets=(target,)), SHA)
+
+
+def test_what_peft_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("not\nthis one")
+
+    monkeypatch.setattr("peft.get_peft_model", refuse)
+    with pytest.raises(ModelError) as caught:
+        host_for("llama")
+    assert "(ValueError: not this one); name other layers" in str(caught.value)

@@ -122,7 +122,7 @@ def _check_gradients(base: BaseModel, host: AdapterHost, row: Tokens) -> tuple[s
         if not torch.isfinite(loss):
             raise ModelError(
                 f"model.name {base.name}: expected a finite loss of one row, got {float(loss)} in "
-                f"{base.precision}; set training.precision: fp32, or use undamaged weights"
+                f"{base.precision}; {_cure(base)}"
             )
         return _judge(base, host, parameters)
     finally:
@@ -151,7 +151,7 @@ def _judge(base: BaseModel, host: AdapterHost, parameters: Sequence[Any]) -> tup
     if odd:
         raise ModelError(
             f"model.name {base.name}: expected finite gradients on one row, got others of "
-            f"{_layer(odd[0])} ({len(odd)} of {len(named)} tensors); set training.precision: fp32"
+            f"{_layer(odd[0])} ({len(odd)} of {len(named)} tensors); {_cure(base)}"
         )
     zero = [
         name
@@ -168,6 +168,12 @@ def _judge(base: BaseModel, host: AdapterHost, parameters: Sequence[Any]) -> tup
     return (
         f"{len(zero)} of {len(named)} adapter tensors have a gradient of zero on the row that was "
         f"tried, the first of {_layer(zero[0])}",
+    )
+
+
+def _cure(base: BaseModel) -> str:
+    return (
+        "set training.precision: fp32" if base.precision != "float32" else "use undamaged weights"
     )
 
 
