@@ -8,7 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: fuzz run test lint types unit e2e clean
+# The line of transformers before the one that is used here, and its environment.
+VENV4 := .venv4
+
+.PHONY: fuzz run test lint types unit e2e compat clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedshield model fetch
@@ -26,17 +29,21 @@ types: $(VENV)/.installed-dev
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
 
-# Long runs: kills at many moments, the embedded model, the quickstart.
-e2e: $(VENV)/.installed-dev
+# Long runs: kills at many moments, the embedded model, the quickstart, transformers 4.
+e2e: $(VENV)/.installed-dev $(VENV4)/.installed
 	$(BIN)/fedshield model fetch
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+# Merged models loaded by transformers 4.57, in an environment of its own.
+compat: $(VENV)/.installed-dev $(VENV4)/.installed
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow tests/model/test_merge.py
 
 # Every parser against mutated messages: 100,000 of them.
 fuzz: $(VENV)/.installed-dev
 	FEDSHIELD_FUZZ_CASES=100000 $(BIN)/python -m pytest -q tests/protocol/test_fuzz.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV4) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"expected Python 3.11 or newer, got {v[0]}.{v[1]}; run make PYTHON=python3.11" if v < (3, 11) else 0)'
@@ -54,3 +61,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) -e '.[dev,flare]'
 	touch $@ $(VENV)/.installed
+
+# The same torch, by the same way.
+$(VENV4)/.installed: $(VENV)/.torch constraints.txt
+	$(PYTHON) -m venv $(VENV4)
+	$(VENV4)/bin/pip install --disable-pip-version-check -q $(TORCH_PIP_ARGS) "$$(grep ^torch== constraints.txt)"
+	$(VENV4)/bin/pip install --disable-pip-version-check -q 'transformers>=4.57,<5' safetensors
+	touch $@

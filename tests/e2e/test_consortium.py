@@ -71,6 +71,15 @@ def check_resumes(live: Federation, out: Path, expected: str) -> None:
     status, said = run.end()
     assert status == 0, said
     assert run.adapters() == dict.fromkeys(SITES, expected)
+    resumed = {}
+    for site in SITES:
+        summary = json.loads((run.folder(site) / "summary.json").read_text())
+        assert len(summary["sessions"]) == summary["resumed"] + 1
+        assert summary["wall_s"] > 0
+        check_own_report(run.folder(site), site)
+        resumed[site] = summary["resumed"]
+    # A site that never heard of the first try was not resumed.
+    assert max(resumed.values()) >= 1
 
 
 def test_makes_the_same_adapter_as_one_process(
@@ -86,7 +95,13 @@ def test_makes_the_same_adapter_as_one_process(
         assert (kept / "adapter" / "adapter_model.safetensors").exists()
         assert (kept / "report.html").exists()
         # A site's own figures are its own: nobody else's are here.
-        assert set(json.loads((kept / "summary.json").read_text())["data"]) == {site}
+        summary = json.loads((kept / "summary.json").read_text())
+        assert set(summary["data"]) == {site}
+        assert set(summary["final_heldout_loss"]["sites"]) == {site}
+        assert (summary["parties"], summary["figures_of"]) == ("apart", site)
+        assert (summary["resumed"], len(summary["sessions"])) == (0, 1)
+        assert summary["model"]["name"] == "tiny-llama"
+        check_own_report(kept, site)
         rows = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
         assert {row["site"] for row in rows} == {site}
         counted = (kept / "metrics.prom").read_text()
@@ -101,6 +116,17 @@ def test_makes_the_same_adapter_as_one_process(
         assert "loss" not in (folder / "coordinator.jsonl").read_text()
 
     check_logs(whole, run)
+
+
+def check_own_report(kept: Path, site: str) -> None:
+    """A site's report and card speak of that site, and of no machine that all share."""
+    report = (kept / "report.html").read_text()
+    card = (kept / "adapter" / "README.md").read_text()
+    assert f"Held-out loss, this site ({site})" in report
+    for text in (report, card):
+        assert "Each party ran from a kit of its own" in text
+        for never in ("simulated", "one machine", "demonstration", "mean over", str(kept.parent)):
+            assert never not in text
 
 
 def test_the_doctor_shakes_hands_with_the_server(whole: Federation) -> None:

@@ -50,6 +50,20 @@ def test_what_stops_a_session_is_kept(
         raise error
     ended = unfinished(folder)
     assert (ended["status"], ended["reason"]) == (status, reason)
+    (entry,) = ended["sessions_log"]
+    assert (entry["how"], entry["reason"]) == (status, reason)
+    assert entry["started"] <= entry["ended"]
+
+
+def test_a_session_that_was_killed_has_no_end(folder: RunFolder) -> None:
+    killed = session(folder)
+    killed.__enter__()
+    assert folder.state()["sessions_log"][-1]["ended"] == ""
+    with session(folder):
+        pass
+    first, second = folder.state()["sessions_log"]
+    assert (first["ended"], first["how"]) == ("", "")
+    assert second["how"] == "finished"
 
 
 def test_ctrl_c_between_the_first_state_and_the_body(

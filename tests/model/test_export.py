@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fedshield.errors import RunFolderError
 from fedshield.model import base, export, tiny
 from fedshield.model.adapter import AdapterHost, ordinary
+from fedshield.model.chat import use_template
 from fedshield.plan import Plan
 from fedshield.types import AdapterState
 
@@ -39,7 +46,7 @@ def host_of(plan: Plan) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
 def save_adapter(
     loaded: base.BaseModel, host: AdapterHost, state: AdapterState, plan: Plan, card: str, out: Path
 ) -> None:
-    export.save_adapter(host, {"": state}, plan, card, out)
+    export.save_adapter(loaded, host, {"": state}, plan, card, out)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -61,53 +68,42 @@ def test_peft_alone_loads_the_adapter(make_plan: MakePlan, tmp_path: Path, alpha
     from peft import PeftModel
 
     plan = make_plan({"adapter.alpha": alpha, "adapter.dropout": 0.25})
-    _, host, state = host_of(plan)
-    save_adapter(host, state, plan, "card", tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(tiny.build(), tmp_path / "adapter")
+    loaded, host, state = host_of(plan)
+    save_adapter(loaded, host, state, plan, "card", tmp_path / "adapter")
+    alone = PeftModel.from_pretrained(tiny.build(), tmp_path / "adapter")
     host.write(state)
     expected = logits(host.model)
-    assert torch.equal(logits(loaded), expected)
+    assert torch.equal(logits(alone), expected)
     assert (expected - logits(tiny.build())).abs().max() > 0.01
-    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not any(p.requires_grad for p in alone.parameters())
 
 
 @old_name
 def test_peft_alone_loads_the_adapter_of_a_gpt2(tmp_path: Path, make_plan: MakePlan) -> None:
     from peft import PeftModel
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-    config = GPT2Config(
-        vocab_size=259,
-        n_positions=16,
-        n_embd=24,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    model = GPT2LMHeadModel(config)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plan = make_plan({"adapter.targets": ["c_attn", "c_fc"]})
-    host = AdapterHost(model, plan.adapter, "")
-    values = np.random.default_rng(3).standard_normal(host.spec.num_values) * 0.2
-    state = AdapterState(values.astype(np.float32), host.spec)
+    families.write("gpt2", tmp_path / "base")
+    targets = ["c_attn", "c_fc"]
+    plan = make_plan({"model.name": str(tmp_path / "base"), "adapter.targets": targets})
+    loaded, host, state = host_of(plan)
     host.write(state)
-    save_adapter(host, state, plan, "card", tmp_path / "adapter")
-    fresh = GPT2LMHeadModel(config)
-    fresh.load_state_dict(weights)
+    save_adapter(loaded, host, state, plan, "card", tmp_path / "adapter")
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base", local_files_only=True)
     with pytest.warns(UserWarning, match="fan_in_fan_out"):
-        loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
-    assert torch.equal(logits(loaded), logits(host.model))
+        alone = PeftModel.from_pretrained(fresh, tmp_path / "adapter")
+    torch.testing.assert_close(logits(alone), logits(host.model), rtol=0, atol=1e-5)
 
 
 def test_the_adapters_folder_holds_the_state_and_says_what_it_is(
-    make_plan: MakePlan, tmp_path: Path
+    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FEDSHIELD_CACHE", str(tmp_path / "cache"))
     targets = [f"{name}_proj" for name in ("v", "q", "k", "o", "up", "gate", "down")]
     plan = make_plan({"adapter.targets": targets, "adapter.alpha": 7.5})
-    _, host, state = host_of(plan)
+    loaded, host, state = host_of(plan)
     out = tmp_path / "adapter"
-    save_adapter(host, state, plan, "# A card: naïve\n", out)
+    save_adapter(loaded, host, state, plan, "# A card: naïve\n", out)
     assert left_in(out) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert (out / "README.md").read_text(encoding="utf-8") == "# A card: naïve\n"
     tensors = load_file(out / "adapter_model.safetensors")
@@ -118,7 +114,7 @@ def test_the_adapters_folder_holds_the_state_and_says_what_it_is(
     wanted = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "tiny-llama",
+        "base_model_name_or_path": str(tmp_path / "cache" / "models" / "tiny-llama-v1"),
         "revision": None,
         "r": 4,
         "lora_alpha": 7.5,
@@ -137,12 +133,12 @@ def test_whatever_was_trained_is_ordinary_lora(
     from peft import PeftModel
 
     plan = make_plan({"adapter.train": train})
-    _, host, state = host_of(plan)
-    save_adapter(host, state, plan, "card", tmp_path / "adapter")
-    loaded = PeftModel.from_pretrained(tiny.build(), tmp_path / "adapter")
+    loaded, host, state = host_of(plan)
+    save_adapter(loaded, host, state, plan, "card", tmp_path / "adapter")
+    alone = PeftModel.from_pretrained(tiny.build(), tmp_path / "adapter")
     host.write(state)
     expected = logits(host.model)
-    torch.testing.assert_close(logits(loaded), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(alone), expected, rtol=0, atol=1e-5)
     assert (expected - logits(tiny.build())).abs().max() > 0.01
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     back = AdapterHost(tiny.build(), ordinary(plan.adapter), SHA)
@@ -156,97 +152,99 @@ def test_each_site_has_a_folder_of_its_own(make_plan: MakePlan, tmp_path: Path) 
     from peft import PeftModel
 
     plan = make_plan({"adapter.train": "share-a"})
-    _, host, state = host_of(plan)
+    loaded, host, state = host_of(plan)
     half = AdapterState(state.values / 2, state.spec)
     out = tmp_path / "adapter"
-    export.save_adapter(host, {"bank": state, "hospital": half}, plan, "card", out)
+    export.save_adapter(loaded, host, {"bank": state, "hospital": half}, plan, "card", out)
     assert left_in(out) == ["bank", "hospital"]
     for name, one in (("bank", state), ("hospital", half)):
         host.write(one)
-        loaded = PeftModel.from_pretrained(tiny.build(), out / name)
-        assert torch.equal(logits(loaded), logits(host.model))
+        alone = PeftModel.from_pretrained(tiny.build(), out / name)
+        assert torch.equal(logits(alone), logits(host.model))
         assert left_in(out / name) == [
             *("README.md", "adapter_config.json", "adapter_model.safetensors"),
         ]
 
 
-# -- the merged model ----------------------------------------------------------------------
+# -- by AutoPeftModel, from anywhere ----------------------------------------------------------
+
+_ALONE = """
+import json, sys, torch
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+    print(json.dumps(model(torch.tensor(json.loads(sys.argv[2]))).logits.float().tolist()))
+"""
 
 
-@ALPHAS
-@pytest.mark.parametrize("source", ["tiny-llama", "folder"])
-def test_transformers_alone_loads_the_merged_model(
-    make_plan: MakePlan, tmp_path: Path, tiny_folder: Path, alpha: float, source: str
+@pytest.mark.parametrize("source", ["tiny-llama", "folder beside the plan"])
+def test_auto_peft_model_loads_the_adapter_from_another_folder(
+    make_plan: MakePlan,
+    tmp_path: Path,
+    tiny_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
 ) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    name = str(tiny_folder) if source == "folder" else source
-    plan = make_plan({"model.name": name, "adapter.alpha": alpha})
+    monkeypatch.setenv("FEDSHIELD_CACHE", str(tmp_path / "cache"))
+    plan = make_plan({"adapter.alpha": 7.5})
+    if source != "tiny-llama":
+        shutil.copytree(tiny_folder, tmp_path / "plans" / "base")
+        section = plan.model.model_copy(update={"name": "base"})
+        plan = plan.model_copy(update={"model": section}).with_base_dir(tmp_path / "plans")
     loaded, host, state = host_of(plan)
+    save_adapter(loaded, host, state, plan, "# card", tmp_path / "adapter")
     host.write(state)
-    expected = logits(host.model)
-    out = tmp_path / "merged"
-    export.save_merged(loaded, host, state, out)
-    assert not [name for name in left_in(out) if "adapter" in name or name.endswith(".bin")]
-    merged = AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
-    assert {type(module).__name__ for module in merged.modules()} == {
-        type(module).__name__ for module in tiny.build().modules()
-    }
-    assert merged.state_dict().keys() == tiny.build().state_dict().keys()
-    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-5)
-    assert (expected - logits(tiny.build())).abs().max() > 0.01
-    tokenizer = AutoTokenizer.from_pretrained(out, local_files_only=True)
-    assert tokenizer("<|im_start|>é")["input_ids"] == [257, 127, 102]
-    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
-    # And it is a base model for the next run.
-    again = base.load(make_plan({"model.name": str(out)}))
-    assert torch.equal(logits(again.model), logits(merged))
+    (tmp_path / "elsewhere").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE, str(tmp_path / "adapter"), json.dumps(IDS.tolist())],
+        cwd=tmp_path / "elsewhere",
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = torch.tensor(json.loads(done.stdout))
+    torch.testing.assert_close(answer, logits(host.model), rtol=0, atol=1e-5)
 
 
-def test_the_state_given_is_merged_not_the_one_in_the_model(
-    make_plan: MakePlan, tmp_path: Path
+def test_a_hub_name_is_recorded_as_it_is(make_plan: MakePlan, tmp_path: Path) -> None:
+    plan = make_plan()
+    loaded, host, state = host_of(plan)
+    of_hub = dataclasses.replace(loaded, hub_name="house/model", revision="v2")
+    save_adapter(of_hub, host, state, plan, "card", tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("house/model", "v2")
+
+
+def test_a_fallback_template_leaves_with_the_adapter(
+    make_plan: MakePlan, tmp_path: Path, tiny_folder: Path
 ) -> None:
-    loaded, host, state = host_of(make_plan())
-    zero = AdapterState(np.zeros_like(state.values), state.spec)
-    host.write(state)
-    export.save_merged(loaded, host, zero, tmp_path / "merged")
-    again = base.load(make_plan({"model.name": str(tmp_path / "merged")}))
-    assert torch.equal(logits(again.model), logits(tiny.build()))
+    from transformers import AutoTokenizer
+
+    plan = make_plan({"model.name": str(tiny_folder), "model.chat_template": "fallback"})
+    loaded, host, state = host_of(plan)
+    use_template(loaded.tokenizer, "fallback")
+    save_adapter(loaded, host, state, plan, "card", tmp_path / "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter", local_files_only=True)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert text == "User: Hi\nAssistant: Hello.<|im_end|>\n"
+    assert tokenizer("é")["input_ids"] == loaded.tokenizer("é")["input_ids"]
 
 
-@pytest.mark.parametrize("kind", ["file", "full", "link"])
-def test_a_merge_never_writes_over_anything(make_plan: MakePlan, tmp_path: Path, kind: str) -> None:
-    out = tmp_path / "out"
-    if kind == "file":
-        out.write_text("precious")
-    else:
-        (tmp_path / "full").mkdir()
-        (tmp_path / "full" / "file").write_text("precious")
-        if kind == "link":
-            out.symlink_to(tmp_path / "full")
-        else:
-            out = tmp_path / "full"
-    loaded, host, state = host_of(make_plan())
-    before = left_in(tmp_path)
-    with pytest.raises(RunFolderError, match="expected a new or empty folder"):
-        export.save_merged(loaded, host, state, out)
-    assert left_in(tmp_path) == before
-    assert (out if kind == "file" else out / "file").read_text() == "precious"
-
-
-def test_a_merge_goes_into_an_empty_or_the_current_folder(
+def test_an_adapter_for_a_full_disk_is_one_line_and_nothing(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, real, link = tmp_path / "here", tmp_path / "real", tmp_path / "link"
-    here.mkdir()
-    real.mkdir()
-    link.symlink_to(real)
-    monkeypatch.chdir(here)
-    for out, found in ((tmp_path / "a" / "b", tmp_path / "a/b"), (link, real), (Path("."), here)):
-        loaded, host, state = host_of(make_plan())
-        export.save_merged(loaded, host, state, out)
-        assert "model.safetensors" in left_in(found)
-    assert link.is_symlink()
+    loaded, host, state = host_of(make_plan())
+
+    def fail(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(export, "save_file", fail)
+    with pytest.raises(RunFolderError, match=r"MB of free disk space, got .* the disk is full"):
+        save_adapter(loaded, host, state, make_plan(), "card", tmp_path / "adapter")
+    assert left_in(tmp_path) == []
 
 
 # -- whole folders -------------------------------------------------------------------------
@@ -257,7 +255,7 @@ def test_an_exception_midway_leaves_the_earlier_adapter(
     make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     plan = make_plan()
-    _, host, state = host_of(plan)
+    loaded, host, state = host_of(plan)
     out = tmp_path / "adapter"
     config = type(export.lora_config(plan.adapter, host.targets))
 
@@ -268,72 +266,22 @@ def test_an_exception_midway_leaves_the_earlier_adapter(
         with monkeypatch.context() as patched:
             patched.setattr(config, "save_pretrained", fail)
             with pytest.raises(type(error)):
-                save_adapter(host, state, plan, "new", out)
+                save_adapter(loaded, host, state, plan, "new", out)
         assert left_in(tmp_path) == expected
-        save_adapter(host, state, plan, "old", out)
+        save_adapter(loaded, host, state, plan, "old", out)
     assert (out / "README.md").read_text() == "old"
-
-
-def test_an_exception_midway_leaves_no_merged_model(
-    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded, host, state = host_of(make_plan())
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("midway")
-
-    monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", fail)
-    with pytest.raises(RuntimeError, match="midway"):
-        export.save_merged(loaded, host, state, tmp_path / "merged")
-    assert left_in(tmp_path) == []
 
 
 def test_what_a_kill_left_is_swept_and_a_new_adapter_takes_the_place(
     make_plan: MakePlan, tmp_path: Path
 ) -> None:
     plan = make_plan()
-    _, host, state = host_of(plan)
+    loaded, host, state = host_of(plan)
     out = tmp_path / "adapter"
-    save_adapter(host, state, plan, "first", out)
+    save_adapter(loaded, host, state, plan, "first", out)
     (out / "stale").write_text("")
     shutil.copytree(out, tmp_path / ".adapter.part")
-    save_adapter(host, state, plan, "second", out)
+    save_adapter(loaded, host, state, plan, "second", out)
     assert left_in(tmp_path) == ["adapter"]
     assert left_in(out) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
     assert (out / "README.md").read_text() == "second"
-
-
-# -- answers -------------------------------------------------------------------------------
-
-
-def test_answers_are_of_the_base_and_of_the_adapter(make_plan: MakePlan) -> None:
-    plan = make_plan()
-    loaded, host, state = host_of(plan)
-    zero = AdapterState(np.zeros_like(state.values), state.spec)
-    host.write(zero)
-    said: list[str] = []
-    prompts = ["Define angina.", "naïve?"]
-    found = export.answers(loaded, host, state, prompts, 12, said.append)
-    assert [answer["prompt"] for answer in found] == prompts
-    assert said == ["answering prompt 1 of 2", "answering prompt 2 of 2"]
-    for answer, prompt in zip(found, prompts, strict=True):
-        with_zero = export.answers(loaded, host, zero, [prompt], 12)[0]
-        assert with_zero["base"] == with_zero["tuned"] == answer["base"]
-        assert answer["tuned"] != answer["base"]
-        assert answer["base"] == greedy(tiny.build().eval(), prompt, 12)
-        host.write(state)
-        assert answer["tuned"] == greedy(host.model, prompt, 12)
-
-
-def greedy(model: Any, prompt: str, length: int) -> str:
-    """The most likely token again and again, all logits each time."""
-    tokenizer = tiny.tokenizer()
-    text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer(text)["input_ids"]
-    start = len(ids)
-    with torch.inference_mode():
-        while len(ids) < start + length:
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-            if ids[-1] == tokenizer.eos_token_id:
-                break
-    return str(tokenizer.decode(ids[start:], skip_special_tokens=True)).strip()

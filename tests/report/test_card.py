@@ -73,3 +73,55 @@ def test_protection_is_told_with_its_limit(make_plan: MakePlan) -> None:
         ckks = protection(make_plan({"scheme": {"name": "ckks", "parameters": name}}))
         assert f"CKKS ({name} set)" in ckks
         assert "any one site together with it could" in ckks
+
+
+def test_the_card_tells_how_the_run_went_and_whose_figures_it_has(make_plan: MakePlan) -> None:
+    plan = make_plan({"scheme.name": "ckks"})
+    summary = summary_of(plan) | {
+        "parties": "apart",
+        "figures_of": "bank",
+        "resumed": 2,
+        "absent": {"hospital": [2]},
+        "notes": ["bank: column `year` not used (16 rows)"],
+    }
+    del summary["data"]["hospital"]
+    card = model_card(plan, summary)
+    for said in (
+        "Each party ran from a kit of its own",
+        "this site's own (bank)",
+        "hospital: the sum of round 2 is without it; why is not told to this site.",
+        "The run was resumed 2 times.",
+        "## Notes",
+        "- bank: column `year` not used (16 rows)",
+        "| bank | sample:finance | 16 |",
+    ):
+        assert said in card
+    for never in ("| hospital", "one machine", "demonstration"):
+        assert never not in card
+    demonstration = model_card(plan, summary_of(plan) | {"parties": "demonstration"})
+    assert "all parties were simulated on one machine" in demonstration
+
+
+def test_a_folder_on_one_machine_is_named_by_its_last_part(make_plan: MakePlan) -> None:
+    plan = make_plan({"model.name": "/srv/models/seven-b"})
+    summary = summary_of(plan)
+    summary["model"]["name"] = "seven-b"  # as the summary has it
+    card = model_card(plan, summary)
+    assert "/srv" not in card
+    assert yaml.safe_load(card.split("---\n", 2)[1])["base_model"] == "seven-b"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "never"),
+    [
+        ({"max_colluding": 0}, "the coordinator alone learns no single update", "up to 0 sites"),
+        ({"open_to": "server"}, "opens each sum to the coordinator as well", "up to 0 sites"),
+    ],
+)
+def test_protection_by_rlwe_is_told_with_the_plans_own_numbers(
+    make_plan: MakePlan, changes: dict[str, object], said: str, never: str
+) -> None:
+    sites = {name: {"source": "sample:finance", "rows": 16} for name in ("a", "b", "c")}
+    plan = make_plan({"scheme": {"name": "rlwe", **changes}, "data.sites": sites})
+    assert said in protection(plan)
+    assert never not in protection(plan)

@@ -417,6 +417,13 @@ def test_answers_stand_side_by_side(tmp_path: Path) -> None:
     assert "not a measurement" in text
 
 
+def test_an_answer_that_did_not_end_is_said_to_be_cut(tmp_path: Path) -> None:
+    answer = {"prompt": "Q?", "base": "on and on", "tuned": "ok", "max_new_tokens": 24}
+    text = page_of(write_run(tmp_path, answers=[answer | {"cut": ["base"]}])).text
+    assert re.search(r"on and on\s*cut at 24 tokens", text)
+    assert text.count("cut at") == 1
+
+
 @pytest.mark.parametrize(("count", "rounds"), [(1, 1), (1, 3), (2, 1), (16, 2), (40, 30)])
 def test_any_number_of_sites_and_rounds(tmp_path: Path, count: int, rounds: int) -> None:
     sites = tuple(f"site-{index:02}" for index in range(count))

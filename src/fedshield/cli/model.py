@@ -86,6 +86,7 @@ def export(
         out_console.print(f"adapter       {adapter} (for {name})", markup=False)
     if merge is not None:
         from fedshield.engines.finished import open_finished
+        from fedshield.engines.whereabouts import model_to_name
         from fedshield.model.merge import save_merged
         from fedshield.runfolder import RunFolder
 
@@ -93,7 +94,7 @@ def export(
             run, full_precision=True, site=site, model=model
         )
         print_notes(notes)
-        named = RunFolder.open(run).plan().model.name
+        named = model_to_name(RunFolder.open(run).plan())
         merged = save_merged(base_model, host, state, merge, kinds[0], named)
         size = sum(path.stat().st_size for path in merge.rglob("*") if path.is_file())
         out_console.print(merged.in_words(), markup=False)

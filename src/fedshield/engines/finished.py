@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fedshield.durable import whole_folder
-from fedshield.engines.whereabouts import whereabouts
+from fedshield.engines.whereabouts import model_to_name, whereabouts
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost, ordinary
 from fedshield.model.base import BaseModel, load
@@ -95,11 +95,11 @@ def adapter_file(
 
 def copy_adapter(path: Path, out: Path, base: str | None = None, site: str | None = None) -> str:
     """The adapter of the run in folder `path` as it may be handed on, in `out`: its config names
-    the base model by `base`, or by the plan's name, and no folder of this machine. Returns that
+    the base model by `base`, or by `model_to_name`, and no folder of this machine. Returns that
     name. Raises `RunFolderError` as `adapter_file`, and if `out` has files."""
     folder = RunFolder.open(path)
     weights, _ = adapter_file(folder, site)
-    name = base or folder.plan().model.name
+    name = base or model_to_name(folder.plan())
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out}: expected a new or empty folder, got another; choose another")
     files = [file for file in weights.parent.iterdir() if file.is_file()]

@@ -43,6 +43,13 @@ def whereabouts(folder: RunFolder, model: str | None = None) -> Whereabouts:
     return Whereabouts(plan, site)
 
 
+def model_to_name(plan: Plan) -> str:
+    """The plan's base model by a name that may be told: of a folder, the last part of its path."""
+    name = plan.model.name
+    is_path = name.startswith(("/", ".", "~")) or plan.resolve(name).is_dir()
+    return plan.resolve(name).resolve().name if is_path else name
+
+
 def _site_of(kit: Path, plan: Plan) -> str | None:
     names = [
         name

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fedshield import interrupt
@@ -49,7 +50,7 @@ def answers(
         note(f"answers are greedy: {', '.join(unused)} of the base's generation settings not used")
     host.write(state)
     results: list[dict[str, Any]] = []
-    with library_words() as warned:
+    with library_words() as warned, _in_force(host.model.get_base_model(), settings):
         for number, prompt in enumerate(prompts, start=1):
             interrupt.check()
             say(f"answering prompt {number} of {len(prompts)}")
@@ -70,6 +71,17 @@ def answers(
     for text in warned:
         note(f"transformers, while answering: {text}")
     return results
+
+
+@contextmanager
+def _in_force(model: Any, settings: Any) -> Iterator[None]:
+    """These as the model's own settings: `generate` fills in what it is not given from them."""
+    before = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _greedy(base: BaseModel, max_new_tokens: int) -> tuple[Any, list[str]]:

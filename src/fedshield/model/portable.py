@@ -38,6 +38,13 @@ _ROPE_NAMES = {
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
     "gpt_neox_japanese": ("rotary_emb_base", "rotary_pct"),
 }
+#: Keys that transformers 5 writes by another name than 4 reads: model_type -> new -> old.
+_EXPERTS = {"num_local_experts": "num_experts"}
+_RENAMED = {
+    "qwen3_moe": _EXPERTS,
+    "qwen3_vl_moe_text": _EXPERTS,
+    "qwen3_omni_moe_text": _EXPERTS,
+}
 
 
 def read_json(path: Path) -> Fields:
@@ -67,7 +74,10 @@ def _section(fields: Any, dtype: str | None) -> Any:
     if not isinstance(fields, dict) or "model_type" not in fields:
         return fields
     named = dtype or fields.get("dtype") or fields.get("torch_dtype")
-    old_names = _old_rope(fields)
+    renamed = _RENAMED.get(fields["model_type"], {})
+    old_names = {old: fields[new] for new, old in renamed.items() if new in fields}
+    old_names = {key: value for key, value in old_names.items() if key not in fields}
+    old_names |= _old_rope(fields)
     return {**fields, **old_names, **({"dtype": named, "torch_dtype": named} if named else {})}
 
 

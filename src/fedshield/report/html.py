@@ -92,11 +92,17 @@ def view(run: Run) -> Row:
         "data": _data(run),
         "facts": _facts(run, known),
         "plan_text": _shortened(run.plan_text),
-        "answers": [
-            {key: str(answer.get(key) or "") for key in ("prompt", "base", "tuned")}
-            for answer in run.answers
-        ],
+        "answers": [_answer(answer) for answer in run.answers],
     }
+
+
+def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt's answers as text, and what is said below one that had not ended."""
+    words = {key: str(answer.get(key) or "") for key in ("prompt", "base", "tuned")}
+    cut = answer.get("cut")
+    limit = answer.get("max_new_tokens")
+    names = [str(name) for name in cut] if isinstance(cut, list) else []
+    return {**words, "cut": dict.fromkeys(names, f"cut at {limit} tokens")}
 
 
 def _security(scheme: str, bits: Any) -> str:
