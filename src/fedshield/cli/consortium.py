@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedshield import interrupt
 from fedshield.cli.words import JsonOption
 from fedshield.errors import FedShieldError, UserError
 
@@ -185,8 +186,9 @@ def _followed(path: Path, action: Callable[[Any], Any]) -> None:
     try:
         with watch:
             action(watch)
-    except (KeyboardInterrupt, FedShieldError) as error:
-        if not isinstance(error, UserError) and (path / "run.json").exists():
+    except (KeyboardInterrupt, Exception) as error:
+        known = isinstance(error, KeyboardInterrupt | FedShieldError) or interrupt.asked()
+        if known and not isinstance(error, UserError) and (path / "run.json").exists():
             _err.print(f"To go on: fedshield submit --resume {path} --kit KIT", markup=False)
         raise
     _say("done", f"{path}: the adapter and each site's report are in the sites' kits, under runs/")

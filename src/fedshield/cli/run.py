@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from fedshield import interrupt
 from fedshield.cli.watch import Watch
 from fedshield.cli.words import SetOption, err_console, human_bytes, out_console, print_notes
 from fedshield.errors import FedShieldError, UserError
@@ -78,8 +79,10 @@ def _watched(path: Path, action: Callable[[Watch], Any]) -> None:
         with watch:
             action(watch)
         _print_end(path)
-    except (KeyboardInterrupt, FedShieldError) as error:
-        if not isinstance(error, UserError) and (path / "run.json").exists():
+    except (KeyboardInterrupt, Exception) as error:
+        # A stop can come here as whatever a library made of it.
+        known = isinstance(error, KeyboardInterrupt | FedShieldError) or interrupt.asked()
+        if known and not isinstance(error, UserError) and (path / "run.json").exists():
             err_console.print(_what_next(path), markup=False)
         raise
 
