@@ -146,9 +146,7 @@ def in_one_process(out: Path, name: str, calls: Sequence[int]) -> Forking:
     forking = Forking(out, name, calls)
     here = os.getpid()
     sys.argv = ["fedshield", *arguments(out)]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, default)
+    heed_signals()
     sys.setprofile(forking)
     try:
         main()
@@ -159,6 +157,13 @@ def in_one_process(out: Path, name: str, calls: Sequence[int]) -> Forking:
             raise SystemExit(f"the run itself ended with {stop.code}") from None
     sys.setprofile(None)
     return forking
+
+
+def heed_signals() -> None:
+    """A shell has its background jobs ignore SIGINT, and what they start inherits it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
 
 
 def load_everything() -> None:
@@ -222,6 +227,7 @@ def main() -> None:
     parser.add_argument("--resume", type=int, default=0, help="resume so many of the stopped runs")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    heed_signals()
     folder = Path(tempfile.mkdtemp(prefix="fedshield-interrupts-"))
     begin = os.getpid()
     spin = "import os\nwhile os.getppid() == %d: pass" % begin  # noqa: UP031

@@ -19,6 +19,8 @@ from fedshield.cli import run as run_command
 from fedshield.cli.watch import Watch
 from fedshield.engines import inprocess, runstate
 
+pytestmark = pytest.mark.usefixtures("signals_heeded")
+
 ROOT = Path(__file__).parents[2]
 
 
