@@ -102,14 +102,16 @@ class Forking:
             self._copy(frame)
 
     def _writing(self) -> bool:
-        """Whether a file of the run is open for writing: copies would both write to it."""
-        parts = (str(self._out), str(self._out.with_name(f".{self._out.name}.part")))
+        """Whether a file of the run is open for writing, or its folder being made: copies would
+        both write to it."""
+        if self._out.with_name(f".{self._out.name}.part").exists():
+            return True
         for handle in os.listdir("/proc/self/fd"):
             try:
                 path = os.readlink(f"/proc/self/fd/{handle}")
             except OSError:
                 continue
-            if path.startswith(parts) and not path.endswith("lock"):
+            if path.startswith(str(self._out)) and not path.endswith("lock"):
                 return True
         return False
 
