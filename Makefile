@@ -11,7 +11,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 # The line of transformers before the one that is used here, and its environment.
 VENV4 := .venv4
 
-.PHONY: fuzz run test lint types unit e2e compat clean
+.PHONY: fuzz run test lint types unit unit-random e2e compat clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedshield model fetch
@@ -28,6 +28,11 @@ types: $(VENV)/.installed-dev
 
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+
+# In random order: of the folders' files, and within each file. The first line names the seed:
+# PYTEST_ARGS=--random-order-seed=N repeats that order.
+unit-random: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow" --random-order $(PYTEST_ARGS)
 
 # Long runs: kills at many moments, the embedded model, the quickstart, transformers 4.
 e2e: $(VENV)/.installed-dev $(VENV4)/.installed

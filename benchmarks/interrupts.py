@@ -1,14 +1,12 @@
 """Signals at many moments of a run: is any of them lost?
 
     python benchmarks/interrupts.py --moments 300                   # at calls of Python functions
-    python benchmarks/interrupts.py --moments 100 --by finaliser
     python benchmarks/interrupts.py --moments 40 --by time --signal TERM
 
 `call`: one run, which at each moment makes a copy of its process (fork) and of its folder; the copy
-sends itself the signal just before the call of a Python function. Moments are drawn evenly among
-all calls, but for those within a write to the folder. `finaliser`: the same, among calls of
-finalisers and of callbacks of weak references, where Python drops exceptions. `time`: a new
-interpreter for each moment, from its first instruction to its last, evenly over its life.
+sends itself the signal just before the call of a Python function, or before a generator goes on.
+Moments are drawn evenly among all calls, but for those within a write to the folder. `time`: a
+new interpreter for each moment, from its first instruction to its last, evenly over its life.
 
 A moment is `lost` where the run went on to its end or ended as failed, `left running` where
 run.json says that it is still under way, `wordless` where it did not end with the signal's status
@@ -40,7 +38,6 @@ SMALL = [
     *("training.max_length=64", "data.heldout_rows=4"),
     *(f"data.sites.{site}.rows=24" for site in ("bank", "hospital", "school")),
 ]
-FINALISERS = {"__del__", "cb", "_callback", "remove", "_remove", "callback"}
 
 
 @dataclass(frozen=True)
@@ -89,18 +86,15 @@ class Forking:
     """A profile function that makes a copy of the process at some of the calls, sends the copy a
     signal and waits for its end. `calls`: their numbers, ascending; none: count only."""
 
-    def __init__(self, out: Path, name: str, calls: Sequence[int], finalisers: bool) -> None:
+    def __init__(self, out: Path, name: str, calls: Sequence[int]) -> None:
         self.count = 0
         self.moments: list[Moment] = []
         self._out = out
         self._name = name
         self._left = list(reversed(calls))
-        self._finalisers = finalisers
 
     def __call__(self, frame: Any, event: str, _: object) -> None:
         if event != "call":
-            return
-        if self._finalisers and frame.f_code.co_name not in FINALISERS:
             return
         self.count += 1
         if self._left and self.count >= self._left[-1] and not self._writing():
@@ -108,14 +102,16 @@ class Forking:
             self._copy(frame)
 
     def _writing(self) -> bool:
-        """Whether a file of the run is open for writing: copies would both write to it."""
-        parts = (str(self._out), str(self._out.with_name(f".{self._out.name}.part")))
+        """Whether a file of the run is open for writing, or its folder being made: copies would
+        both write to it."""
+        if self._out.with_name(f".{self._out.name}.part").exists():
+            return True
         for handle in os.listdir("/proc/self/fd"):
             try:
                 path = os.readlink(f"/proc/self/fd/{handle}")
             except OSError:
                 continue
-            if path.startswith(parts) and not path.endswith("lock"):
+            if path.startswith(str(self._out)) and not path.endswith("lock"):
                 return True
         return False
 
@@ -145,16 +141,14 @@ class Forking:
             os.rename(aside, self._out)
 
 
-def in_one_process(out: Path, name: str, calls: Sequence[int], finalisers: bool) -> Forking:
+def in_one_process(out: Path, name: str, calls: Sequence[int]) -> Forking:
     """One run of the command in this process, which goes on to its end by itself."""
     from fedshield.cli import main
 
-    forking = Forking(out, name, calls, finalisers)
+    forking = Forking(out, name, calls)
     here = os.getpid()
     sys.argv = ["fedshield", *arguments(out)]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, default)
+    heed_signals()
     sys.setprofile(forking)
     try:
         main()
@@ -165,6 +159,13 @@ def in_one_process(out: Path, name: str, calls: Sequence[int], finalisers: bool)
             raise SystemExit(f"the run itself ended with {stop.code}") from None
     sys.setprofile(None)
     return forking
+
+
+def heed_signals() -> None:
+    """A shell has its background jobs ignore SIGINT, and what they start inherits it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
 
 
 def load_everything() -> None:
@@ -222,12 +223,13 @@ def resumed(out: Path, whole: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--moments", type=int, default=100)
-    parser.add_argument("--by", choices=("call", "finaliser", "time"), default="call")
+    parser.add_argument("--by", choices=("call", "time"), default="call")
     parser.add_argument("--signal", choices=("INT", "TERM", "HUP"), default="INT")
     parser.add_argument("--busy", type=int, default=1, help="processes that keep a core busy")
     parser.add_argument("--resume", type=int, default=0, help="resume so many of the stopped runs")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    heed_signals()
     folder = Path(tempfile.mkdtemp(prefix="fedshield-interrupts-"))
     begin = os.getpid()
     spin = "import os\nwhile os.getppid() == %d: pass" % begin  # noqa: UP031
@@ -246,13 +248,12 @@ def main() -> None:
             moments.append(at_time(folder / f"stopped-{number + 1}", asked.signal, delay))
     else:
         load_everything()
-        finalisers = asked.by == "finaliser"
         # The first loads what is left to load: the second has the calls that others will have.
-        in_one_process(folder / "first", asked.signal, (), finalisers)
-        calls = in_one_process(whole, asked.signal, (), finalisers).count
+        in_one_process(folder / "first", asked.signal, ())
+        calls = in_one_process(whole, asked.signal, ()).count
         print(f"{calls} calls in a whole run", flush=True)
         chosen = sorted(draw.randint(1, calls) for _ in range(asked.moments))
-        moments = in_one_process(folder / "run", asked.signal, chosen, finalisers).moments
+        moments = in_one_process(folder / "run", asked.signal, chosen).moments
     kinds = [kind(moment, asked.signal) for moment in moments]
     for what, moment in zip(kinds, moments, strict=True):
         if what in ("lost", "left running", "wordless"):

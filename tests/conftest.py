@@ -76,6 +76,14 @@ def _signals_as_before() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
+@pytest.fixture
+def signals_heeded(_signals_as_before: None) -> None:
+    """A shell has its background jobs ignore SIGINT, `nohup` SIGHUP, and children inherit it."""
+    for number in interrupt.SIGNALS:
+        heeded = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, heeded)
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
     """A plan with `speed.threads` sets them for the process: sums of other tests would differ."""

@@ -12,6 +12,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("signals_heeded")
+
 BEGIN = """
 import ctypes, gc, os, signal, sys, threading, weakref
 from fedshield import interrupt
@@ -180,6 +182,21 @@ def test_an_ignored_signal_stays_ignored() -> None:
         print(interrupt.leave())
         """
     assert said(body) == ["None"]
+
+
+def test_what_a_background_job_ignores_is_not_heeded() -> None:
+    """A shell starts it so, and Python keeps to it: its owner has to ask by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    body = """
+        interrupt.install()
+        with interrupt.at_once():
+            stop()
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except KeyboardInterrupt:
+                print("stopped", interrupt.leave().name)
+        """
+    assert said(body) == ["stopped", "SIGTERM"]
 
 
 def test_without_the_command_line_pythons_rules_hold() -> None:

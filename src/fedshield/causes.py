@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from fedshield import interrupt
 from fedshield.errors import CryptoError, FedShieldError, ProtocolError, ResourceError, RoundFailed
 
 CauseCode = Literal["memory", "disk", "access"]
@@ -90,11 +91,11 @@ def missing_token(error: BaseException) -> str | None:
 
 
 def can_go_on(error: BaseException) -> bool:
-    """Whether resuming the run that this ended, as it is, can end otherwise: after an interrupt,
-    and after an error of ours that says so."""
-    return isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, FedShieldError) and error.resumable
-    )
+    """Whether resuming the run that this ended, as it is, can end otherwise: after a stop, which can
+    come as whatever a library made of it, and after an error of ours that says so."""
+    if isinstance(error, FedShieldError):
+        return error.resumable
+    return isinstance(error, KeyboardInterrupt) or interrupt.asked() is not None
 
 
 def explained(error: BaseException) -> BaseException:

@@ -19,6 +19,8 @@ from fedshield.cli import run as run_command
 from fedshield.cli.watch import Watch
 from fedshield.engines import inprocess, runstate
 
+pytestmark = pytest.mark.usefixtures("signals_heeded")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -131,7 +133,7 @@ def as_another_error(number: signal.Signals) -> None:
 
 
 WAYS = (plainly, in_a_finaliser, in_a_bare_except, as_another_error)
-MOMENTS = 12
+MOMENTS = 8
 
 
 @pytest.mark.parametrize("moment", range(MOMENTS))
@@ -158,7 +160,7 @@ def test_a_run_stops_at_any_moment_and_goes_on_to_the_same_adapter(
     assert "Traceback" not in text
     assert list(tmp_path.rglob("*.part")) == []
     if not out.exists():
-        assert moment < 3  # in what is done before there is a folder
+        assert moment < 2  # in what is done before there is a folder
         return
     state = state_of(out)
     assert state["status"] == "interrupted"
