@@ -857,8 +857,8 @@ def replaced(old: KeyFile, start: int) -> KeyFile:
 
 def test_a_card_names_every_key_from_the_first_on() -> None:
     """What the old key signs is as docs/roster.md has it."""
-    second = replaced(KEYS["bank"], 100)
-    third = replaced(second, 200)
+    second = replaced(KEYS["bank"], 20)
+    third = replaced(second, 40)
     card = third.card()
     assert card.first_public() == CARDS["bank"].public == CARDS["bank"].first_public()
     assert [old.public for old in card.replaces] == [KEYS["bank"].key.public, second.key.public]
@@ -886,13 +886,13 @@ def test_a_key_file_and_a_card_keep_what_they_replace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["signature", "order", "other name", "itself", "date", "dropped"])
 def test_a_chain_of_keys_that_does_not_hold_is_refused(what: str) -> None:
-    third = replaced(replaced(KEYS["bank"], 100), 200)
+    third = replaced(replaced(KEYS["bank"], 20), 40)
     card = third.card()
     first, second = card.replaces
     chains = {
         "signature": (first, dataclasses.replace(second, signature=first.signature)),
         "order": (second, first),
-        "other name": replaced(replaced(KEYS["clinic"], 100), 200).replaces,
+        "other name": replaced(replaced(KEYS["clinic"], 20), 40).replaces,
         "itself": (first, dataclasses.replace(second, public=first.public)),
         "date": (dataclasses.replace(first, created="2026-3-1"), second),
         "dropped": (first,),
@@ -901,7 +901,7 @@ def test_a_chain_of_keys_that_does_not_hold_is_refused(what: str) -> None:
 
 
 def test_a_replaced_key_takes_its_partys_place_and_all_sign_again() -> None:
-    new = replaced(KEYS["bank"], 100)
+    new = replaced(KEYS["bank"], 20)
     roster = signed().with_replacement(new.card())
     assert roster.countersignatures == {}
     assert roster.names() == signed().names()
@@ -911,11 +911,11 @@ def test_a_replaced_key_takes_its_partys_place_and_all_sign_again() -> None:
     assert again.to_roster().sites["bank"] == new.key.public
     assert "your own key" in refused(lambda: again.check_own(KEYS["bank"].key, "bank"))
     # Two at once, as for a site that missed a roster.
-    assert signed().with_replacement(replaced(new, 200).card()).card("bank").replaces
+    assert signed().with_replacement(replaced(new, 40).card()).card("bank").replaces
 
 
 def test_the_coordinators_key_is_replaced_too() -> None:
-    new = replaced(KEYS["coordinator"], 100)
+    new = replaced(KEYS["coordinator"], 20)
     roster = signed().with_replacement(new.card())
     assert roster.coordinator == new.card()
     assert roster.countersignatures == {}
@@ -937,7 +937,7 @@ def test_only_the_old_key_names_the_new_one() -> None:
         lambda: roster.with_replacement(key_of("school2", 3).card())
     )
     # Nor may the old key come back, and nobody else may come with it.
-    new = replaced(KEYS["bank"], 100)
+    new = replaced(KEYS["bank"], 20)
     after = roster.with_replacement(new.card())
     refused(lambda: after.with_replacement(CARDS["bank"]))
     thief = KeyFile("thief", "2026-03-01", KEYS["bank"].key).card()
