@@ -14,7 +14,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobLauncherSpec, JobProcessArgs
 
 from fedshield.engines.flare import launchers, provision
-from fedshield.engines.flare.paths import check_kit_path
+from fedshield.engines.flare.paths import check_kit_path, check_simulator_path
 from fedshield.engines.flare.provision import ProvisionError
 
 ODD = "/srv/a b'c\"d$e;f#g%h~i\\jü/flare"
@@ -70,3 +70,11 @@ def test_a_control_character_in_a_path_is_named(name: str) -> None:
         check_kit_path(Path("/srv") / name)
     assert str(caught.value).isprintable()
     check_kit_path(Path(ODD))
+
+
+@pytest.mark.parametrize("odd", [" ", "'", '"', "\\", "#"])
+def test_the_simulator_names_what_its_command_line_takes_apart(odd: str) -> None:
+    with pytest.raises(ProvisionError, match="set TMPDIR") as caught:
+        check_simulator_path(f"/tmp/a {odd}b" if odd == "#" else f"/tmp/a{odd}b", "set TMPDIR")
+    assert "expected a path without spaces" in str(caught.value)
+    check_simulator_path("/tmp/a$b;c%d~ü", "set TMPDIR")
