@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from fedshield.cost import estimate
 from fedshield.crypto.scheme import CKKS
+from fedshield.enrolment import Policy
 from fedshield.errors import ProtocolCode
 from fedshield.plan import AdapterPlan, Plan
 from fedshield.plan_data import SourcePlan
@@ -83,6 +84,20 @@ def test_every_example_is_a_plan_with_a_cost(path: Path) -> None:
     assert estimate(plan).total_upload_bytes > 0
     # Examples say what differs from the defaults in words that the plan knows.
     assert set(yaml.safe_load(path.read_text())) <= set(Plan.model_fields)
+
+
+def test_the_policy_of_the_deployment_page_takes_its_plan(tmp_path: Path) -> None:
+    """And its plan is the recommended setting, that of the quickstart."""
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    policy_text, plan_text = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "north.policy.yaml").write_text(policy_text)
+    (tmp_path / "plan.yaml").write_text(plan_text)
+    plan, _ = load_plan(tmp_path / "plan.yaml")
+    assert Policy.read(tmp_path / "north.policy.yaml").violations(plan, None, None) == ()
+    quickstart, _ = load_plan(ROOT / "examples" / "quickstart.yaml")
+    for part in ("model", "adapter", "pruning", "encoding", "scheme"):
+        assert getattr(plan, part) == getattr(quickstart, part), part
+    assert plan.training.optimizer == quickstart.training.optimizer
 
 
 def test_the_protocol_page_names_every_message_field_and_code() -> None:

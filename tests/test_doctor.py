@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from fedshield import cli, doctor, doctor_machine
+from fedshield import certificates, cli, doctor, doctor_machine
 from fedshield.doctor import Site, examine
 from fedshield.doctor_machine import Finding
 from fedshield.enrolment import Asked, write_demonstration
@@ -239,6 +239,20 @@ def write_certificate(path: Path, start: datetime.datetime, end: datetime.dateti
     private.chmod(0o600)
 
 
+def test_proxy_variables_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"localhost:{listening.getsockname()[1]}"
+        monkeypatch.delenv("grpc_proxy", raising=False)
+        monkeypatch.setenv("https_proxy", "http://proxy.example.org:3128")
+        found = by_check(Site(connect=(address,)))["proxy"]
+        assert found.state == "ok"
+        assert "https_proxy not used" in found.found
+        monkeypatch.setenv("grpc_proxy", "http://proxy.example.org:3128")
+        found = by_check(Site(connect=(address,)))["proxy"]
+        assert found.state == "warning"
+        assert "not through the proxy" in found.todo
+
+
 # -- TLS -------------------------------------------------------------------------------------------
 
 
@@ -289,15 +303,16 @@ class Authority:
 
 
 @contextmanager
-def tls_server(kit: Path) -> Iterator[str]:
-    """Asks for a client's certificate, and speaks first, as gRPC's server does."""
+def tls_server(kit: Path, connections: int = 2) -> Iterator[str]:
+    """Asks for a client's certificate, and speaks first, as gRPC's server does. `connections`: the
+    port's check, the handshake, and one more where the certificate's names are looked at."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=kit / "rootCA.pem")
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(kit / "server.crt", kit / "server.key")
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
-            for _ in range(2):  # the port's check, then the handshake
+            for _ in range(connections):
                 plain, _ = listening.accept()
                 with contextlib.suppress(OSError), context.wrap_socket(plain, True) as secured:
                     secured.sendall(b"settings")
@@ -327,7 +342,7 @@ def test_a_server_of_another_consortium(tmp_path: Path) -> None:
         kit = ours.kit(tmp_path / "kit", "client")
         found = by_check(Site(connect=(address,), certificates=kit))[f"TLS {address}"]
     assert found.state == "FAILED"
-    assert "certificate verify failed" in found.found
+    assert "its certificate is not accepted: " in found.found
     assert "the kit is this consortium's" in found.todo
 
 
@@ -338,6 +353,18 @@ def test_a_server_that_refuses_our_certificate(tmp_path: Path) -> None:
         found = by_check(Site(connect=(address,), certificates=kit))[f"TLS {address}"]
     assert found.state == "FAILED"
     assert "unknown ca" in found.found.lower()
+
+
+def test_a_server_with_a_certificate_of_another_host(tmp_path: Path) -> None:
+    """Every site would try for ever: the names are said, those it has and the one it lacks."""
+    ours = Authority()
+    kit = ours.kit(tmp_path / "kit", "client")
+    with tls_server(ours.kit(tmp_path / "server", "server"), connections=3) as address:
+        port = address.rpartition(":")[2]
+        found = by_check(Site(connect=(f"127.0.0.1:{port}",), certificates=kit))
+    tls = found[f"TLS 127.0.0.1:{port}"]
+    assert tls.state == "FAILED"
+    assert tls.found == "its certificate is for localhost, not for 127.0.0.1"
 
 
 def test_a_folder_without_a_kit_cannot_shake_hands(tmp_path: Path) -> None:
@@ -351,6 +378,8 @@ def test_a_folder_without_a_kit_cannot_shake_hands(tmp_path: Path) -> None:
     ("start", "end", "state", "told"),
     [
         (-10, 300, "ok", "2026-11-15 to 2027-09-21"),
+        (-10, 61, "ok", "2026-11-15"),
+        (-10, 59, "warning", "59 days left"),
         (-10, 20, "warning", "20 days left"),
         (-300, -1, "FAILED", "expired"),
         (1, 300, "FAILED", "not valid yet"),
@@ -361,24 +390,48 @@ def test_dates_of_a_certificate(
 ) -> None:
     (tmp_path / "startup").mkdir()
     write_certificate(tmp_path / "startup" / "client.crt", NOW + start * DAY, NOW + end * DAY)
-    found = {one.check: one for one in doctor.certificates(tmp_path, NOW)}
+    found = {one.check: one for one in certificates.certificates(tmp_path, NOW)}
     one = found["certificate startup/client.crt"]
     assert (one.state, told in one.found) == (state, True)
     assert found["key startup/client.key"].state == "ok"
 
 
 def test_keys_that_others_may_read_damage_and_none_at_all(tmp_path: Path) -> None:
-    (found,) = doctor.certificates(tmp_path, NOW)
+    (found,) = certificates.certificates(tmp_path, NOW)
     assert (found.state, found.found) == ("FAILED", "none")
     write_certificate(tmp_path / "a.crt", NOW - DAY, NOW + 300 * DAY)
     (tmp_path / "a.key").chmod(0o644)
     (tmp_path / "b.crt").write_text("nothing")
-    states = {one.check: one.state for one in doctor.certificates(tmp_path, NOW)}
+    states = {one.check: one.state for one in certificates.certificates(tmp_path, NOW)}
     assert states == {
         "certificate a.crt": "ok",
         "key a.key": "FAILED",
         "certificate b.crt": "FAILED",
     }
+
+
+def test_a_key_of_another_certificate_is_told(tmp_path: Path) -> None:
+    """What a renewal that was cut off leaves."""
+    for name in ("a", "b"):
+        write_certificate(tmp_path / f"{name}.crt", NOW - DAY, NOW + 300 * DAY)
+    assert {one.state for one in certificates.certificates(tmp_path, NOW)} == {"ok"}
+    (tmp_path / "b.key").replace(tmp_path / "a.key")
+    (failed,) = [one for one in certificates.certificates(tmp_path, NOW) if one.state == "FAILED"]
+    assert (failed.check, failed.found) == ("certificate a.crt", "one of another key")
+    assert "site install or server renew again" in failed.todo
+
+
+def test_what_ends_soon_is_listed_the_first_first(tmp_path: Path) -> None:
+    for name, days in (("late", 61), ("soon", 59), ("sooner", 2), ("over", -3)):
+        write_certificate(tmp_path / f"{name}.crt", NOW - 300 * DAY, NOW + days * DAY)
+    (tmp_path / "odd.crt").write_text("nothing")
+    ending = certificates.certificates_ending(tmp_path, NOW)
+    assert [(one.path.stem, one.days_left) for one in ending] == [
+        *(("over", -3), ("sooner", 2), ("soon", 59)),
+    ]
+    assert "ended on" in ending[0].in_words()
+    assert "in 2 days; renew it: fedshield site renew" in ending[1].in_words()
+    assert certificates.certificates_ending(tmp_path, NOW, days=1) == ending[:1]
 
 
 # -- the machine ----------------------------------------------------------------------------------

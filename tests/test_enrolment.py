@@ -26,6 +26,7 @@ from fedshield.enrolment import (
     write_demonstration,
 )
 from fedshield.enrolment.files import write_new
+from fedshield.enrolment.replacement import ReplacedKey
 from fedshield.enrolment.terms import SCHEMES, SERVERS
 from fedshield.errors import UserError
 from fedshield.plan import SCHEME_PARAMETERS
@@ -276,7 +277,7 @@ CARD_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (lambda path: path.write_text("[" * 3000), "damaged JSON"),
     "number name": (edited_card(name=7), "name: expected text"),
     "unknown key": (edited_card(colour="red"), "'colour': unknown key"),
-    "large": (edited_card(colour="r" * 5000), "at most 4096 bytes"),
+    "large": (edited_card(colour="r" * 17000), "at most 16384 bytes"),
     "no UTF-8": (lambda path: path.write_bytes(b'{"fedshield": "\xff"}'), "not UTF-8"),
     "UTF-16": (
         lambda path: path.write_bytes(path.read_text().encode("utf-16")),
@@ -833,3 +834,117 @@ def test_a_demonstration_is_whole_or_not_there(
     with pytest.raises(KeyboardInterrupt):
         write_demonstration(tmp_path / "demo", ["a", "b", "c"])
     assert [*tmp_path.iterdir()] == [tmp_path / "taken"]
+
+
+# -- a key in place of another -------------------------------------------------------------------
+
+
+def replaced(old: KeyFile, start: int) -> KeyFile:
+    """A new key of `old`'s party, signed by the old one; the same in every run."""
+    made = KeyFile.make(old.name, old)
+    fresh = SiteKey.from_bytes(bytes((start + k) % 256 for k in range(64)))
+    link = old.key.sign(
+        codec.encode(
+            [
+                *("fedshield replacement 1", old.name, old.key.public, old.created),
+                *(fresh.public, made.created),
+            ]
+        )
+    )
+    chain = (*old.replaces, ReplacedKey(old.key.public, old.created, link))
+    return KeyFile(old.name, made.created, fresh, chain)
+
+
+def test_a_card_names_every_key_from_the_first_on() -> None:
+    """What the old key signs is as docs/roster.md has it."""
+    second = replaced(KEYS["bank"], 20)
+    third = replaced(second, 40)
+    card = third.card()
+    assert card.first_public() == CARDS["bank"].public == CARDS["bank"].first_public()
+    assert [old.public for old in card.replaces] == [KEYS["bank"].key.public, second.key.public]
+    assert card.follows(CARDS["bank"])
+    assert card.follows(second.card())
+    assert not card.follows(card)
+    assert not second.card().follows(card)
+    assert not card.follows(CARDS["clinic"])
+
+
+def test_a_key_file_and_a_card_keep_what_they_replace(tmp_path: Path) -> None:
+    old, _ = keygen("bank", tmp_path / "old")
+    key_path, card_path = keygen("bank", tmp_path / "new", old)
+    again, last = keygen("bank", tmp_path / "third", key_path)
+    first = KeyFile.read(old)
+    assert KeyFile.read(key_path).card() == Card.read(card_path)
+    assert Card.read(last).first_public() == first.key.public
+    assert len(KeyFile.read(again).replaces) == 2
+    # A card of a first key is what it was before there were replacements.
+    assert "replaces" not in json.loads(first.card().to_text())
+    before = sorted(tmp_path.rglob("*"))
+    assert "expected a key file of clinic" in refused(lambda: keygen("clinic", tmp_path / "x", old))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("what", ["signature", "order", "other name", "itself", "date", "dropped"])
+def test_a_chain_of_keys_that_does_not_hold_is_refused(what: str) -> None:
+    third = replaced(replaced(KEYS["bank"], 20), 40)
+    card = third.card()
+    first, second = card.replaces
+    chains = {
+        "signature": (first, dataclasses.replace(second, signature=first.signature)),
+        "order": (second, first),
+        "other name": replaced(replaced(KEYS["clinic"], 20), 40).replaces,
+        "itself": (first, dataclasses.replace(second, public=first.public)),
+        "date": (dataclasses.replace(first, created="2026-3-1"), second),
+        "dropped": (first,),
+    }
+    refused(lambda: dataclasses.replace(third, replaces=chains[what]).card())
+
+
+def test_a_replaced_key_takes_its_partys_place_and_all_sign_again() -> None:
+    new = replaced(KEYS["bank"], 20)
+    roster = signed().with_replacement(new.card())
+    assert roster.countersignatures == {}
+    assert roster.names() == signed().names()
+    assert roster.content_sha256() != signed().content_sha256()
+    again = signed(roster, KEYS | {"bank": new})
+    assert again.check_ready(new.key).ready
+    assert again.to_roster().sites["bank"] == new.key.public
+    assert "your own key" in refused(lambda: again.check_own(KEYS["bank"].key, "bank"))
+    # Two at once, as for a site that missed a roster.
+    assert signed().with_replacement(replaced(new, 40).card()).card("bank").replaces
+
+
+def test_the_coordinators_key_is_replaced_too() -> None:
+    new = replaced(KEYS["coordinator"], 20)
+    roster = signed().with_replacement(new.card())
+    assert roster.coordinator == new.card()
+    assert roster.countersignatures == {}
+
+
+def test_only_the_old_key_names_the_new_one() -> None:
+    roster = signed()
+    stranger = key_of("bank", 150).card()
+    text = refused(lambda: roster.with_replacement(stranger))
+    assert "that the key in the roster" in text
+    assert "--key-lost" in text
+    came = roster.with_replacement(stranger, key_lost=True)
+    assert came.card("bank") == stranger
+    assert came.countersignatures == {}
+    assert "got the one that is in the roster" in refused(
+        lambda: roster.with_replacement(CARDS["bank"])
+    )
+    assert "a new site is added by" in refused(
+        lambda: roster.with_replacement(key_of("school2", 3).card())
+    )
+    # Nor may the old key come back, and nobody else may come with it.
+    new = replaced(KEYS["bank"], 20)
+    after = roster.with_replacement(new.card())
+    refused(lambda: after.with_replacement(CARDS["bank"]))
+    thief = KeyFile("thief", "2026-03-01", KEYS["bank"].key).card()
+    assert "a key of its own" in refused(lambda: after.with_cards([thief]))
+
+
+@pytest.mark.parametrize("name", ["server", "admin", "client", "all"])
+def test_a_name_of_another_party_is_refused(tmp_path: Path, name: str) -> None:
+    assert f"got {name!r}, which is" in refused(lambda: keygen(name, tmp_path))
+    assert [*tmp_path.iterdir()] == []

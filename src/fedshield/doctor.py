@@ -7,6 +7,7 @@ and said so.
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedshield.data.sites import load_sites
 from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
 from fedshield.doctor_model import trial
 from fedshield.engines import probe
+from fedshield.engines.flare.environment import proxy_note, wanted_proxy
 from fedshield.engines.members import check_roster
 from fedshield.enrolment import KeyFile, Policy, SignedRoster
 from fedshield.errors import DataError, UserError
@@ -51,6 +53,7 @@ def examine(site: Site) -> Iterator[Finding]:
     yield from clock(now, site.clock)
     yield disk(site.out, site.plan)
     for text in site.connect:
+        yield from proxy(text)
         answer = port(text)
         yield answer
         if site.certificates is not None and answer.state == "ok":
@@ -94,6 +97,20 @@ def port(text: str) -> Finding:
         todo = "check name and port, that the server runs, and that the firewall lets you out"
         return Finding(f"port {text}", "FAILED", expected, why, todo)
     return Finding(f"port {text}", "ok", expected, f"connected in {took * 1000:.0f} ms")
+
+
+def proxy(text: str) -> Iterator[Finding]:
+    """What becomes of proxy variables, where some are set."""
+    host, _ = probe.endpoint(text)
+    note = proxy_note(os.environ, host)
+    if note is None:
+        return
+    expected = "a direct connection, or a proxy that was asked for"
+    if wanted_proxy(os.environ) is None:
+        yield Finding("proxy", "ok", expected, note)
+    else:
+        todo = "the checks of port and TLS connect directly, not through the proxy"
+        yield Finding("proxy", "warning", expected, note, todo)
 
 
 def tls(text: str, folder: Path) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fedshield.cli import consortium as commands
 from fedshield.cli import words
 from fedshield.engines.flare import provision
 from fedshield.engines.flare.provision import Consortium, ProvisionError
-from fedshield.enrolment import keygen
+from fedshield.enrolment import KeyFile, SignedRoster, demonstration, keygen
 from fedshield.errors import UserError
 
 
@@ -104,3 +105,90 @@ def test_a_submission_is_of_a_plan_or_of_a_run(more: dict[str, Path]) -> None:
 def test_only_the_kit_that_submits_submits(tmp_path: Path) -> None:
     with pytest.raises(ProvisionError, match="the kit that submits runs"):
         commands.submit(resume=tmp_path, kit=tmp_path)
+
+
+# -- approvals ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def consortium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A coordinator's folder with a roster that its three sites signed. FLARE's part of an approval
+    is played: the tests in e2e have the true one."""
+    folder = tmp_path / "coordinator"
+    folder.mkdir()
+    profile = Consortium("ward-notes", "localhost", 8502).profile()
+    (folder / "consortium.yaml").write_text(yaml.safe_dump(profile))
+    signed, keys = demonstration(["north", "south", "port"])
+    roster = dataclasses.replace(signed, demo=False, countersignatures={})
+    for name in roster.names():
+        others = [other for other in roster.names() if other != name]
+        roster = roster.countersigned(keys[name], others)
+    (folder / "roster.json").write_text(roster.to_text())
+
+    def approve(_: Path, zipped: Path, out: Path) -> Path:
+        out.write_text(f"signed {zipped.name}")
+        return out
+
+    monkeypatch.setattr(provision, "approve", approve)
+    return folder
+
+
+def test_approving_a_new_site_leaves_a_signed_roster_in_force(
+    consortium: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (consortium / "roster.json").read_bytes()
+    for name in ("west", "east"):
+        _, card = keygen(name, tmp_path / name)
+        commands.approve(consortium, tmp_path / f"{name}.request.zip", card)
+        assert (consortium / f"{name}.signed.zip").exists()
+    assert (consortium / "roster.json").read_bytes() == before
+    following = SignedRoster.read(consortium / "roster.next.json")
+    assert following.names() == ("east", "north", "port", "south", "west")
+    assert following.countersignatures == {}
+    told = " ".join(capsys.readouterr().err.split())
+    assert "roster.json stays as it is, with the countersignatures of north, port, south" in told
+    assert "nobody signed it: north, port, south, west each review it" in told
+    # Once more changes nothing.
+    commands.approve(consortium, tmp_path / "west.request.zip", tmp_path / "west/west.card.json")
+    assert SignedRoster.read(consortium / "roster.next.json") == following
+
+
+def test_a_renewal_changes_no_roster(consortium: Path, tmp_path: Path) -> None:
+    before = (consortium / "roster.json").read_bytes()
+    commands.approve(consortium, tmp_path / "north.request.zip")
+    assert (consortium / "north.signed.zip").read_text() == "signed north.request.zip"
+    assert (consortium / "roster.json").read_bytes() == before
+    assert not (consortium / "roster.next.json").exists()
+    with pytest.raises(UserError, match=r"expected 'west' among its sites.*sends its card too"):
+        commands.approve(consortium, tmp_path / "west.request.zip")
+    assert not (consortium / "west.signed.zip").exists()
+
+
+def test_a_roster_that_is_being_signed_is_not_changed(consortium: Path, tmp_path: Path) -> None:
+    key, card = keygen("west", tmp_path / "west")
+    commands.approve(consortium, tmp_path / "west.request.zip", card)
+    path = consortium / "roster.next.json"
+    signed = SignedRoster.read(path).countersigned(KeyFile.read(key), ["north"])
+    path.write_text(signed.to_text())
+    _, card = keygen("east", tmp_path / "east")
+    with pytest.raises(UserError, match="got one signed by west; put it in force first"):
+        commands.approve(consortium, tmp_path / "east.request.zip", card)
+    assert path.read_text() == signed.to_text()
+    assert not (consortium / "east.signed.zip").exists()
+
+
+@pytest.mark.parametrize("name", ["server", "coordinator", "admin"])
+def test_a_site_with_another_partys_name_gets_no_kit(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"NAME: expected a site's own name, got '{name}'"):
+        commands.request(name, "ward-notes", tmp_path / "kit")
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_install_needs_a_fingerprint_and_a_request(tmp_path: Path) -> None:
+    keygen("north", tmp_path / "kit")
+    with pytest.raises(UserError, match="expected --fingerprint"):
+        commands.install(tmp_path / "kit", tmp_path / "north.signed.zip", None)
+    with pytest.raises(UserError, match="expected a request that waits"):
+        commands.install(tmp_path / "kit", tmp_path / "north.signed.zip", "SHA256:00")
+    with pytest.raises(UserError, match="expected an installed kit"):
+        commands.renew_site(tmp_path / "kit")

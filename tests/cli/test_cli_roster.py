@@ -107,7 +107,7 @@ def commands() -> list[tuple[str, int]]:
 
 
 def test_every_command_of_the_page_does_what_it_says(run: Run) -> None:
-    assert len(commands()) == 16
+    assert len(commands()) == 18
     outputs = {}
     for command, status in commands():
         done = run(*shlex.split(command))
@@ -209,17 +209,76 @@ def test_a_signature_without_confirmations_is_said_to_confirm_nobody(enrolled: R
     assert "clinic, hospital not confirmed" not in sign(enrolled, "bank", "clinic,hospital").err
 
 
-def test_adding_after_a_signature_drops_all_and_says_so(enrolled: Run) -> None:
+def test_adding_after_a_signature_makes_a_new_roster_beside_it(enrolled: Run) -> None:
     sign_all(enrolled)
     assert enrolled("keygen", "school").code == 0
-    before = SignedRoster.read(Path("roster.json")).fingerprint()
+    before = Path("roster.json").read_bytes()
     done = enrolled("roster", "add", "roster.json", "school.card.json")
     assert done.code == 0
-    assert "dropped the countersignatures of bank, clinic, hospital" in done.err
-    after = SignedRoster.read(Path("roster.json"))
+    words = " ".join(done.err.split())
+    assert "roster.json stays as it is, with the countersignatures of bank, clinic, hosp" in words
+    assert "nobody signed it: bank, clinic, hospital, school each review it" in words
+    assert Path("roster.json").read_bytes() == before
+    after = SignedRoster.read(Path("roster.next.json"))
     assert after.countersignatures == {}
     assert after.names() == (*SITES, "school")
-    assert after.fingerprint() != before
+    # One change at a time, unless the operator says where the other goes.
+    enrolled("keygen", "lab")
+    unchanged = everything()
+    line = refused(enrolled("roster", "add", "roster.json", "lab.card.json"))
+    assert "roster.next.json: expected no roster there yet" in line
+    assert everything() == unchanged
+    assert enrolled("roster", "add", "roster.json", "lab.card.json", "--out", "o.json").code == 0
+    assert SignedRoster.read(Path("o.json")).names() == ("bank", "clinic", "hospital", "lab")
+
+
+def test_a_key_is_replaced_and_all_sign_again(enrolled: Run) -> None:
+    sign_all(enrolled)
+    before = Path("roster.json").read_bytes()
+    done = enrolled("keygen", "bank", "--replaces", "bank.key", "--out", "new")
+    assert (done.code, done.err) == (0, "")
+    done = enrolled("roster", "replace", "roster.json", "new/bank.card.json")
+    assert done.code == 0
+    assert "nobody signed it: bank, clinic, hospital each review it" in " ".join(done.err.split())
+    assert Path("roster.json").read_bytes() == before
+    line = refused(
+        enrolled("roster", "sign", "roster.next.json", "--key", "bank.key", "--confirm", "clinic")
+    )
+    assert "got another key under the name bank" in line
+    for name, key in zip(SITES, ("new/bank.key", "clinic.key", "hospital.key"), strict=True):
+        others = ",".join(other for other in SITES if other != name)
+        args = ("roster.next.json", "--key", key, "--confirm", others)
+        assert enrolled("roster", "sign", *args).code == 0
+    shown = enrolled("roster", "verify", "roster.next.json", "--key", "new/bank.key")
+    old = KeyFile.read(Path("bank.key")).key.public.hex()
+    assert shown.code == 0
+    assert f"replaces {old[:16]}" in shown.out
+    found = json.loads(enrolled("roster", "verify", "roster.next.json", "--json").out)
+    assert [key["public_key"] for key in found["sites"]["bank"]["replaces"]] == [old]
+    assert found["sites"]["clinic"]["replaces"] == []
+
+
+def test_a_lost_key_comes_as_a_new_site(enrolled: Run) -> None:
+    enrolled("keygen", "bank", "--out", "new")
+    before = everything()
+    line = refused(enrolled("roster", "replace", "roster.json", "new/bank.card.json"))
+    assert "--key-lost" in line
+    assert everything() == before
+    done = enrolled("roster", "replace", "roster.json", "new/bank.card.json", "--key-lost")
+    assert done.code == 0
+    assert "no key of the roster signed the new card of bank" in done.err
+
+
+def test_confirmations_that_are_left_out_are_told(enrolled: Run) -> None:
+    sign_all(enrolled)
+    done = sign(enrolled, "bank", "clinic")
+    assert "bank had confirmed hospital before and does not any more" in done.err
+    args = ("--key", "bank.key", "--confirm", "hospital", "--out", "copy.json")
+    enrolled("roster", "sign", "roster.json", *args)
+    done = enrolled("roster", "merge", "roster.json", "copy.json")
+    assert done.code == 0
+    assert "copy.json: bank signed twice" in done.err
+    assert "confirms clinic and not hospital" in done.err
 
 
 def test_adding_before_any_signature_says_nothing_of_it(run: Run) -> None:

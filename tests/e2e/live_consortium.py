@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def commands(first: str, end: str) -> list[str]:
+    """The commands of docs/deploy.md from the line that starts with `first` to that with `end`."""
+    text = DEPLOY.read_text()
+    part = text[text.index(f"\n{first}") : text.index(f"\n{end}")]
+    return re.findall(r"^\$ (.*)$", part, re.MULTILINE)
 
 
 class Federation:
@@ -68,21 +75,28 @@ class Federation:
 
     def make(self) -> None:
         """By the commands of docs/deploy.md, in their order, on this machine's address."""
-        lines = re.findall(r"^\$ (.*)$", DEPLOY.read_text(), re.MULTILINE)
+        lines = commands("## 1. ", "## 6. ")
         assert len(lines) >= 17
-        fingerprint = ""
-        for line in self._for_all(lines):
-            words = shlex.split(self._here(line).replace("FINGERPRINT", fingerprint))
-            if words[0] == "cp":
-                shutil.copy(self.folder / words[1], self.folder / words[2])
-                continue
-            assert words[0] == "fedshield", line
-            said = self.call(*words[1:])
-            found = re.search(r"SHA256:[0-9A-F:]+", said)
-            fingerprint = found[0] if found else fingerprint
+        self.type(self._for_all(lines))
         for site, sample in self.sites.items():
             policy = f"data_path: sample:{sample}\nmodel_path: {self.model}\n"
             (self.folder / site / f"{site}.policy.yaml").write_text(policy)
+
+    def type(self, lines: Iterable[str]) -> list[str]:
+        """Run commands of docs/deploy.md on this machine: what each said."""
+        fingerprint = ""
+        said: list[str] = []
+        for line in lines:
+            words = shlex.split(self._here(line).replace("FINGERPRINT", fingerprint))
+            if words[0] in ("cp", "mv"):
+                act = shutil.copy if words[0] == "cp" else shutil.move
+                act(self.folder / words[1], self.folder / words[2])
+                continue
+            assert words[0] == "fedshield", line
+            said.append(self.call(*words[1:]))
+            told = re.search(r"SHA256:[0-9A-F:]+", said[-1])
+            fingerprint = told[0] if told else fingerprint
+        return said
 
     def _for_all(self, lines: Sequence[str]) -> Iterator[str]:
         """What the first of the three hospitals does, each site does; the rest as it stands."""
@@ -105,9 +119,12 @@ class Federation:
 
     # -- running ---------------------------------------------------------------------------
 
-    def start(self, *parties: str, clock_off_s: int = 0) -> None:
-        """`clock_off_s`: what the parties' clocks are ahead by, in all of their processes."""
-        environment = dict(ENVIRONMENT)
+    def start(
+        self, *parties: str, clock_off_s: int = 0, more: Mapping[str, str] | None = None
+    ) -> None:
+        """`clock_off_s`: what the parties' clocks are ahead by, in all of their processes; `more`:
+        what is in their environment besides."""
+        environment = dict(ENVIRONMENT) | dict(more or {})
         if clock_off_s:
             environment |= self._wrong_clock(clock_off_s)
         for party in parties or ("coordinator", *self.sites):

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from fedshield.errors import UserError
 
 
@@ -104,7 +106,17 @@ def _names(host: str, port: int, files: TlsFiles, timeout_s: float) -> list[str]
             socket.create_connection((host, port), timeout=timeout_s) as plain,
             context.wrap_socket(plain, server_hostname=host) as secured,
         ):
-            certificate = secured.getpeercert() or {}
+            raw = secured.getpeercert(binary_form=True)
     except OSError:
         return []
-    return [str(name) for _, name in certificate.get("subjectAltName", ())]  # type: ignore[misc]
+    return [] if raw is None else _host_names(x509.load_der_x509_certificate(raw))
+
+
+def _host_names(certificate: x509.Certificate) -> list[str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    names = extension.value
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]

@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def start(kit: Path, module: str) -> tuple[list[str], dict[str, str]]:
         (kit / "flare").mkdir(exist_ok=True)
-        parties._become(kit, module, "fed.json", "org=x")
+        parties._become(kit, module, "fed.json", "fl.example.org", "org=x")
         return seen[-1]
 
     return start
@@ -52,3 +52,15 @@ def test_nothing_from_where_it_was_typed_can_be_imported(
     assert "-P" in command
     assert given[KIT] == str(tmp_path)
     assert "secure_train=true" in command
+
+
+def test_the_server_and_this_machine_are_reached_directly(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.example.org:3128")
+    monkeypatch.delenv("grpc_proxy", raising=False)
+    _, given = started(tmp_path, "nvflare.private.fed.app.client.client_train")
+    assert given["no_grpc_proxy"].split(",")[-1] == "fl.example.org"
+    assert "localhost" in given["no_grpc_proxy"]
+    # Data sets and models still come as the operator has it.
+    assert given["https_proxy"] == "http://proxy.example.org:3128"

@@ -1,7 +1,8 @@
-"""Paths that a kit can have."""
+"""Paths that a kit, and that FLARE's simulator, can have."""
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -18,3 +19,18 @@ def check_kit_path(path: Path) -> None:
                 f"{str(path)!r}: expected a path without control characters, got {character!r} in "
                 "it; choose another folder"
             )
+
+
+def check_simulator_path(path: str, what: str) -> None:
+    """Raises `ProvisionError` for a path that FLARE's simulator takes apart: it has no launcher of
+    ours, and splits its command line as a shell would. `what`: what the path is, and the cure."""
+    try:
+        words = shlex.split(path, comments=True)
+    except ValueError:
+        words = []
+    if words != [path]:
+        odd = next(character for character in path if character.isspace() or character in "\"'\\#")
+        raise ProvisionError(
+            f"{path}: expected a path without spaces, quotes, backslashes and number signs for "
+            f"FLARE's simulator, got {odd!r} in it; {what}"
+        )

@@ -24,6 +24,8 @@ from fedshield.engines.finishing import finish
 from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
 from fedshield.engines.flare.jobs import allow_classes, write_job
 from fedshield.engines.flare.kit import KITS, SHARED_RUN
+from fedshield.engines.flare.paths import check_simulator_path
+from fedshield.engines.flare.provision import check_flare_installed
 from fedshield.engines.members import Enrolment, check_roster
 from fedshield.engines.metrics import whole_round
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
@@ -31,7 +33,7 @@ from fedshield.engines.site_process import site_rows
 from fedshield.engines.workplace import prepare
 from fedshield.enrolment import Allowed, Asked, KeyFile, SignedRoster
 from fedshield.enrolment import demonstration as demonstration_roster
-from fedshield.errors import RoundFailed, RunFolderError, UserError
+from fedshield.errors import RoundFailed, RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
@@ -90,12 +92,9 @@ def _charter(enrolment: Enrolment | None) -> str:
 
 
 def _check_installed() -> None:
-    try:
-        import nvflare  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "expected NVIDIA FLARE 2.9.0, found none; run: pip install 'fedshield[flare]'"
-        ) from None
+    check_flare_installed()
+    check_simulator_path(sys.executable, "make the virtual environment in another folder")
+    check_simulator_path(tempfile.gettempdir(), "set TMPDIR to another folder")
 
 
 def _session(
