@@ -16,7 +16,16 @@ from typing import Any
 from cryptography import x509
 
 from fedshield.data.sites import load_sites
-from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
+from fedshield.doctor_machine import (
+    Finding,
+    State,
+    clock,
+    context,
+    disk,
+    memory,
+    packages,
+    refusal,
+)
 from fedshield.engines import probe
 from fedshield.engines.members import check_roster
 from fedshield.enrolment import KeyFile, Policy, SignedRoster
@@ -65,6 +74,7 @@ def examine(site: Site) -> Iterator[Finding]:
     if site.plan is None:
         return
     yield memory(site.plan)
+    yield from context(site.plan)
     yield from _plan(site, site.plan)
 
 

@@ -116,11 +116,24 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)
     except UserError as error:
         return Outlook(None, (*problems, str(error)), tuple(notes))
-    if not elsewhere and plan.speed.memory_check:
-        needed = _memory(plan, shape, spec, cost.precision, cost.batch_tokens)
-        available = machine.device_memory(cost.device) or machine.memory()
-        problems += _lines(memory.refusal(plan, needed, available))
+    if not elsewhere:
+        problems += _lines(refused_memory(plan, cost.batch_tokens))
     return Outlook(cost, tuple(problems), tuple(notes))
+
+
+def refused_memory(plan: Plan, row_tokens: int | None = None) -> str | None:
+    """Why the run does not fit into this machine's memory, in one line; None where it may, and
+    where the plan has turned the check off. `row_tokens`: the longest row's, by default
+    max_length. Raises as `spec_of`."""
+    if not plan.speed.memory_check:
+        return None
+    shape, spec = spec_of(plan)
+    device = resolve_device(plan)
+    precision = resolve_precision(plan, device)
+    longest = plan.training.max_length if row_tokens is None else row_tokens
+    needed = _memory(plan, shape, spec, precision, longest)
+    available = machine.device_memory(device) or machine.memory()
+    return memory.refusal(plan, needed, available)
 
 
 def _lines(problem: str | None) -> list[str]:
