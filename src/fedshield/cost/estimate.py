@@ -116,7 +116,8 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)
     except UserError as error:
         return Outlook(None, (*problems, str(error)), tuple(notes))
-    if not elsewhere:
+    # With a config beside the plan the weights are elsewhere, and so is the run.
+    if not elsewhere and plan.model.config is None:
         problems += _lines(refused_memory(plan, cost.batch_tokens))
     return Outlook(cost, tuple(problems), tuple(notes))
 
