@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fedshield import certificates, cli, doctor, doctor_machine
+from fedshield.cost import machine
 from fedshield.doctor import Site, examine
 from fedshield.doctor_machine import Finding
 from fedshield.enrolment import Asked, write_demonstration
@@ -101,7 +102,7 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
     found = by_check(site(plan, kit))
     assert {name: one.state for name, one in found.items()} == {
         **dict.fromkeys(("python", "packages", "clock", "disk", "memory", "key file"), "ok"),
-        **dict.fromkeys(("plan and roster", "model", "policy", "data"), "ok"),
+        **dict.fromkeys(("plan and roster", "model", "policy", "data", "max_length"), "ok"),
         "model on a row": "ok",
         "roster": "warning",  # a demonstration
     }
@@ -461,24 +462,23 @@ def test_disk_and_memory(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor_machine, "DISK_MARGIN_BYTES", 10**18)
     assert doctor_machine.disk(tmp_path, plan).state == "FAILED"
     need = doctor_machine.estimate(plan).peak_memory_bytes
-    for total, free, state in (
-        (need, need, "ok"),
-        (need, need - 1, "warning"),
-        (need - 1, need - 1, "FAILED"),
-        (None, None, "warning"),
+    for available, state in (
+        (machine.Memory(need, need, "x"), "ok"),
+        (machine.Memory(need, need - 1, "x"), "warning"),
+        (machine.Memory(need, need // 2, "x"), "FAILED"),
+        (None, "warning"),
     ):
-        monkeypatch.setattr(doctor_machine, "_memory", lambda got=(total, free): got)
+        monkeypatch.setattr(machine, "memory", lambda got=available: got)
         assert doctor_machine.memory(plan).state == state
 
 
-def test_memory_is_bounded_by_the_containers_limit(tmp_path: Path) -> None:
-    meminfo, limit = tmp_path / "meminfo", tmp_path / "max"
-    meminfo.write_text("MemTotal: 2000 kB\nMemFree: 1 kB\nMemAvailable: 1000 kB\n")
-    limit.write_text("max\n")
-    assert doctor_machine._memory(meminfo, limit) == (2000 * 1024, 1000 * 1024)
-    limit.write_text("500000\n")
-    assert doctor_machine._memory(meminfo, limit) == (500_000, 500_000)
-    assert doctor_machine._memory(tmp_path / "none", limit) == (None, None)
+def test_rows_longer_than_the_model_reads_are_told_before_a_run(plan: Plan) -> None:
+    (fits,) = doctor_machine.context(plan)
+    assert fits.state == "ok"
+    training = plan.training.model_copy(update={"max_length": 1025})
+    (too_long,) = doctor_machine.context(plan.model_copy(update={"training": training}))
+    assert (too_long.state, too_long.found) == ("FAILED", "1025 tokens")
+    assert "1024" in too_long.expected
 
 
 def test_packages_out_of_range_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,8 @@ def cause_of(error: BaseException) -> Cause | None:
             size = f" (tried to allocate {wanted[1]} {wanted[2]})" if wanted else ""
             return Cause("memory", f"out of memory{size}; {OUT_OF_MEMORY}", False)
         if _says_disk(link, text):
-            where = f" for {link.filename}" if getattr(link, "filename", None) else ""
+            name = link.filename if isinstance(link, OSError) else None
+            where = f" for {name}" if name else ""
             return Cause("disk", f"the disk is full{where}; free some space on it", True)
         if (sentence := missing_token(link)) is not None:
             return Cause("access", sentence, True)

@@ -15,7 +15,16 @@ from typing import Any
 
 from fedshield.certificates import certificates
 from fedshield.data.sites import load_sites
-from fedshield.doctor_machine import Finding, State, clock, disk, memory, packages, refusal
+from fedshield.doctor_machine import (
+    Finding,
+    State,
+    clock,
+    context,
+    disk,
+    memory,
+    packages,
+    refusal,
+)
 from fedshield.doctor_model import trial
 from fedshield.engines import probe
 from fedshield.engines.flare.environment import proxy_note, wanted_proxy
@@ -68,6 +77,7 @@ def examine(site: Site) -> Iterator[Finding]:
         return
     room = memory(site.plan)
     yield room
+    yield from context(site.plan)
     yield from _plan(site, site.plan, may_load=room.state != "FAILED")
 
 

@@ -16,7 +16,9 @@ from typing import Literal
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
-from fedshield.cost import estimate
+from fedshield.cost import estimate, machine
+from fedshield.cost.estimate import refused_memory, spec_of
+from fedshield.cost.inputs import length_problem
 from fedshield.errors import FedShieldError, UserError
 from fedshield.plan import Plan
 
@@ -150,44 +152,38 @@ def disk(out: Path, plan: Plan | None) -> Finding:
 
 
 def memory(plan: Plan) -> Finding:
-    """The plan's estimate, which is of all sites in one process, against what is here."""
+    """The plan's need, as if all sites ran here, against what this machine gives: what a run would
+    refuse has failed, what is only free with luck is a warning."""
     try:
-        need = estimate(plan).peak_memory_bytes
+        cost = estimate(plan)
+        refused = refused_memory(plan)
     except FedShieldError as error:
         return refusal("memory", "a plan whose cost is known", error)
-    total, free = _memory()
-    if total is None or free is None:
-        return Finding(
-            "memory", "warning", f"about {need / 1e9:.1f} GB", "unknown", "look yourself"
-        )
-    state: State = "ok" if need <= free else "warning"
-    state = "FAILED" if need > total else state
-    todo = {
-        "ok": "",
-        "warning": "end other programs",
-        "FAILED": "lower training.batch_size or max_length, or use gradient_checkpointing",
-    }[state]
-    return Finding(
-        "memory",
-        state,
-        f"at most {need / 1e9:.1f} GB (as if all sites ran here)",
-        f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB",
-        todo,
-    )
+    need = cost.peak_memory_bytes
+    expected = f"at most {need / 1e9:.1f} GB (as if all sites ran here)"
+    available = machine.device_memory(cost.device) or machine.memory()
+    if available is None:
+        return Finding("memory", "warning", expected, "unknown", "look yourself")
+    given = f"{available.free / 1e9:.1f} GB free of {available.total / 1e9:.1f} GB"
+    if refused is not None:
+        return Finding("memory", "FAILED", expected, given, refused)
+    if need > available.free:
+        return Finding("memory", "warning", expected, given, "end other programs")
+    return Finding("memory", "ok", expected, given)
 
 
-def _memory(
-    meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")
-) -> tuple[int | None, int | None]:
-    """Bytes in all and available, both bounded by the container's limit."""
+def context(plan: Plan) -> Iterator[Finding]:
+    """Whether the model reads rows as long as the plan's; nothing of a model whose sizes are not
+    known, which `memory` tells of."""
+    name, longest = plan.model.name, plan.training.max_length
     try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        found = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-        total, free = found["MemTotal"], found["MemAvailable"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return None, None
-    try:
-        bound = int(limit.read_text(encoding="ascii"))
-    except (OSError, ValueError):  # 'max', or no such group
-        return total, free
-    return min(total, bound), min(free, bound)
+        shape, _ = spec_of(plan)
+    except FedShieldError:
+        return
+    expected = f"at most what {name} reads"
+    given = f"{longest} tokens"
+    if length_problem(plan, shape) is not None:
+        reads = f"{expected}, {shape.max_positions}"
+        yield Finding("max_length", "FAILED", reads, given, "lower training.max_length")
+    else:
+        yield Finding("max_length", "ok", expected, given)

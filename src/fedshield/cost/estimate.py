@@ -113,18 +113,37 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         shape, spec = spec_of(plan)
         problems += _lines(inputs.length_problem(plan, shape))
         problems += _lines(inputs.weight_problem(plan, known.rows))
+        # With a config beside the plan the weights are elsewhere, and so is the run.
+        if not elsewhere and plan.model.config is None:
+            problems += _lines(refused_memory(plan, _longest(plan, known.lengths)))
         cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)
     except UserError as error:
         return Outlook(None, (*problems, str(error)), tuple(notes))
-    if not elsewhere and plan.speed.memory_check:
-        needed = _memory(plan, shape, spec, cost.precision, cost.batch_tokens)
-        available = machine.device_memory(cost.device) or machine.memory()
-        problems += _lines(memory.refusal(plan, needed, available))
     return Outlook(cost, tuple(problems), tuple(notes))
+
+
+def refused_memory(plan: Plan, row_tokens: int | None = None) -> str | None:
+    """Why the run does not fit into this machine's memory, in one line; None where it may, and
+    where the plan has turned the check off. `row_tokens`: the longest row's, by default
+    max_length. Raises as `spec_of`."""
+    if not plan.speed.memory_check:
+        return None
+    shape, spec = spec_of(plan)
+    device = resolve_device(plan)
+    precision = resolve_precision(plan, device)
+    longest = plan.training.max_length if row_tokens is None else row_tokens
+    needed = _memory(plan, shape, spec, precision, longest)
+    available = machine.device_memory(device) or machine.memory()
+    return memory.refusal(plan, needed, available)
 
 
 def _lines(problem: str | None) -> list[str]:
     return [] if problem is None else [problem]
+
+
+def _longest(plan: Plan, lengths: Sequence[int]) -> int:
+    """Tokens of the longest row, or the most that it can have where none was read."""
+    return int(max(time.row_tokens(plan, lengths))) if lengths else plan.training.max_length
 
 
 def _memory(
@@ -151,7 +170,7 @@ def _cost(
     ups = [by_count[count][0] for count in counts]
     downs = [by_count[count][1] for count in counts]
     setup_up, setup_down = sizes.setup(weights_layout(plan))
-    longest = int(max(time.row_tokens(plan, lengths))) if lengths else plan.training.max_length
+    longest = _longest(plan, lengths)
     needed = _memory(plan, shape, spec, precision, longest)
     speed = machine.matrix_speed(device, precision)
 

@@ -78,8 +78,7 @@ def refusal(
     plan: Plan, cost: MemoryCost, available: machine.Memory | None, *, is_loaded: bool = False
 ) -> str | None:
     """Why a run cannot fit, with what would, in one line; None where it may fit, or where the
-    system does not say what there is. `is_loaded`: the libraries and the base are in this
-    process."""
+    system does not say what there is. `is_loaded`: libraries and base are in this process."""
     if available is None:
         return None
     training, speed = plan.training, plan.speed

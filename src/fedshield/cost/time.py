@@ -27,7 +27,7 @@ from fedshield.types import AdapterSpec
 EFFICIENCY = 0.45
 #: Seconds until the libraries are loaded; for a report and an adapter at the end; of a step of a
 #: model too small to keep the machine busy; of a site's messages and files in a round.
-START_S, FINISH_S, CALL_S, EXCHANGE_S = 8.0, 4.0, 0.02, 0.1
+START_S, FINISH_S, CALL_S, EXCHANGE_S = 3.0, 1.5, 0.02, 0.05
 #: Seconds per value, one core: encrypting, adding one upload, decrypting.
 _CRYPTO_S = {
     ("ckks", "paper"): (2.0e-6, 4.5e-7, 6.0e-7),

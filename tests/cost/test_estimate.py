@@ -16,7 +16,7 @@ from fedshield.errors import DataError, ModelError, PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan, parse_plan
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CKKS_TOLERANCE = 0.005
 EVEN = ("bank", "mill", "shop")
 ODD = ("a", "a-hospital-with-a-long-name", "bank")

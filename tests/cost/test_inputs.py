@@ -1,0 +1,132 @@
+"""What would stop a run and can be known before it: all of it, in one pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshield.cost import inputs, look_ahead
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+
+
+def write_rows(path: Path, count: int) -> None:
+    rows = [{"prompt": f"What is room {k}?", "response": f"It is {k}."} for k in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def plan_of(folder: Path, sources: dict[str, str], **changes: Any) -> Plan:
+    raw = {
+        "model": {"name": "tiny-llama"},
+        "data": {
+            "heldout_rows": 2,
+            "sites": {name: {"source": source} for name, source in sources.items()},
+        },
+        "training": {"max_length": 64},
+        "speed": {"device": "cpu"},
+        **changes,
+    }
+    return parse_plan(raw, base_dir=folder)
+
+
+def test_rows_and_lengths_are_read(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    known = inputs.look(plan_of(tmp_path, {"a": "a.jsonl", "b": "sample:finance", "c": "a.jsonl"}))
+    assert (known.problems, known.notes) == ((), ())
+    assert known.rows["a"] == known.rows["c"] == 10
+    assert sorted(known.lengths)[0] == len("What is room 0?") + len("It is 0.")
+
+
+def test_every_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    plan = plan_of(tmp_path, {"a": "a.jsonl", "b": "none.jsonl", "c": "other.csv"})
+    assert inputs.look(plan).problems == (
+        "data.sites.b.source: expected a data file, found none at none.jsonl; check the path",
+        "data.sites.c.source: expected a data file, found none at other.csv; check the path",
+    )
+    there = inputs.look(plan, elsewhere=True)
+    assert there.problems == ()
+    assert there.notes == (
+        "data.sites.b.source: none.jsonl is not here; the site checks its own",
+        "data.sites.c.source: other.csv is not here; the site checks its own",
+    )
+    assert there.rows == {"a": 10, "b": None, "c": None}
+
+
+def test_a_large_file_is_looked_for_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    monkeypatch.setattr(inputs, "LARGEST_READ", 10)
+    known = inputs.look(plan_of(tmp_path, dict.fromkeys("abc", "a.jsonl")))
+    assert known.problems == ()
+    assert known.rows == dict.fromkeys("abc")
+    assert known.notes[0] == "data.sites.a.source: a.jsonl is there and too large to be read " + (
+        "before a run"
+    )
+
+
+@pytest.mark.parametrize(("small", "refused"), [(10, True), (3000, False)])
+def test_bits_that_leave_a_small_site_no_steps_are_refused(
+    tmp_path: Path, small: int, refused: bool
+) -> None:
+    """At 6 bits the largest digit of a sum is 31: a weight of 10 / 6010 of it is no step at all, a
+    third is ten."""
+    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), encoding={"bits": 6})
+    line = inputs.weight_problem(plan, {"a": 3000, "b": 3000, "c": small})
+    assert (line is not None) == refused
+    if line is not None:
+        assert line.startswith(f"encoding.bits: c has {small} of 6010 training rows; ")
+        assert line.endswith("use more bits or headroom, or scheme.weights: equal")
+
+
+def test_weights_that_do_not_count_rows_or_are_not_known_are_not_refused(tmp_path: Path) -> None:
+    rows = {"a": 3000, "b": 3000, "c": 10}
+    for scheme, bits in (
+        ({"weights": "equal"}, {"bits": 6}),
+        ({}, {"bits": 6, "headroom": True}),
+        ({"name": "plain"}, {}),
+    ):
+        plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), scheme=scheme, encoding=bits)
+        assert inputs.weight_problem(plan, rows) is None
+    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), encoding={"bits": 6})
+    assert inputs.weight_problem(plan, {"a": 3000, "b": None, "c": 10}) is None
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 3000)
+    write_rows(tmp_path / "c.jsonl", 8)
+    plan = plan_of(
+        tmp_path,
+        {"a": "a.jsonl", "b": "a.jsonl", "c": "c.jsonl", "d": "none.jsonl"},
+        training={"max_length": 1025},
+        encoding={"bits": 6},
+    )
+    outlook = look_ahead(plan)
+    assert [problem.partition(":")[0] for problem in outlook.problems] == [
+        "data.sites.d.source",
+        "training.max_length",
+    ]
+    assert outlook.cost is not None
+    sites = dict(list(plan.data.sites.items())[:3])
+    data = plan.data.model_copy(update={"sites": sites})
+    three = plan.model_copy(update={"data": data}).with_base_dir(tmp_path)
+    assert [problem.partition(":")[0] for problem in look_ahead(three).problems] == [
+        "training.max_length",
+        "encoding.bits",
+    ]
+
+
+def test_a_model_that_is_not_there_is_one_of_the_problems(tmp_path: Path) -> None:
+    sources = dict.fromkeys("ab", "none.jsonl")
+    plan = plan_of(tmp_path, sources, model={"name": "./none"}, scheme={"name": "plain"})
+    outlook = look_ahead(plan)
+    assert outlook.cost is None
+    assert [problem.partition(":")[0] for problem in outlook.problems] == [
+        "data.sites.a.source",
+        "data.sites.b.source",
+        "model.name ./none",
+    ]
