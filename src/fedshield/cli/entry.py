@@ -12,7 +12,19 @@ from typing import Annotated
 import typer
 
 from fedshield import __version__
-from fedshield.cli import audit, bench, consortium, doctor, log, model, plan, roster, run, site
+from fedshield.cli import (
+    audit,
+    bench,
+    consortium,
+    doctor,
+    log,
+    model,
+    plan,
+    roster,
+    run,
+    site,
+    submit,
+)
 from fedshield.cli.words import err_console, out_console
 from fedshield.errors import FedShieldError, UserError
 
@@ -42,8 +54,8 @@ app.add_typer(log.log_app, name="log")
 app.command()(doctor.doctor)
 app.add_typer(consortium.consortium_app, name="consortium")
 app.add_typer(consortium.server_app, name="server")
-app.command()(consortium.submit)
-app.command()(consortium.status)
+app.command()(submit.submit)
+app.command()(submit.status)
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(model.generate)
