@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedshield.cli.words import print_notes
 from fedshield.errors import UserError
 
 consortium_app = typer.Typer(
@@ -78,7 +79,9 @@ def approve(
 def start_server(folder: FolderArgument) -> None:
     """Run the server until it is stopped."""
     from fedshield.engines.flare import parties
+    from fedshield.engines.flare.starting import prepare_start
 
+    print_notes(prepare_start(folder, server=True))
     parties.start_server(folder)
 
 
@@ -118,7 +121,9 @@ def install(
 def start_site(kit: KitArgument) -> None:
     """Take part: wait for runs, check each against this site's policy, until stopped."""
     from fedshield.engines.flare import parties
+    from fedshield.engines.flare.starting import prepare_start
 
+    print_notes(prepare_start(kit, server=False))
     parties.start_site(kit)
 
 
