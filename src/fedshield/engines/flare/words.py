@@ -7,14 +7,20 @@ configuration, in the party's process and in that of each run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from fedshield.engines import presence
+from fedshield.errors import UserError
 from fedshield.runfolder import write_atomic
 
 LOG_FILE = "fedshield.log"
+#: Whether a site's process is connected to the server, and since when.
+CONNECTION_FILE = "connection.json"
 _LOG = logging.getLogger("fedshield")
 
 
@@ -22,11 +28,20 @@ class Connection(logging.Handler):
     """Tells of a site's connection to the server when it comes and when it goes, once each. FLARE
     says so in its log only."""
 
-    def __init__(self) -> None:
+    def __init__(self, kit: str) -> None:
         super().__init__(logging.INFO)
+        self._kit = Path(kit)
         self._connected: bool | None = None
+        # The party's process comes first and holds its kit. That of a run finds it held, and has
+        # no connection of its own to tell of.
+        self._lock: IO[str] | None = None
+        with contextlib.suppress(UserError):
+            self._lock = presence.hold(self._kit, patience_s=0)
+            (self._kit / CONNECTION_FILE).unlink(missing_ok=True)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._lock is None:
+            return
         text = record.getMessage()
         if text.startswith("Successfully registered client:"):
             self._tell(True, "connected to the server")
@@ -37,6 +52,8 @@ class Connection(logging.Handler):
         if self._connected is not connected:
             self._connected = connected
             _LOG.info(text)
+            state = {"connected": connected, "since": time.time()}
+            write_atomic(self._kit / CONNECTION_FILE, json.dumps(state) + "\n")
 
 
 def write_log_config(kit: Path) -> None:
@@ -59,6 +76,9 @@ def write_log_config(kit: Path) -> None:
     }
     config["loggers"]["fedshield"] = {"level": "INFO", "handlers": ["console", "fedshield"]}
     if (kit / "flare" / "startup" / "fed_client.json").exists():
-        config["handlers"]["connection"] = {"()": f"{__name__}.{Connection.__name__}"}
+        config["handlers"]["connection"] = {
+            "()": f"{__name__}.{Connection.__name__}",
+            "kit": str(kit.resolve()),
+        }
         root["handlers"].append("connection")
     write_atomic(local / "log_config.json", json.dumps(config, indent=2) + "\n")
