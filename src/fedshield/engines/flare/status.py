@@ -34,7 +34,7 @@ def of_consortium(kit: Path) -> dict[str, Any]:
         status = ended.get(job["job_id"], JOBS.get(said, "failed"))
         listed.append({"id": job["job_id"], "name": job["job_name"], "status": status})
     expected = _roster_sites(kit.resolve().parent / "roster.json")
-    states = {
+    states: dict[str, dict[str, Any]] = {
         site: {
             "state": "connected" if found.answers else "does not answer",
             "heard": found.heard,
