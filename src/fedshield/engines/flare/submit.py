@@ -31,6 +31,8 @@ from fedshield.runfolder import RunFolder, now, write_atomic
 LOOK_S, GRACE_S = 1.0, 30.0
 #: Seconds that a site has to come when a run is submitted.
 WAIT_S = 30.0
+#: Seconds between two roll calls while a run is followed.
+ROLL_S = 5.0
 
 
 def submit(
@@ -143,7 +145,7 @@ def _run(
             state.pop("reason", None)
             folder.write_state(state)
             watch.note(f"submitted as job {job_id}")
-            _follow(folder, kit, job_id, state["run"], watch)
+            _follow(folder, kit, job_id, state["run"], watch, sites, plan)
             state["status"] = "finished"
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
@@ -172,16 +174,54 @@ def _is_over(status: str) -> bool:
     return status.startswith(("FINISHED", "ABANDONED", "FAILED"))
 
 
-def _follow(folder: RunFolder, kit: Path, job_id: str, run: str, watch: Events) -> None:
+class _Roll:
+    """Calls the roll of a run's sites now and then, and tells of those that come and go."""
+
+    def __init__(self, sites: Sequence[str], needed: int, deadline_s: float) -> None:
+        self._sites = sites
+        self._needed = needed
+        self._deadline_s = deadline_s
+        self._missing: set[str] = set()
+        self._due = 0.0
+
+    def call(self, session: Any, watch: Events) -> None:
+        if time.monotonic() < self._due:
+            return
+        missing = absent(self._sites, present(session))
+        self._due = time.monotonic() + ROLL_S
+        for site in sorted(self._missing - set(missing)):
+            watch.note(f"{site} answers again; if the run went on without it, --resume takes it in")
+        left = len(self._sites) - len(missing)
+        after = "goes on without it" if left >= self._needed else "stops; go on with --resume"
+        for site in sorted(set(missing) - self._missing):
+            watch.note(
+                f"{site} {missing[site]}; if it is not back within its deadline (at most "
+                f"{self._deadline_s:.0f} s), the run {after} ({left} sites are left, "
+                f"{self._needed} are needed)"
+            )
+        self._missing = set(missing)
+
+
+def _follow(
+    folder: RunFolder,
+    kit: Path,
+    job_id: str,
+    run: str,
+    watch: Events,
+    sites: Sequence[str],
+    plan: Plan,
+) -> None:
     """Until the job is over, by itself or by us; tells of rounds where the coordinator's own
     folder is on this machine."""
     nearby = kit.parent / "runs" / run / COORDINATOR_FILE
     seen = len(read_log(nearby))
     ended: float | None = None
     said = ""
+    roll = _Roll(sites, least_sites(plan.rules()), plan.speed.work_deadline_s)
     with _server_gone(folder), admin_session(kit) as session:
         while not _is_over(said):
             time.sleep(LOOK_S)
+            roll.call(session, watch)
             entries = read_log(nearby)
             for entry in entries[seen:]:
                 _say(entry, watch)
