@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from fedshield.engines import progress
 from fedshield.engines.progress import PHASES, Progress
 
+_LOG = logging.getLogger("fedshield")
 #: Code -> what happened, as the submitter is told.
 CODES = {
     "absent": "it is not connected",
@@ -52,6 +54,15 @@ class Follower:
 
     def end_round(self, seconds: float) -> None:
         self._round_seconds.append(seconds)
+        left_s = progress.seconds_left(self._round_seconds, self._rounds - self._round)
+        _LOG.info(
+            "round %d of %d: %d sites in %.1f s%s",
+            self._round,
+            self._rounds,
+            len(self._left),
+            seconds,
+            f"; about {left_s:.0f} s left" if left_s else "",
+        )
 
     def leave_out(self, lost: Mapping[str, str]) -> None:
         """These do not take part in the session, for reasons that are told elsewhere."""
@@ -79,6 +90,7 @@ class Follower:
                 "keeps the model of the last round"
             )
             phase = PHASES.get(method, method)
+            _LOG.info("%s is lost (%s): %s; %s", site, phase, why, after)
             self._tell(
                 {"lost_now": site, "during": self._round, "phase": phase, "why": why, "then": after}
             )

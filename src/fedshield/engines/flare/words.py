@@ -39,6 +39,12 @@ class Connection(logging.Handler):
             self._lock = presence.hold(self._kit, patience_s=0)
             (self._kit / CONNECTION_FILE).unlink(missing_ok=True)
 
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+        super().close()
+
     def emit(self, record: logging.LogRecord) -> None:
         if self._lock is None:
             return
