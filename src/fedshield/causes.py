@@ -92,8 +92,8 @@ def missing_token(error: BaseException) -> str | None:
 
 
 def can_go_on(error: BaseException) -> bool:
-    """Whether resuming the run that this ended, as it is, can end otherwise: after a stop, which can
-    come as whatever a library made of it, and after an error of ours that says so."""
+    """Whether resuming the run that this ended, as it is, can end otherwise: after a stop, which
+    can come as whatever a library made of it, and after an error of ours that says so."""
     if isinstance(error, FedShieldError):
         return error.resumable
     return isinstance(error, KeyboardInterrupt) or interrupt.asked() is not None

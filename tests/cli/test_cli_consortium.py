@@ -96,17 +96,6 @@ def test_request_and_card_of_two_sites_do_not_go_together(tmp_path: Path) -> Non
         commands.approve(tmp_path, tmp_path / "south.request.zip", card)
 
 
-@pytest.mark.parametrize("more", [{}, {"plan": Path("p"), "resume": Path("r")}])
-def test_a_submission_is_of_a_plan_or_of_a_run(more: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="--resume"):
-        commands.submit(**more, kit=Path("kit"))
-
-
-def test_only_the_kit_that_submits_submits(tmp_path: Path) -> None:
-    with pytest.raises(ProvisionError, match="the kit that submits runs"):
-        commands.submit(resume=tmp_path, kit=tmp_path)
-
-
 # -- approvals ------------------------------------------------------------------------------------
 
 

@@ -223,6 +223,10 @@ class Submission:
             env=ENVIRONMENT,
         )
 
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self._process.send_signal(signal.SIGINT)
+
     def end(self) -> tuple[int, str]:
         """Its exit status and what it said."""
         said, _ = self._process.communicate(timeout=PATIENCE_S)

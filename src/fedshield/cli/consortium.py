@@ -1,20 +1,18 @@
-"""Commands between organisations: making a consortium, joining it, running its parties, submitting.
+"""Commands between organisations: making a consortium, joining it, running its parties.
 
 Each party's private keys are made where it types these commands, and stay there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from fedshield.causes import can_go_on, explained
 from fedshield.cli.roster import write_change
-from fedshield.cli.words import JsonOption
+from fedshield.cli.words import print_notes
 from fedshield.errors import UserError
 
 consortium_app = typer.Typer(
@@ -22,7 +20,6 @@ consortium_app = typer.Typer(
 )
 server_app = typer.Typer(help="At the coordinator: the server.", no_args_is_help=True)
 _out = Console(highlight=False, soft_wrap=True, emoji=False)
-_err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="The consortium's folder.")]
 KitArgument = Annotated[Path, typer.Argument(metavar="KIT", help="The site's folder.")]
@@ -96,7 +93,9 @@ def approve(
 def start_server(folder: FolderArgument) -> None:
     """Run the server until it is stopped."""
     from fedshield.engines.flare import parties
+    from fedshield.engines.flare.starting import prepare_start
 
+    print_notes(prepare_start(folder, server=True))
     parties.start_server(folder, _note)
 
 
@@ -177,82 +176,14 @@ def install(
 def start_site(kit: KitArgument) -> None:
     """Take part: wait for runs, check each against this site's policy, until stopped."""
     from fedshield.engines.flare import parties
+    from fedshield.engines.flare.starting import prepare_start
 
+    print_notes(prepare_start(kit, server=False))
     parties.start_site(kit, _note)
 
 
-def submit(
-    plan: Annotated[Path | None, typer.Argument(help="A plan (YAML).")] = None,
-    kit: Annotated[
-        Path | None, typer.Option(help="The kit that submits: the consortium's admin folder.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The folder of what the coordinator knows.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key of the plan.")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this folder's run.")] = None,
-) -> None:
-    """Run a plan at a consortium's sites, and follow it. The adapter stays with the sites."""
-    from fedshield.engines.flare import submit as submitting
-    from fedshield.planfile import load_plan
-    from fedshield.runfolder import default_folder
-
-    if (plan is None) == (resume is None) or kit is None:
-        raise UserError("expected --kit, and a plan or --resume; see fedshield submit --help")
-    if resume is not None:
-        if out is not None or overrides:
-            raise UserError("--resume goes on with the run's own plan: expected no --out, no --set")
-        _followed(resume, lambda watch: submitting.resume(resume, kit, watch))
-        return
-    assert plan is not None
-    loaded, notes = load_plan(plan, overrides or ())
-    for note in notes:
-        _err.print(f"note: {note}", markup=False)
-    folder = out or default_folder(loaded.name)
-    _followed(folder, lambda watch: submitting.submit(loaded, kit, folder, watch))
-
-
-def status(
-    kit: Annotated[Path, typer.Option(help="The consortium's admin folder.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Who is connected, and what runs."""
-    import json
-
-    from fedshield.engines.flare import submit as submitting
-
-    found = submitting.status(kit)
-    if as_json:
-        _out.print(json.dumps(found, indent=1), markup=False)
-        return
-    _say("server", found["server"])
-    for site in found["sites"]:
-        _say("site", site)
-    for job in found["jobs"]:
-        _say("job", f"{job['id']}  {job['name']}  {job['status']}")
-
-
-def _followed(path: Path, action: Callable[[Any], Any]) -> None:
-    from fedshield.cli.watch import Watch
-
-    watch = Watch(_err)
-    try:
-        with watch:
-            action(watch)
-    except (KeyboardInterrupt, Exception) as error:
-        known = explained(error)
-        if can_go_on(known) and (path / "run.json").exists():
-            _err.print(f"To go on: fedshield submit --resume {path} --kit KIT", markup=False)
-        if known is error:
-            raise
-        raise known from error
-    _say("done", f"{path}: the adapter and each site's report are in the sites' kits, under runs/")
-
-
 def _note(text: str) -> None:
-    _err.print(f"note: {text}", markup=False)
+    print_notes([text])
 
 
 def _say(label: str, text: str) -> None:

@@ -24,6 +24,7 @@ from fedshield.cli import (
     roster,
     run,
     site,
+    submit,
 )
 from fedshield.cli.words import err_console, out_console
 from fedshield.errors import FedShieldError, ResourceError, UserError
@@ -55,8 +56,8 @@ app.add_typer(log.log_app, name="log")
 app.command()(doctor.doctor)
 app.add_typer(consortium.consortium_app, name="consortium")
 app.add_typer(consortium.server_app, name="server")
-app.command()(consortium.submit)
-app.command()(consortium.status)
+app.command()(submit.submit)
+app.command()(submit.status)
 app.command()(run.run)
 app.command()(plan.plan)
 app.command()(data.data)

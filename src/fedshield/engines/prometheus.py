@@ -1,7 +1,7 @@
 """A party's figures in Prometheus' text format, for the textfile collector of its node exporter.
 
 Written whole after every round into the party's run folder (`metrics.prom`). Sizes, times and
-counts only: no loss, no value, no data. Nothing is sent anywhere.
+counts, and at a site its own losses: no value of a model, no data. Nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedshield.engines.progress import Progress
 from fedshield.runfolder import write_atomic
 from fedshield.summary import PHASES
 
@@ -17,6 +18,11 @@ FILE = "metrics.prom"
 #: Metric -> its type and what it is.
 METRICS = {
     "fedshield_rounds_completed": ("gauge", "The last round that was completed."),
+    "fedshield_round": ("gauge", "The round that this party is in."),
+    "fedshield_phase": ("gauge", "1 for what this party does in it."),
+    "fedshield_left_seconds": ("gauge", "An estimate of the seconds that the run still takes."),
+    "fedshield_train_loss": ("gauge", "This site's own training loss of the last round."),
+    "fedshield_heldout_loss": ("gauge", "This site's own held-out loss after the last round."),
     "fedshield_upload_bytes_total": ("counter", "Bytes of signed messages that this site sent."),
     "fedshield_download_bytes_total": ("counter", "Bytes of signed messages that it received."),
     "fedshield_phase_seconds_total": ("counter", "Seconds that this site spent, by phase."),
@@ -24,11 +30,15 @@ METRICS = {
     "fedshield_sites_lost": ("gauge", "Sites that were lost in this run."),
     "fedshield_run_ended": ("gauge", "1 once the run is finished or failed, by how."),
 }
+#: Metric -> the key of a round's row.
+LOSSES = {"fedshield_train_loss": "train_loss", "fedshield_heldout_loss": "heldout_loss_after"}
 Sample = tuple[str, Mapping[str, str], float]
 
 
-def of_site(run: str, site: str, rows: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """From what a site measured (`site_process.ROWS`)."""
+def of_site(
+    run: str, site: str, rows: Sequence[Mapping[str, Any]], standing: Progress | None = None
+) -> list[Sample]:
+    """From what a site measured (`site_process.ROWS`) and where it stands."""
     labels = {"run": run, "party": site}
     rounds = [row for row in rows if row["round"]]
     found: list[Sample] = [
@@ -43,11 +53,28 @@ def of_site(run: str, site: str, rows: Sequence[Mapping[str, Any]]) -> list[Samp
     for phase in PHASES:
         spent = sum(row["wall_s"][phase] for row in rounds)
         found.append(("fedshield_phase_seconds_total", labels | {"phase": phase}, spent))
-    return found
+    for metric, key in LOSSES.items():
+        if rounds and rounds[-1][key] is not None:
+            found.append((metric, labels, rounds[-1][key]))
+    return found + _of_progress(labels, standing)
 
 
-def of_coordinator(run: str, entries: Sequence[Mapping[str, Any]]) -> list[Sample]:
-    """From the coordinator's log (`flare.conduct`)."""
+def _of_progress(labels: Mapping[str, str], standing: Progress | None) -> list[Sample]:
+    if standing is None:
+        return []
+    samples: list[Sample] = [
+        ("fedshield_round", labels, standing.round_number),
+        ("fedshield_phase", {**labels, "phase": standing.phase}, 1.0),
+    ]
+    if standing.left_s is not None:
+        samples.append(("fedshield_left_seconds", labels, standing.left_s))
+    return samples
+
+
+def of_coordinator(
+    run: str, entries: Sequence[Mapping[str, Any]], standing: Progress | None = None
+) -> list[Sample]:
+    """From the coordinator's log (`flare.conduct`) and where it stands."""
     labels = {"run": run, "party": "coordinator"}
     rounds = [entry for entry in entries if "aggregate_s" in entry]
     lost = {site for entry in entries for site in entry.get("lost", {})}
@@ -60,7 +87,7 @@ def of_coordinator(run: str, entries: Sequence[Mapping[str, Any]]) -> list[Sampl
     last = entries[-1].get("status") if entries else None
     for how in ("finished", "failed"):
         found.append(("fedshield_run_ended", labels | {"how": how}, float(last == how)))
-    return found
+    return found + _of_progress(labels, standing)
 
 
 def write(folder: Path, samples: Sequence[Sample]) -> None:

@@ -10,19 +10,21 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedshield.auditfile import LogFile, keep_roster, site_log
 from fedshield.causes import explained
 from fedshield.data.sites import SiteData
-from fedshield.engines import prometheus
+from fedshield.engines import progress, prometheus
 from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
 from fedshield.engines.metrics import site_row
+from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
+from fedshield.engines.standing import SHOWN, Standing, is_digest
 from fedshield.engines.workplace import prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
 from fedshield.model.adapter import AdapterHost
@@ -44,6 +46,11 @@ from fedshield.runfolder import (
 
 #: Beside a site's adapters: one object a round, and one of round 0 for what crossed outside.
 ROWS = "rounds.jsonl"
+#: Why a run ended that is not finished and in which this site made no error.
+ENDED_BY_OTHERS = (
+    "the run was ended by whoever submitted it, or because the coordinator or too many other sites "
+    "were gone; this site keeps the model of its last round"
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +87,17 @@ class SiteProcess:
         self._up = self._down = 0
         self._round_started = self._session_started = time.perf_counter()
         self._before_s = 0.0
+        self._round_seconds: list[float] = []
+        self._phase, self._since = "", 0.0
+        self._last_error = ""
         self._mine = folder.path / "sites" / name
 
     # -- what the coordinator asks for -----------------------------------------------------
 
     def stand(self) -> Reply:
-        """The rounds whose adapter is kept here, as JSON. Loads model and data if they are not."""
-        return self._safely(lambda: json.dumps([0, *self._kept()]).encode())
+        """The rounds whose adapter is kept here, and the base model (`lineup.Standing`). Loads
+        model and data if they are not."""
+        return self._safely(self._stand)
 
     def open(self, completed_rounds: int) -> Reply:
         """A new session from a kept round. The coordinator says which, so that all stand alike; it
@@ -109,16 +120,55 @@ class SiteProcess:
                 self._tell(error)
                 return Reply(code=refusal_code(error))
 
+    def tell_models(self, digests: Mapping[str, str]) -> Reply:
+        """Which base model each site says that it has: not signed, for this site's operator."""
+        return self._safely(lambda: self._tell_models(digests))
+
+    def ended(self) -> None:
+        """The job is over. A run that is not finished becomes `interrupted`, or `failed` where an
+        error of this site's own was the last word."""
+        if self._admission.simulated or self._folder.state()["status"] != "running":
+            return
+        outcome = {"status": "interrupted", "reason": ENDED_BY_OTHERS}
+        if self._last_error:
+            outcome = {"status": "failed", "reason": self._last_error}
+        self._folder.write_state(self._folder.state() | outcome)
+        self._events.note(f"{outcome['status']}: {outcome['reason']}")
+
     # -- behind the door -------------------------------------------------------------------
+
+    def _stand(self) -> bytes:
+        kept = frozenset({0, *self._kept()})
+        return Standing(kept, self._loaded().base.sha256[:SHOWN]).to_bytes()
 
     def _kept(self) -> list[int]:
         self._loaded()
         return self._folder.site_store(self.name).rounds()
 
+    def _tell_models(self, digests: Mapping[str, str]) -> bytes:
+        own = self._loaded().base.sha256[:SHOWN]
+        said = {site: digests.get(site) for site in self._plan.data.site_names()}
+        others = {
+            site: digest for site, digest in said.items() if site != self.name and is_digest(digest)
+        }
+        listed = ", ".join(f"{site} {digest}" for site, digest in sorted(others.items()))
+        told = (
+            f"the sites do not have the same base model: the SHA-256 of this site's begins with "
+            f"{own}, the others say {listed} (as the coordinator tells, unsigned)"
+        )
+        same = 1 + sum(digest == own for digest in others.values())
+        if 2 * same > 1 + len(others):
+            self._events.note(f"{told}; most have this site's")
+            return b""
+        raise UserError(f"{told}; compare with their operators and put the agreed model in place")
+
     def _loaded(self) -> Work:
         if self._work is None:
+            # Roster, plan and policy first: nothing is read for a run that may not take place.
             here = self._admission.local(self._plan)
             date = chat_date(self._folder.state())
+            self._admission.admit(self._plan, None)
+            self._show("stand")
             base, data, host = prepare(here, self._events, only=self.name, date=date)
             party = self._admission.admit(self._plan, base.sha256)
             self._check_same(base, data[self.name], host)
@@ -219,6 +269,7 @@ class SiteProcess:
             raise UserError("expected a session to be opened first; the coordinator did not")
         if method == "prepare":
             self._round_started = time.perf_counter()
+        self._show(method)
         self._down += len(data)
         reply = self._participant.handle(method, data)
         self._up += len(reply)
@@ -279,6 +330,7 @@ class SiteProcess:
             spent = time.perf_counter() - self._round_started
             adapter = self._participant.state.sha256()
             row = site_row(record, self._up, self._down, adapter, spent)
+            self._tell_round(row)
         self._up = self._down = 0
         self._append(row)
 
@@ -286,10 +338,44 @@ class SiteProcess:
         append_rows(self._mine / ROWS, [row])
         if not self._admission.simulated:
             self._folder.write_state(self._folder.state() | {"wall_s": self._spent_s()})
-            rows = site_rows(self._folder, self.name)
-            prometheus.write(
-                self._folder.path, prometheus.of_site(self._folder.path.name, self.name, rows)
-            )
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        if self._admission.simulated:
+            return
+        path = self._folder.path
+        rows = site_rows(self._folder, self.name)
+        standing = progress.read(path)
+        prometheus.write(path, prometheus.of_site(path.name, self.name, rows, standing))
+
+    def _tell_round(self, row: Mapping[str, Any]) -> None:
+        """A round's line for this site's operator: its own losses, and the time left."""
+        self._round_seconds.append(row["round_s"])
+        rounds = self._plan.rounds
+        left_s = progress.seconds_left(self._round_seconds, rounds - row["round"])
+        train = row["train_loss"]
+        self._events.note(
+            f"round {row['round']} of {rounds}: "
+            + (f"training loss {train:.4f}, " if train is not None else "")
+            + f"held-out loss {row['heldout_loss_before']:.4f} -> {row['heldout_loss_after']:.4f}, "
+            f"{row['round_s']:.1f} s" + (f"; about {left_s:.0f} s left" if left_s else "")
+        )
+
+    def _show(self, method: str) -> None:
+        """Where this site stands, for `fedshield status` and the metrics."""
+        if self._admission.simulated:
+            return
+        completed = 0 if self._participant is None else self._participant.completed_rounds
+        in_round = completed + 1 if method not in ("stand", "finish", "evaluate") else completed
+        rounds, now_s = self._plan.rounds, time.time()
+        phase = PHASES.get(method, method)
+        if phase != self._phase:
+            self._phase, self._since = phase, now_s
+        left_s = progress.seconds_left(self._round_seconds, rounds - completed)
+        progress.write(
+            self._folder.path,
+            Progress(min(in_round, rounds), rounds, phase, self._since, now_s, left_s=left_s),
+        )
 
     def _tell(self, error: Exception) -> None:
         """At the site only: one line, and what we did not foresee in full."""
@@ -297,7 +383,8 @@ class SiteProcess:
         text = f"{type(known).__name__}: {known}"
         if not isinstance(known, FedShieldError):
             text = "".join(traceback.format_exception(error))
-        self._events.note(f"{self.name}: {known}")
+        self._last_error = str(known)
+        self._events.note(str(known))
         self._mine.mkdir(parents=True, exist_ok=True)
         with (self._mine / "error.log").open("a", encoding="utf-8") as file:
             file.write(text.rstrip("\n") + "\n")

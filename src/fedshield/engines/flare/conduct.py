@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fedshield.auditfile import LogFile, coordinator_log, keep_roster
-from fedshield.engines import prometheus
+from fedshield.engines import progress, prometheus
+from fedshield.engines.flare.follow import Follower
 from fedshield.engines.flare.kit import Kit
+from fedshield.engines.flare.lineup import line_up
 from fedshield.engines.flare.link import FlareSites
 from fedshield.errors import FedShieldError, RoundFailed
 from fedshield.plan import Plan
@@ -28,14 +30,16 @@ from fedshield.runfolder import append_rows
 COORDINATOR_FILE = "coordinator.jsonl"
 
 
-def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
+def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> str:
     """Run the plan to its end, or to what stops it; either way the last line says how it ended.
-    `folders`: where its log goes, the first of them to stay."""
+    Why it stopped, or nothing. `folders`: where its log goes, the first of them to stay."""
     log = Log(folders)
     try:
         _conduct(plan, kit, sites, log, folders[0])
     except FedShieldError as error:
-        log.add({"status": "failed", "reason": str(error)[:500]})
+        reason = str(error)[:500]
+        log.add({"status": "failed", "reason": reason})
+        return reason
     except BaseException as error:
         # FLARE's own abort, a full disk: whoever waits must learn that it is over.
         log.add({"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]})
@@ -43,6 +47,7 @@ def conduct(plan: Plan, kit: Kit, sites: FlareSites, *folders: Path) -> None:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         log.add({"status": "finished", "peak_memory_bytes": peak})
+    return ""
 
 
 def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) -> None:
@@ -57,7 +62,12 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
         party.roster,
     )
     coordinator = Coordinator(plan, party.roster, sites, party.key.sign, log=audit.append)
-    completed, lost = _line_up(plan, sites)
+    follower = Follower(
+        folder, plan.data.site_names(), plan.rounds, least_sites(plan.rules()), log.add
+    )
+    sites.watcher = follower
+    completed, lost = line_up(plan, sites)
+    follower.leave_out(lost)
     log.add({"status": "running", "round": completed, "lost": lost, "pid": os.getpid()})
     coordinator.start()
     log.add({"set_up": completed, "lost": coordinator.lost})
@@ -72,13 +82,16 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
             log.add({"ended_early": reason})
             break
         started = time.perf_counter()
+        follower.begin_round(number)
         outcome = coordinator.round(number)
+        round_s = time.perf_counter() - started
+        follower.end_round(round_s)
         log.add(
             {
                 "round": number,
                 "aggregate_sha256": outcome.aggregate_sha256,
                 "aggregate_s": round(outcome.aggregate_s, 6),
-                "round_s": round(time.perf_counter() - started, 6),
+                "round_s": round(round_s, 6),
                 "contributors": list(outcome.contributors),
                 "lost": dict(outcome.lost),
             }
@@ -93,43 +106,6 @@ def _out_of_budget(plan: Plan, sites: FlareSites) -> str:
     return ", ".join(sorted(site for site, data in sites.may_go_on().ok.items() if data == b"no"))
 
 
-def _line_up(plan: Plan, sites: FlareSites) -> tuple[int, dict[str, str]]:
-    """Have all sites stand at the last round that enough of them keep."""
-    found = sites.stand()
-    lost = dict(found.failed)
-    kept: dict[str, set[int]] = {}
-    for site, data in found.ok.items():
-        rounds = _rounds(data)
-        if rounds is None:
-            lost[site] = "malformed"
-        else:
-            kept[site] = rounds
-    least = least_sites(plan.rules())
-    common = [
-        number
-        for number in set().union(*kept.values())
-        if sum(number in rounds for rounds in kept.values()) >= least
-    ]
-    if not common:
-        raise RoundFailed(
-            f"expected {least} sites that are ready, got {len(kept)}: "
-            + (", ".join(f"{site} ({why})" for site, why in sorted(lost.items())) or "none called")
-        )
-    completed = max(common)
-    opened = sites.open(completed, sorted(kept))
-    return completed, lost | dict(opened.failed)
-
-
-def _rounds(data: bytes) -> set[int] | None:
-    try:
-        found = json.loads(data)
-    except ValueError:
-        return None
-    if not isinstance(found, list) or not all(type(number) is int for number in found):
-        return None
-    return set(found)
-
-
 class Log:
     """One JSON object a line, synced, in each of the folders."""
 
@@ -140,7 +116,8 @@ class Log:
         for path in self._paths:
             append_rows(path, [entry])
         first = self._paths[0]
-        samples = prometheus.of_coordinator(first.parent.name, read_log(first))
+        standing = progress.read(first.parent)
+        samples = prometheus.of_coordinator(first.parent.name, read_log(first), standing)
         prometheus.write(first.parent, samples)
 
 

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedshield.plan import Plan
 
+#: What FLARE calls the state of a job -> what we call it.
+JOBS = {
+    "submitted": "waiting to start",
+    "approved": "waiting to start",
+    "dispatched": "starting",
+    "running": "running",
+    "finished:completed": "finished",
+    "finished:aborted": "aborted",
+}
 #: All that our jobs name.
 ALLOWED = ("nvflare.collab.runtime.", "fedshield.engines.flare.objects.")
 
 
-def write_job(folder: Path, name: str, run: str, plan: Plan) -> Path:
-    """The job's folder, made in `folder`. Nothing in it is secret."""
+def write_job(
+    folder: Path, name: str, run: str, plan: Plan, sites: Sequence[str] | None = None
+) -> Path:
+    """The job's folder, made in `folder`. Nothing in it is secret. `sites`: where it is to run;
+    at all that are connected if left out. FLARE waits five minutes for one that is not there."""
     from nvflare.collab import CollabRecipe
 
     from fedshield.engines.flare.objects import CoordinatorApp, SiteApp
@@ -32,6 +45,11 @@ def write_job(folder: Path, name: str, run: str, plan: Plan) -> Path:
     for custom in job.glob("*/custom"):
         # FLARE packs the sources of our classes; a site that refuses shipped code refuses them.
         shutil.rmtree(custom)
+    if sites is not None:
+        path = job / "meta.json"
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta["deploy_map"] = {app: ["server", *sites] for app in meta["deploy_map"]}
+        path.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     return job
 
 

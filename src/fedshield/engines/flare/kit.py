@@ -10,12 +10,16 @@ Where it is comes from the environment of the process that FLARE starts, which n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+from fedshield.engines import presence
 from fedshield.engines.admission import Party, refusal_code
 from fedshield.engines.events import Quiet
 from fedshield.engines.members import check_roster, roster_of
@@ -100,6 +104,32 @@ class Kit(Quiet):
             "wall_s": 0.0,
         }
         return RunFolder.create(path, plan, state)
+
+    def take_up(self, folder: RunFolder, job: str) -> IO[str]:
+        """Begin a session of a run in this process: the lock that says so, to be kept until the
+        process ends. Raises `UserError` if another process is at work on the run."""
+        lock = presence.hold(folder.path)
+        state = folder.state()
+        if "job" in state:
+            state["sessions"] = int(state.get("sessions", 1)) + 1
+        for key in ("reason", "settled"):
+            state.pop(key, None)
+        folder.write_state(state | {"status": "running", "job": job})
+        return lock
+
+    @contextlib.contextmanager
+    def at_work(self, folder: RunFolder, job: str) -> Iterator[None]:
+        """The coordinator's session of a run; how it ended is in `run.json` afterwards."""
+        with self.take_up(folder, job):
+            outcome = {"status": "finished"}
+            try:
+                yield
+            except BaseException as error:
+                reason = str(error) if isinstance(error, FedShieldError) else repr(error)
+                outcome = {"status": "failed", "reason": reason[:500]}
+                raise
+            finally:
+                folder.write_state(folder.state() | outcome)
 
     # -- what may run here -----------------------------------------------------------------
 

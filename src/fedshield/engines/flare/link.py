@@ -6,8 +6,10 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
+from fedshield.engines.flare import limits
+from fedshield.errors import RoundFailed
 from fedshield.plan import SpeedPlan
 from fedshield.protocol.sites import Replies
 
@@ -19,15 +21,40 @@ AT_ONCE = 4
 _CODE = re.compile(r"[a-z-]{1,32}")
 
 
+class Watcher(Protocol):
+    """Whoever follows the calls. Called from several threads."""
+
+    def asked(self, method: str, sites: Sequence[str]) -> None: ...
+
+    def answered(self, method: str, site: str, code: str) -> None:
+        """`code`: empty, or why the site's answer is none."""
+
+
+class Unwatched:
+    """Calls that nobody follows."""
+
+    def asked(self, method: str, sites: Sequence[str]) -> None:
+        pass
+
+    def answered(self, method: str, site: str, code: str) -> None:
+        pass
+
+
 class FlareSites:
     """`proxies`: FLARE's, by site name. Calls of one command go to all sites at once, each in a
     thread, or to so many that memory does not grow with their number; what is not back within its
-    deadline counts as lost."""
+    deadline counts as lost. `aborted`: whether the run was told to end."""
 
-    def __init__(self, proxies: Mapping[str, Any], deadlines: SpeedPlan) -> None:
+    def __init__(
+        self,
+        proxies: Mapping[str, Any],
+        deadlines: SpeedPlan,
+        aborted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._proxies = dict(sorted(proxies.items()))
         self._deadlines = deadlines
-        self.lost: set[str] = set()
+        self._aborted = aborted
+        self.watcher: Watcher = Unwatched()
 
     def names(self) -> Sequence[str]:
         return tuple(self._proxies)
@@ -37,6 +64,7 @@ class FlareSites:
     ) -> Replies:
         longest = max(map(len, args.values()), default=0)
         return self.each(
+            method,
             args,
             self._deadline_s(method),
             lambda proxy, data: proxy.handle(method, data),
@@ -44,11 +72,14 @@ class FlareSites:
         )
 
     def stand(self) -> Replies:
-        """The rounds that each site keeps; it loads model and data for it."""
-        return self.each(self._proxies, self._deadlines.setup_deadline_s, lambda p, _: p.stand())
+        """The rounds that each site keeps, and of which base model; it loads model and data for
+        it."""
+        deadline_s = self._deadlines.setup_deadline_s
+        return self.each("stand", self._proxies, deadline_s, lambda proxy, _: proxy.stand())
 
     def open(self, completed_rounds: int, sites: Sequence[str]) -> Replies:
         return self.each(
+            "open-session",
             dict.fromkeys(sites, b""),
             self._deadlines.setup_deadline_s,
             lambda proxy, _: proxy.open(completed_rounds),
@@ -57,7 +88,17 @@ class FlareSites:
     def may_go_on(self) -> Replies:
         """Whether each site's privacy budget allows another round."""
         deadline_s = self._deadlines.message_deadline_s
-        return self.each(self._proxies, deadline_s, lambda proxy, _: proxy.may_go_on())
+        return self.each("may-go-on", self._proxies, deadline_s, lambda proxy, _: proxy.may_go_on())
+
+    def tell_models(self, digests: Mapping[str, str]) -> None:
+        """Tell every site which base model each says that it has: for operators, not signed."""
+        deadline_s = self._deadlines.message_deadline_s
+        self.each(
+            "tell-models",
+            self._proxies,
+            deadline_s,
+            lambda proxy, _: proxy.tell_models(dict(digests)),
+        )
 
     def _deadline_s(self, method: str) -> float:
         if method in ("work", "evaluate", "finish"):
@@ -66,29 +107,69 @@ class FlareSites:
 
     def each(
         self,
+        method: str,
         args: Mapping[str, Any],
         deadline_s: float,
         ask: Callable[[Any, Any], Any],
         at_once: int | None = None,
     ) -> Replies:
-        def one(site: str) -> tuple[bytes, str]:
-            started = time.monotonic()
-            if site not in self._proxies:
-                return b"", "absent"
-            try:
-                reply = ask(self._proxies[site](timeout=deadline_s), args[site])
-            except Exception:
-                late = time.monotonic() - started >= deadline_s * 0.95
-                return b"", "deadline" if late else "unreachable"
-            return _checked(reply)
+        """Ask each site of `args`. Raises `RoundFailed` if it is not the sites' fault that they
+        do not answer: the run was aborted, or this machine starts no more threads."""
 
+        def call_site(site: str) -> tuple[bytes, str]:
+            data, code = self._reply(site, args[site], deadline_s, ask)
+            if code:
+                self._check_own_fault()
+            self.watcher.answered(method, site, code)
+            return data, code
+
+        self._check_aborted()
+        self.watcher.asked(method, sorted(args))
         workers = max(1, min(len(args), at_once or len(args)))
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            found = dict(zip(args, pool.map(one, args), strict=True))
+        try:
+            with ThreadPoolExecutor(max_workers=workers) as pool:
+                replies = dict(zip(args, pool.map(call_site, args), strict=True))
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            raise RoundFailed(_no_threads(limits.exhausted() or str(error))) from None
         return Replies(
-            {site: data for site, (data, code) in found.items() if not code},
-            {site: code for site, (_, code) in found.items() if code},
+            {site: data for site, (data, code) in replies.items() if not code},
+            {site: code for site, (_, code) in replies.items() if code},
         )
+
+    def _reply(
+        self, site: str, data: Any, deadline_s: float, ask: Callable[[Any, Any], Any]
+    ) -> tuple[bytes, str]:
+        started = time.monotonic()
+        if site not in self._proxies:
+            return b"", "absent"
+        try:
+            reply = ask(self._proxies[site](timeout=deadline_s), data)
+        except Exception:
+            late = time.monotonic() - started >= deadline_s * 0.95
+            return b"", "deadline" if late else "unreachable"
+        return _checked(reply)
+
+    def _check_own_fault(self) -> None:
+        self._check_aborted()
+        cause = limits.exhausted()
+        if cause:
+            raise RoundFailed(_no_threads(cause))
+
+    def _check_aborted(self) -> None:
+        if self._aborted():
+            raise RoundFailed(
+                "the run was aborted by whoever submitted it, or by an operator of the server; "
+                "every site keeps the model of the last round"
+            )
+
+
+def _no_threads(cause: str) -> str:
+    return (
+        f"{cause}; no site is to blame: raise the limit at the coordinator to "
+        f"{limits.SERVER_TASKS} or more (docs/deploy.md), then go on"
+    )
 
 
 def _checked(reply: Any) -> tuple[bytes, str]:

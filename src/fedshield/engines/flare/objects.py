@@ -6,6 +6,7 @@ plan, and the run's name. Keys, roster and the site's own rules come from its ki
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,17 @@ from fedshield.engines.admission import Reply
 from fedshield.engines.flare.conduct import conduct
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.flare.link import FlareSites
+from fedshield.engines.flare.receptions import forget_in_one_thread
+from fedshield.errors import RoundFailed
 
 if TYPE_CHECKING:
     from fedshield.engines.site_process import SiteProcess
+
+
+def aborted_in(context: Any) -> Callable[[], bool]:
+    """Whether FLARE was told to end the job. Asked from threads that have no context of their
+    own."""
+    return lambda: bool(context.is_aborted())
 
 
 class CoordinatorApp:
@@ -29,14 +38,23 @@ class CoordinatorApp:
 
     @collab.main
     def coordinate(self) -> None:
+        forget_in_one_thread()
         kit = Kit.here("coordinator")
-        sites = {proxy.name: proxy for proxy in collab.clients}
+        proxies = {proxy.name: proxy for proxy in collab.clients}
         plan = kit.read_plan(self.plan)
-        folders = [kit.run_folder(self.run, plan).path]
-        if not kit.simulated:
-            # FLARE hands this folder to whoever submitted the job.
-            folders.append(Path(collab.workspace.get_run_dir(collab.fl_ctx.get_job_id())))
-        conduct(plan, kit, FlareSites(sites, plan.speed), *folders)
+        sites = FlareSites(proxies, plan.speed, aborted_in(collab.context))
+        folder = kit.run_folder(self.run, plan)
+        if kit.simulated:
+            conduct(plan, kit, sites, folder.path)
+            return
+        job = collab.fl_ctx.get_job_id()
+        # FLARE hands this folder to whoever submitted the job.
+        handed = Path(collab.workspace.get_run_dir(job))
+        with kit.at_work(folder, job):
+            reason = conduct(plan, kit, sites, folder.path, handed)
+            if reason:
+                # So that FLARE, too, does not call the job completed.
+                raise RoundFailed(reason)
 
 
 class SiteApp:
@@ -48,6 +66,7 @@ class SiteApp:
 
     @collab.init
     def prepare(self) -> None:
+        forget_in_one_thread()
         # Here and not above: the coordinator's process has no use for torch.
         from fedshield.engines.site_process import SiteProcess
 
@@ -57,9 +76,18 @@ class SiteApp:
         try:
             kit = Kit.here(self._name)
             plan = kit.read_plan(self.plan)
-            self._site = SiteProcess(self._name, plan, kit.run_folder(self.run, plan), kit, kit)
+            folder = kit.run_folder(self.run, plan)
+            if not kit.simulated:
+                self._lock = kit.take_up(folder, collab.fl_ctx.get_job_id())
+            self._site = SiteProcess(self._name, plan, folder, kit, kit)
         except Exception as error:
             self._refused = Kit.tell(self._name, error)
+
+    @collab.final
+    def end(self) -> None:
+        """The job is over, finished or not."""
+        if self._site is not None:
+            self._site.ended()
 
     @collab.publish
     def stand(self) -> dict[str, Any]:
@@ -72,6 +100,10 @@ class SiteApp:
     @collab.publish
     def may_go_on(self) -> dict[str, Any]:
         return self._answer(lambda site: site.may_go_on())
+
+    @collab.publish
+    def tell_models(self, digests: dict[str, str]) -> dict[str, Any]:
+        return self._answer(lambda site: site.tell_models(digests))
 
     @collab.publish
     def handle(self, method: str, data: bytes) -> dict[str, Any]:

@@ -31,7 +31,14 @@ from fedshield.enrolment.policy import POLICY_FILE, Policy
 #: of a whole chunk (1 MiB by default) for every message on its way, however short; and it keeps
 #: each message's reception in mind for a minute, with a thread: an allocator's arena for each
 #: thread would hold what it freed.
-SPARING = {"NVFLARE_STREAMING_CHUNK_SIZE": str(64 * 1024), "MALLOC_ARENA_MAX": "2"}
+#: The window goes with the chunk: FLARE's own, 64 MiB, would be 1,025 chunks, of which a receiver
+#: warns at every message from 1,024 on.
+SPARING = {
+    "NVFLARE_STREAMING_CHUNK_SIZE": str(64 * 1024),
+    "NVFLARE_STREAMING_WINDOW_SIZE": str(16 * 1024 * 1024),
+    "NVFLARE_STREAMING_ACK_INTERVAL": str(4 * 1024 * 1024),
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 Say = Callable[[str], object]

@@ -1,0 +1,21 @@
+"""What a party sees to before its process becomes FLARE's: its log, its runs, room for threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedshield.engines import presence
+from fedshield.engines.flare import limits, words
+
+
+def prepare_start(kit: Path, *, server: bool) -> list[str]:
+    """Write FLARE's logging rules into the kit, and mark runs that were cut off as interrupted.
+    What its operator must know, one sentence each: those runs, and too little room for threads."""
+    if (kit / "flare" / "local" / "log_config.json.default").exists():
+        words.write_log_config(kit)
+    notes = [
+        f"{run} was cut off; it is marked as interrupted" for run in presence.settle(kit / "runs")
+    ]
+    needed = limits.SERVER_TASKS if server else limits.SITE_TASKS
+    warning = limits.too_few(limits.task_limit(), needed, "the server" if server else "a site")
+    return [*notes, warning] if warning else notes

@@ -1,0 +1,63 @@
+"""What `submit` and `status` take, and how `status` says where a run stands."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from fedshield.cli import submit as commands
+from fedshield.engines import presence, progress
+from fedshield.engines.flare.provision import ProvisionError
+from fedshield.engines.progress import Progress
+from fedshield.errors import UserError
+
+
+@pytest.mark.parametrize("more", [{}, {"plan": Path("p"), "resume": Path("r")}])
+def test_a_submission_is_of_a_plan_or_of_a_run(more: dict[str, Path]) -> None:
+    with pytest.raises(UserError, match="--resume"):
+        commands.submit(**more, kit=Path("kit"))
+
+
+def test_only_the_kit_that_submits_submits(tmp_path: Path) -> None:
+    with pytest.raises(ProvisionError, match="the kit that submits runs"):
+        commands.submit(resume=tmp_path, kit=tmp_path)
+
+
+def site_kit(folder: Path, status: str) -> Path:
+    """A site's kit with one run in it; its run's folder."""
+    (folder / "flare" / "startup").mkdir(parents=True)
+    (folder / "flare" / "startup" / "fed_client.json").write_text("{}")
+    (folder / "north.key").write_text("")
+    run = folder / "runs" / "a-run"
+    run.mkdir(parents=True)
+    state = {"status": status, "plan_sha256": "", "started": "2026-01-01"}
+    (run / "run.json").write_text(json.dumps(state))
+    return run
+
+
+def test_a_site_sees_its_round_what_it_does_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = site_kit(tmp_path, "running")
+    now_s = time.time()
+    progress.write(run, Progress(3, 20, "evaluating", now_s, heard=now_s - 7000, left_s=600))
+    with presence.hold(run):
+        commands.status(kit=tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "north: not running" in said
+    assert "running; round 3 of 20; evaluating since" in said
+    assert "last message 116 min ago" in said
+    assert "about 10 min left" in said
+
+
+def test_a_run_whose_process_is_gone_does_not_stay_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = site_kit(tmp_path, "running")
+    commands.status(kit=tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a-run interrupted; its process was killed or its machine went down" in said
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"

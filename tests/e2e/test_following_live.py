@@ -1,0 +1,152 @@
+"""What the parties of a live consortium see while a run is under way, and of how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from live_consortium import Federation, Submission, federation, wait
+
+pytest.importorskip("nvflare")
+pytestmark = pytest.mark.slow
+
+TINY = Path(__file__).parents[2] / "examples" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with federation(tmp_path_factory.mktemp("consortium")) as made:
+        yield made
+
+
+@pytest.fixture
+def whole(live: Federation) -> Federation:
+    """All parties up, whatever the test before did to them."""
+    for party in ("coordinator", *live.sites):
+        if not live.processes(party):
+            live.kill(party)
+            live.start(party)
+    live.ready()
+    return live
+
+
+def plan_of(folder: Path, sites: dict[str, str], **more: Any) -> Path:
+    """A plan of more rounds than any test waits for."""
+    raw = yaml.safe_load(TINY.read_text())
+    raw |= {"rounds": 500, "evaluation": {"prompts": []}} | more
+    raw["data"] = {"heldout_rows": 4}
+    raw["data"]["sites"] = {
+        site: {"source": f"sample:{sample}", "rows": 40} for site, sample in sites.items()
+    }
+    raw["training"] |= {"steps": 1, "batch_size": 2, "max_length": 96}
+    raw["speed"] = {"threads": 1, "work_deadline_s": 30, "message_deadline_s": 30}
+    raw["speed"]["setup_deadline_s"] = 120
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def state(run: Submission, party: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run.folder(party) / "run.json").read_text())
+    return found
+
+
+def console(live: Federation, party: str) -> str:
+    return (live.folder / f"{party}.log").read_text()
+
+
+def seen(live: Federation, kit: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(live.call("status", "--kit", kit, "--json"))
+    return answer
+
+
+def test_a_site_that_is_down_or_unknown_is_named_before_anything_starts(
+    whole: Federation, tmp_path: Path
+) -> None:
+    whole.kill("west")
+    out = tmp_path / "run"
+    asked = ("--kit", "coordinator/admin", "--out", out, "--wait", "1")
+    said = whole.call("submit", plan_of(tmp_path, whole.sites), *asked, status=2)
+    assert "waiting up to 1 s for west (does not answer" in said
+    assert "expected 3 sites for a sum, got 2: west" in said
+    strangers = {**whole.sites, "east": "code"}
+    said = whole.call("submit", plan_of(tmp_path, strangers), *asked, status=2)
+    assert "got east, which it does not name" in said
+    assert not out.exists()
+    assert not (whole.folder / "coordinator" / "runs").exists()
+
+
+def test_everyone_sees_the_rounds_and_an_abort_ends_the_run_at_every_party(
+    whole: Federation, tmp_path: Path
+) -> None:
+    assert seen(whole, "coordinator/admin")["server"] == "up, no job runs"
+    run = whole.begin(plan_of(tmp_path, whole.sites))
+    run.wait_for_round(2)
+    at_coordinator = seen(whole, "coordinator/admin")
+    (running,) = [entry for entry in at_coordinator["runs"] if entry["status"] == "running"]
+    assert at_coordinator["server"] == "running a job"
+    assert running["round"] >= 2
+    assert running["phase"]
+    at_site = seen(whole, "north")
+    assert (at_site["process"], at_site["connected"]) == ("running", True)
+    (own,) = [entry for entry in at_site["runs"] if entry["status"] == "running"]
+    assert own["heard"] is not None
+    measured = (run.folder("north") / "metrics.prom").read_text()
+    for metric in ("heldout_loss", "round", "phase", "left_seconds"):
+        assert f"\nfedshield_{metric}{{" in measured
+
+    run.interrupt()
+    status, _ = run.end()
+    assert status == 130
+    for site in whole.sites:
+        wait(lambda site=site: state(run, site)["status"] != "running", f"{site} to see the end")
+        assert state(run, site)["status"] == "interrupted"
+        assert "ended by whoever submitted it" in state(run, site)["reason"]
+    wait(lambda: state(run, "coordinator")["status"] != "running", "the coordinator to see it")
+    assert "aborted by whoever submitted it" in state(run, "coordinator")["reason"]
+
+    said = console(whole, "north")
+    assert re.search(r"round 2 of 500: training loss \d.*held-out loss .* s left", said)
+    # FLARE's words go to its own file, and there is nothing to warn of.
+    assert not re.search(r" - (INFO|WARNING|ERROR) - ", said)
+    flare_logs = (whole.folder / "north" / "flare").glob("**/log.txt")
+    assert not any("out-of-sequence chunks" in log.read_text() for log in flare_logs)
+
+
+def test_a_site_that_dies_is_told_at_once_with_what_comes_next(
+    whole: Federation, tmp_path: Path
+) -> None:
+    run = whole.begin(plan_of(tmp_path, whole.sites))
+    run.wait_for_round(1)
+    whole.kill("west")
+    assert seen(whole, "coordinator/admin")["parties"]["west"]["state"] == "does not answer"
+    assert seen(whole, "west")["process"] == "not running"
+    assert state(run, "west")["status"] == "interrupted"
+    assert "killed" in state(run, "west")["reason"]
+    status, said = run.end()
+    said = " ".join(said.split())
+    assert status == 1
+    assert "west does not answer" in said
+    assert "the run stops; go on with --resume (2 sites are left, 3 are needed)" in said
+    assert re.search(r"west is lost \(in round \d+, .*; the run stops \(2 sites are left", said)
+    jobs = {job["id"]: job["status"] for job in seen(whole, "coordinator/admin")["jobs"]}
+    assert jobs[json.loads((run.out / "run.json").read_text())["jobs"][-1]] == "failed"
+
+
+def test_the_death_of_the_server_leaves_no_party_running(whole: Federation, tmp_path: Path) -> None:
+    run = whole.begin(plan_of(tmp_path, whole.sites))
+    run.wait_for_round(1)
+    whole.kill("coordinator")
+    status, said = run.end()
+    assert status == 1
+    assert "the server does not answer any more" in " ".join(said.split())
+    whole.start("coordinator")
+    assert state(run, "coordinator")["status"] == "interrupted"
+    for site in whole.sites:
+        wait(lambda site=site: state(run, site)["status"] != "running", f"{site} to see the end")
+    assert "no connection to the server" in console(whole, "north")
