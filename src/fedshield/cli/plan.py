@@ -76,7 +76,7 @@ def plan(
             out_console.print(
                 DEFINITION
                 if any(choice.of_paper is not None for choice in others)
-                else "Of the paper's: not said, the base model has not the layers q_proj and v_proj.",
+                else "Of the paper's: not said, the base model has no layers q_proj and v_proj.",
                 markup=False,
             )
     for problem in outlook.problems:

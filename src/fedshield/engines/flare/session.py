@@ -45,8 +45,8 @@ def check_kit(kit: Path) -> None:
 
 @contextlib.contextmanager
 def admin_session(kit: Path) -> Iterator[Any]:
-    """FLARE's admin session, on the way to the server that the parties take (environment.py). Raises
-    `ProvisionError` if the server does not answer, or one side does not accept the other."""
+    """FLARE's admin session, on the way to the server that the parties take (environment.py).
+    Raises `ProvisionError` if the server does not answer, or one side does not accept the other."""
     try:
         from nvflare.fuel.flare_api.flare_api import new_secure_session
     except ImportError:
