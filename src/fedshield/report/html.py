@@ -99,10 +99,10 @@ def view(run: Run) -> Row:
 def _answer(answer: Mapping[str, Any]) -> dict[str, Any]:
     """A prompt's answers as text, and what is said below one that had not ended."""
     words = {key: str(answer.get(key) or "") for key in ("prompt", "base", "tuned")}
-    cut = answer.get("cut")
-    limit = answer.get("max_new_tokens")
-    names = [str(name) for name in cut] if isinstance(cut, list) else []
-    return {**words, "cut": dict.fromkeys(names, f"cut at {limit} tokens")}
+    limit, cut = answer.get("max_new_tokens"), answer.get("cut")
+    names = cut if isinstance(cut, list) else []
+    said = {name: f"cut at {limit} tokens" if name in names else "" for name in ("base", "tuned")}
+    return {**words, "cut": said}
 
 
 def _security(scheme: str, bits: Any) -> str:
