@@ -115,26 +115,26 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         problems += _lines(inputs.weight_problem(plan, known.rows))
         # With a config beside the plan the weights are elsewhere, and so is the run.
         if not elsewhere and plan.model.config is None:
-            problems += _lines(refused_memory(plan, _longest(plan, known.lengths)))
+            longest = _longest(plan, known.lengths)
+            problems += _lines(_refused(plan, shape, spec, longest))
         cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)
     except UserError as error:
         return Outlook(None, (*problems, str(error)), tuple(notes))
     return Outlook(cost, tuple(problems), tuple(notes))
 
 
-def refused_memory(plan: Plan, row_tokens: int | None = None) -> str | None:
-    """Why the run does not fit into this machine's memory, in one line; None where it may, and
-    where the plan has turned the check off. `row_tokens`: the longest row's, by default
-    max_length. Raises as `spec_of`."""
+def refused_memory(plan: Plan) -> str | None:
+    """Why the run does not fit into this machine's memory with rows of max_length, in one line;
+    None where it may, and where the plan has turned the check off. Raises as `spec_of`."""
+    return _refused(plan, *spec_of(plan), plan.training.max_length)
+
+
+def _refused(plan: Plan, shape: ModelShape, spec: AdapterSpec, row_tokens: int) -> str | None:
     if not plan.speed.memory_check:
         return None
-    shape, spec = spec_of(plan)
     device = resolve_device(plan)
-    precision = resolve_precision(plan, device)
-    longest = plan.training.max_length if row_tokens is None else row_tokens
-    needed = _memory(plan, shape, spec, precision, longest)
-    available = machine.device_memory(device) or machine.memory()
-    return memory.refusal(plan, needed, available)
+    needed = _memory(plan, shape, spec, resolve_precision(plan, device), row_tokens)
+    return memory.refusal(plan, needed, machine.device_memory(device) or machine.memory())
 
 
 def _lines(problem: str | None) -> list[str]:
