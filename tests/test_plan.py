@@ -239,18 +239,21 @@ def candidates(value: Any, options: tuple[Any, ...]) -> list[Any]:
         return [value + 0.1, value - 0.1, value / 2]
     if isinstance(value, list):
         return [[*value, "other"]]
-    return ["other", "paper", "cpu", 3, 1, 0.25, ["other"]]
+    return ["other", "paper", "cpu", 3, 1, 0.25, ["other"], ";", "cp1252"]
 
 
 def test_every_key_but_speed_and_output_changes_the_hash() -> None:
     """Walks every key that a plan has, whatever keys are added later."""
     source = {"source": "a.jsonl", "columns": {"prompt": "p", "response": "r"}}
+    turns = {"source": "a.jsonl", "columns": {"messages": "m"}}
     unit = {"unit": "site", "clip_norm": 1.0}
     private = {**BY_SITE, "adapter": {"dropout": 0.0}}
     private["scheme"] = {**BY_SITE.get("scheme", {}), "weights": "equal"}
     bases = [
         {**changed(BY_SITE, ("data", "sites", "a"), source), "model": {"name": "some/model"}},
         changed(POOLED, ("data", "pool", 0), source),
+        changed(BY_SITE, ("data", "sites", "a"), turns),
+        changed(POOLED, ("data", "pool", 0), turns),
         {**BY_SITE, "scheme": {"name": "ckks"}, "adapter": {"train": "core"}},
         {
             **private,

@@ -18,7 +18,13 @@ import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from fedshield.errors import PlanError
-from fedshield.plan_data import MAX_SITES, DataPlan, PositiveInt, Section
+from fedshield.plan_data import (
+    MAX_SITES,
+    DataPlan,
+    PositiveInt,
+    Section,
+    without_later_keys,
+)
 from fedshield.plan_privacy import PrivacyPlan, refuse_unsound
 from fedshield.quorum import OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
@@ -348,6 +354,7 @@ class Plan(Section):
         privacy where there is none."""
         left_out = {"speed", "output"} | ({"privacy"} if self.privacy.unit == "none" else set())
         agreed = self.model_dump(mode="json", exclude=left_out)
+        agreed["data"] = without_later_keys(agreed["data"])
         return json.dumps(agreed, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def sha256(self) -> str:

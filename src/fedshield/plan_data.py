@@ -9,8 +9,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
@@ -45,10 +43,6 @@ class ColumnsPlan(Section):
                 raise ValueError(f"{key}|{value!r}|none beside messages, which hold the whole row")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _left_out(handler(self), {"history": None, "tools": None})
-
 
 class SourcePlan(Section):
     """Where rows come from: `sample:NAME`, `hub:OWNER/NAME`, or a JSON, CSV or Parquet file.
@@ -73,17 +67,6 @@ class SourcePlan(Section):
         if name is not None and not _is_text_encoding(name):
             raise ValueError(f"encoding|{name!r}|an encoding of text: utf-8, cp1252, utf-16, ...")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _left_out(handler(self), {"separator": None, "encoding": None})
-
-
-def _left_out(fields: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys that came later, where they are unset: hashes of earlier plans stay."""
-    return {
-        key: value for key, value in fields.items() if key not in defaults or value != defaults[key]
-    }
 
 
 def _is_text_encoding(name: str) -> bool:
@@ -148,12 +131,28 @@ class DataPlan(Section):
             raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _left_out(handler(self), {"unused": "note"})
-
     def site_names(self) -> tuple[str, ...]:
         if self.split == "by-site":
             return tuple(sorted(self.sites))
         width = len(str(self.num_sites))
         return tuple(f"site-{k + 1:0{width}d}" for k in range(self.num_sites or 0))
+
+
+def without_later_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """The data part of a plan's canonical form, without the keys that came later where they are
+    unset: hashes of earlier plans stay as they were."""
+    kept = {key: value for key, value in data.items() if (key, value) != ("unused", "note")}
+    sites = {name: _source_without(source) for name, source in data["sites"].items()}
+    return {**kept, "sites": sites, "pool": [_source_without(source) for source in data["pool"]]}
+
+
+def _source_without(source: dict[str, Any]) -> dict[str, Any]:
+    later, of_columns = {"separator", "encoding"}, {"history", "tools"}
+    kept = {key: value for key, value in source.items() if value is not None or key not in later}
+    if kept["columns"] is not None:
+        kept["columns"] = {
+            key: value
+            for key, value in kept["columns"].items()
+            if value is not None or key not in of_columns
+        }
+    return kept
