@@ -385,7 +385,7 @@ MODELS = {
         halve("tokenizer.json"), "expected a tokenizer in the folder", "tokenizer.json"
     ),
     "broken chat template": Case(
-        ("chat template: refused roles", "set model.chat_template: fallback"),
+        ("the chat template refuses the turns", "or set data.on_bad_row: skip"),
         set={"model.name": "model"},
         model=replace("chat_template.jinja", b"{% for %}"),
     ),
