@@ -127,8 +127,8 @@ def read_config(path: Path, what: str) -> Any:
                 f"{path.name}), which is not run; choose another model"
             ) from None
         raise ModelError(
-            f"{what}: expected a Hugging Face config with a known model_type and fields that fit, got "
-            f"{first_line(error)}; mend or replace {path.name}"
+            f"{what}: expected a Hugging Face config with a known model_type and fields that "
+            f"fit, got {first_line(error)}; mend or replace {path.name}"
         ) from None
 
 
