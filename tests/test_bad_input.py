@@ -408,7 +408,7 @@ MODELS = {
     ),
     "plan: model.config missing": Case(
         ("model.config: expected nope.json", "point to a Hugging Face model folder"),
-        set={"model.config": "nope.json"},
+        set={"model.name": "someone/else", "model.config": "nope.json"},
         args=PLAN,
     ),
     "plan: no such target": Case(

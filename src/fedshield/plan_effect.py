@@ -54,11 +54,13 @@ def _idle(plan: Plan) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("evaluation", "max_new_tokens"), "evaluation.prompts is empty"
     if plan.data.split != "dirichlet":
         yield ("data", "dirichlet_alpha"), f"data.split is {plan.data.split}"
+    if plan.data.sites and all(source.heldout_rows for source in plan.data.sites.values()):
+        yield ("data", "heldout_rows"), "each site has heldout_rows of its own"
     if plan.model.name in BUILT_IN:
         why = f"{plan.model.name} is built in"
         yield ("model", "revision", "config"), why
     elif plan.resolve(plan.model.name).is_dir():
-        yield ("model", "revision"), "model.name is a folder"
+        yield ("model", "revision", "config"), "model.name is a folder, which has its own"
 
 
 def _set_keys(plan: Plan, section: tuple[str, ...]) -> Iterator[str]:

@@ -153,6 +153,11 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
             raise PlanError(
                 f"--set {_shown(text)}: expected KEY=VALUE, as in --set training.steps=4"
             )
+        for lost in [other for other in paths if f"{other}.".startswith(f"{key}.")]:
+            notes.append(
+                f"--set {_shown(lost)}={_short_text(paths.pop(lost))} is not used: "
+                f"--set {_shown(key)} comes after it"
+            )
         paths[key] = parse_yaml(value, f"--set {_shown(key)}")
     for key, value in paths.items():
         target: Any = raw
@@ -171,6 +176,10 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
                 old = _shown(str(scheme.pop(key)))
                 notes.append(f"scheme.{key}={old} belongs to another scheme and was dropped")
     return notes
+
+
+def _short_text(value: Any) -> str:
+    return _short(value) if not isinstance(value, str) else _short(value)[1:-1]
 
 
 def _of_another_scheme(scheme: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from fedshield.errors import UserError
 from fedshield.model import shapes
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
+from fedshield.model.locate import given_config
 from fedshield.model.shapes import ModelShape
 from fedshield.plan import Plan
 from fedshield.privacy.terms import forecast
@@ -114,7 +115,9 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         problems += _lines(inputs.length_problem(plan, shape))
         problems += _lines(inputs.weight_problem(plan, known.rows))
         # With a config beside the plan the weights are elsewhere, and so is the run.
-        if not elsewhere and plan.model.config is None:
+        if given_config(plan) is not None:
+            notes.append("memory is not looked for: with model.config the model is elsewhere")
+        elif not elsewhere:
             longest = _longest(plan, known.lengths)
             problems += _lines(_refused(plan, shape, spec, longest))
         cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)

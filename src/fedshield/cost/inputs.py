@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fedshield.data import samples
 from fedshield.data.files import SUFFIXES
+from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read
 from fedshield.errors import CryptoError, DataError
 from fedshield.model.shapes import ModelShape
@@ -113,8 +114,30 @@ def _rows(
         if path.is_file() and path.name.endswith(SUFFIXES) and path.stat().st_size > LARGEST_READ:
             notes.append(f"{key}: {source} is there and too large to be read before a run")
             return None
-    # Bad rows are counted here and named by the run, or by `fedshield data`.
-    return read(plan, source, settings, key=key, on_bad_row="skip")
+    remarks = Remarks(refuse=plan.data.unused == "refuse")
+    rows = read(
+        plan,
+        source,
+        settings,
+        key=key,
+        on_bad_row="skip",
+        label_column=plan.data.dirichlet_column,
+        remarks=remarks,
+    )
+    if rows.skipped:
+        # All are looked at, so that the length of the file is known; a run would stop at the first.
+        if plan.data.on_bad_row == "refuse":
+            raise DataError(
+                f"{rows.first_skipped} ({rows.skipped:,} such rows); mend the row, or set "
+                "data.on_bad_row: skip"
+            )
+        notes.append(
+            f"{key}: {rows.skipped:,} rows are left out (on_bad_row: skip), the first "
+            f"{rows.first_skipped}"
+        )
+    if not source.startswith("sample:"):  # whose columns every installation knows
+        notes += [f"{key}: {sentence}" for sentence in remarks.sentences()]
+    return rows
 
 
 def _site_rows(plan: Plan, counts: Mapping[str, int | None]) -> dict[str, int | None]:

@@ -88,12 +88,15 @@ def read(
     asked = {*_USUAL, *(name for name in columns.model_dump().values() if name)}
     asked |= {label_column} if label_column else set()
     good: list[Row] = []
+    seen: set[str] = set()
     skipped, first = 0, ""
     raw = raw_rows(plan, source, settings, key=key, columns=asked, remarks=told)
     for where, fields in raw:
         try:
             if isinstance(fields, BadRow):
                 raise fields
+            if isinstance(fields, dict):
+                seen |= fields.keys()
             row, used = _row(fields, where, columns, label_column, source, told)
         except BadRow as bad:
             skip_or_refuse(where, bad, on_bad_row)
@@ -110,7 +113,20 @@ def read(
             + (f"{skipped} unusable ones ({first})" if skipped else "none")
             + "; check the file and data columns"
         )
+    _check_columns(columns, seen, source, key)
     return Rows(tuple(good), skipped, first)
+
+
+def _check_columns(columns: ColumnsPlan, seen: Collection[str], source: str, key: str) -> None:
+    """Raises `DataError` for a name in `columns` that no row has: parts that a row may lack would
+    be passed over without a word."""
+    for part, name in columns.model_dump().items():
+        if name is not None and name not in seen:
+            raise DataError(
+                f"{key.rpartition('.')[0]}.columns.{part}: expected a column of "
+                f"{one_line(source)}, got {one_line(name, 60)!r}, which no row has; it has "
+                f"{_list(sorted(seen))}"
+            )
 
 
 def skip_or_refuse(where: str, bad: BadRow, on_bad_row: Literal["refuse", "skip"]) -> None:

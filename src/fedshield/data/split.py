@@ -154,7 +154,11 @@ def _own(plan: Plan, tokenizer: Any, name: str) -> Share:
     if not train:
         _enough(len(heldout), wanted, key)
     further = end - max(train) - 1
-    if settings.rows is not None and further:
+    if settings.rows is not None and len(train) < settings.rows:
+        remarks.say(
+            f"{len(train):,} rows are there to train on, fewer than {key}.rows {settings.rows:,}"
+        )
+    elif settings.rows is not None and further:
         remarks.say(
             f"the first {len(train):,} rows are used, {further:,} further ones are not ({key}.rows)"
         )
@@ -192,7 +196,12 @@ def _pooled(plan: Plan, tokenizer: Any) -> dict[str, Share]:
         source = _source(plan, settings.source, settings, f"{key}.source", reader, remarks)
         first = source.first(settings.rows)
         further = len(source.rows) - max(first) - 1
-        if settings.rows is not None and further:
+        if settings.rows is not None and len(first) < settings.rows:
+            remarks.say(
+                f"{settings.source} has {len(first):,} usable rows, fewer than {key}.rows "
+                f"{settings.rows:,}"
+            )
+        elif settings.rows is not None and further:
             remarks.say(
                 f"the first {len(first):,} rows of {settings.source} are used, {further:,} "
                 f"further ones are not ({key}.rows)"

@@ -21,6 +21,7 @@ from fedshield.model.kinds import check_kind
 from fedshield.model.locate import (
     first_line,
     folder_sha256,
+    given_config,
     hub_problem,
     local_folder,
     model_folder,
@@ -216,8 +217,8 @@ def load_config(plan: Plan) -> Any:
     from transformers import AutoConfig
 
     name = plan.model.name
-    if plan.model.config is not None:
-        return read_config(plan.resolve(plan.model.config), "model.config")
+    if (given := given_config(plan)) is not None:
+        return read_config(given, "model.config")
     if name == TINY_LLAMA:
         return tiny.config()
     if name == SMOLLM2:

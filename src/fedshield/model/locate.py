@@ -57,6 +57,14 @@ def local_folder(plan: Plan) -> Path | None:
     return None
 
 
+def given_config(plan: Plan) -> Path | None:
+    """The `model.config` that costs are told from; None where the plan has none, and where the
+    model has its own on this machine: a built-in or a folder."""
+    if plan.model.config is None or plan.model.name in BUILT_IN:
+        return None
+    return None if plan.resolve(plan.model.name).is_dir() else plan.resolve(plan.model.config)
+
+
 def model_folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = True) -> Path:
     """The folder of the plan's model, fetched first where that is needed and allowed. Raises
     `ModelError`."""

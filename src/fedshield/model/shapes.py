@@ -16,6 +16,7 @@ from typing import Any
 
 from fedshield.model import tiny
 from fedshield.model.base import SMOLLM2_CONFIG
+from fedshield.model.locate import given_config
 from fedshield.plan import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, Plan
 from fedshield.types import AdapterSpec, TensorSpec
 
@@ -185,8 +186,8 @@ def _block(
 
 def _config_fields(plan: Plan) -> Mapping[str, Any] | None:
     name = plan.model.name
-    if plan.model.config is not None:
-        return _read(plan.resolve(plan.model.config))
+    if (given := given_config(plan)) is not None:
+        return _read(given)
     if name == TINY_LLAMA:
         return {"model_type": "llama", **tiny.CONFIG}
     if name == SMOLLM2:
