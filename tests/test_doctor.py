@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fedshield import certificates, cli, doctor, doctor_machine
+from fedshield.cli.entry import app
 from fedshield.cost import machine
 from fedshield.doctor import Site, examine
 from fedshield.doctor_machine import Finding
@@ -112,6 +113,11 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
 
 def test_what_was_not_given_is_said(plan: Plan, kit: Path) -> None:
     assert len(doctor.not_examined(Site())) == 7
+    alone = doctor.not_examined(Site(policy=kit / "bank.policy.yaml"))
+    assert "whether the policy takes the plan (--plan)" in alone
+    assert "where the policy has data and model (--site)" in doctor.not_examined(
+        site(plan, kit, name=None)
+    )
     assert doctor.not_examined(site(plan, kit)) == (
         "ports (--connect)",
         "certificates (--certificates)",
@@ -252,6 +258,40 @@ def test_proxy_variables_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         found = by_check(Site(connect=(address,)))["proxy"]
         assert found.state == "warning"
         assert "not through the proxy" in found.todo
+
+
+def test_a_policy_is_read_without_a_plan_too(kit: Path) -> None:
+    assert by_check(Site(policy=kit / "bank.policy.yaml"))["policy"].state == "ok"
+    broken = policy(kit, min_bitz=2)
+    found = by_check(Site(policy=broken))["policy"]
+    assert found.state == "FAILED"
+    assert "min_bitz" in found.found
+
+
+def test_columns_that_are_not_used_are_told(plan: Plan, kit: Path) -> None:
+    lines = [json.dumps({"prompt": f"q {k}", "response": "a", "ward": "3"}) for k in range(12)]
+    (kit / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    found = by_check(site(plan, kit))["data"]
+    assert found.state == "warning"
+    assert found.found.endswith("3 held out; column `ward` not used (12 rows)")
+    assert "fedshield data" in found.todo
+
+
+def test_keys_without_effect_are_told(
+    plan: Plan, kit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = kit / "plan.yaml"
+    path.write_text(plan.to_yaml() + "\n")
+    raw = yaml.safe_load(path.read_text())
+    raw["training"]["proximal"] = 0.5
+    path.write_text(yaml.safe_dump(raw))
+    for arguments in (
+        ["doctor", "--plan", str(path)],
+        ["site", "check", str(path), "--policy", str(policy(kit))],
+    ):
+        with contextlib.suppress(UserError):
+            app(arguments, standalone_mode=False)
+        assert "note: training.proximal has no effect" in capsys.readouterr().err
 
 
 # -- TLS -------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ IDLE = [
     ({"data.dirichlet_alpha": 0.1}, "data.dirichlet_alpha"),
     ({"model.revision": "main"}, "model.revision"),
     ({"data.sites.bank.split": "test"}, "data.sites.bank.split"),
+    ({"model.config": "config.json"}, "model.config"),
 ]
 IN_FORCE: list[dict[str, Any]] = [
     {"training.proximal": 0.5, "training.local_algorithm": "fedprox"},
@@ -65,6 +66,18 @@ def test_a_key_that_changes_something_is_not(make_plan: MakePlan, changes: dict[
 
 def test_defaults_are_not_named(make_plan: MakePlan) -> None:
     assert without_effect(make_plan()) == []
+
+
+def test_rows_held_out_that_each_site_says_itself(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "data: {heldout_rows: 9, sites: {a: {source: 'sample:medical', heldout_rows: 3}}}\n"
+        "scheme: {name: plain}\n"
+    )
+    assert load_plan(path)[1] == [
+        "data.heldout_rows has no effect: each site has heldout_rows of its own"
+    ]
+    assert load_plan(path, ["data.sites.a.heldout_rows="])[1] == []
 
 
 def test_the_reader_of_a_plan_is_told(tmp_path: Path) -> None:

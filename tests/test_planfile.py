@@ -248,7 +248,7 @@ def test_overrides_reach_every_key(tmp_path: Path) -> None:
         "speed.threads=",
         " name = spaced ",
     )
-    assert notes == []
+    assert notes == ["--set model.gone=1 is not used: --set model comes after it"]
     assert plan.rounds == 3
     assert plan.training.learning_rate == 1e-4
     assert plan.adapter.targets == ("q_proj", "k_proj")
@@ -262,7 +262,19 @@ def test_overrides_reach_every_key(tmp_path: Path) -> None:
 
 
 def test_the_last_override_of_a_key_wins(tmp_path: Path) -> None:
-    assert load(tmp_path, SITES, "rounds=3", "rounds=4")[0].rounds == 4
+    plan, notes = load(tmp_path, SITES, "rounds=3", "rounds=4")
+    assert plan.rounds == 4
+    assert notes == ["--set rounds=3 is not used: --set rounds comes after it"]
+
+
+def test_an_override_that_a_later_one_undoes_is_named(tmp_path: Path) -> None:
+    inner, outer = "training.steps=3", "training={batch_size: 2}"
+    plan, notes = load(tmp_path, SITES, inner, outer)
+    assert plan.training.steps == 10
+    assert notes == [f"--set {inner} is not used: --set training comes after it"]
+    plan, notes = load(tmp_path, SITES, outer, inner)
+    assert (plan.training.steps, plan.training.batch_size) == (3, 2)
+    assert notes == []
 
 
 def test_overrides_reach_into_lists_by_the_place_that_errors_name(tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def examine(site: Site) -> Iterator[Finding]:
     if site.roster is not None:
         yield roster(site.roster, site.key)
     if site.plan is None:
+        if site.policy is not None:
+            yield policy_file(site.policy)
         return
     room = memory(site.plan)
     yield room
@@ -82,12 +84,16 @@ def examine(site: Site) -> Iterator[Finding]:
 
 
 def not_examined(site: Site) -> tuple[str, ...]:
+    unasked = site.policy is not None and site.plan is not None and site.name is None
     given = {
         "ports (--connect)": site.connect,
         "certificates (--certificates)": site.certificates,
         "the key file (--key)": site.key,
         "the roster (--roster)": site.roster,
         "the policy (--policy)": site.policy,
+        "whether the policy takes the plan (--plan)": site.plan or not site.policy,
+        "where the policy has data and model (--site)": site.name
+        or not (site.policy and site.plan),
         "plan, model and memory (--plan)": site.plan,
         "data (--plan and --site)": site.plan and site.name,
     }
@@ -164,6 +170,16 @@ def roster(path: Path, key: Path | None) -> Finding:
     state: State = "warning" if signed.demo else "ok"
     words = "a demonstration: protects nobody" if signed.demo else standing.in_words()
     return Finding("roster", state, expected, words, "enrol the sites" if signed.demo else "")
+
+
+def policy_file(path: Path) -> Finding:
+    """Alone: whether it takes a plan is asked with one."""
+    expected = "one that can be read"
+    try:
+        found = Policy.read(path)
+    except UserError as error:
+        return refusal("policy", expected, error)
+    return Finding("policy", "ok", expected, f"read ({found.sha256()[:16]})")
 
 
 def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
@@ -254,8 +270,10 @@ def data(plan: Plan, name: str, tokenizer: Any) -> tuple[Finding, tuple[Tokens, 
     rows = f"{len(found.train)} to train on, {len(found.heldout)} held out"
     left = found.skipped_rows + found.no_response_rows
     more = f"; {left} left out, {found.truncated_rows} cut" if left + found.truncated_rows else ""
-    todo = "look at them: the run's report counts them too" if left else ""
-    finding = Finding("data", "warning" if left else "ok", expected, rows + more, todo)
+    notes = "".join(f"; {note}" for note in found.notes)
+    todo = "look at them: fedshield data shows rows, the run's report counts them too"
+    state: State = "warning" if left or notes else "ok"
+    finding = Finding("data", state, expected, rows + more + notes, todo if left or notes else "")
     return finding, (*found.train, *found.heldout)
 
 

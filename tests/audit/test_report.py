@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fedshield.audit import page, suite, words
 from fedshield.audit.findings import Finding
 from fedshield.audit.stats import Measure
 from fedshield.audit.subject import from_path
+from fedshield.audit.suite import Effort
+from fedshield.cli.audit import without_effect
 from fedshield.cli.entry import app
 from fedshield.errors import PlanError
 
@@ -107,6 +110,39 @@ def test_without_a_number_nothing_is_said() -> None:
     assert "AUC" not in text
     assert "bits" not in text
     assert "No differential privacy" in text
+
+
+def test_the_page_says_what_was_run_and_what_was_not_used() -> None:
+    released = Finding("membership", "any", "holder", "area", Measure(0.5, 0.4, 0.6, 9, 0.5))
+    text = page.render(replace(with_findings(released), notes=("bank: column `ward` not used",)))
+    assert "No round was run again" in text
+    assert "were run again on one machine" not in text
+    assert "<li>bank: column `ward` not used</li>" in text
+    text = page.render(with_findings(named("plain", "server", 0.9, 0.1), released))
+    assert "were run again on one machine" in text
+    assert "Of the model and the data" not in text
+
+
+@pytest.mark.parametrize(
+    ("attacks", "effort", "idle"),
+    [
+        (["tokens"], Effort(), []),
+        (
+            ["tokens"],
+            Effort(canaries=3, references=20, shadows=False),
+            ["references", "canaries", "shadows"],
+        ),
+        (["canaries"], Effort(rounds=1, canaries=3), ["rounds"]),
+        (["membership", "properties"], Effort(rounds=1, shadows=False), []),
+    ],
+)
+def test_options_that_no_attack_asks_for_are_named(
+    attacks: list[str], effort: Effort, idle: list[str]
+) -> None:
+    sentences = without_effect(attacks, effort)
+    assert [one.partition(" has no effect: ")[0] for one in sentences] == [
+        f"--{option}" for option in idle
+    ]
 
 
 def named(

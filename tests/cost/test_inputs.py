@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedshield.cost import inputs, look_ahead
+from fedshield.model import tiny
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 
@@ -54,6 +55,49 @@ def test_every_missing_file_is_named_with_its_key(tmp_path: Path) -> None:
         "data.sites.c.source: other.csv is not here; the site checks its own",
     )
     assert there.rows == {"a": 10, "b": None, "c": None}
+
+
+def test_what_a_run_would_refuse_or_leave_out_is_told_before_it(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "Ward?", "response": "3", "nurse": "Ada"}\n{"prompt": "Bed?"}\n')
+
+    def look(**data: str) -> inputs.Inputs:
+        plan = plan_of(tmp_path, dict.fromkeys("abc", "a.jsonl"))
+        data_plan = plan.data.model_copy(update=data)
+        return inputs.look(plan.model_copy(update={"data": data_plan}).with_base_dir(tmp_path))
+
+    refused = look()
+    assert len(refused.problems) == 3
+    assert refused.problems[0].startswith("a.jsonl:14: expected a response in one of ")
+    assert refused.problems[0].endswith("; mend the row, or set data.on_bad_row: skip")
+    skipped = look(on_bad_row="skip")
+    assert skipped.problems == ()
+    assert skipped.notes[0].startswith(
+        "data.sites.a.source: bad rows left out (on_bad_row: skip): 1, the first a.jsonl:14: "
+    )
+    assert skipped.notes[1] == "data.sites.a.source: column `nurse` not used (1 row)"
+    assert skipped.rows["a"] == 11
+    unused = look(on_bad_row="skip", unused="refuse")
+    assert unused.problems[0].startswith("a.jsonl:13: expected every column and key to be used")
+
+
+def test_the_model_that_is_here_is_costed_from_its_own_config(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    plan = plan_of(
+        tmp_path, dict.fromkeys("abc", "a.jsonl"), model={"name": "tiny-llama", "config": "no.json"}
+    )
+    outlook = look_ahead(plan)
+    assert outlook.cost is not None
+    assert outlook.problems == ()
+    assert outlook.notes == ()
+    elsewhere = plan_of(
+        tmp_path, dict.fromkeys("abc", "a.jsonl"), model={"name": "a/b", "config": "config.json"}
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **tiny.CONFIG}))
+    assert look_ahead(elsewhere).notes == (
+        "memory is not looked for: with model.config the model is elsewhere",
+    )
 
 
 def test_a_large_file_is_looked_for_and_not_read(

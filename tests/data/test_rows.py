@@ -131,6 +131,18 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("part", ["history", "tools", "input", "system", "response"])
+def test_a_column_that_no_row_has_is_refused(tmp_path: Path, part: str) -> None:
+    """A row may lack earlier rounds and tools; a name that none has is a misspelt one."""
+    rows = [{"prompt": "Bed 1?", "response": "Free.", "rounds": []} for _ in range(2)]
+    says = refused(jsonl(tmp_path, *rows), columns={part: "round"})
+    assert "round" in says
+    if part in ("history", "tools"):
+        assert says.startswith(f"data.sites.a.columns.{part}: expected a column of rows.jsonl, ")
+        assert says.endswith("got 'round', which no row has; it has prompt, response, rounds")
+        assert len(rows_of(tmp_path / "rows.jsonl", columns={part: "rounds"}).rows) == 2
+
+
 def test_the_label_is_the_source_or_a_column(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {**GOOD, "ward": "A"}, {**GOOD, "ward": 7})
     assert [row.label for row in rows_of(path).rows] == ["rows.jsonl"] * 2

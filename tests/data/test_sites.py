@@ -407,3 +407,17 @@ def test_no_text_gets_a_control_token_into_the_chat(
         turns = 3 if len(site.train) == 2 and tokens is site.train[0] and system.strip() else 2
         counts = [tokens.input_ids.count(mark) for mark in marks]
         assert counts == [0, turns, turns]
+
+
+def test_fewer_rows_than_the_plan_wants_are_told(tmp_path: Path, tokenizer: Any) -> None:
+    """Those that are held out are not there to train on either."""
+    write(tmp_path, "a.jsonl", rows(*range(20)))
+    few = load(tmp_path, tokenizer, one(rows=18))["a"]
+    assert len(few.train) == 16
+    unused = "column `label` not used (20 rows)"
+    assert few.notes == ("16 rows are there to train on, fewer than data.sites.a.rows 18", unused)
+    assert load(tmp_path, tokenizer, one(rows=16))["a"].notes == (unused,)
+    data = pooled("iid", "a.jsonl", sites=2)
+    data["pool"][0]["rows"] = 30
+    (first, *_) = load(tmp_path, tokenizer, data).values()
+    assert first.notes[0] == "a.jsonl has 20 usable rows, fewer than data.pool.0.rows 30"

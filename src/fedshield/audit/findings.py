@@ -69,7 +69,8 @@ class Finding:
 class Audit:
     """A whole audit. `skipped`: attack -> why it was not made; `privacy`: epsilon, delta and what
     goes with them, as a run's summary has them; empty without differential privacy. `history`: what
-    is known of how the audited run went, one sentence each; empty for a plan."""
+    is known of how the audited run went, one sentence each; empty for a plan. `notes`: what of
+    the model and the data was not used, or not as it stands."""
 
     name: str
     plan_sha256: str
@@ -85,6 +86,7 @@ class Audit:
     privacy: Mapping[str, Any] = field(default_factory=dict)
     version: str = ""
     history: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self) | {"findings": [one.to_json() for one in self.findings]}

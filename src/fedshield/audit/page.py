@@ -26,6 +26,8 @@ TITLES = {
     "membership": "Membership of a row, from the released adapter",
     "canaries": "Planted secrets, from the released adapter",
 }
+#: Attacks on what crosses in rounds that are run again.
+OF_MESSAGES = ("opening", "tokens", "properties")
 HEADS = ("Setting", "Party", "What", "Value", "95 % interval", "Chance", "Trials", "Note")
 SOURCES = (
     "DAGER: Petrov et al., arXiv 2405.15586 (token recovery by span check, layer by layer)",
@@ -89,6 +91,7 @@ def view(audit: Audit) -> dict[str, Any]:
         ],
         "scheme": audit.run_scheme,
         "verdicts": verdicts(audit),
+        "rounds_again": any(one.attack in OF_MESSAGES for one in audit.findings),
         "learns": words.who_learns_what(audit),
         "reading": list(words.how_to_read(audit)),
         "heads": HEADS,

@@ -22,6 +22,7 @@ from fedshield.crypto.shares import Share
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.engines.local_sites import InProcessSites
 from fedshield.engines.members import demonstration
+from fedshield.engines.workplace import run_notes
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import Tokens, use_template
@@ -89,7 +90,10 @@ def prepare(
     use_template(base.tokenizer, plan.model.chat_template, date)
     data = load_sites(plan, base.tokenizer, say, only)
     given = public_factors(plan, base, say)
-    return Scene(base, data, AdapterHost(base.model, plan.adapter, base.sha256, given))
+    host = AdapterHost(base.model, plan.adapter, base.sha256, given)
+    for note in run_notes(base, data, host):
+        say(f"note: {note}")
+    return Scene(base, data, host)
 
 
 def record(

@@ -16,6 +16,7 @@ import fedshield
 from fedshield.audit import after_release, on_updates
 from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding, Setting
 from fedshield.audit.stage import Scene, prepare, record
+from fedshield.engines.workplace import run_notes
 from fedshield.errors import ModelError, PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -79,6 +80,7 @@ def audit(
         )
     if "canaries" in attacks:
         findings += after_release.canaries(plan, scene, effort, say)
+    notes = run_notes(scene.base, scene.data, scene.host)
     summed = next((other for one, other in settings if one.key == "rlwe"), plan)
     rules = summed.rules()
     return Audit(
@@ -114,6 +116,7 @@ def audit(
         privacy=privacy or _promised(plan, scene) or {},
         version=fedshield.__version__,
         history=tuple(history),
+        notes=tuple(notes),
     )
 
 

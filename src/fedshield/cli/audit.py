@@ -4,6 +4,7 @@ does, which registers it."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +12,12 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedshield.cli.words import ModelOption, err_console, out_console
+from fedshield.cli.words import ModelOption, err_console, out_console, print_notes
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
     from fedshield.audit.findings import Audit
+    from fedshield.audit.suite import Effort
 
 
 def audit(
@@ -54,6 +56,7 @@ def audit(
         raise UserError("expected --out FOLDER for the report of a plan, or --json")
     effort = Effort(rounds=rounds, references=references, canaries=canaries, shadows=shadows)
     names = [name.strip() for name in attacks.split(",") if name.strip()]
+    print_notes(without_effect(names, effort))
     found = attack(
         subject.plan,
         names,
@@ -74,6 +77,23 @@ def audit(
     _print(found)
     out_console.print(f"report  {paths[1]}", markup=False)
     out_console.print(f"json    {paths[0]}", markup=False)
+
+
+def without_effect(attacks: Sequence[str], effort: Effort) -> list[str]:
+    """Options with a value of their own that no attack of these asks for."""
+    from fedshield.audit.suite import Effort
+
+    users = {
+        "rounds": ("tokens", "properties"),
+        "references": ("canaries",),
+        "canaries": ("canaries",),
+        "shadows": ("membership",),
+    }
+    return [
+        f"--{option} has no effect: --attacks names no {' or '.join(attacks_of)}"
+        for option, attacks_of in users.items()
+        if getattr(effort, option) != getattr(Effort(), option) and not {*attacks_of} & {*attacks}
+    ]
 
 
 def _print(found: Audit) -> None:

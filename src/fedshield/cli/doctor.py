@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedshield.cli.words import JsonOption, out_console
+from fedshield.cli.words import JsonOption, out_console, print_notes
 from fedshield.errors import UserError
 
 STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
@@ -36,7 +36,8 @@ def doctor(
     from fedshield import doctor as examination
     from fedshield.planfile import load_plan
 
-    loaded = None if plan is None else load_plan(plan)[0]
+    loaded, notes = (None, []) if plan is None else load_plan(plan)
+    print_notes(notes)
     asked = examination.Site(
         loaded, site, policy, roster, key, tuple(connect or ()), certificates, time, out
     )

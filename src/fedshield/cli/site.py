@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedshield.cli.words import JsonOption, out_console
+from fedshield.cli.words import JsonOption, out_console, print_notes
 from fedshield.errors import UserError
 
 site_app = typer.Typer(
@@ -41,7 +41,9 @@ def check(
         raise UserError(
             f"--model-sha256: expected 64 digits of 0-9 and a-f, got {model_sha256[:80]!r}"
         )
-    rules, loaded = Policy.read(policy), load_plan(plan)[0]
+    rules = Policy.read(policy)
+    loaded, notes = load_plan(plan)
+    print_notes(notes)
     known = None
     if roster is not None:
         signed = SignedRoster.read(roster)

@@ -132,7 +132,7 @@ def _rows(
                 "data.on_bad_row: skip"
             )
         notes.append(
-            f"{key}: {rows.skipped:,} rows are left out (on_bad_row: skip), the first "
+            f"{key}: bad rows left out (on_bad_row: skip): {rows.skipped:,}, the first "
             f"{rows.first_skipped}"
         )
     if not source.startswith("sample:"):  # whose columns every installation knows
