@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from fedshield.plan import Plan
-from fedshield.plan_effect import without_effect
+from fedshield.plan_effect import (
+    without_effect,
+    without_effect_at_sites,
+    without_effect_in_process,
+)
 from fedshield.planfile import load_plan
 
 MakePlan = Callable[..., Plan]
@@ -91,3 +95,28 @@ def test_the_reader_of_a_plan_is_told(tmp_path: Path) -> None:
         "training.proximal",
         "aggregation.momentum",
     ]
+
+
+def test_what_each_sites_policy_says_is_named_to_the_submitter(make_plan: MakePlan) -> None:
+    assert without_effect_at_sites(make_plan({"speed.device": "auto"})) == []
+    plan = make_plan(
+        {
+            "speed.device": "cuda",
+            "model.name": "a/b",
+            "model.revision": "main",
+            "data.sites.bank.heldout_source": "held.jsonl",
+        }
+    )
+    assert [
+        line.partition(" has no effect at the ")[0] for line in without_effect_at_sites(plan)
+    ] == [
+        "speed.device",
+        "model.revision",
+        "data.sites.bank.heldout_source",
+    ]
+
+
+def test_deadlines_in_one_process_are_named(make_plan: MakePlan) -> None:
+    assert without_effect_in_process(make_plan()) == []
+    (line,) = without_effect_in_process(make_plan({"speed.work_deadline_s": 60}))
+    assert line.startswith("speed.work_deadline_s has no effect: all sites are in one process")

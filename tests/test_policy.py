@@ -249,6 +249,19 @@ def test_data_model_and_device_are_the_policys_whatever_the_plan_says(tmp_path: 
     assert (here.model.name, here.model.revision) == (str(tmp_path / "base"), None)
     assert here.model.config is None
     assert here.speed.device == "cpu"
+    assert policy.not_used(plan, "bank") == (
+        "data.sites.bank.heldout_source of the plan is not used, and this site's policy has no "
+        "heldout_path: the last rows of data_path are held out",
+        "speed.device cuda:7 of the plan is not used: this site's policy says cpu",
+        "model.revision of the plan is not used: this site's policy says which model (model_path)",
+        "model.config of the plan is not used: this site's policy says which model (model_path)",
+    )
+    held = policy_of(tmp_path, model_path="base", heldout_path="held.jsonl", device="cuda:7")
+    assert [line.split()[0] for line in held.not_used(plan, "bank")] == [
+        "model.revision",
+        "model.config",
+    ]
+    assert held.not_used(plan, "clinic") == held.not_used(plan, "bank")
     # What is agreed is what it was.
     assert plan.data.sites["bank"].source == "/etc/passwd"
     assert source.rows == 5

@@ -92,8 +92,7 @@ def not_examined(site: Site) -> tuple[str, ...]:
         "the roster (--roster)": site.roster,
         "the policy (--policy)": site.policy,
         "whether the policy takes the plan (--plan)": site.plan or not site.policy,
-        "where the policy has data and model (--site)": site.name
-        or not (site.policy and site.plan),
+        "where the policy has data and model (--site)": not unasked,
         "plan, model and memory (--plan)": site.plan,
         "data (--plan and --site)": site.plan and site.name,
     }

@@ -24,6 +24,34 @@ def without_effect(plan: Plan) -> list[str]:
     ] + [f"{key} has no effect: {why}" for key, why in _idle_of_sources(plan)]
 
 
+def without_effect_at_sites(plan: Plan) -> list[str]:
+    """The same for what is set here and is each site's own to say, in its policy."""
+    of_policy = "each site's policy says"
+    sentences = [
+        f"{key} has no effect at the sites: {of_policy} {what}"
+        for section, what in (
+            (("speed", "device"), "what trains (device)"),
+            (("model", "revision", "config"), "where its model is (model_path)"),
+        )
+        for key in _set_keys(plan, section)
+    ]
+    return sentences + [
+        f"data.sites.{name}.heldout_source has no effect at the sites: {of_policy} where rows to "
+        "measure on are (heldout_path; the last rows of data_path where it is left out)"
+        for name, source in plan.data.sites.items()
+        if source.heldout_source is not None
+    ]
+
+
+def without_effect_in_process(plan: Plan) -> list[str]:
+    """The same for a run whose sites are all in one process."""
+    deadlines = ("setup_deadline_s", "work_deadline_s", "message_deadline_s")
+    return [
+        f"{key} has no effect: all sites are in one process, and no message is waited for"
+        for key in _set_keys(plan, ("speed", *deadlines))
+    ]
+
+
 def _idle(plan: Plan) -> Iterator[tuple[tuple[str, ...], str]]:
     """A section with those of its keys that change nothing, and why."""
     training, pruning, rules = plan.training, plan.pruning, plan.aggregation

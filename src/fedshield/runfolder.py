@@ -101,10 +101,12 @@ def chat_date(state: Mapping[str, Any]) -> datetime.date | None:
         return None
 
 
-def default_folder(name: str) -> Path:
-    """Where a run of this name goes if nobody says."""
+def folder_of(plan: Plan) -> Path:
+    """Where a run of the plan goes if no `--out` says: `output.dir`, else by its name and time."""
+    if plan.output.dir is not None:
+        return plan.resolve(plan.output.dir)
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name}-{stamp}"
+    return Path("runs") / f"{plan.name}-{stamp}"
 
 
 class RunFolder:

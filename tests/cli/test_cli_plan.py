@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fedshield.cli.entry import app
+from fedshield.cli.model import export
 from fedshield.cost import machine
+from fedshield.errors import UserError
 
 
 @pytest.fixture
@@ -140,3 +142,15 @@ def test_the_time_of_a_shortened_run_and_of_an_earlier_one(plan_file: Path, tmp_
         ]
         > (like["estimated_s"])
     )
+
+
+def test_ways_to_train_that_have_no_row_are_named(plan_file: Path) -> None:
+    words = [str(plan_file), "--details", "--set"]
+    assert "Not with this plan's" not in typed(*words, "adapter.rank=2").stdout
+    too_large = typed(*words, "adapter.rank=512").stdout
+    assert "Not with this plan's targets, rank and sites: core." in too_large
+
+
+def test_a_model_for_an_adapter_alone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--model is where a merge finds the base model"):
+        export(tmp_path, adapter=tmp_path / "adapter", model="elsewhere")

@@ -10,6 +10,8 @@ import pytest
 
 from fedshield.cli import submit as commands
 from fedshield.engines import presence, progress
+from fedshield.engines.flare import status as looking
+from fedshield.engines.flare import submit as submitting
 from fedshield.engines.flare.provision import ProvisionError
 from fedshield.engines.progress import Progress
 from fedshield.errors import UserError
@@ -61,3 +63,43 @@ def test_a_run_whose_process_is_gone_does_not_stay_running(
     said = " ".join(capsys.readouterr().out.split())
     assert "a-run interrupted; its process was killed or its machine went down" in said
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+
+
+def test_runs_that_are_not_listed_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = json.loads((site_kit(tmp_path, "finished") / "run.json").read_text())
+    for day in range(2, 9):
+        run = tmp_path / "runs" / f"run-{day}"
+        run.mkdir()
+        (run / "run.json").write_text(json.dumps(state | {"started": f"2026-01-0{day}"}))
+    commands.status(kit=tmp_path)
+    out = capsys.readouterr().out
+    assert "run-8" in out
+    assert "run-3" not in out
+    assert "and 3 earlier runs that are over, under runs/" in out
+
+
+def test_a_roster_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    problems: list[str] = []
+    assert looking._roster_sites(tmp_path / "roster.json", problems) == ()
+    assert problems == []
+    (tmp_path / "roster.json").write_text("{")
+    assert looking._roster_sites(tmp_path / "roster.json", problems) == ()
+    assert "damaged JSON" in problems[0]
+
+
+def test_a_submitted_run_goes_where_the_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places: list[Path] = []
+    monkeypatch.setattr(
+        submitting, "submit", lambda plan, kit, out, watch, wait_s: places.append(out)
+    )
+    path = tmp_path / "plan.yaml"
+    sites = "{a: {source: a.jsonl}, b: {source: a.jsonl}, c: {source: a.jsonl}}"
+    path.write_text(f"data: {{sites: {sites}}}\noutput: {{dir: kept}}\nspeed: {{device: cuda}}\n")
+    commands.submit(plan=path, kit=tmp_path)
+    commands.submit(plan=path, kit=tmp_path, out=tmp_path / "other")
+    assert places == [tmp_path / "kept", tmp_path / "other"]
+    assert "note: speed.device has no effect at the sites" in capsys.readouterr().err

@@ -111,6 +111,19 @@ def test_the_digest_is_of_the_contents_not_of_the_place(folder: Path, tiny_folde
     assert base.folder_sha256(folder) == first
 
 
+def test_a_further_chat_template_is_part_of_the_digest(tmp_path: Path, tiny_folder: Path) -> None:
+    """Rows with tools may be written by it, so sites must have the same one."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "additional_chat_templates").mkdir()
+    assert base.folder_sha256(folder) == base.folder_sha256(tiny_folder)
+    template = folder / "additional_chat_templates" / "tool_use.jinja"
+    template.write_text("{{ messages }}")
+    digests = {base.folder_sha256(folder), base.folder_sha256(tiny_folder)}
+    template.write_text("{{ tools }}")
+    assert len(digests | {base.folder_sha256(folder)}) == 3
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -62,7 +62,9 @@ def _at_site(plan: Plan, kit: Path, site: str) -> Plan:
         raise UserError(
             f"--kit: expected {policy.name} in {kit}, found none; give the kit of {site}"
         )
-    return Policy.read(policy).local_plan(plan, site)
+    rules = Policy.read(policy)
+    print_notes(rules.not_used(plan, site))
+    return rules.local_plan(plan, site)
 
 
 def _print_row(row: ShownRow) -> None:

@@ -77,6 +77,11 @@ def export(
     kinds = [kind for kind in DTYPES if kind == dtype]
     if not kinds:
         raise UserError(f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype[:40]!r}")
+    if model is not None and merge is None:
+        raise UserError(
+            "--model is where a merge finds the base model: expected --merge FOLDER (an adapter "
+            "names its base by --base)"
+        )
     if merge is None and dtype != "auto":
         raise UserError("--dtype is of merged weights: expected --merge FOLDER")
     if adapter is not None:

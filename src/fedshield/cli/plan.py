@@ -43,7 +43,7 @@ def plan(
 ) -> None:
     """Check a plan, and print what its run will cost and what would stop it. Exit status 2 if
     something would."""
-    from fedshield.choices import choices
+    from fedshield.choices import TRAIN, choices
     from fedshield.cost import look_ahead
     from fedshield.planfile import load_plan
     from fedshield.reference import DEFINITION
@@ -73,6 +73,11 @@ def plan(
                 out_console.print("more: --details; the time more closely: --measure", style="dim")
         if others:
             out_console.print(_choice_table(others))
+            if missing := set(TRAIN) - {other.train for other in others}:
+                out_console.print(
+                    f"Not with this plan's targets, rank and sites: {', '.join(sorted(missing))}.",
+                    markup=False,
+                )
             out_console.print(
                 DEFINITION
                 if any(choice.of_paper is not None for choice in others)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,9 +14,6 @@ from fedshield.causes import can_go_on, explained
 from fedshield.cli.watch import Watch
 from fedshield.cli.words import SetOption, err_console, human_bytes, out_console, print_notes
 from fedshield.errors import UserError
-
-if TYPE_CHECKING:
-    from fedshield.plan import Plan
 
 PlanArgument = Annotated[Path | None, typer.Argument(help="A plan (YAML). See examples/.")]
 
@@ -41,6 +38,7 @@ def run(
         raise UserError("expected --roster and --keys together, or neither for a demonstration")
     from fedshield.engines.members import Enrolment
     from fedshield.planfile import load_plan
+    from fedshield.runfolder import folder_of
 
     how = _engine(engine)
     enrolment = Enrolment(roster, keys) if roster is not None and keys is not None else None
@@ -49,7 +47,7 @@ def run(
     assert plan is not None
     loaded, notes = load_plan(plan, overrides or ())
     print_notes(notes)
-    folder = out or _default_out(loaded)
+    folder = out or folder_of(loaded)
     _watched(folder, lambda events: how.run(loaded, folder, events, enrolment))
 
 
@@ -63,14 +61,6 @@ def _engine(name: str) -> Any:
 
         return simulate
     raise UserError(f"--engine: expected inprocess or flare, got {name[:40]!r}")
-
-
-def _default_out(plan: Plan) -> Path:
-    from fedshield.runfolder import default_folder
-
-    if plan.output.dir is not None:
-        return plan.resolve(plan.output.dir)
-    return default_folder(plan.name)
 
 
 def _watched(path: Path, action: Callable[[Watch], Any]) -> None:

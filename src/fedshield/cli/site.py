@@ -76,6 +76,7 @@ def check(
             source = here.data.sites[site]
             _say("data", f"{source.source} (the policy's, whatever the plan says)")
             _say("model", f"{here.model.name} on {here.speed.device}")
+            print_notes(rules.not_used(loaded, site))
         if unchecked:
             _say("not checked", ", ".join(unchecked))
         if not found:

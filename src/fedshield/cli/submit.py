@@ -10,7 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from fedshield.causes import can_go_on, explained
-from fedshield.cli.words import JsonOption, err_console, human_duration, out_console
+from fedshield.cli.words import (
+    JsonOption,
+    err_console,
+    human_duration,
+    out_console,
+    print_notes,
+)
 from fedshield.errors import UserError
 
 
@@ -32,8 +38,9 @@ def submit(
 ) -> None:
     """Run a plan at a consortium's sites, and follow it. The adapter stays with the sites."""
     from fedshield.engines.flare import submit as submitting
+    from fedshield.plan_effect import without_effect_at_sites
     from fedshield.planfile import load_plan
-    from fedshield.runfolder import default_folder
+    from fedshield.runfolder import folder_of
 
     if (plan is None) == (resume is None) or kit is None:
         raise UserError("expected --kit, and a plan or --resume; see fedshield submit --help")
@@ -44,9 +51,8 @@ def submit(
         return
     assert plan is not None
     loaded, notes = load_plan(plan, overrides or ())
-    for note in notes:
-        err_console.print(f"note: {note}", markup=False)
-    folder = out or default_folder(loaded.name)
+    print_notes([*notes, *without_effect_at_sites(loaded)])
+    folder = out or folder_of(loaded)
     _followed(folder, kit, lambda watch: submitting.submit(loaded, kit, folder, watch, wait))
 
 
@@ -73,11 +79,15 @@ def status(
         for site, party in seen["parties"].items():
             _say("site", f"{site}  {party['words']}")
         named = {run.get("job") for run in seen["runs"]}
+        for sentence in seen["problems"]:
+            _say("problem", sentence)
         for job in seen["jobs"]:
             if job["id"] not in named:
                 _say("job", f"{job['id']}  {job['name']}  {job['status']}")
     for run in seen["runs"]:
         _say("run", f"{run['run']}  {_standing(run)}")
+    if seen["runs_not_listed"]:
+        _say("", f"and {seen['runs_not_listed']} earlier runs that are over, under runs/")
     for sentence in seen["certificates"]:
         _say("certificate", sentence)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fedshield import interrupt
@@ -37,7 +38,7 @@ def finish(
     states = _personal_states(folder, plan, host, adapter)
     if plan.evaluation.prompts:
         prompts = plan.evaluation.prompts
-        notes: list[str] = []
+        notes = whose_answers(tuple(states))
         asked = time.perf_counter()
         replies = answers(
             base,
@@ -62,6 +63,13 @@ def finish(
     interrupt.check()
     folder.write_json("summary.json", summary)
     write_report(folder.path)
+
+
+def whose_answers(adapters: Sequence[str]) -> list[str]:
+    """A note where each site has an adapter of its own: prompts are answered with the first."""
+    if len(adapters) < 2:
+        return []
+    return [f"answers are those of the adapter of {adapters[0]}: each site has one of its own"]
 
 
 def _current(folder: RunFolder, plan: Plan, host: AdapterHost) -> AdapterState:

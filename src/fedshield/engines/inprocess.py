@@ -30,6 +30,7 @@ from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFold
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
+from fedshield.plan_effect import without_effect_in_process
 from fedshield.privacy.terms import summarised
 from fedshield.protocol.auditlog import Log
 from fedshield.protocol.coordinator import Coordinator
@@ -60,6 +61,10 @@ def run(
     parties = "demonstration" if members.roster.demo else "enrolled"
     state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
     state["engine"] = "inprocess"
+    idle = without_effect_in_process(plan)
+    for sentence in idle:
+        watch.note(f"note: {sentence}")
+    state["notes"] = [*idle, *state["notes"]]
     state["prepare_s"] = time.perf_counter() - started
     folder = RunFolder.create(out, plan, state)
     with folder.locked():

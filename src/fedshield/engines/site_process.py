@@ -169,6 +169,8 @@ class SiteProcess:
             date = chat_date(self._folder.state())
             self._admission.admit(self._plan, None)
             self._show("stand")
+            for note in self._admission.not_used(self._plan):
+                self._events.note(f"note: {note}")
             base, data, host = prepare(here, self._events, only=self.name, date=date)
             party = self._admission.admit(self._plan, base.sha256)
             self._check_same(base, data[self.name], host)
@@ -301,6 +303,7 @@ class SiteProcess:
             "base_model_sha256": work.base.sha256,
             "notes": [
                 *without_effect(self._plan),
+                *self._admission.not_used(self._plan),
                 *run_notes(work.base, {self.name: work.data}, work.host),
             ],
             "privacy": self._spent(),

@@ -46,7 +46,9 @@ def prepare(
     base = load(plan, watch.note)
     interrupt.check()
     if use_template(base.tokenizer, plan.model.chat_template, date) == "fallback":
-        watch.note("chat template: the stated fallback (User: / Assistant:)")
+        why = "asked for by the plan" if plan.model.chat_template == "fallback" else "it has none"
+        note = f"the tokenizer's chat template is not used ({why}): User: and Assistant: lines are"
+        base = replace(base, notes=(*base.notes, note))
     longest = getattr(base.model.config, "max_position_embeddings", None)
     if longest is not None and plan.training.max_length > longest:
         raise ModelError(

@@ -232,6 +232,29 @@ class Policy(Section):
         )
         return here.with_base_dir(self._base_dir)
 
+    def not_used(self, plan: Plan, site: str) -> tuple[str, ...]:
+        """What of the plan `local_plan` puts this policy's own in place of, though the plan says
+        another: one sentence each."""
+        sentences = []
+        source = plan.data.sites.get(site)
+        if source is not None and source.heldout_source is not None and self.heldout_path is None:
+            sentences.append(
+                f"data.sites.{site}.heldout_source of the plan is not used, and this site's policy "
+                "has no heldout_path: the last rows of data_path are held out"
+            )
+        if plan.speed.device not in ("auto", self.device):
+            sentences.append(
+                f"speed.device {plan.speed.device} of the plan is not used: this site's policy "
+                f"says {self.device}"
+            )
+        for key in ("revision", "config"):
+            if getattr(plan.model, key) is not None:
+                sentences.append(
+                    f"model.{key} of the plan is not used: this site's policy says which model "
+                    "(model_path)"
+                )
+        return tuple(sentences)
+
     def model_place(self) -> str:
         """Where the base model lies: an absolute path, or the name of a built-in or cached one."""
         path = self._base_dir / Path(self.model_path).expanduser()

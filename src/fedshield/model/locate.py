@@ -36,6 +36,10 @@ _HASHED = {
 }
 
 
+#: The folder of a tokenizer's further chat templates.
+TEMPLATES = "additional_chat_templates"
+
+
 def offline() -> bool:
     """Whether downloads at run time are forbidden."""
     return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
@@ -143,13 +147,18 @@ def read_config(path: Path, what: str) -> Any:
 def folder_sha256(folder: Path) -> str:
     """Digest over names and contents of weights, config and tokenizer files."""
     total = hashlib.sha256(b"fedshield base model 1")
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name in _HASHED:
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-            total.update(path.name.encode() + b"\0" + digest.digest())
+    paths = [
+        path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in _HASHED
+    ]
+    # Of several chat templates one may be for rows with tools.
+    paths += (folder / TEMPLATES).glob("*.jinja")
+    for path in sorted(paths):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        name = path.relative_to(folder).as_posix()
+        total.update(name.encode() + b"\0" + digest.digest())
     return total.hexdigest()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from fedshield.engines.flare import parties
 from fedshield.engines.flare.kit import KIT
+from fedshield.engines.flare.provision import ProvisionError
 
 
 @pytest.fixture
@@ -52,6 +53,18 @@ def test_nothing_from_where_it_was_typed_can_be_imported(
     assert "-P" in command
     assert given[KIT] == str(tmp_path)
     assert "secure_train=true" in command
+
+
+def test_an_import_path_that_is_not_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says: list[str] = []
+    for value, told in (("/elsewhere", ["PYTHONPATH is not used"]), ("", [])):
+        monkeypatch.setenv("PYTHONPATH", value)
+        says.clear()
+        with pytest.raises(ProvisionError, match="expected it in the kit"):
+            parties._check(tmp_path, "north.key", "fed_client.json", says.append)
+        assert [line.partition(":")[0] for line in says] == told
 
 
 def test_the_server_and_this_machine_are_reached_directly(

@@ -183,3 +183,22 @@ def test_a_job_that_lingers_ends_as_its_coordinator_said(
     with told:
         submit._follow(folder, kit, "job", "trial", Notes(), plan.data.site_names(), plan)
     assert session.aborted
+
+
+def test_a_job_of_the_run_that_cannot_be_ended_is_named() -> None:
+    def gone(_: str) -> dict[str, str]:
+        raise TimeoutError("no answer")
+
+    watch = Notes()
+    submit._end_others(SimpleNamespace(get_job_meta=gone), ["j1"], watch)
+    assert watch.notes == [
+        "job j1 of this run could not be looked at or ended (TimeoutError: no answer): if it still "
+        "runs somewhere, the parties there refuse the new one"
+    ]
+
+
+def test_a_log_that_cannot_be_fetched_is_no_silence_of_the_coordinator() -> None:
+    assert "ended without a word" in submit._without_reason("FINISHED:EXECUTION_EXCEPTION")
+    told = submit._without_reason("FINISHED:COMPLETED", "OSError: no room")
+    assert told.startswith("how the run ended is not known here (finished:completed): ")
+    assert "OSError: no room" in told

@@ -148,6 +148,11 @@ class Kit(Quiet):
         policy.check(plan, None, None)
         return policy.local_plan(plan, self.name)
 
+    def not_used(self, plan: Plan) -> tuple[str, ...]:
+        """What of the plan gives way to this site's policy, one sentence each."""
+        policy = self.policy()
+        return () if policy is None else policy.not_used(plan, self.name)
+
     def admit(self, plan: Plan, base_model_sha256: str | None) -> Party:
         """Raises `UserError` for a plan that the roster or the policy does not allow."""
         roster_path = self.path / "roster.json"

@@ -90,6 +90,8 @@ def start_server(folder: Path, say: Say) -> NoReturn:
 
 def _check(kit: Path, key: str, configuration: str, say: Say) -> None:
     check_flare_installed()
+    if os.environ.get("PYTHONPATH"):
+        say("PYTHONPATH is not used: a party imports nothing but what is installed")
     for path in (kit / key, kit / "roster.json", kit / "flare" / "startup" / configuration):
         if not path.exists():
             raise ProvisionError(

@@ -1,8 +1,8 @@
 """One thread for what FLARE remembers of each message, instead of a thread for each.
 
 FLARE keeps every message that it received in mind for 65 seconds, to answer repeated ones, and
-starts a `threading.Timer`, so a thread, to forget it. At 40 messages a second that is 2,600 threads
-(docs/log.md). FLARE 2.9.0 has no setting for it but a shorter memory, which would weaken what the
+starts a `threading.Timer`, so a thread, to forget it: at 40 messages a second, 65 times as many
+threads. FLARE 2.9.0 has no setting for it but a shorter memory, which would weaken what the
 memory is for.
 """
 

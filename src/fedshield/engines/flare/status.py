@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ def of_consortium(kit: Path) -> dict[str, Any]:
         presences = present(session)
         jobs = session.list_jobs()
     runs = _runs(kit.resolve().parent / "runs")
+    problems: list[str] = []
     ended = {run["job"]: run["status"] for run in runs if "job" in run}
     listed = []
     for job in jobs:
         said = job["status"].lower()
         status = ended.get(job["job_id"], JOBS.get(said, "failed"))
         listed.append({"id": job["job_id"], "name": job["job_name"], "status": status})
-    expected = _roster_sites(kit.resolve().parent / "roster.json")
+    expected = _roster_sites(kit.resolve().parent / "roster.json", problems)
     states: dict[str, dict[str, Any]] = {
         site: {
             "state": "connected" if found.answers else "does not answer",
@@ -52,7 +54,8 @@ def of_consortium(kit: Path) -> dict[str, Any]:
         "sites": sorted(site for site, found in presences.items() if found.answers),
         "parties": dict(sorted(states.items())),
         "jobs": listed,
-        "runs": runs,
+        **_listed(runs),
+        "problems": problems,
         "certificates": _ending(kit / "startup", kit.resolve().parent / "flare" / "startup"),
     }
 
@@ -76,7 +79,8 @@ def of_site(kit: Path) -> dict[str, Any]:
         "process": "running" if running else "not running",
         "connected": bool(connection.get("connected")),
         "since": connection.get("since"),
-        "runs": runs,
+        **_listed(runs),
+        "problems": [],
         "certificates": _ending(kit / "flare" / "startup"),
     }
 
@@ -120,8 +124,17 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
                 }
         runs.append(run)
     runs.sort(key=lambda run: str(run.get("started", "")))
+    return runs
+
+
+def _listed(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Those that run and the last few that are over, and how many more there are."""
     over = [run for run in runs if run["status"] != "running"]
-    return over[-OVER_LISTED:] + [run for run in runs if run["status"] == "running"]
+    running = [run for run in runs if run["status"] == "running"]
+    return {
+        "runs": over[-OVER_LISTED:] + running,
+        "runs_not_listed": max(0, len(over) - OVER_LISTED),
+    }
 
 
 def _lost(folder: Path) -> dict[str, str]:
@@ -135,11 +148,13 @@ def _lost(folder: Path) -> dict[str, str]:
     return lost
 
 
-def _roster_sites(path: Path) -> tuple[str, ...]:
-    """Whom the roster names; nobody where it is not on this machine."""
+def _roster_sites(path: Path, problems: list[str]) -> tuple[str, ...]:
+    """Whom the roster names; nobody where it is not on this machine. One that cannot be read is
+    told of in `problems`."""
     if not path.is_file():
         return ()
     try:
         return SignedRoster.read(path).names()
-    except UserError:
+    except UserError as error:
+        problems.append(str(error))
         return ()

@@ -10,7 +10,6 @@ import contextlib
 import secrets
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from fedshield import interrupt
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
+from fedshield.engines.flare.fetching import fetch_log, in_short
 from fedshield.engines.flare.follow import CODES
 from fedshield.engines.flare.jobs import JOBS, write_job
 from fedshield.engines.flare.provision import ProvisionError
@@ -27,7 +27,7 @@ from fedshield.enrolment import SignedRoster
 from fedshield.errors import RoundFailed, RunFolderError, UserError
 from fedshield.plan import Plan
 from fedshield.protocol.session import least_sites
-from fedshield.runfolder import RunFolder, now, write_atomic
+from fedshield.runfolder import RunFolder, now
 
 #: Seconds between looks; after the coordinator ended, until the job is ended.
 LOOK_S, GRACE_S = 1.0, 30.0
@@ -189,11 +189,16 @@ def _abort(kit: Path, job_id: str, watch: Events) -> None:
 def _end_others(session: Any, jobs: list[str], watch: Events) -> None:
     """Jobs of this run that FLARE still takes for running, from before something died."""
     for job_id in jobs:
-        with contextlib.suppress(Exception):
+        try:
             if _is_over(session.get_job_meta(job_id).get("status", "")):
                 continue
             watch.note(f"ending job {job_id}")
             session.abort_job(job_id)
+        except Exception as error:
+            watch.note(
+                f"job {job_id} of this run could not be looked at or ended ({in_short(error)}): "
+                "if it still runs somewhere, the parties there refuse the new one"
+            )
 
 
 def _is_over(status: str) -> bool:
@@ -264,19 +269,27 @@ def _follow(
                 watch.note("the coordinator is done; ending FLARE's job")
                 session.abort_job(job_id)
                 ended = time.monotonic()
-        _fetch(session, job_id, folder)
+        before = len(read_log(folder.path / COORDINATOR_FILE))
+        missing = fetch_log(session, job_id, folder)
     # Of a job that had to be ended FLARE may keep nothing.
-    told = read_log(nearby)[-1:] if ended else read_log(folder.path / COORDINATOR_FILE)[-1:]
-    last = told[0] if told else {}
+    told = read_log(nearby) if ended else read_log(folder.path / COORDINATOR_FILE)[before:]
+    last = told[-1] if told else {}
+    if missing:
+        watch.note(f"the coordinator's log could not be fetched from the server: {missing}")
     if last.get("status") != "finished":
-        why = last.get("reason") or _without_reason(said)
+        why = last.get("reason") or _without_reason(said, missing)
         raise RoundFailed(f"{why}; each site's error.log says more")
 
 
-def _without_reason(status: str) -> str:
-    """Why a job ended whose coordinator said nothing."""
+def _without_reason(status: str, missing: str = "") -> str:
+    """Why a job ended whose coordinator said nothing, or whose word is `missing`: why."""
     if status.lower() == "finished:aborted":
         return "the run was aborted by an operator of the server"
+    if missing:
+        return (
+            f"how the run ended is not known here ({status.lower()}): the coordinator's log could "
+            f"not be fetched ({missing}); it is in the coordinator's folder, under runs/"
+        )
     return (
         f"the coordinator's process ended without a word ({status.lower()}): it was killed, or "
         "could not be started; the log in the coordinator's flare/ folder says more"
@@ -307,34 +320,3 @@ def _say(entry: dict[str, Any], watch: Events) -> None:
     if "aggregate_s" in entry:
         who = ", ".join(entry["contributors"])
         watch.note(f"round {entry['round']}: {who} in {entry['round_s']:.1f} s")
-
-
-def _fetch(session: Any, job_id: str, folder: RunFolder) -> None:
-    """The coordinator's file, out of what FLARE keeps of the job."""
-    with tempfile.TemporaryDirectory() as found:
-        with contextlib.suppress(Exception):
-            session.download_job_result(job_id, found)
-        for path in sorted(Path(found).rglob("*")):
-            if path.name == COORDINATOR_FILE:
-                _append(folder, path.read_bytes())
-                return
-            if path.suffix == ".zip" or path.name == "workspace":
-                data = _from_zip(path)
-                if data:
-                    _append(folder, data)
-                    return
-
-
-def _from_zip(path: Path) -> bytes:
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        return b""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if Path(name).name == COORDINATOR_FILE:
-                return archive.read(name)
-    return b""
-
-
-def _append(folder: RunFolder, data: bytes) -> None:
-    path = folder.path / COORDINATOR_FILE
-    write_atomic(path, (path.read_bytes() if path.exists() else b"") + data)
