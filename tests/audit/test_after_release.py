@@ -81,6 +81,25 @@ def test_a_planted_secret_is_exposed_and_one_never_seen_is_not(learnt: Any) -> N
     assert never.extracted.value == 0
 
 
+def test_canaries_that_do_not_fit_are_not_measured(learnt: Any) -> None:
+    """Fewer rows than canaries: the later ones would lie over the earlier, and 16 times be fewer."""
+    plan, scene = learnt[0], learnt[1]
+    rows = min(len(data.train) for data in scene.data.values())
+    fits = canaries.invent(plan, 1, (0, rows))
+    assert canaries.unfit(scene, plan, fits) == ""
+    too_many = canaries.invent(plan, 1, (1, rows))
+    assert f"and {rows + 1} would be planted; lower --canaries" in canaries.unfit(
+        scene, plan, too_many
+    )
+    short = plan.model_copy(
+        update={"training": plan.training.model_copy(update={"max_length": 40})}
+    )
+    skipped: dict[str, str] = {}
+    effort = Effort(canaries=1, repeats=(0, 1))
+    assert after_release.canaries(short, scene, effort, skipped, lambda _: None) == []
+    assert "training.max_length cuts" in skipped["canaries"]
+
+
 def test_canaries_take_the_place_of_rows_as_often_as_said(learnt: Any) -> None:
     _, scene, staged, invented, _ = learnt
     for site, data in staged.data.items():

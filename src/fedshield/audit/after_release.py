@@ -125,9 +125,14 @@ def _shadow_losses(
     return found
 
 
-def canaries(plan: Plan, scene: Scene, effort: Effort, say: Say) -> list[Finding]:
-    """Exposure and extraction of secrets planted in a run of the plan."""
+def canaries(
+    plan: Plan, scene: Scene, effort: Effort, skipped: dict[str, str], say: Say
+) -> list[Finding]:
+    """Exposure and extraction of secrets planted in a run of the plan; why not, in `skipped`."""
     invented = secrets.invent(plan, effort.canaries, effort.repeats)
+    if why := secrets.unfit(scene, plan, invented):
+        skipped["canaries"] = why
+        return []
     staged = secrets.planted(scene, plan, invented)
     say("running the plan with canaries")
     state = record(in_the_clear(plan), staged, say=say).released.state

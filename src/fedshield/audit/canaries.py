@@ -60,6 +60,19 @@ def invent(plan: Plan, per_site: int, repeats: Sequence[int]) -> tuple[Canary, .
     return tuple(found)
 
 
+def unfit(scene: Scene, plan: Plan, canaries: Sequence[Canary]) -> str:
+    """Why they cannot be planted as often as they say, in one sentence; '' where they can."""
+    for site, data in scene.data.items():
+        wanted = sum(canary.repeats for canary in canaries if canary.site == site)
+        if wanted > len(data.train):
+            return (
+                f"{site} has {len(data.train)} rows to train on, and {wanted} would be planted; "
+                "lower --canaries"
+            )
+    cut = max((_row(scene, plan, canary).num_dropped for canary in canaries), default=0)
+    return f"training.max_length cuts {cut} tokens off a canary" if cut else ""
+
+
 def planted(scene: Scene, plan: Plan, canaries: Sequence[Canary]) -> Scene:
     """The scene with the canaries among the sites' training rows, each in the place of one."""
     data: dict[str, SiteData] = dict(scene.data)

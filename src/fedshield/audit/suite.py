@@ -79,7 +79,7 @@ def audit(
             plan, scene, effort, released(scene.host.spec), rounds, skipped, say
         )
     if "canaries" in attacks:
-        findings += after_release.canaries(plan, scene, effort, say)
+        findings += after_release.canaries(plan, scene, effort, skipped, say)
     notes = run_notes(scene.base, scene.data, scene.host)
     summed = next((other for one, other in settings if one.key == "rlwe"), plan)
     rules = summed.rules()

@@ -25,7 +25,7 @@ from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
-from fedshield.engines.workplace import prepare, standing_of
+from fedshield.engines.workplace import cap_notes, prepare, standing_of
 from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFolderError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
@@ -61,10 +61,10 @@ def run(
     parties = "demonstration" if members.roster.demo else "enrolled"
     state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
     state["engine"] = "inprocess"
-    idle = without_effect_in_process(plan)
-    for sentence in idle:
+    more = [*without_effect_in_process(plan), *cap_notes(plan, data, members.example_cap)]
+    for sentence in more:
         watch.note(f"note: {sentence}")
-    state["notes"] = [*idle, *state["notes"]]
+    state["notes"] = [*state["notes"], *more]
     state["prepare_s"] = time.perf_counter() - started
     folder = RunFolder.create(out, plan, state)
     with folder.locked():

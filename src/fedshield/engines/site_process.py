@@ -25,7 +25,7 @@ from fedshield.engines.metrics import site_row
 from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
 from fedshield.engines.standing import SHOWN, Standing, is_digest
-from fedshield.engines.workplace import prepare, run_notes, standing_of
+from fedshield.engines.workplace import cap_notes, prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
@@ -173,6 +173,8 @@ class SiteProcess:
                 self._events.note(f"note: {note}")
             base, data, host = prepare(here, self._events, only=self.name, date=date)
             party = self._admission.admit(self._plan, base.sha256)
+            for note in cap_notes(self._plan, data, party.example_cap):
+                self._events.note(f"note: {note}")
             self._check_same(base, data[self.name], host)
             self._work = Work(party, base, data[self.name], host)
         return self._work
@@ -305,6 +307,7 @@ class SiteProcess:
                 *without_effect(self._plan),
                 *self._admission.not_used(self._plan),
                 *run_notes(work.base, {self.name: work.data}, work.host),
+                *cap_notes(self._plan, {self.name: work.data}, work.party.example_cap),
             ],
             "privacy": self._spent(),
         }

@@ -97,6 +97,19 @@ def run_notes(base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost) 
     return list(dict.fromkeys([*base.notes, *host.notes, *about_data]))
 
 
+def cap_notes(plan: Plan, data: Mapping[str, SiteData], cap: int | None) -> list[str]:
+    """A sentence on each site whose rows count for less than they are: a roster can cap what a site
+    counts for. `cap`: the roster's `max_examples`."""
+    if cap is None or plan.scheme.weights == "equal":
+        return []
+    return [
+        f"{site}: {len(data[site].train):,} rows to train on count as {cap:,} (the roster's "
+        "max_examples)"
+        for site in sorted(data)
+        if len(data[site].train) > cap
+    ]
+
+
 def standing_of(
     store: SiteStore, plan: Plan, host: AdapterHost, completed: int
 ) -> tuple[int, AdapterState, SiteMemory | None]:
