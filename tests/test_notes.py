@@ -40,4 +40,9 @@ def test_what_is_said_once_a_process_is_heard_again() -> None:
 
 
 def test_one_line_keeps_no_control_characters() -> None:
-    assert one_line("a\tb\nc\x1b[31m" + "x" * 400, 12) == "a b c [31mxx"
+    assert one_line("a\tb\nc\x1b[31m" + "x" * 400, 14) == "a b c [31mx..."
+
+
+def test_a_text_that_is_cut_says_so() -> None:
+    assert one_line("a  long\nline", 11) == "a long line"
+    assert one_line("a  long\nline", 10) == "a long ..."

@@ -31,6 +31,7 @@ IDLE = [
     ({"encoding.bits": 8}, "encoding.bits"),
     ({"encoding.headroom": True}, "encoding.headroom"),
     ({"evaluation.max_new_tokens": 7}, "evaluation.max_new_tokens"),
+    ({"pruning.method": "none", "encoding.error_feedback": False}, "encoding.error_feedback"),
     ({"data.dirichlet_alpha": 0.1}, "data.dirichlet_alpha"),
     ({"model.revision": "main"}, "model.revision"),
     ({"data.sites.bank.split": "test"}, "data.sites.bank.split"),

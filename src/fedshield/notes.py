@@ -18,9 +18,11 @@ LONGEST = 300
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """Text of a library's or a file's making, as it can stand in a one-line message."""
+    """Text of a library's or a file's making, as it can stand in a one-line message; '...' ends one
+    that is longer than `longest` characters."""
     printable = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(printable.split())[:longest]
+    line = " ".join(printable.split())
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
 
 
 class _Collector(logging.Handler):

@@ -78,6 +78,9 @@ def _idle(plan: Plan) -> Iterator[tuple[tuple[str, ...], str]]:
     if plan.scheme.name != "rlwe":
         why = f"scheme.name is {plan.scheme.name}, and only rlwe packs bits"
         yield ("encoding", "bits", "headroom"), why
+    if plan.scheme.name == "plain" and pruning.method == "none":
+        why = "nothing is left out of an update: scheme.name is plain, pruning.method none"
+        yield ("encoding", "error_feedback"), why
     if not plan.evaluation.prompts:
         yield ("evaluation", "max_new_tokens"), "evaluation.prompts is empty"
     if plan.data.split != "dirichlet":

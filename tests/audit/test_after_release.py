@@ -82,7 +82,7 @@ def test_a_planted_secret_is_exposed_and_one_never_seen_is_not(learnt: Any) -> N
 
 
 def test_canaries_that_do_not_fit_are_not_measured(learnt: Any) -> None:
-    """Fewer rows than canaries: the later ones would lie over the earlier, and 16 times be fewer."""
+    """With fewer rows the later ones would lie over the earlier, and 16 times be fewer."""
     plan, scene = learnt[0], learnt[1]
     rows = min(len(data.train) for data in scene.data.values())
     fits = canaries.invent(plan, 1, (0, rows))

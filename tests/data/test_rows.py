@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Row, Rows, read
 from fedshield.data.turns import Turn
 from fedshield.errors import DataError
@@ -129,6 +130,21 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     assert "rows.jsonl:1: expected text in nothing, got NoneType" in refused(
         path, columns={"prompt": "nothing"}
     )
+
+
+def test_text_beside_lists_of_turns_is_named(tmp_path: Path) -> None:
+    """It follows a prompt of text; a prompt of turns has no place for it."""
+    row = {
+        "prompt": [{"role": "user", "content": "Bed 1?"}],
+        "completion": [{"role": "assistant", "content": "Free."}],
+        "input": "ward 3",
+    }
+    remarks = Remarks()
+    path = jsonl(tmp_path, row)
+    source = SourcePlan(source=path.name)
+    key = "data.sites.a.source"
+    read(plan_in(tmp_path), path.name, source, key=key, on_bad_row="refuse", remarks=remarks)
+    assert remarks.sentences() == ("column `input` not used (1 row)",)
 
 
 @pytest.mark.parametrize("part", ["history", "tools", "input", "system", "response"])

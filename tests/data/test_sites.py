@@ -421,3 +421,17 @@ def test_fewer_rows_than_the_plan_wants_are_told(tmp_path: Path, tokenizer: Any)
     data["pool"][0]["rows"] = 30
     (first, *_) = load(tmp_path, tokenizer, data).values()
     assert first.notes[0] == "a.jsonl has 20 usable rows, fewer than data.pool.0.rows 30"
+
+
+def test_what_is_not_used_of_a_pool_is_told_to_whoever_asks_for_one_site(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    write(tmp_path, "a.jsonl", rows(*range(20)))
+    raw = {"data": pooled("iid", "a.jsonl", sites=2), "scheme": {"name": "plain"}}
+    plan = parse_plan(raw | {"model": {"name": "tiny-llama"}}, base_dir=tmp_path)
+    unused = ("column `label` not used (20 rows)",)
+    assert [load_sites(plan, tokenizer, only=f"site-{k}")[f"site-{k}"].notes for k in (1, 2)] == [
+        unused,
+        unused,
+    ]
+    assert [site.notes for site in load_sites(plan, tokenizer).values()] == [unused, ()]

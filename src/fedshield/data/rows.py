@@ -202,7 +202,8 @@ def _question_and_answer(
     prompt, extra = _prompt(fields, columns, used)
     used |= {prompt, response}
     if isinstance(fields.get(prompt), list) and isinstance(fields.get(response), list):
-        # TRL's form: only the completion is learnt.
+        # TRL's form: only the completion is learnt, and no text follows the prompt.
+        used -= {*_INPUTS, columns.input or ""} - {prompt, response}
         asked = tuple(
             Turn(turn.role, turn.content, False, turn.more)
             for turn in read_turns(fields[prompt], prompt)

@@ -101,7 +101,7 @@ def shares(plan: Plan, tokenizer: Any, names: Sequence[str]) -> Mapping[str, Sha
     `DataError`."""
     if plan.data.split == "by-site":
         return {name: _own(plan, tokenizer, name) for name in names}
-    return _pooled(plan, tokenizer)
+    return _pooled(plan, tokenizer, min(names))
 
 
 def _source(
@@ -186,7 +186,8 @@ def _tell_heldout(used: int, wanted: int, rows: int, seen: int, remarks: Remarks
 # -- dealing out a pool --------------------------------------------------------------------
 
 
-def _pooled(plan: Plan, tokenizer: Any) -> dict[str, Share]:
+def _pooled(plan: Plan, tokenizer: Any, told: str) -> dict[str, Share]:
+    """Every site's share. `told`: the site with which is told what belongs to the pool."""
     data = plan.data
     reader, remarks = _reader(plan, tokenizer)
     sources: list[_Source] = []
@@ -226,10 +227,10 @@ def _pooled(plan: Plan, tokenizer: Any) -> dict[str, Share]:
             f"{shown} ({data.split} {place + 1} of {len(names)})",
             mine[: -data.heldout_rows],
             mine[-data.heldout_rows :],
-            # What is skipped or not used belongs to the pool: it is told once, of the first site.
-            skipped if place == 0 else 0,
-            first_skipped if place == 0 else "",
-            remarks.sentences() if place == 0 else (),
+            # What is skipped or not used belongs to the pool: it is told once.
+            skipped if name == told else 0,
+            first_skipped if name == told else "",
+            remarks.sentences() if name == told else (),
         )
         for place, (name, mine) in enumerate(zip(names, dealt, strict=True))
     }
