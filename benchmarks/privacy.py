@@ -113,8 +113,11 @@ def release(plan: Plan) -> Iterator[dict[str, Any]]:
         losses = row_losses(scene.base, scene.host, adapter, heldout)
         measure = mean_measure([one.mean for one in losses])
         yield {"party": "any", "what": f"held-out loss {name}", "measure": asdict(measure)}
-    found = after_release.membership(plan, scene, effort, state, None, {}, _say)
-    found += after_release.canaries(plan, scene, effort, _say)
+    skipped: dict[str, str] = {}
+    found = after_release.membership(plan, scene, effort, state, None, skipped, _say)
+    found += after_release.canaries(plan, scene, effort, skipped, _say)
+    for name, why in skipped.items():
+        _say(f"not measured: {name}: {why}")
     for one in found:
         yield {"party": one.party, "what": one.what, "measure": asdict(one.measure)}
 
