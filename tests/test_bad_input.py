@@ -329,6 +329,13 @@ DATA = {
         ("data.sites.a: expected train rows with an answer within training.max_length 8", "raise"),
         set={"training.max_length": 8},
     ),
+    "a prompt for the report that is too long": Case(
+        (
+            "evaluation.prompts: prompt 2: expected fewer tokens than tiny-llama reads (1024)",
+            "got 1148; shorten the prompt",
+        ),
+        set={"evaluation.prompts": ["Hi", "x" * 1100]},
+    ),
     "Dirichlet impossible": Case(
         ("data.dirichlet_alpha: expected a split", "raise it, or lower data.heldout_rows"),
         set=pool(split="dirichlet", num_sites=3, dirichlet_alpha=1e-4),
