@@ -298,7 +298,7 @@ DATA = {
         "x.csv", b"prompt,response\na,b\na,b,c\n", "x.csv:3: expected 2 fields", "mend the row"
     ),
     "CSV open quote": data_file(
-        "x.csv", b'prompt,response\n"a,b\n', "x.csv:", "expected CSV with a header", "mend the file"
+        "x.csv", b'prompt,response\n"a,b\n', "x.csv:2: expected CSV in the row that", "mend it"
     ),
     "CSV column twice": data_file(
         "x.csv", b"prompt,response,response\na,b,c", "x.csv: expected every column once", "mend it"
@@ -332,7 +332,7 @@ DATA = {
     "a prompt for the report that is too long": Case(
         (
             "evaluation.prompts: prompt 2: expected fewer tokens than tiny-llama reads (1024)",
-            "got 1148; shorten the prompt",
+            "got 1119; shorten the prompt",
         ),
         set={"evaluation.prompts": ["Hi", "x" * 1100]},
     ),
