@@ -288,7 +288,7 @@ def test_a_template_that_refuses_to_ask_says_why() -> None:
 
 def test_what_asking_writes_and_answering_does_not_is_kept() -> None:
     """As DeepSeek-R1's: it asks with a thought's beginning."""
-    asking = tiny.CHAT_TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    asking = tiny.CHAT_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
     assert asking != tiny.CHAT_TEMPLATE
     for template, asked in ((asking, "<think>\n"), (tiny.CHAT_TEMPLATE, "")):
         (passage,) = passages(tokenizer_with(template), chat("question", "answer"))

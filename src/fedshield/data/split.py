@@ -139,8 +139,8 @@ def _own(plan: Plan, tokenizer: Any, name: str) -> Share:
     wanted = settings.heldout_rows or plan.data.heldout_rows
     sources = [own]
     if settings.heldout_source is None:
-        _enough(len(own.rows), wanted, key, [own])
         first = own.first(settings.rows)
+        _enough(len(own.rows), wanted, key, sources)
         heldout = own.last(wanted)
         end = min(heldout)
     else:
