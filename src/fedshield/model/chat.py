@@ -71,7 +71,11 @@ def use_template(tokenizer: Any, choice: str, date: datetime.date | None = None)
             )
         return "tokenizer"
     if tokenizer.eos_token is None:
-        raise ModelError("model: the tokenizer has no end-of-text token; add one to its config")
+        raise ModelError(
+            "model: expected an end-of-text token, with which the fallback chat template ends "
+            "answers, got a tokenizer with none; set eos_token in tokenizer_config.json, or give "
+            "it a chat template"
+        )
     # A template writes all special tokens itself: also the first one, where texts begin with it.
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + FALLBACK_TEMPLATE
