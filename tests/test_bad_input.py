@@ -298,7 +298,7 @@ DATA = {
         "x.csv", b"prompt,response\na,b\na,b,c\n", "x.csv:3: expected 2 fields", "mend the row"
     ),
     "CSV open quote": data_file(
-        "x.csv", b'prompt,response\n"a,b\n', "x.csv:", "expected CSV with a header", "mend the file"
+        "x.csv", b'prompt,response\n"a,b\n', "x.csv:2: expected CSV in the row that", "mend it"
     ),
     "CSV column twice": data_file(
         "x.csv", b"prompt,response,response\na,b,c", "x.csv: expected every column once", "mend it"
@@ -328,6 +328,13 @@ DATA = {
     "no answer fits": Case(
         ("data.sites.a: expected train rows with an answer within training.max_length 8", "raise"),
         set={"training.max_length": 8},
+    ),
+    "a prompt for the report that is too long": Case(
+        (
+            "evaluation.prompts: prompt 2: expected fewer tokens than tiny-llama reads (1024)",
+            "got 1119; shorten the prompt",
+        ),
+        set={"evaluation.prompts": ["Hi", "x" * 1100]},
     ),
     "Dirichlet impossible": Case(
         ("data.dirichlet_alpha: expected a split", "raise it, or lower data.heldout_rows"),

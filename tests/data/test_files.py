@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from fedshield.data.files import parse_json
@@ -92,6 +94,35 @@ def test_json_lists_and_json_lines_of_that_name(tmp_path: Path) -> None:
     assert "r.json: expected a JSON list of objects, but the key 'prompt' is given" in refused(path)
     path.write_text('[{"prompt": ')
     assert refused(path).startswith("r.json: expected a JSON list of objects, but")
+
+
+def test_one_object_over_several_lines_is_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    rows = [{"prompt": "a", "response": "b"}] * 3
+    path.write_text(json.dumps({"version": 1, "data": rows}, indent=1))
+    message = refused(path)
+    assert message.startswith(
+        "r.json: expected a JSON list of objects, or an object a line, got one"
+    )
+    assert message.endswith("(keys version, data); write the list of rows alone")
+
+
+@pytest.mark.parametrize("name", ["R.CSV", "R.Csv.GZ", "R.JSONL", "R.Json", "R.Parquet"])
+def test_capital_letters_in_a_files_name(tmp_path: Path, name: str) -> None:
+    path, row = tmp_path / name, {"prompt": "Grüße?", "response": "Ja, 5 €."}
+    if name == "R.Parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist([row]), path)
+    else:
+        table = 'prompt,response\n"Grüße?","Ja, 5 €."\n'
+        text = table if "C" in name[2:3] else json.dumps([row] if name == "R.Json" else row)
+        path.write_bytes(gzip.compress(text.encode()) if name.endswith("GZ") else text.encode())
+    assert pairs(rows_of(path)) == [PAIR]
+
+
+def test_a_damaged_row_of_a_table_is_named_by_where_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text('prompt,response\na,"b\nc"\nd,"e" f\ng,h\n')
+    assert refused(path).startswith("r.csv:4: expected CSV in the row that begins here, but ','")
 
 
 def test_a_key_given_twice_is_no_json() -> None:

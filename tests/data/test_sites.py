@@ -143,6 +143,16 @@ def test_too_few_rows(tmp_path: Path, tokenizer: Any, found: list[Any], says: st
     assert says in refused(tmp_path, tokenizer, one())
 
 
+@pytest.mark.parametrize("data", [one(), pooled("iid", "a.jsonl", sites=2)])
+def test_too_few_rows_because_of_unusable_ones(
+    tmp_path: Path, tokenizer: Any, data: dict[str, Any]
+) -> None:
+    write(tmp_path, "a.jsonl", [*rows(*range(4)), *[{"prompt": "a"}] * 9])
+    message = refused(tmp_path, tokenizer, data | {"on_bad_row": "skip"})
+    assert "and 9 unusable ones (a.jsonl:5: expected a response in one of" in message
+    assert message.endswith("; mend them, add rows or lower data.heldout_rows")
+
+
 # -- dealing out a pool --------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -55,6 +57,21 @@ def test_parts_of_text_are_joined() -> None:
 def test_other_keys_go_on_to_the_template() -> None:
     (turn,) = turns({"role": "user", "name": "Ada", "content": "Hi", "score": 3, "note": None})
     assert turn.as_message() == {"role": "user", "content": "Hi", "name": "Ada", "score": 3}
+
+
+def test_dates_and_decimals_beside_the_text_go_on_as_a_template_writes_them() -> None:
+    """As in chats that were logged with the time of each turn, and stored as Parquet."""
+    said = datetime.datetime(2024, 5, 1, 12, 30)
+    (turn,) = turns({"role": "user", "content": "Hi", "at": said, "price": Decimal("1.50")})
+    assert turn.as_message() == {
+        "role": "user",
+        "content": "Hi",
+        "at": "2024-05-01 12:30:00",
+        "price": "1.50",
+    }
+    assert "expected text, numbers and lists in turn 1" in refused(
+        {"role": "user", "content": "Hi", "raw": b"\xff"}
+    )
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])

@@ -117,6 +117,36 @@ def test_where_every_row_is_refused_the_first_says_why(tmp_path: Path) -> None:
         load(tmp_path, STRICT, rows, on_bad_row="skip")
 
 
+def test_calls_alone_that_are_not_written_are_the_reason(tmp_path: Path) -> None:
+    """Not what follows from it, and nothing of a skipped row is counted as unused."""
+    call = {"type": "function", "function": {"name": "beds", "arguments": {}}}
+    turns = [
+        {"role": "user", "name": "Ada", "content": "Free?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "Four."},
+    ]
+    asking = tiny.CHAT_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+    for template in (tiny.CHAT_TEMPLATE, asking):
+        rows = [pair(1), {"messages": turns}, pair(2)]
+        site, _ = load(tmp_path, template, rows, on_bad_row="skip")
+        assert site.first_skipped == (
+            "a.jsonl:2: expected an answer in turn 2, got tool_calls alone, which the chat "
+            "template does not write"
+        )
+        assert not [note for note in site.notes if "not used" in note]
+
+
+def test_a_template_that_asks_with_more_than_it_writes_of_answers_is_noted(tmp_path: Path) -> None:
+    asking = tiny.CHAT_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+    site, texts = load(tmp_path, asking, [pair(1), pair(2), pair(3)])
+    assert [learnt for _, learnt in texts] == [f"Bed {n} is free.{EOS}\n" for n in (1, 2)]
+    assert site.notes == (
+        "the chat template begins an answer that it asks for with '<think>', and leaves that out "
+        "of answers that are given, which are learnt without it (3 rows, first a.jsonl:1)",
+    )
+
+
 # -- keys ----------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedshield.engines.finished import adapter_file, copy_adapter
-from fedshield.engines.whereabouts import whereabouts
+from fedshield.engines.whereabouts import check_model_there, whereabouts
 from fedshield.enrolment.policy import PolicyError
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
@@ -104,6 +104,23 @@ def test_a_kit_of_two_sites_and_a_damaged_policy_are_told(tmp_path: Path) -> Non
     (kit / "south.key").write_text("")
     with pytest.raises(RunFolderError, match=r"expected the kit of one site .* north, south"):
         whereabouts(run)
+
+
+def test_a_model_that_is_no_longer_there_is_asked_for(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    section = plan.model.model_copy(update={"name": "./models/base"})
+    plan = plan.model_copy(update={"model": section}).with_base_dir(plan.base_dir)
+    run = run_in(tmp_path / "runs" / "wards", plan)
+    with pytest.raises(
+        RunFolderError, match=r"base model in \./models/base, found no folder there;"
+    ):
+        check_model_there(whereabouts(run).plan, None)
+    gone = str(tmp_path / "gone")
+    with pytest.raises(RunFolderError, match=r"--model: expected a model folder .*gone, where"):
+        check_model_there(whereabouts(run, gone).plan, gone)
+    (plan.base_dir / "models" / "base").mkdir(parents=True)
+    check_model_there(whereabouts(run).plan, None)
+    check_model_there(whereabouts(run, "house/model").plan, "house/model")  # of the hub
 
 
 def with_adapter(run: RunFolder, site: str = "") -> Path:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from fedshield.errors import ModelError
 from fedshield.model import base, tiny
 from fedshield.model.adapter import AdapterHost
-from fedshield.model.answers import answers, end_ids
+from fedshield.model.answers import answers, check_prompts, end_ids
 from fedshield.plan import Plan
 from fedshield.types import AdapterState
 
@@ -150,3 +151,40 @@ def test_a_padding_id_of_the_base_is_used(make_plan: MakePlan) -> None:
     host.model.generate = watch
     answers(dataclasses.replace(loaded, pad_token_id=7), host, state, ["Hi"], 2)
     assert given == [7, 7]
+
+
+def test_an_answer_ends_where_the_model_reads_no_further(make_plan: MakePlan) -> None:
+    """With learnt positions (GPT-2, OPT) a longer text is an error in the midst of the model."""
+    loaded, host, state = host_of(make_plan())
+    asked = len(
+        loaded.tokenizer("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n").input_ids
+    )
+    config = loaded.model.config
+    lengths: list[int] = []
+    generate = host.model.generate
+
+    def watch(**kwargs: Any) -> Any:
+        output = generate(**kwargs)
+        lengths.append(output.shape[1])
+        return output
+
+    host.model.generate = watch
+    config.max_position_embeddings = asked + 5
+    longer = "Hi" + "!" * 4
+    short, long = answers(loaded, host, state, ["Hi", longer], 9)
+    assert [short["max_new_tokens"], long["max_new_tokens"]] == [5, 1]
+    assert max(lengths) <= asked + 5
+    config.max_position_embeddings = asked
+    with pytest.raises(ModelError, match=rf"reads \({asked}\), .* got {asked}; shorten the prompt"):
+        answers(loaded, host, state, ["Hi"], 9)
+
+
+def test_prompts_that_cannot_be_asked_are_refused_before_a_run(make_plan: MakePlan) -> None:
+    loaded, _, _ = host_of(make_plan())
+    check_prompts(loaded, ["Hi", "x" * 900])
+    with pytest.raises(ModelError, match=r"evaluation\.prompts: prompt 2: expected fewer tokens"):
+        check_prompts(loaded, ["Hi", "x" * 2000])
+    loaded.tokenizer.chat_template = "{{ raise_exception('system first') }}"
+    with pytest.raises(ModelError, match=r"evaluation\.prompts: prompt 1: .* \(system first\)"):
+        check_prompts(loaded, ["Hi"])
+    check_prompts(loaded, [])

@@ -180,7 +180,7 @@ def test_whatever_is_said(name: str, parts: list[str]) -> None:
 
 @pytest.mark.parametrize("turns", [2, 4])
 def test_a_template_that_writes_answers_before_questions_is_refused(turns: int) -> None:
-    with pytest.raises(ModelError, match="does not write the last answer as it stands after the"):
+    with pytest.raises(ModelError, match="writes the turns before the last answer otherwise"):
         answers(REVERSED, chat(*"abcd"[:turns]))
 
 
@@ -279,6 +279,24 @@ def test_a_template_that_leaves_the_answer_out_is_refused() -> None:
         answers(hiding, chat("question", "answer"))
 
 
+def test_a_template_that_refuses_to_ask_says_why() -> None:
+    """It takes whole rounds only, so a question without its answer is refused."""
+    rounds = "{% if messages | length % 2 %}{{ raise_exception('whole rounds') }}{% endif %}"
+    with pytest.raises(ModelError, match=r"refuses the turns user \(whole rounds\)"):
+        answers(rounds + tiny.CHAT_TEMPLATE, chat("question", "answer"))
+
+
+def test_what_asking_writes_and_answering_does_not_is_kept() -> None:
+    """As DeepSeek-R1's: it asks with a thought's beginning."""
+    asking = tiny.CHAT_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+    assert asking != tiny.CHAT_TEMPLATE
+    for template, asked in ((asking, "<think>\n"), (tiny.CHAT_TEMPLATE, "")):
+        (passage,) = passages(tokenizer_with(template), chat("question", "answer"))
+        assert passage.asked == asked
+        ((start, end),) = passage.learnt
+        assert passage.text[start:end].startswith("answer")
+
+
 def test_a_template_that_refuses_the_roles_says_which() -> None:
     with pytest.raises(ModelError) as caught:
         answers(NO_SYSTEM, chat("Hi", "Hello!", system="Be kind."))
@@ -371,7 +389,7 @@ def test_the_fallback_begins_as_the_tokenizer_begins_texts() -> None:
 def test_a_tokenizer_without_an_end_mark_is_refused() -> None:
     tokenizer = tokenizer_with(None)
     tokenizer.eos_token = None
-    with pytest.raises(ModelError, match="no end-of-text token"):
+    with pytest.raises(ModelError, match=r"expected an end-of-text token, .* set eos_token in"):
         use_template(tokenizer, "auto")
 
 

@@ -149,3 +149,17 @@ def test_without_an_end_of_text_the_chats_end_is_named(make_plan: MakePlan) -> N
     )
     (note,) = check_model(loaded, host, (ROW,))
     assert "generation stops at its limit of tokens" in note
+
+
+def test_an_end_token_that_is_ordinary_text_is_noted(make_plan: MakePlan) -> None:
+    """As after a tokenizer was exchanged and the settings for generation were not."""
+    loaded, host = ready(make_plan)
+    settings, letter = loaded.model.generation_config, loaded.tokenizer("e")["input_ids"][0]
+    usual = loaded.tokenizer.eos_token_id
+    for given in (None, usual, [usual], 10**6):
+        settings.eos_token_id = given
+        assert check_model(loaded, host, (ROW,)) == ()
+    for given in (letter, [usual, letter]):
+        settings.eos_token_id = given
+        (note,) = check_model(loaded, host, (ROW,))
+        assert f"end an answer at id {letter} ('e'), which is no special token" in note

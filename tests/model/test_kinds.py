@@ -32,6 +32,11 @@ def test_encoders_are_refused_unless_they_are_decoders(kind: str) -> None:
     assert check_kind(AutoConfig.for_model(kind, is_decoder=True), "model.name m") == ()
 
 
+@pytest.mark.parametrize("kind", ["modernbert", "distilbert", "deberta-v2"])
+def test_encoders_without_a_causal_class_are_called_so(kind: str) -> None:
+    assert f"got {kind}, an encoder, which reads" in refused(AutoConfig.for_model(kind))
+
+
 @pytest.mark.parametrize("kind", ["bart", "t5", "whisper", "pegasus"])
 def test_sequence_to_sequence_is_refused(kind: str) -> None:
     assert f"got {kind}, an encoder with a decoder" in refused(AutoConfig.for_model(kind))

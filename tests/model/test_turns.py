@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedshield.errors import ModelError
 from fedshield.model import tiny
 from fedshield.model.chat import use_template
 from fedshield.model.turns import turn_end_ids, turn_end_text
@@ -66,3 +67,24 @@ def test_the_fallback_ends_with_the_end_of_text() -> None:
     tokenizer = tokenizer_with("", eos=TEXT)
     assert use_template(tokenizer, "fallback") == "fallback"
     assert turn_end_ids(tokenizer) == (tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "messages | length % 2",  # an odd number of turns, as in chats of whole rounds
+        "messages[-1].role == 'user'",  # a chat that ends with a question
+        "messages[0].role != 'system'",  # a chat without a system's turn
+        "messages | length > 2",  # a longer chat
+    ],
+)
+def test_a_template_that_refuses_some_chats_still_says_how_a_turn_ends(refused: str) -> None:
+    rule = "{% if " + refused + " %}{{ raise_exception('no') }}{% endif %}"
+    tokenizer = tokenizer_with(rule + turns(TURN + "\n"))
+    assert turn_end_ids(tokenizer) == (tokenizer.convert_tokens_to_ids(TURN),)
+    assert turn_end_text(tokenizer) == TURN
+
+
+def test_a_template_that_refuses_every_chat_is_an_error() -> None:
+    with pytest.raises(ModelError, match=r"refuses the turns user, assistant \(no\)"):
+        turn_end_ids(tokenizer_with("{{ raise_exception('no') }}"))

@@ -107,7 +107,25 @@ def test_an_output_layer_that_the_config_ties_away(make_plan: MakePlan, folder: 
 
 def test_an_output_layer_that_is_not_there(make_plan: MakePlan, folder: Path) -> None:
     change_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
-    assert "got none for lm_head.weight (1 missing)" in refused(make_plan, folder)
+    assert (
+        "got none for its output layer, lm_head.weight; complete the folder, or set tie_"
+        in refused(make_plan, folder)
+    )
+
+
+def test_embeddings_that_are_not_there(make_plan: MakePlan, folder: Path) -> None:
+    """Of a tied model they are the output layer too, and the cure is another."""
+    change_config(folder, tie_word_embeddings=True)
+    names = ("lm_head.weight", "model.embed_tokens.weight")
+    change_weights(folder, lambda tensors: [tensors.pop(name) for name in names])
+    assert "tie_word_embeddings" not in refused(make_plan, folder)
+
+
+def test_a_config_that_makes_no_model(make_plan: MakePlan, folder: Path) -> None:
+    change_config(folder, rope_parameters={"rope_type": "magic", "rope_theta": 1e4})
+    message = refused(make_plan, folder)
+    assert "expected a config.json that transformers can build the model from, got Key" in message
+    assert "'magic'" in message
 
 
 def test_what_transformers_warns_of_is_in_the_notes(

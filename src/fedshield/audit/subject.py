@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedshield.engines.whereabouts import whereabouts
+from fedshield.engines.whereabouts import check_model_there, whereabouts
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
@@ -73,6 +73,7 @@ def from_path(path: Path, overrides: Sequence[str] = (), model: str | None = Non
     run = RunFolder.open(path)
     privacy = run.state().get("privacy")
     place = whereabouts(run, model)
+    check_model_there(place.plan, model)
     return Subject(
         place.plan,
         run,

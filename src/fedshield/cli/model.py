@@ -46,7 +46,7 @@ def generate(
         out_console.print(title, style="bold", markup=False)
         out_console.print(answer[name], markup=False)
         if name in answer["cut"]:
-            cut = f"(cut at {max_new_tokens} tokens: the answer had not ended)"
+            cut = f"(cut at {answer['max_new_tokens']} tokens: the answer had not ended)"
             out_console.print(cut, style="dim", markup=False)
 
 

@@ -111,7 +111,11 @@ def _rows(
         if elsewhere and not path.exists():
             notes.append(f"{key}: {source} is not here; the site checks its own")
             return None
-        if path.is_file() and path.name.endswith(SUFFIXES) and path.stat().st_size > LARGEST_READ:
+        if (
+            path.is_file()
+            and path.name.lower().endswith(SUFFIXES)
+            and path.stat().st_size > LARGEST_READ
+        ):
             notes.append(f"{key}: {source} is there and too large to be read before a run")
             return None
     remarks = Remarks(refuse=plan.data.unused == "refuse")

@@ -79,7 +79,7 @@ def raw_rows(
         return
     path = _file(plan, source, key)
     shown = one_line(path.name)
-    if path.name.endswith(".parquet"):
+    if path.name.lower().endswith(".parquet"):
         for where, row in parquet_rows(path, shown, columns, remarks):
             yield where, BadRow(row) if isinstance(row, str) else row
         return
@@ -97,8 +97,8 @@ def raw_rows(
 
 
 def _kind(name: str) -> str:
-    """The last suffix of a name, without `.gz`."""
-    stem, dot, suffix = name.removesuffix(".gz").rpartition(".")
+    """The last suffix of a name in small letters, without `.gz`."""
+    stem, dot, suffix = name.lower().removesuffix(".gz").rpartition(".")
     return dot + suffix if stem else name
 
 
@@ -133,7 +133,7 @@ def _file(plan: Plan, source: str, key: str) -> Path:
         raise DataError(f"{key}: expected a data file, got the folder {shown}; name a file")
     if not path.exists():
         raise DataError(f"{key}: expected a data file, found none at {shown}; check the path")
-    if not path.name.endswith(SUFFIXES):
+    if not path.name.lower().endswith(SUFFIXES):
         raise DataError(
             f"{key}: expected a file ending in {', '.join(SUFFIXES)}, got {one_line(path.name)}; "
             "convert it"
@@ -145,7 +145,7 @@ def _file(plan: Plan, source: str, key: str) -> Path:
 
 
 def _lines(path: Path, name: str, encoding: str) -> Iterator[str]:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    opener: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
     codec = codecs.lookup(encoding).name
     first = True
     try:
@@ -171,7 +171,7 @@ def _lines(path: Path, name: str, encoding: str) -> Iterator[str]:
 
 def _guess(path: Path) -> str:
     """The encoding that a file which is not UTF-8 most likely has."""
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    opener: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rb") as file:
         begin = file.read(64)
     if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -218,6 +218,7 @@ def _json_list(lines: Iterable[str], name: str) -> RawRows:
     all_lines = list(lines)
     begin = next((line.strip()[0] for line in all_lines if line.strip()), "")
     if begin != "[":
+        _check_lines(all_lines, name)
         yield from _json_lines(all_lines, name)
         return
     try:
@@ -229,6 +230,26 @@ def _json_list(lines: Iterable[str], name: str) -> RawRows:
         ) from None
     for number, row in enumerate(rows, start=1):
         yield f"{name}: row {number}", row
+
+
+def _check_lines(lines: list[str], name: str) -> None:
+    """Refuse a single object over several lines, none of which is a row. Raises `DataError`."""
+    first = next((line for line in lines if line.strip()), "")
+    try:
+        json.loads(first)
+        return
+    except (ValueError, RecursionError):
+        pass  # no row in one line
+    try:
+        whole = json.loads("".join(lines))
+    except (ValueError, RecursionError):
+        return
+    if isinstance(whole, dict):
+        keys = one_line(", ".join(whole), 80)
+        raise DataError(
+            f"{name}: expected a JSON list of objects, or an object a line, got one object over "
+            f"several lines (keys {keys}); write the list of rows alone"
+        )
 
 
 def _csv(lines: Iterable[str], name: str, separator: str) -> RawRows:
@@ -247,8 +268,10 @@ def _csv(lines: Iterable[str], name: str, separator: str) -> RawRows:
             else:
                 yield where, row
     except csv.Error as error:
+        # `line_num` is where the last whole row ended.
         raise DataError(
-            f"{name}:{reader.line_num}: expected CSV with a header, but {error}; mend the file"
+            f"{name}:{reader.line_num + 1}: expected CSV in the row that begins here, but {error}; "
+            "mend it: a field with a quote in it stands in quotes, the inner ones twice"
         ) from None
 
 

@@ -148,7 +148,8 @@ def _row(
 ) -> tuple[Row, set[str]]:
     """The row, and the columns that it is made of."""
     if not isinstance(fields, dict):
-        raise BadRow(f"expected an object with named fields, got {type(fields).__name__}")
+        hint = " (a file that is one list ends in .json)" if isinstance(fields, list) else ""
+        raise BadRow(f"expected an object with named fields, got {type(fields).__name__}{hint}")
     label, used = source, set[str]()
     if label_column is not None:
         if fields.get(label_column) is None:
@@ -329,7 +330,8 @@ def _tools(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> str:
 
 
 def _list(names: Collection[str]) -> str:
-    return one_line(", ".join(list(map(str, names))[:8]), 160) or "none"
+    shown = [name if name == one_line(name) else repr(name) for name in map(str, names)]
+    return one_line(", ".join(shown[:8]), 160) or "none"
 
 
 def _text(fields: dict[str, Any], name: str, *, required: bool) -> str:

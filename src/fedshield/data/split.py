@@ -140,7 +140,7 @@ def _own(plan: Plan, tokenizer: Any, name: str) -> Share:
     sources = [own]
     if settings.heldout_source is None:
         first = own.first(settings.rows)
-        _enough(len(own.rows), wanted, key)
+        _enough(len(own.rows), wanted, key, sources)
         heldout = own.last(wanted)
         end = min(heldout)
     else:
@@ -152,7 +152,7 @@ def _own(plan: Plan, tokenizer: Any, name: str) -> Share:
         _tell_heldout(len(heldout), wanted, len(theirs.rows), max(heldout) + 1, remarks)
     train = {place: example for place, example in first.items() if place < end}
     if not train:
-        _enough(len(heldout), wanted, key)
+        _enough(len(heldout), wanted, key, sources)
     further = end - max(train) - 1
     if settings.rows is not None and len(train) < settings.rows:
         remarks.say(
@@ -213,7 +213,7 @@ def _pooled(plan: Plan, tokenizer: Any, told: str) -> dict[str, Share]:
     order = generator.permutation(len(rows))
     rows = [rows[index] for index in order]
     names = data.site_names()
-    _enough(len(rows) // len(names), data.heldout_rows, "data.pool (for each site)")
+    _enough(len(rows) // len(names), data.heldout_rows, "data.pool (for each site)", sources)
     if data.split == "iid":
         dealt = [rows[place :: len(names)] for place in range(len(names))]
     else:
@@ -260,9 +260,12 @@ def _dirichlet(
     )
 
 
-def _enough(available: int, heldout: int, key: str) -> None:
+def _enough(available: int, heldout: int, key: str, sources: Sequence[_Source]) -> None:
     if available <= heldout:
+        skipped = sum(source.skipped for source in sources)
+        first = next((source.first_skipped for source in sources if source.first_skipped), "")
         raise DataError(
-            f"{key}: expected more than {heldout} rows ({heldout} are held out), got {available}; "
-            "add rows or lower data.heldout_rows"
+            f"{key}: expected more than {heldout} rows ({heldout} are held out), got {available}"
+            + (f" and {skipped} unusable ones ({first}); mend them," if skipped else ";")
+            + " add rows or lower data.heldout_rows"
         )

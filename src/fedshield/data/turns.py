@@ -6,9 +6,11 @@ which may write it (`reasoning_content`, `tool_calls`, `name`); what it does not
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fedshield.data.files import BadRow, parse_json
@@ -116,10 +118,18 @@ def _turn(turn: Any, where: str) -> Turn:
     for text in texts_in(more):
         unicode_text(text, where)
     try:
-        keys = json.dumps(more, ensure_ascii=False, sort_keys=True)
+        keys = json.dumps(more, ensure_ascii=False, sort_keys=True, default=_as_written)
     except TypeError as error:
         raise BadRow(f"expected text, numbers and lists in {where}, but {error}") from None
     return Turn(role, unicode_text(content, where), _learnt(turn, role, where), keys)
+
+
+def _as_written(value: Any) -> str:
+    """Dates and decimals, which Parquet files hold in keys beside the text, as a template writes
+    them. Raises `TypeError` for any other."""
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | Decimal):
+        return str(value)
+    raise TypeError(f"got {type(value).__name__}")
 
 
 def _role(turn: dict[str, Any], where: str) -> tuple[str, str]:

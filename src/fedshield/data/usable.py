@@ -19,9 +19,14 @@ from fedshield.data.rows import Row
 from fedshield.data.turns import texts_in
 from fedshield.errors import ModelError
 from fedshield.model.chat import Message, Passage, passages, render
+from fedshield.notes import one_line
 
 TRIMMED = "the chat template trims white space around text"
 SPLIT = "the chat template rewrites earlier answers: each of those has a text of its own"
+ASKED = (
+    "the chat template begins an answer that it asks for with {}, and leaves that out of answers "
+    "that are given, which are learnt without it"
+)
 LAST_ONLY = (
     "the chat template rewrites earlier answers: they have no loss, since with privacy.unit "
     "example a conversation counts once"
@@ -58,9 +63,12 @@ class Reader:
                 self._tokenizer, messages, tools=tools, learnt=learnt, last_only=self._last_only
             )
         except ModelError as error:
+            self._no_silent_calls(messages, tools)
             raise BadRow(str(error)) from None
-        used = self._used(row, messages, tools, texts)
+        used, unused = self._used(messages, tools, texts)
         self._no_control_tokens(used)
+        for name in unused:
+            self._remarks.unused(f"{name} (by the chat template)", row.where)
         self._left_out(row, messages, tools, texts)
         return Example(row, texts)
 
@@ -73,12 +81,12 @@ class Reader:
 
     def _used(
         self,
-        row: Row,
         messages: Sequence[Message],
         tools: list[Any] | None,
         texts: Sequence[Passage],
-    ) -> list[str]:
-        """Texts of the keys and tools that change what is written; the other ones are named."""
+    ) -> tuple[list[str], list[str]]:
+        """Texts of the keys and tools that change what is written, and the names of the others.
+        Raises `BadRow` for a turn of nothing but calls that are not written."""
         keys = sorted({key for message in messages for key in message} - {"role", "content"})
         used: list[str] = []
         if keys and not self._differs(_without(messages, keys), tools, texts):
@@ -87,27 +95,29 @@ class Reader:
             unused = [
                 key for key in keys if not self._differs(_without(messages, [key]), tools, texts)
             ]
-        for key in unused:
-            silent = [
-                place
-                for place, message in enumerate(messages, 1)
-                if key == "tool_calls" and key in message and not message["content"].strip()
-            ]
-            if silent:
-                raise BadRow(
-                    f"expected an answer in turn {silent[0]}, got tool_calls alone, which the "
-                    "chat template does not write"
-                )
-            self._remarks.unused(f"{named('key', key)} of turns (by the chat template)", row.where)
+        if "tool_calls" in unused:
+            _refuse_silent_calls(messages)
+        names = [f"{named('key', key)} of turns" for key in unused]
         for key in set(keys) - set(unused):
             used += [text for item in messages for text in texts_in(item.get(key))]
         if tools is not None:
             if self._differs(messages, None, texts):
                 used += texts_in(tools)
             else:
-                name = f"{named('column', 'tools')} (by the chat template)"
-                self._remarks.unused(name, row.where)
-        return used
+                names.append(named("column", "tools"))
+        return used, names
+
+    def _no_silent_calls(self, messages: Sequence[Message], tools: list[Any] | None) -> None:
+        """Raises `BadRow` where a turn is nothing but calls, and the template does not write
+        them."""
+        without = _without(messages, ["tool_calls"])
+        if without != messages:
+            written = (render(self._tokenizer, turns, tools=tools) for turns in (messages, without))
+            try:
+                if len(set(written)) == 1:
+                    _refuse_silent_calls(messages)
+            except ModelError:  # the template refuses the row for a reason of its own
+                return
 
     def _differs(
         self, messages: Sequence[Message], tools: list[Any] | None, texts: Sequence[Passage]
@@ -147,6 +157,8 @@ class Reader:
                 f"the chat template leaves out text of the role {role}, or rewrites it", where
             )
         wanted = sum(turn.role == "assistant" and turn.learnt for turn in row.turns)
+        if asked := next((one.asked for one in texts if one.asked), ""):
+            remarks.row(ASKED.format(repr(one_line(asked, 40))), where)
         if len(texts) > 1:
             remarks.row(SPLIT, where)
         elif self._last_only and wanted > len(texts[0].learnt):
@@ -188,6 +200,16 @@ def control_tokens(tokenizer: Any) -> re.Pattern[str]:
     texts = {*tokenizer.all_special_tokens, *added} - {""}
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _refuse_silent_calls(messages: Sequence[Message]) -> None:
+    """Raises `BadRow` for a turn of nothing but calls, which are not written."""
+    for place, message in enumerate(messages, 1):
+        if "tool_calls" in message and not message["content"].strip():
+            raise BadRow(
+                f"expected an answer in turn {place}, got tool_calls alone, which the chat "
+                "template does not write"
+            )
 
 
 def _written(text: str, texts: Sequence[Passage]) -> bool:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fedshield.durable import whole_folder
-from fedshield.engines.whereabouts import model_to_name, whereabouts
+from fedshield.engines.whereabouts import check_model_there, model_to_name, whereabouts
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost, ordinary
 from fedshield.model.base import BaseModel, load
@@ -36,6 +36,7 @@ def open_finished(
     """
     folder = RunFolder.open(path)
     weights, plan = adapter_file(folder, site, model)
+    check_model_there(plan, model)
     notes: list[str] = []
     quantised = plan.model.quantization != "none"
     if full_precision and quantised:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 from fedshield.errors import RunFolderError
+from fedshield.notes import one_line
 from fedshield.plan import Plan
 from fedshield.runfolder import RunFolder
 
@@ -41,6 +42,23 @@ def whereabouts(folder: RunFolder, model: str | None = None) -> Whereabouts:
         section = plan.model.model_copy(update={"name": name, "revision": None, "config": None})
         plan = plan.model_copy(update={"model": section}).with_base_dir(plan.base_dir)
     return Whereabouts(plan, site)
+
+
+def check_model_there(plan: Plan, model: str | None) -> None:
+    """See that the folder of the base model is in its place. `plan`: of `whereabouts`; `model`: as
+    given to it. Raises `RunFolderError`."""
+    name = plan.model.name
+    if not name.startswith(("/", ".", "~")) or plan.resolve(name).is_dir():
+        return
+    if model is not None:
+        raise RunFolderError(
+            f"--model: expected a model folder or a hub name, got {one_line(model)}, where "
+            "there is no folder; check the path"
+        )
+    raise RunFolderError(
+        f"expected the run's base model in {one_line(name)}, found no folder there; say with "
+        "--model where it is"
+    )
 
 
 def model_to_name(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from fedshield.engines.events import Events
 from fedshield.engines.warm import compile_kernels
 from fedshield.errors import ModelError
 from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.answers import check_prompts
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import use_template
 from fedshield.model.check import check_ids, check_model
@@ -49,13 +50,14 @@ def prepare(
         why = "asked for by the plan" if plan.model.chat_template == "fallback" else "it has none"
         note = f"the tokenizer's chat template is not used ({why}): User: and Assistant: lines are"
         base = replace(base, notes=(*base.notes, note))
-    longest = getattr(base.model.config, "max_position_embeddings", None)
+    longest = base.max_positions
     if longest is not None and plan.training.max_length > longest:
         raise ModelError(
             f"training.max_length: expected at most what {plan.model.name} reads ({longest} "
             f"tokens), got {plan.training.max_length}; lower it"
         )
     with library_words() as words:
+        check_prompts(base, plan.evaluation.prompts)
         data = load_sites(plan, base.tokenizer, watch.note, only)
     for site, found in data.items():
         for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedshield import interrupt
+from fedshield.errors import ModelError
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.model.chat import render
@@ -42,8 +43,12 @@ def answers(
 ) -> list[dict[str, Any]]:
     """Each prompt's greedy answer by the base model (`base`) and with the adapter (`tuned`).
 
-    `cut` names those of the two that had not ended after `max_new_tokens` tokens. `note` is told,
-    once each, what of the base's generation settings is not used and what transformers warns of.
+    `cut` names those of the two that had not ended after `max_new_tokens` tokens, or where the
+    model reads no further: the reply's `max_new_tokens`. `note` is told, once each, what of the
+    base's generation settings is not used and what transformers warns of.
+
+    Raises:
+        ModelError: the chat template refuses a prompt, or it leaves no room for an answer.
     """
     settings, unused = _greedy(base, max_new_tokens)
     if unused:
@@ -54,9 +59,12 @@ def answers(
         for number, prompt in enumerate(prompts, start=1):
             interrupt.check()
             say(f"answering prompt {number} of {len(prompts)}")
+            inputs, room = _asked(base, prompt)
+            length = max_new_tokens if room is None else min(max_new_tokens, room)
+            settings.max_new_tokens = length
             with host.model.disable_adapter():
-                before, before_ended = _answer(base, host.model, prompt, settings)
-            after, after_ended = _answer(base, host.model, prompt, settings)
+                before, before_ended = _answer(base, host.model, inputs, settings)
+            after, after_ended = _answer(base, host.model, inputs, settings)
             ended = {"base": before_ended, "tuned": after_ended}
             cut = [name for name, whole in ended.items() if not whole]
             results.append(
@@ -65,7 +73,7 @@ def answers(
                     "base": before,
                     "tuned": after,
                     "cut": cut,
-                    "max_new_tokens": max_new_tokens,
+                    "max_new_tokens": length,
                 }
             )
     for text in warned:
@@ -107,13 +115,38 @@ def _greedy(base: BaseModel, max_new_tokens: int) -> tuple[Any, list[str]]:
     return settings, unused
 
 
-def _answer(base: BaseModel, model: Any, prompt: str, settings: Any) -> tuple[str, bool]:
+def check_prompts(base: BaseModel, prompts: Sequence[str]) -> None:
+    """See before a run that the prompts of its report can be asked. The template must be settled.
+    Raises `ModelError` for one that cannot."""
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            _asked(base, prompt)
+        except ModelError as error:
+            raise ModelError(f"evaluation.prompts: prompt {number}: {error}") from None
+
+
+def _asked(base: BaseModel, prompt: str) -> tuple[Any, int | None]:
+    """The prompt's tokens as the model sees them, and how many more it reads; None: any number.
+    Raises `ModelError` for a prompt that the chat template refuses, or that leaves no room."""
+    text = render(base.tokenizer, [{"role": "user", "content": prompt}], generate=True)
+    inputs = base.tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    longest, length = base.max_positions, int(inputs["input_ids"].shape[1])
+    if longest is None:
+        return inputs, None
+    if length >= longest:
+        raise ModelError(
+            f"expected fewer tokens than {base.name} reads ({longest}), so that an answer has "
+            f"room, got {length}; shorten the prompt"
+        )
+    return inputs, longest - length
+
+
+def _answer(base: BaseModel, model: Any, asked: Any, settings: Any) -> tuple[str, bool]:
     """The answer up to the first token that ends it, and whether there was one. Other special
     tokens stay in the text: they would not be in a good answer."""
     import torch
 
-    text = render(base.tokenizer, [{"role": "user", "content": prompt}], generate=True)
-    inputs = base.tokenizer(text, add_special_tokens=False, return_tensors="pt").to(base.device)
+    inputs = asked.to(base.device)
     with torch.inference_mode():
         output = model.generate(
             input_ids=inputs["input_ids"],

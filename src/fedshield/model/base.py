@@ -70,6 +70,12 @@ class BaseModel:
     hub_name: str = ""
     revision: str | None = None
 
+    @property
+    def max_positions(self) -> int | None:
+        """The longest text that the model reads, in tokens; None where its config says none."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        return positions if isinstance(positions, int) else None
+
 
 def resolve_device(plan: Plan) -> str:
     """'cpu' or 'cuda[:k]'. Raises `ModelError` for a CUDA device that is not there."""

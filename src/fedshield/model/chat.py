@@ -48,11 +48,13 @@ class Tokens:
 @dataclass(frozen=True)
 class Passage:
     """The rendered text of a conversation's first `turns` turns, and the parts of it that have
-    loss: (start, end) in characters."""
+    loss: (start, end) in characters. `asked`: what the template writes to ask for an answer and
+    leaves out where the answer follows, of the first such answer; '' where there is none."""
 
     text: str
     turns: int
     learnt: tuple[tuple[int, int], ...]
+    asked: str = ""
 
 
 def use_template(tokenizer: Any, choice: str, date: datetime.date | None = None) -> str:
@@ -69,7 +71,11 @@ def use_template(tokenizer: Any, choice: str, date: datetime.date | None = None)
             )
         return "tokenizer"
     if tokenizer.eos_token is None:
-        raise ModelError("model: the tokenizer has no end-of-text token; add one to its config")
+        raise ModelError(
+            "model: expected an end-of-text token, with which the fallback chat template ends "
+            "answers, got a tokenizer with none; set eos_token in tokenizer_config.json, or give "
+            "it a chat template"
+        )
     # A template writes all special tokens itself: also the first one, where texts begin with it.
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     tokenizer.chat_template = ("{{ bos_token }}" if begins else "") + FALLBACK_TEMPLATE
@@ -151,17 +157,33 @@ def passages(
             if turn < upto and (span := _answer_span(tokenizer, messages, turn, upto, text, tools))
         }
         if spans:
-            texts.append(Passage(text, upto, tuple(spans.values())))
+            learnt_parts = tuple((start, end) for start, end, _ in spans.values())
+            asked = next((asked for _, _, asked in spans.values() if asked), "")
+            texts.append(Passage(text, upto, learnt_parts, asked))
         elif upto == rest[-1] + 1:
-            raise ModelError(
-                "the chat template does not write the last answer as it stands after the turns "
-                "before it, so answer and prompt cannot be told apart"
-            )
+            raise _inseparable(tokenizer, messages[:upto], text, tools)
         rest = [turn for turn in rest if turn not in spans]
         if last_only and texts:
             break
         upto = rest[-1] + 1 if rest else 0
     return tuple(reversed(texts))
+
+
+def _inseparable(
+    tokenizer: Any, messages: Sequence[Message], text: str, tools: list[Any] | None
+) -> ModelError:
+    """Why the last answer cannot be told from what comes before it in `text`."""
+    if len(messages) > 1:
+        try:
+            render(tokenizer, messages[:-1], tools=tools, generate=True)
+        except ModelError as refusal:
+            return refusal
+    answer = str(messages[-1].get("content", "")).strip()
+    if answer and text.rstrip().rfind(answer) > 0:
+        why = "writes the turns before the last answer otherwise once the answer follows"
+    else:
+        why = "does not write the last answer as it stands"
+    return ModelError(f"the chat template {why}, so answer and prompt cannot be told apart")
 
 
 def encode(tokenizer: Any, passage: Passage, max_length: int) -> Tokens:
@@ -195,9 +217,10 @@ def _answer_span(
     end: int,
     text: str,
     tools: list[Any] | None,
-) -> tuple[int, int] | None:
-    """Where in `text`, the rendered `messages[:end]`, the answer of `turn` lies; None where the
-    text does not begin with the conversation up to it."""
+) -> tuple[int, int, str] | None:
+    """Where in `text`, the rendered `messages[:end]`, the answer of `turn` lies, and what asking
+    writes and answering does not; None where the text does not begin with the conversation up to
+    the answer."""
     upto = text if turn + 1 == end else _rendered(tokenizer, messages[: turn + 1], tools)
     if upto is None or not text.startswith(upto):
         return None
@@ -206,7 +229,7 @@ def _answer_span(
         if asked is None:
             return None
         if upto.startswith(asked):
-            return len(asked), len(upto)
+            return len(asked), len(upto), ""
         # Asking writes what answering does not (say, the start of a thought): from the answer on.
         before = _rendered(tokenizer, messages[:turn], tools)
         if before is None or not upto.startswith(before):
@@ -220,7 +243,7 @@ def _answer_span(
         shared = _shared_length(asked, upto)
         at = upto.find(wanted, max(len(before), shared - len(wanted)))
         if wanted and at >= 0:
-            return at, len(upto)
+            return at, len(upto), asked[_shared_length(asked, upto) :]
     return None
 
 

@@ -55,7 +55,7 @@ def check_model(base: BaseModel, host: AdapterHost, rows: Sequence[Tokens] = ())
             host.write(AdapterState(own, host.spec))
             host.trainable()
     notes = [f"transformers: {word}" for word in words]
-    return (*notes, *zero, *_about_ends(base))
+    return (*notes, *zero, *_about_ends(base), *_odd_ends(base))
 
 
 def check_ids(base: BaseModel, rows: Iterable[Tokens]) -> None:
@@ -224,4 +224,20 @@ def _about_ends(base: BaseModel) -> tuple[str, ...]:
     return (
         f"the tokenizer has no end-of-text token and {after} in its chat template: generation "
         "stops at its limit of tokens",
+    )
+
+
+def _odd_ends(base: BaseModel) -> tuple[str, ...]:
+    """A note on end tokens of the base's generation config that are ordinary text."""
+    given = base.model.generation_config.eos_token_id
+    ends = given if isinstance(given, list) else [given]
+    added = {base.tokenizer.eos_token_id, *base.tokenizer.added_tokens_decoder}
+    size = len(base.tokenizer)
+    odd = [end for end in ends if end is not None and end < size and end not in added]
+    if not odd:
+        return ()
+    shown = ", ".join(f"{end} ({base.tokenizer.decode([end])!r})" for end in odd)
+    return (
+        f"the base's generation settings end an answer at id {shown}, which is no special token of "
+        "its tokenizer: answers may stop early",
     )

@@ -34,7 +34,8 @@ def check_kind(config: Any, what: str, device: str | None = None) -> tuple[str, 
     # Their classes for causal language modelling exist, and read the whole text at once all the
     # same unless the config says that the model is a decoder.
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING
-    if encoder and getattr(config, "is_decoder", None) is False:
+    decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if encoder and (not decoder or getattr(config, "is_decoder", None) is False):
         raise ModelError(
             f"{what}: expected a model that writes text from left to right, got {kind}, an "
             "encoder, which reads the whole text at once and writes none; choose a causal language "

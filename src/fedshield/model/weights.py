@@ -46,20 +46,17 @@ def load_weights(
                 **extra,
             )
         except Exception as error:
-            raise ModelError(
-                f"{what}: expected weights that fit its config, got "
-                + (_misfit(folder, headers) or first_line(error))
-                + "; the folder is damaged or no causal LM"
-            ) from None
-    _refuse_keys(info, headers, what)
+            raise ModelError(f"{what}: {_why_not(folder, headers, error)}") from None
+    _refuse_keys(info, headers, what, _output_layer(model))
     _check_tied(model, headers, what)
     _check_finite(model, what)
     notes = [*_left_out(model, headers), *(f"transformers: {word}" for word in words)]
     return (model if extra else model.to(device)), tuple(notes)
 
 
-def _misfit(folder: Path, headers: Headers) -> str:
-    """The first tensor whose shape is not the config's, in words; '' if there is none."""
+def _why_not(folder: Path, headers: Headers, error: Exception) -> str:
+    """Why a model was not loaded: a config that makes no model, or the first tensor whose shape is
+    not the config's."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -67,21 +64,41 @@ def _misfit(folder: Path, headers: Headers) -> str:
         with library_words(), torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
             model = build(AutoConfig.from_pretrained(folder, local_files_only=True))
-    except Exception:  # the load's own error says what is wrong
-        return ""
+    except Exception as refusal:
+        return (
+            f"expected a config.json that transformers can build the model from, got "
+            f"{first_line(refusal)}; mend it, or take another version of transformers"
+        )
+    got = first_line(error)
     for name, tensor in model.state_dict().items():
         if name in headers and headers[name][0] != tuple(tensor.shape):
-            return (
+            got = (
                 f"{name} of shape {list(headers[name][0])} where the config needs "
                 f"{list(tensor.shape)}"
             )
-    return ""
+            break
+    return f"expected weights that fit its config, got {got}; the folder is damaged or no causal LM"
 
 
-def _refuse_keys(info: Mapping[str, Any], headers: Headers, what: str) -> None:
+def _output_layer(model: Any) -> str:
+    """The name of the output layer's weight; '' where it has none of its own."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if weight is None or weight is model.get_input_embeddings().weight:
+        return ""
+    named = model.named_parameters(remove_duplicate=False)
+    return next((name for name, parameter in named if parameter is weight), "")
+
+
+def _refuse_keys(info: Mapping[str, Any], headers: Headers, what: str, output: str) -> None:
     missing = sorted(info["missing_keys"])
     unexpected = sorted(name for name in info["unexpected_keys"] if not _computed(name, headers))
     too_many = f"; and {unexpected[0]} has no place ({len(unexpected)} such)" if unexpected else ""
+    if missing == [output]:  # the files of a tied model, or of one without its head
+        raise ModelError(
+            f"{what}: expected weights for the whole model, got none for its output layer, "
+            f"{output}; complete the folder, or set tie_word_embeddings to true in config.json if "
+            "that layer is the embeddings"
+        )
     if missing:  # transformers would fill them with random numbers and go on
         raise ModelError(
             f"{what}: expected weights for the whole model, got none for {missing[0]} "
