@@ -48,6 +48,14 @@ def next_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.next{path.suffix}")
 
 
+def previous_path(path: Path) -> Path | None:
+    """The roster that the one at `path` is to follow, if it is beside it."""
+    if not path.stem.endswith(".next"):
+        return None
+    previous = path.with_name(f"{path.stem.removesuffix('.next')}{path.suffix}")
+    return previous if previous.is_file() else None
+
+
 def changed(
     path: Path, change: Callable[[SignedRoster], SignedRoster], out: Path | None = None
 ) -> Change:

@@ -25,6 +25,7 @@ from fedshield.engines.events import Quiet
 from fedshield.engines.members import check_roster, roster_of
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
+from fedshield.enrolment.seen import put_in_force
 from fedshield.errors import FedShieldError, UserError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -90,7 +91,13 @@ class Kit(Quiet):
             raise UserError(f"the job: expected a run's name, got {run[:40]!r}; submit it again")
         path = self.path / "runs" / run
         if path.exists():
-            return RunFolder.open(path)
+            folder = RunFolder.open(path)
+            if folder.state()["plan_sha256"] != plan.sha256():
+                raise UserError(
+                    f"{path}: expected the plan of this run, got another under its name; a changed "
+                    "plan is a new run: submit it without --resume"
+                )
+            return folder
         state = {
             "status": "running",
             "engine": "flare",
@@ -155,6 +162,8 @@ class Kit(Quiet):
         key = KeyFile.read(self.path / f"{self.name}.key").key
         signed.check_own(key, self.name)
         signed.check_ready(key)
+        if not self.simulated:
+            put_in_force(self.path, signed)
         check_roster(plan, signed, base_model_sha256, roster_path)
         roster = roster_of(plan, signed)
         policy = self.policy()

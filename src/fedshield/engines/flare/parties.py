@@ -26,6 +26,7 @@ from fedshield.engines.flare.provision import (
 from fedshield.engines.flare.reach import check_server, server_address
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
+from fedshield.enrolment.seen import put_in_force
 
 #: What keeps the coordinator's memory from growing with the number of sites. FLARE takes a buffer
 #: of a whole chunk (1 MiB by default) for every message on its way, however short; and it keeps
@@ -106,7 +107,9 @@ def _check(kit: Path, key: str, configuration: str, say: Say) -> None:
     for folder in (kit / "flare" / "startup", kit / "admin" / "startup"):
         for ending in certificates_ending(folder, now):
             say(ending.in_words())
-    SignedRoster.read(kit / "roster.json").check_ready(KeyFile.read(kit / key).key)
+    roster = SignedRoster.read(kit / "roster.json")
+    roster.check_ready(KeyFile.read(kit / key).key)
+    put_in_force(kit, roster)
 
 
 def _say_of_proxies(host: str, say: Say) -> None:
