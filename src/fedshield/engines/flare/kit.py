@@ -2,6 +2,7 @@
 
     NAME.key           its FedShield key, mode 0600
     roster.json        the countersigned roster
+    keys.seen.json     the keys of the rosters that were in force here (enrolment/seen.py)
     NAME.policy.yaml   a site's: what it allows, and where its data and model are
     runs/              one run folder for each run that it takes part in
 
