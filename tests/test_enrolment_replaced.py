@@ -145,9 +145,9 @@ def test_an_old_key_does_not_come_back_as_a_lost_one() -> None:
 def test_a_kit_takes_no_older_roster(tmp_path: Path) -> None:
     """The first roster is still ready, by everyone's own signature: with the stolen key of the bank
     whoever hands it out would be the bank."""
-    put_in_force(tmp_path, FIRST)
+    assert put_in_force(tmp_path, FIRST) == ()
     kept = (tmp_path / FILE).read_bytes()
-    put_in_force(tmp_path, FIRST)
+    assert put_in_force(tmp_path, FIRST) == ()
     assert (tmp_path / FILE).read_bytes() == kept
     put_in_force(tmp_path, SECOND)
     after = (tmp_path / FILE).read_bytes()
@@ -177,6 +177,19 @@ def test_a_lost_key_counts_as_replaced_too(tmp_path: Path) -> None:
     put_in_force(tmp_path, signed(keys))
 
 
+def test_a_roster_that_comes_back_is_told_of_once(tmp_path: Path) -> None:
+    """With the same keys, and weaker rules. It may be a repair, so it is not refused."""
+    weaker = signed(keys_of(1), allowed=Allowed(("plain", "rlwe")))
+    assert put_in_force(tmp_path, weaker) == ()
+    assert put_in_force(tmp_path, FIRST) == ()
+    (said,) = put_in_force(tmp_path, weaker)
+    assert f"this roster ({weaker.fingerprint()}) was in force here before" in said
+    assert put_in_force(tmp_path, weaker) == ()
+    (said,) = put_in_force(tmp_path, FIRST)
+    assert FIRST.fingerprint() in said
+    assert len(SeenKeys.read(tmp_path / FILE).rosters) == 2
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"fedshield": "keys seen 1", "in_force": {}}'])
 def test_a_damaged_memory_is_no_memory_of_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
@@ -190,5 +203,6 @@ def test_a_memory_is_read_as_it_was_written(tmp_path: Path) -> None:
     seen = SeenKeys.read(tmp_path / FILE)
     assert set(seen.in_force) == {"coordinator", *SITES}
     assert seen.replaced == {FIRST.card("bank").public}
+    assert seen.rosters == (SECOND.content_sha256(),)
     assert SeenKeys.read(tmp_path / "absent") == SeenKeys({}, frozenset())
     assert isinstance(SECOND.card("bank"), Card)

@@ -2,7 +2,7 @@
 
     NAME.key           its FedShield key, mode 0600
     roster.json        the countersigned roster
-    keys.seen.json     the keys of the rosters that were in force here (enrolment/seen.py)
+    keys.seen.json     rosters that were in force here, and their keys (enrolment/seen.py)
     NAME.policy.yaml   a site's: what it allows, and where its data and model are
     runs/              one run folder for each run that it takes part in
 
@@ -164,7 +164,8 @@ class Kit(Quiet):
         signed.check_own(key, self.name)
         signed.check_ready(key)
         if not self.simulated:
-            put_in_force(self.path, signed)
+            for sentence in put_in_force(self.path, signed):
+                self.note(sentence)
         check_roster(plan, signed, base_model_sha256, roster_path)
         roster = roster_of(plan, signed)
         policy = self.policy()

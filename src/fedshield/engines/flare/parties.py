@@ -109,7 +109,8 @@ def _check(kit: Path, key: str, configuration: str, say: Say) -> None:
             say(ending.in_words())
     roster = SignedRoster.read(kit / "roster.json")
     roster.check_ready(KeyFile.read(kit / key).key)
-    put_in_force(kit, roster)
+    for sentence in put_in_force(kit, roster):
+        say(sentence)
 
 
 def _say_of_proxies(host: str, say: Say) -> None:
