@@ -120,6 +120,18 @@ def test_a_request_in_anothers_name_is_not_signed(folder: Path, kit: Path, tmp_p
     assert not out.exists()
 
 
+def test_a_site_with_the_name_of_the_servers_host_gets_no_certificate(tmp_path: Path) -> None:
+    """TLS takes a certificate of that name for the server's."""
+    profile = Consortium("ward-notes", "localhost", 8502).profile()
+    (tmp_path / "consortium.yaml").write_text(yaml.safe_dump(profile))
+    _, card = keygen("localhost", tmp_path)
+    asked = requests.request(tmp_path, CONSORTIUM.name, "localhost")
+    with pytest.raises(ProvisionError, match="which is the server's host"):
+        requests.approve(
+            tmp_path, asked, "localhost", [Card.read(card)], tmp_path / "localhost.signed.zip"
+        )
+
+
 def test_a_request_of_another_consortium_is_not_signed(
     folder: Path, kit: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,11 @@ def approve(folder: Path, zipped: Path, site: str, cards: Iterable[Card], out: P
             the key of none of the cards signed. Nothing is signed then.
     """
     consortium = Consortium.read(folder)
+    if site == consortium.host.lower():
+        raise ProvisionError(
+            f"{zipped}: expected a site with a name of its own, got {site!r}, which is the "
+            "server's host: its certificate could pass for the server's; it takes another name"
+        )
     members = _members(zipped)
     csr = _csr(zipped, members, site)
     _check_subject(zipped, csr.subject, site)
