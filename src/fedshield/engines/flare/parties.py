@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedshield.certificates import certificates, certificates_ending
+from fedshield.engines.flare import site_main
 from fedshield.engines.flare.environment import direct_hosts, proxy_note
 from fedshield.engines.flare.kit import KIT
 from fedshield.engines.flare.lock import lock_kit
@@ -65,7 +66,7 @@ def start_site(kit: Path, say: Say) -> NoReturn:
     _say_of_proxies(host, say)
     _become(
         kit,
-        "nvflare.private.fed.app.client.client_train",
+        site_main.__name__,
         "fed_client.json",
         host,
         f"uid={name}",
