@@ -266,7 +266,7 @@ DATA = {
         "x.jsonl", rows(5) + b'{"prompt": "a"\n', "x.jsonl:6: ", "mend the row, or set data.on_bad"
     ),
     "missing columns": data_file(
-        "x.jsonl", b'{"text": "a"}\n', "x.jsonl:1: expected a prompt", "columns text", "mend the"
+        "x.jsonl", b'{"text": "a"}\n', "x.jsonl:1: expected a response", "columns text", "mend the"
     ),
     "mapped column missing": data_file(
         "x.jsonl", rows(9), "x.jsonl:1: expected text in term", columns={"prompt": "term"}
@@ -373,7 +373,8 @@ MODELS = {
     "config with a wrong type": model_folder(edit("config.json", hidden_size="x"), "hidden_size"),
     "config that cannot be": model_folder(edit("config.json", hidden_size=63), "63"),
     "not a causal model": model_folder(
-        edit("config.json", model_type="t5", architectures=None), "T5Config"
+        edit("config.json", model_type="t5", architectures=None),
+        "got t5, an encoder with a decoder",
     ),
     "weights damaged": model_folder(
         halve("model.safetensors"), "expected weights that fit its config", "damaged"

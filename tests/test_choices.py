@@ -121,7 +121,7 @@ def test_what_cannot_be_has_no_row(tmp_path: Path) -> None:
 def test_the_command_prints_them(tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(json.dumps(raw()))
-    said = CliRunner().invoke(app, ["plan", str(path)])
+    said = CliRunner().invoke(app, ["plan", str(path), "--details"])
     assert said.exit_code == 0, said.output
     assert all(train in said.output for train in TRAIN)
     assert "2 bit" in said.output

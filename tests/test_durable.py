@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from safetensors import SafetensorError
 
-from fedshield.durable import disk_full, whole_folder
+from fedshield.durable import whole_folder
 from fedshield.errors import RunFolderError
 
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.mark.parametrize(
-    ("error", "full"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), True),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
-        (OSError(errno.EACCES, "Permission denied"), False),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), True),
-        (SafetensorError("I/O error: Permission denied (os error 13)"), False),
-        (ValueError("28"), False),
-    ],
-)
-def test_a_full_disk_is_known_by_its_number(error: Exception, full: bool) -> None:
-    assert disk_full(error) is full
 
 
 def test_too_little_room_is_told_before_anything_is_written(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedshield.cli import app
+from fedshield.cli.entry import app
 from fedshield.cost import machine
 
 

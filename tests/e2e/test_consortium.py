@@ -17,7 +17,7 @@ import yaml
 from live_consortium import SITES, Federation, Submission, federation, wait
 
 from fedshield.engines import inprocess
-from fedshield.engines.flare.submit import _session
+from fedshield.engines.flare.session import admin_session
 from fedshield.enrolment import Allowed, Asked, Card, KeyFile, SignedRoster
 from fedshield.planfile import load_plan
 
@@ -193,7 +193,7 @@ def test_another_roster_at_a_site_is_found(whole: Federation, plan: Path) -> Non
 
 def _submit_raw(live: Federation, job: Path) -> tuple[str, str]:
     """Past our own command: the job's status in the end, and what the server said to it."""
-    with _session(live.folder / "coordinator" / "admin") as session:
+    with admin_session(live.folder / "coordinator" / "admin") as session:
         try:
             job_id = session.submit_job(str(job))
         except Exception as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fedshield import interrupt
 
@@ -41,6 +41,15 @@ def main() -> NoReturn:
     if status > STOPPED:
         _say(interrupt.words(stopped_by) + (", when everything was done" if done else ""))
     sys.exit(status)
+
+
+def __getattr__(name: str) -> Any:
+    """`fedshield.cli.app`, imported when it is asked for: it needs every command."""
+    if name == "app":
+        from fedshield.cli.entry import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _command() -> int:

@@ -19,6 +19,7 @@ from fedshield.cli import (
     data,
     doctor,
     log,
+    main,
     model,
     plan,
     roster,
@@ -28,6 +29,8 @@ from fedshield.cli import (
 )
 from fedshield.cli.words import err_console, out_console
 from fedshield.errors import FedShieldError, ResourceError, UserError
+
+__all__ = ["app", "command", "main"]
 
 app = typer.Typer(
     name="fedshield",

@@ -185,4 +185,5 @@ def scaled(pace: Pace, measured: Pace, wanted: Pace) -> Pace:
         return value * after / before if before and value else after
 
     parts = ("preparing", "session", "step", "evaluation", "exchange", "answer", "finishing")
-    return replace(pace, **{part: carried(part) for part in parts})
+    seconds: dict[str, Any] = {part: carried(part) for part in parts}
+    return replace(pace, **seconds)

@@ -132,7 +132,10 @@ class SiteProcess:
         outcome = {"status": "interrupted", "reason": ENDED_BY_OTHERS}
         if self._last_error:
             outcome = {"status": "failed", "reason": self._last_error}
-        self._folder.write_state(self._folder.state() | outcome)
+        state = self._folder.state() | outcome
+        if self._participant is not None:  # before that, no session was opened
+            end_session(state)
+        self._folder.write_state(state)
         self._events.note(f"{outcome['status']}: {outcome['reason']}")
 
     # -- behind the door -------------------------------------------------------------------

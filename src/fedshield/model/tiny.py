@@ -49,7 +49,8 @@ def config() -> Any:
     """Its `LlamaConfig`."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(**CONFIG)
+    build: Any = LlamaConfig
+    return build(**CONFIG)
 
 
 def build() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from fedshield.engines.events import Quiet
 from fedshield.engines.flare import submit
 from fedshield.engines.flare.provision import ProvisionError
 from fedshield.engines.flare.session import present
-from fedshield.errors import UserError
+from fedshield.errors import RoundFailed, UserError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+from fedshield.runfolder import RunFolder
 
 
 class Session:
@@ -132,3 +134,52 @@ def test_the_roll_tells_once_who_goes_and_who_comes_back(monkeypatch: pytest.Mon
     session.states["s2"] = "started"
     roll.call(session, watch)
     assert watch.notes[-1].startswith("s2 answers again")
+
+
+class LingeringJob(Session):
+    """A job that goes on after its coordinator is done, as with a dead site; of one that was ended
+    by hand FLARE keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(s0="running", s1="running", s2="running")
+        self.aborted = False
+
+    def get_job_meta(self, _: str) -> dict[str, str]:
+        return {"status": "FINISHED:ABORTED" if self.aborted else "RUNNING"}
+
+    def abort_job(self, _: str) -> None:
+        self.aborted = True
+
+    def download_job_result(self, *_: str) -> None:
+        raise FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("ending", "fails"),
+    [({"status": "finished"}, False), ({"status": "failed", "reason": "too few sites"}, True)],
+)
+def test_a_job_that_lingers_ends_as_its_coordinator_said(
+    ending: dict[str, str],
+    fails: bool,
+    kit: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session, plan = LingeringJob(), plan_of(3)
+
+    @contextlib.contextmanager
+    def admin_session(_: Path) -> Iterator[Session]:
+        # The coordinator ends while the job is followed.
+        log = kit.parent / "runs" / "trial" / submit.COORDINATOR_FILE
+        log.parent.mkdir(parents=True)
+        line = json.dumps(ending) + "\n"
+        monkeypatch.setattr(submit.time, "sleep", lambda _: log.write_text(line))
+        yield session
+
+    monkeypatch.setattr(submit, "admin_session", admin_session)
+    monkeypatch.setattr(submit, "GRACE_S", 0.0)
+    folder = RunFolder.create(tmp_path / "run", plan, {"status": "running"})
+    told = pytest.raises(RoundFailed, match="too few sites") if fails else contextlib.nullcontext()
+    with told:
+        submit._follow(folder, kit, "job", "trial", Notes(), plan.data.site_names(), plan)
+    assert session.aborted

@@ -118,8 +118,6 @@ class Kit(Quiet):
         process ends. Raises `UserError` if another process is at work on the run."""
         lock = presence.hold(folder.path)
         state = folder.state()
-        if "job" in state:
-            state["sessions"] = int(state.get("sessions", 1)) + 1
         for key in ("reason", "settled"):
             state.pop(key, None)
         folder.write_state(state | {"status": "running", "job": job})

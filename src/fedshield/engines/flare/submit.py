@@ -265,7 +265,9 @@ def _follow(
                 session.abort_job(job_id)
                 ended = time.monotonic()
         _fetch(session, job_id, folder)
-    last = (read_log(folder.path / COORDINATOR_FILE) or [{}])[-1]
+    # Of a job that had to be ended FLARE may keep nothing.
+    told = read_log(nearby)[-1:] if ended else read_log(folder.path / COORDINATOR_FILE)[-1:]
+    last = told[0] if told else {}
     if last.get("status") != "finished":
         why = last.get("reason") or _without_reason(said)
         raise RoundFailed(f"{why}; each site's error.log says more")
