@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import runpy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nvflare.private.fed.client.admin import FedAdminAgent
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
 from fedshield.engines.flare import parties, site_main
-from fedshield.enrolment import keygen
+from fedshield.enrolment import Policy, keygen
 
 LISTED = list(ClientRequestProcessors.request_processors)
 
@@ -74,10 +75,11 @@ def test_a_site_starts_with_that_and_nothing_else(
     keygen("north", tmp_path)
     for name in ("check_server", "lock_kit", "use_launcher", "_check", "_say_of_proxies"):
         monkeypatch.setattr(parties, name, lambda *_: None)
-    monkeypatch.setattr(parties.Policy, "read", lambda _: None)
+    monkeypatch.setattr(Policy, "read", lambda _: None)
     monkeypatch.setattr(parties, "server_address", lambda _: ("fl.example.org", 8502))
     monkeypatch.setattr(parties, "_become", lambda _, module, *rest: started.append(module))
-    parties.start_site(tmp_path, lambda _: None)
+    start: Callable[..., object] = parties.start_site
+    start(tmp_path, lambda _: None)
     assert started == [site_main.__name__]
 
 
@@ -85,7 +87,7 @@ def test_what_is_not_needed_is_gone_before_flare_begins(monkeypatch: pytest.Monk
     monkeypatch.setattr(ClientRequestProcessors, "request_processors", list(LISTED))
     listed: list[list[Any]] = []
     monkeypatch.setattr(
-        site_main.runpy,
+        runpy,
         "run_module",
         lambda name, run_name: listed.append([*ClientRequestProcessors.request_processors]),
     )
