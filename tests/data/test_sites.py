@@ -373,9 +373,9 @@ def test_a_held_out_file_and_a_pool_are_looked_at_too(tmp_path: Path, tokenizer:
 
 
 def test_nothing_but_control_tokens(tmp_path: Path, tokenizer: Any) -> None:
-    write(tmp_path, "a.jsonl", [with_mark("alone", "<|im_end|>")] * 3)
+    write(tmp_path, "a.jsonl", [with_mark("alone", "<|im_end|>")] * 6)
     message = refused(tmp_path, tokenizer, one() | {"on_bad_row": "skip"})
-    assert message.startswith("data.sites.a.source: expected rows, got 3 unusable ones (a.jsonl:1")
+    assert message.startswith("data.sites.a.source: expected rows, got 6 unusable ones (a.jsonl:1")
 
 
 def test_marks_that_are_added_later_count_and_plain_added_words_do_not(tmp_path: Path) -> None:

@@ -109,11 +109,12 @@ def test_makes_the_same_adapter_as_one_process(
     # Neither what was submitted nor what the coordinator kept holds a model, a loss or a key.
     for folder in (run.out, run.folder("coordinator")):
         files = {path.name for path in folder.rglob("*") if path.is_file()}
-        assert files - {".lock", ".rosters.lock"} <= {
+        assert files - {".lock", ".process.lock", ".rosters.lock"} <= {
             *("plan.yaml", "run.json", "coordinator.jsonl"),
-            *("coordinator.audit.jsonl", "rosters.json", "metrics.prom"),
+            *("coordinator.audit.jsonl", "rosters.json", "metrics.prom", "progress.json"),
         }
-        assert "loss" not in (folder / "coordinator.jsonl").read_text()
+        for told in folder.glob("*.json*"):
+            assert "loss" not in told.read_text(), told
 
     check_logs(whole, run)
 

@@ -110,7 +110,7 @@ def test_a_run_that_loses_one_site_ends_without_it(
     ]
     assert same == [True, False]
 
-    assert "lab: round 2, work: internal" in (out / "report.html").read_text()
+    assert "lab was lost at round 2, work: internal" in (out / "report.html").read_text()
     card = (out / "adapter" / "README.md").read_text()
     (line,) = [line for line in card.splitlines() if line.startswith("| lab ")]
     assert line.endswith(f"| {before} | not measured |")

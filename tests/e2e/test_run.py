@@ -168,7 +168,7 @@ def test_generate_and_export(tiny_run: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     answer = json.loads(command("generate", tiny_run, "hello", "--json").stdout)
-    assert set(answer) == {"prompt", "base", "tuned"}
+    assert set(answer) == {"prompt", "base", "tuned", "cut", "max_new_tokens"}
     merged = tmp_path / "merged"
     command("export", tiny_run, "--merge", merged)
     model = AutoModelForCausalLM.from_pretrained(merged)
