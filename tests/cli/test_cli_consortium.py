@@ -10,7 +10,7 @@ import yaml
 
 from fedshield.cli import consortium as commands
 from fedshield.cli import words
-from fedshield.engines.flare import provision
+from fedshield.engines.flare import provision, requests
 from fedshield.engines.flare.provision import Consortium, ProvisionError
 from fedshield.enrolment import KeyFile, SignedRoster, demonstration, keygen
 from fedshield.errors import UserError
@@ -114,11 +114,11 @@ def consortium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         roster = roster.countersigned(keys[name], others)
     (folder / "roster.json").write_text(roster.to_text())
 
-    def approve(_: Path, zipped: Path, out: Path) -> Path:
+    def approve(_: Path, zipped: Path, site: str, cards: object, out: Path) -> Path:
         out.write_text(f"signed {zipped.name}")
         return out
 
-    monkeypatch.setattr(provision, "approve", approve)
+    monkeypatch.setattr(requests, "approve", approve)
     return folder
 
 

@@ -269,6 +269,29 @@ def test_a_lost_key_comes_as_a_new_site(enrolled: Run) -> None:
     assert "no key of the roster signed the new card of bank" in done.err
 
 
+def test_what_a_roster_changes_is_shown_before_it_is_signed(enrolled: Run) -> None:
+    """A coordinator that puts a key of its own in the bank's place can give it any chain."""
+    sign_all(enrolled)
+    enrolled("keygen", "bank", "--out", "made")
+    enrolled("keygen", "bank", "--replaces", "made/bank.key", "--out", "forged")
+    enrolled("roster", "replace", "roster.json", "forged/bank.card.json", "--key-lost")
+    shown = enrolled("roster", "verify", "roster.next.json", "--key", "clinic.key")
+    assert "signed by each in turn" in shown.out
+    assert "changed       bank: ANOTHER KEY" in shown.out
+    found = json.loads(enrolled("roster", "verify", "roster.next.json", "--json").out)
+    assert len(found["changes"]) == 1
+    args = ("--key", "clinic.key", "--confirm", "hospital")
+    done = enrolled("roster", "sign", "roster.next.json", *args)
+    assert "changed       bank: ANOTHER KEY" in done.out
+    # A file of another name: the reviewer says what to compare with, or is told to.
+    Path("roster.next.json").rename("other.json")
+    shown = enrolled("roster", "verify", "other.json")
+    assert "changed       not compared: give --before ROSTER" in shown.out
+    shown = enrolled("roster", "verify", "other.json", "--before", "roster.json")
+    assert "changed       bank: ANOTHER KEY" in shown.out
+    assert "--before" not in enrolled("roster", "verify", "roster.json").out
+
+
 def test_confirmations_that_are_left_out_are_told(enrolled: Run) -> None:
     sign_all(enrolled)
     done = sign(enrolled, "bank", "clinic")

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedshield.engines import presence
 from fedshield.errors import UserError
+from fedshield.runfolder import RunFolder
 
 HOLDER = """
 import sys
@@ -31,6 +33,25 @@ def run_folder(runs: Path, name: str, status: str) -> Path:
 
 def status(folder: Path) -> str:
     return str(json.loads((folder / "run.json").read_text())["status"])
+
+
+def test_no_process_takes_a_run_up_while_it_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what that process writes into run.json would be overwritten."""
+    folder = run_folder(tmp_path, "live", "running")
+    write = RunFolder.write_state
+    marked: list[str] = []
+
+    def write_state(run: RunFolder, state: dict[str, Any]) -> None:
+        with pytest.raises(UserError, match="expected no other process at work"):
+            presence.hold(folder, patience_s=0)
+        marked.append(state["status"])
+        write(run, state)
+
+    monkeypatch.setattr(RunFolder, "write_state", write_state)
+    assert presence.settle(tmp_path) == ["live"]
+    assert marked == ["interrupted"]
 
 
 def test_only_runs_whose_process_is_gone_are_settled(tmp_path: Path) -> None:

@@ -62,14 +62,14 @@ def approve(
 ) -> None:
     """Sign a site's certificate, and add the card of a new site to the roster. A roster that
     anyone signed stays as it is: the new one is made beside it."""
-    from fedshield.engines.flare import provision
+    from fedshield.engines.flare import provision, requests
     from fedshield.enrolment import Card, changes
 
     provision.Consortium.read(folder)
     name = request.name.removesuffix(".request.zip")
     if card is None:
         change = None
-        changes.check_enrolled(folder / "roster.json", name)
+        cards = changes.enrolled_cards(folder / "roster.json", name)
     else:
         site = Card.read(card)
         if request.name != f"{site.name}.request.zip":
@@ -77,8 +77,9 @@ def approve(
                 f"{request}: expected {site.name}.request.zip to go with the card of {site.name}; "
                 "give the two files of one site"
             )
+        cards = [site]
         change = changes.enrolled(folder / "roster.json", site)
-    signed = provision.approve(folder, request, folder / f"{name}.signed.zip")
+    signed = requests.approve(folder, request, name, cards, folder / f"{name}.signed.zip")
     if change is None:
         _say("signed", f"{signed} (send it back to {name}); no roster was changed")
         return
@@ -127,7 +128,7 @@ def request(
     out: Annotated[Path, typer.Option(help="The site's folder, which will be its kit.")],
 ) -> None:
     """Make this site's keys here, and what to send to the coordinator."""
-    from fedshield.engines.flare import provision
+    from fedshield.engines.flare import provision, requests
     from fedshield.engines.flare.paths import check_kit_path
     from fedshield.enrolment import keygen
     from fedshield.enrolment.files import check_site_name
@@ -136,7 +137,7 @@ def request(
     check_kit_path(out)
     with provision.new_folder(out) as part:
         keygen(name, part)
-        provision.request(part, consortium, name)
+        requests.request(part, consortium, name)
     _say("kit", f"{out}: its keys stay here")
     _say("send", f"{out}/request/{name}.request.zip and {out}/{name}.card.json")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.roster_words import as_json, list_names, show
+from fedshield.cli.roster_words import as_json, changes_of, list_names, note_left, show
 from fedshield.cli.words import err_console, out_console
 from fedshield.errors import UserError
 
@@ -44,6 +44,16 @@ ExamplesOption = Annotated[
 
 OutOption = Annotated[
     Path | None, typer.Option(help="A new file for the changed roster; where it goes if left out.")
+]
+
+
+BeforeOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ROSTER",
+        help="The roster that it is to follow, to see what changes; roster.json beside a "
+        "roster.next.json if left out.",
+    ),
 ]
 
 
@@ -153,6 +163,7 @@ def sign(
     out: Annotated[
         Path | None, typer.Option(help="A new file for the signed roster, instead of in place.")
     ] = None,
+    before: BeforeOption = None,
 ) -> None:
     """Countersign a roster that you reviewed, naming the sites whose fingerprint you compared."""
     from fedshield.enrolment import KeyFile, SignedRoster
@@ -161,6 +172,7 @@ def sign(
     key_file = KeyFile.read(key)
     confirmed = _names(confirm or [])
     unsigned = SignedRoster.read(path)
+    changes = changes_of(path, unsigned, before)
     if fingerprint is not None:
         unsigned.check_fingerprint(fingerprint)
     roster = unsigned.countersigned(key_file, confirmed)
@@ -172,11 +184,14 @@ def sign(
     withdrawn = sorted(set(earlier.confirmed) - set(confirmed)) if earlier is not None else []
     if withdrawn:
         _note(
-            f"{key_file.name} had confirmed {', '.join(withdrawn)} before and does not any more; "
-            "name all of them with --confirm to keep them"
+            f"{key_file.name} had confirmed {', '.join(withdrawn)} before and does not any more in "
+            "this file (a copy with the earlier signature still says so); name all of them with "
+            "--confirm to keep them"
         )
     _say("roster", str(out or path))
     _say("fingerprint", roster.fingerprint())
+    for sentence in changes or ():
+        _say("changed", sentence)
     _say("signed by", f"{key_file.name}, which confirms {list_names(sorted(set(confirmed)))}")
     left = roster.standing().unconfirmed[key_file.name]
     if left:
@@ -199,7 +214,7 @@ def merge(
     roster = SignedRoster.read(path)
     for copy in copies:
         other = SignedRoster.read(copy)
-        _note_left(copy, roster, other)
+        note_left(copy, roster, other)
         try:
             roster = roster.merged(other)
         except RosterError as error:
@@ -212,22 +227,6 @@ def merge(
         _say("not yet by", list_names(standing.unsigned))
 
 
-def _note_left(copy: Path, roster: SignedRoster, other: SignedRoster) -> None:
-    """A site's confirmations in a copy that its signature here, which confirms as many or more,
-    leaves out."""
-    for name, given in other.countersignatures.items():
-        known = roster.countersignatures.get(name)
-        if known is None or len(given.confirmed) > len(known.confirmed):
-            known, given = given, known or given
-        left = sorted(set(given.confirmed) - set(known.confirmed))
-        if left:
-            _note(
-                f"{copy}: {name} signed twice, and the signature that is kept confirms "
-                f"{list_names(known.confirmed)} and not {', '.join(left)}; it can sign once more "
-                "with all of them"
-            )
-
-
 @roster_app.command("verify")
 def verify(
     path: RosterArgument,
@@ -237,6 +236,7 @@ def verify(
     json_wanted: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else.")
     ] = False,
+    before: BeforeOption = None,
 ) -> None:
     """Check every signature; show the fingerprint to compare, the rules, who signed, what is
     missing. Exit status 2 as long as no run may use it."""
@@ -245,12 +245,13 @@ def verify(
     key_file = None if key is None else KeyFile.read(key)
     roster = SignedRoster.read(path)
     own = None if key_file is None else roster.check_own(key_file.key, key_file.name)
+    changes = changes_of(path, roster, before)
     standing = roster.standing()
     if json_wanted:
-        text = json.dumps(as_json(roster, standing, own), indent=1)
+        text = json.dumps(as_json(roster, standing, own, changes), indent=1)
         out_console.print(text, markup=False)
     else:
-        show(path, roster, standing, own)
+        show(path, roster, standing, own, changes)
     if not standing.ready:
         raise RosterError(f"{path}: not ready: {'; '.join(standing.missing())}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedshield.cli.words import out_console
+from fedshield.cli.words import err_console, out_console
 
 if TYPE_CHECKING:
     from fedshield.enrolment import Card, SignedRoster, Standing
@@ -18,7 +18,13 @@ COMPARE = (
 )
 
 
-def show(path: Path, roster: SignedRoster, standing: Standing, own: str | None) -> None:
+def show(
+    path: Path,
+    roster: SignedRoster,
+    standing: Standing,
+    own: str | None,
+    changes: tuple[str, ...] | None,
+) -> None:
     rules = roster.rules()
     if roster.demo:
         _say("", "DEMONSTRATION: one operator made every key, so it protects nobody")
@@ -41,6 +47,10 @@ def show(path: Path, roster: SignedRoster, standing: Standing, own: str | None) 
             f"key {card.public.hex()}, made {card.created}{_replaced(card)}"
             f"{_signed(roster, card.name)}",
         )
+    for sentence in changes or ():
+        _say("changed", sentence)
+    if changes is None and any(card.replaces for card in (roster.coordinator, *roster.sites)):
+        _say("changed", "not compared: give --before ROSTER, the one that you signed before")
     mine = "not checked: give --key KEYFILE to see that yours is in it"
     _say("own card", mine if own is None else f"{own}, with your key")
     _say("state", standing.in_words())
@@ -62,7 +72,9 @@ def _replaced(card: Card) -> str:
     return f"; replaces {keys}, signed by each in turn"
 
 
-def as_json(roster: SignedRoster, standing: Standing, own: str | None) -> dict[str, Any]:
+def as_json(
+    roster: SignedRoster, standing: Standing, own: str | None, changes: tuple[str, ...] | None
+) -> dict[str, Any]:
     rules = roster.rules()
     return {
         "fingerprint": roster.fingerprint(),
@@ -101,11 +113,39 @@ def as_json(roster: SignedRoster, standing: Standing, own: str | None) -> dict[s
             }
             for card in roster.sites
         },
+        "changes": None if changes is None else [*changes],
         "ready": standing.ready,
         "state": standing.in_words(),
         "unconfirmed_at_worst": standing.worst,
         "missing": [*standing.missing()],
     }
+
+
+def changes_of(path: Path, roster: SignedRoster, before: Path | None) -> tuple[str, ...] | None:
+    """What it changes of the roster before it; None where none is given or beside it."""
+    from fedshield.enrolment import SignedRoster
+    from fedshield.enrolment.changes import previous_path
+    from fedshield.enrolment.differences import differences
+
+    previous = before or previous_path(path)
+    return None if previous is None else differences(SignedRoster.read(previous), roster)
+
+
+def note_left(copy: Path, roster: SignedRoster, other: SignedRoster) -> None:
+    """A site's confirmations in a copy that its signature here, which confirms as many or more,
+    leaves out."""
+    for name, given in other.countersignatures.items():
+        known = roster.countersignatures.get(name)
+        if known is None or len(given.confirmed) > len(known.confirmed):
+            known, given = given, known or given
+        left = sorted(set(given.confirmed) - set(known.confirmed))
+        if left:
+            err_console.print(
+                f"note: {copy}: {name} signed twice, and the signature that is kept confirms "
+                f"{list_names(known.confirmed)} and not {', '.join(left)}; it can sign once more "
+                "with all of them",
+                markup=False,
+            )
 
 
 def list_names(names: list[str] | tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from fedshield.errors import RunFolderError, UserError
+from fedshield.errors import UserError
 from fedshield.runfolder import RunFolder, now
 
 LOCK = ".process.lock"
@@ -55,16 +55,25 @@ def is_held(folder: Path) -> bool:
 def settle(runs: Path) -> list[str]:
     """Runs below `runs` that say `running` though no process works on them become `interrupted`.
     Their names."""
-    settled: list[str] = []
-    for path in sorted(runs.glob("*/run.json")):
-        folder = RunFolder(path.parent)
-        try:
+    return [
+        path.parent.name
+        for path in sorted(runs.glob("*/run.json"))
+        if _settled(RunFolder(path.parent))
+    ]
+
+
+def _settled(folder: RunFolder) -> bool:
+    try:
+        if folder.state()["status"] != "running":
+            return False
+        # Held while it is looked at and marked: a process that takes the run up meanwhile waits.
+        with hold(folder.path, patience_s=0):
             state = folder.state()
-        except RunFolderError:
-            continue  # damaged: whoever opens the run is told
-        if state["status"] == "running" and not is_held(path.parent):
+            if state["status"] != "running":
+                return False
             folder.write_state(
                 state | {"status": "interrupted", "reason": CUT_OFF, "settled": now()}
             )
-            settled.append(path.parent.name)
-    return settled
+    except (UserError, OSError):
+        return False  # damaged: whoever opens the run is told; or a process works on it
+    return True

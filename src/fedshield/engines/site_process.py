@@ -178,12 +178,13 @@ class SiteProcess:
             party = self._admission.admit(self._plan, base.sha256)
             for note in cap_notes(self._plan, data, party.example_cap):
                 self._events.note(f"note: {note}")
-            self._check_same(base, data[self.name], host)
+            self._check_same(base, data[self.name], host, party)
             self._work = Work(party, base, data[self.name], host)
         return self._work
 
-    def _check_same(self, base: BaseModel, data: SiteData, host: AdapterHost) -> None:
-        """A run goes on with what it began with."""
+    def _check_same(self, base: BaseModel, data: SiteData, host: AdapterHost, party: Party) -> None:
+        """A run goes on with what it began with. The journal knows sites by name: with another
+        roster one name could be two sites, and their two sums from one model one set."""
         path = self._mine / "began.json"
         now = {
             "plan_sha256": self._plan.sha256(),
@@ -191,18 +192,29 @@ class SiteProcess:
             "precision": base.precision,
             "factors_sha256": host.factors_sha256,
             "data_sha256": data.sha256(),
+            "roster_sha256": party.roster.charter.hex(),
         }
+        if self._admission.simulated:
+            del now["roster_sha256"]  # its keys are new in every session
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(now, indent=1) + "\n")
             return
         began = json.loads(path.read_text(encoding="utf-8"))
+        if began.get("roster_sha256") != now.get("roster_sha256") and not self._has_sent():
+            began["roster_sha256"] = now["roster_sha256"]
+            write_atomic(path, json.dumps(began, indent=1) + "\n")
         for key, value in now.items():
             if began.get(key) != value:
                 raise UserError(
                     f"{self._folder.path}: expected the run's {key} {str(began.get(key))[:16]}, "
                     f"got {value[:16]}; restore it, or start a new run"
                 )
+
+    def _has_sent(self) -> bool:
+        """Whether anything of this site's left it in this run."""
+        journal = self._folder.journal_path(self.name)
+        return journal.exists() and journal.stat().st_size > 0
 
     def _open(self, completed_rounds: int) -> bytes:
         from fedshield.train import LocalTrainer

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 #: Hex digits of a base model's SHA-256 that are told.
 SHOWN = 16
+#: Bytes of what a site says: a site keeps two rounds.
+MAX_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,11 @@ class Standing:
     @classmethod
     def from_bytes(cls, data: bytes) -> Standing | None:
         """None for what no site of ours says."""
+        if len(data) > MAX_BYTES:
+            return None
         try:
             raw = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if not isinstance(raw, dict) or set(raw) != {"rounds", "base_model"}:
             return None

@@ -48,6 +48,14 @@ def next_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.next{path.suffix}")
 
 
+def previous_path(path: Path) -> Path | None:
+    """The roster that the one at `path` is to follow, if it is beside it."""
+    if not path.stem.endswith(".next"):
+        return None
+    previous = path.with_name(f"{path.stem.removesuffix('.next')}{path.suffix}")
+    return previous if previous.is_file() else None
+
+
 def changed(
     path: Path, change: Callable[[SignedRoster], SignedRoster], out: Path | None = None
 ) -> Change:
@@ -90,13 +98,16 @@ def enrolled(path: Path, card: Card) -> Change:
     return Change(following, awaited.with_cards([card]))
 
 
-def check_enrolled(path: Path, name: str) -> None:
-    """Raises `RosterError` unless the roster, or the one that is to follow it, has this site."""
+def enrolled_cards(path: Path, name: str) -> list[Card]:
+    """The cards of this site, in the roster and in the one that is to follow it. Raises
+    `RosterError` if neither has it."""
     rosters = [SignedRoster.read(path)]
     if next_path(path).exists():
         rosters.append(SignedRoster.read(next_path(path)))
-    if not any(name in roster.names() for roster in rosters):
+    cards = [card for roster in rosters for card in roster.sites if card.name == name]
+    if not cards:
         raise RosterError(
             f"{path}: expected {name[:40]!r} among its sites, to renew its certificate, got "
             f"{', '.join(rosters[0].names()) or 'none'}; a new site sends its card too"
         )
+    return cards

@@ -186,6 +186,11 @@ class SignedRoster:
                 f"expected a new card of {card.name}, got the one that is in the roster; make one "
                 f"with: fedshield keygen {card.name} --replaces {card.name}.key"
             )
+        if current.follows(card):
+            raise RosterError(
+                f"expected a new card of {card.name}, got one that it replaced: whoever has that "
+                f"old key could take part; make a new one with: fedshield keygen {card.name}"
+            )
         if not card.follows(current) and not key_lost:
             raise RosterError(
                 f"expected a card of {card.name} that the key in the roster "

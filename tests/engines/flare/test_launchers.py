@@ -40,7 +40,7 @@ def words(launcher: Any, executable: str, monkeypatch: pytest.MonkeyPatch) -> li
 def test_a_path_of_any_characters_is_one_word(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     python = "/opt/my tools/#1/python"
     found = words(getattr(launchers, name), python, monkeypatch)
-    assert found[:3] == [python, "-m", "module"]
+    assert found[:4] == [python, "-P", "-m", "module"]
     assert ODD in found
     assert (f"{ODD}/startup" in found) == (name == "ClientLauncher")
     assert (f"{ODD}/job/app_server" in found) == (name == "ServerLauncher")

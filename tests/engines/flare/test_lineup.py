@@ -56,6 +56,25 @@ def line_up(num_sites: int, sites: Sites) -> tuple[int, dict[str, str]]:
 
 
 @pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"[" * 4000,
+        b'{"rounds": [' + b"1, " * 100_000 + b"1]}",
+        b'{"rounds": [true], "base_model": "aaaaaaaaaaaaaaaa"}',
+        b'{"rounds": [0], "base_model": "<script>"}',
+    ],
+)
+def test_what_one_site_says_stops_no_other(said: bytes) -> None:
+    """A colluding site may say anything; it is out, by name, and the others go on."""
+    sites = Sites({f"s{number}": [0] for number in range(4)})
+    sites.said.ok["s3"] = said
+    completed, lost = line_up(4, sites)
+    assert (completed, lost) == (0, {"s3": "malformed"})
+    assert sites.opened == (0, ["s0", "s1", "s2"])
+
+
+@pytest.mark.parametrize(
     ("kept", "begins"),
     [
         ({"s0": [0], "s1": [0], "s2": [0]}, 0),

@@ -2,6 +2,7 @@
 
     NAME.key           its FedShield key, mode 0600
     roster.json        the countersigned roster
+    keys.seen.json     rosters that were in force here, and their keys (enrolment/seen.py)
     NAME.policy.yaml   a site's: what it allows, and where its data and model are
     runs/              one run folder for each run that it takes part in
 
@@ -25,6 +26,7 @@ from fedshield.engines.events import Quiet
 from fedshield.engines.members import check_roster, roster_of
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
+from fedshield.enrolment.seen import put_in_force
 from fedshield.errors import FedShieldError, UserError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -90,7 +92,13 @@ class Kit(Quiet):
             raise UserError(f"the job: expected a run's name, got {run[:40]!r}; submit it again")
         path = self.path / "runs" / run
         if path.exists():
-            return RunFolder.open(path)
+            folder = RunFolder.open(path)
+            if folder.state()["plan_sha256"] != plan.sha256():
+                raise UserError(
+                    f"{path}: expected the plan of this run, got another under its name; a changed "
+                    "plan is a new run: submit it without --resume"
+                )
+            return folder
         state = {
             "status": "running",
             "engine": "flare",
@@ -158,6 +166,9 @@ class Kit(Quiet):
         key = KeyFile.read(self.path / f"{self.name}.key").key
         signed.check_own(key, self.name)
         signed.check_ready(key)
+        if not self.simulated:
+            for sentence in put_in_force(self.path, signed):
+                self.note(sentence)
         check_roster(plan, signed, base_model_sha256, roster_path)
         roster = roster_of(plan, signed)
         policy = self.policy()

@@ -20,7 +20,8 @@ from nvflare.utils.job_launcher_utils import get_client_job_args, get_server_job
 
 def command_line(arguments: dict[str, tuple[str, Any]], order: list[str]) -> str:
     """The job's command line. `arguments`: FLARE's name of each -> option and value."""
-    words = [shlex.quote(sys.executable)]
+    # Nothing from the folder that the party runs in may be imported.
+    words = [shlex.quote(sys.executable), "-P"]
     for name in order:
         if arguments.get(name):
             option, value = arguments[name]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedshield.certificates import certificates, certificates_ending
+from fedshield.engines.flare import site_main
 from fedshield.engines.flare.environment import direct_hosts, proxy_note
 from fedshield.engines.flare.kit import KIT
 from fedshield.engines.flare.lock import lock_kit
@@ -26,6 +27,7 @@ from fedshield.engines.flare.provision import (
 from fedshield.engines.flare.reach import check_server, server_address
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
+from fedshield.enrolment.seen import put_in_force
 
 #: What keeps the coordinator's memory from growing with the number of sites. FLARE takes a buffer
 #: of a whole chunk (1 MiB by default) for every message on its way, however short; and it keeps
@@ -64,7 +66,7 @@ def start_site(kit: Path, say: Say) -> NoReturn:
     _say_of_proxies(host, say)
     _become(
         kit,
-        "nvflare.private.fed.app.client.client_train",
+        site_main.__name__,
         "fed_client.json",
         host,
         f"uid={name}",
@@ -108,7 +110,10 @@ def _check(kit: Path, key: str, configuration: str, say: Say) -> None:
     for folder in (kit / "flare" / "startup", kit / "admin" / "startup"):
         for ending in certificates_ending(folder, now):
             say(ending.in_words())
-    SignedRoster.read(kit / "roster.json").check_ready(KeyFile.read(kit / key).key)
+    roster = SignedRoster.read(kit / "roster.json")
+    roster.check_ready(KeyFile.read(kit / key).key)
+    for sentence in put_in_force(kit, roster):
+        say(sentence)
 
 
 def _say_of_proxies(host: str, say: Say) -> None:

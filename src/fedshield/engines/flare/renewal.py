@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from fedshield.durable import sync_folder
-from fedshield.engines.flare import provision
+from fedshield.engines.flare import provision, requests
 from fedshield.engines.flare.lock import locked
 from fedshield.engines.flare.provision import Consortium, ProvisionError
 
@@ -40,7 +40,7 @@ def renew_site(kit: Path) -> Path:
             "coordinator signed of it, or delete it to ask anew"
         )
     try:
-        return provision.request(kit, _project(kit), name)
+        return requests.request(kit, _project(kit), name)
     except BaseException:
         shutil.rmtree(kit / "request", ignore_errors=True)
         raise

@@ -21,6 +21,8 @@ from fedshield.runfolder import write_atomic
 LOG_FILE = "fedshield.log"
 #: Whether a site's process is connected to the server, and since when.
 CONNECTION_FILE = "connection.json"
+#: Longest that somebody who looks whether a process runs can keep its lock, in seconds.
+LOOK_S = 0.5
 _LOG = logging.getLogger("fedshield")
 
 
@@ -33,10 +35,11 @@ class Connection(logging.Handler):
         self._kit = Path(kit)
         self._connected: bool | None = None
         # The party's process comes first and holds its kit. That of a run finds it held, and has
-        # no connection of its own to tell of.
+        # no connection of its own to tell of. The patience is for `status`, which looks for a
+        # moment.
         self._lock: IO[str] | None = None
         with contextlib.suppress(UserError):
-            self._lock = presence.hold(self._kit, patience_s=0)
+            self._lock = presence.hold(self._kit, patience_s=LOOK_S)
             (self._kit / CONNECTION_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
