@@ -344,6 +344,70 @@ def test_layers_that_cannot_take_lora_are_left_out_or_refused() -> None:
             AdapterHost(mamba(), plan_for("llama", targets=(target,)), SHA)
 
 
+_SMALL = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "pad_token_id": 0,
+}
+
+
+def small(kind: str, **changes: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    build: Any = AutoModelForCausalLM.from_config
+    return build(AutoConfig.for_model(kind, **_SMALL, **changes))
+
+
+def test_shared_experts_are_linear_layers_whose_names_peft_gives_to_the_experts() -> None:
+    model = small(
+        "qwen2_moe", num_experts=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
+    )
+    host = AdapterHost(model, plan_for("llama", targets=("all-linear",)), SHA)
+    names = [tensor.name for tensor in host.spec.tensors]
+    assert not any("expert." in name or "experts." in name for name in names)
+    left_out, why = host.notes
+    assert "shared_expert.down_proj" in left_out
+    assert why == (
+        "of these down_proj, gate_proj, up_proj are linear layers, of a name that PEFT takes for "
+        "the experts of a qwen2_moe model"
+    )
+    with pytest.raises(ModelError, match="got up_proj, of a name that PEFT takes for the experts"):
+        AdapterHost(model, plan_for("llama", targets=("up_proj",)), SHA)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("phimoe", {"num_local_experts": 2}),
+        ("llama4_text", {"num_local_experts": 2, "intermediate_size_mlp": 48, "head_dim": 8}),
+    ],
+)
+def test_a_router_that_inherits_from_a_linear_layer_is_none(
+    kind: str, changes: dict[str, Any]
+) -> None:
+    """It gives more than a product, and PEFT's layer around it fails in the first pass."""
+    model = small(kind, **changes)
+    host = AdapterHost(model, plan_for("llama", targets=("all-linear",)), SHA)
+    assert not any("router" in tensor.name for tensor in host.spec.tensors)
+    assert "router" in host.notes[0]
+    ids = torch.tensor([[1, 2, 3]])
+    assert host.model(input_ids=ids).logits.shape == (1, 3, 61)
+
+
+def test_numbered_layers_are_named_with_what_they_are_numbered_in() -> None:
+    """A number alone is the name of whole blocks too, which take no LoRA."""
+    from transformers import CTRLConfig, CTRLLMHeadModel
+
+    config = CTRLConfig(vocab_size=61, n_embd=32, dff=48, n_layer=2, n_head=2, n_positions=64)
+    host = AdapterHost(CTRLLMHeadModel(config), plan_for("llama", targets=("all-linear",)), SHA)
+    assert host.targets == ["Wk", "Wq", "Wv", "dense", "ffn.0", "ffn.2"]
+    assert len(host.spec.tensors) == 2 * 2 * 6  # A and B, two blocks
+
+
 def test_what_peft_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
         raise ValueError("not\nthis one")

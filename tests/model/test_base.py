@@ -390,6 +390,27 @@ def test_a_folders_shapes_need_no_weights(make_plan: MakePlan, folder: Path) -> 
     assert shapes[0] == shapes[1] == shapes[2] == shapes[3]
 
 
+def test_a_config_with_infinity_as_transformers_writes_it(
+    make_plan: MakePlan, tmp_path: Path
+) -> None:
+    from transformers import Mamba2Config
+
+    config = Mamba2Config(num_heads=4, head_dim=8, hidden_size=16, state_size=8, n_groups=1)
+    assert config.time_step_limit[1] == float("inf")
+    config.save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    read = base.load_config(make_plan({"model.name": str(tmp_path)}))
+    assert list(read.time_step_limit) == [0.0, float("inf")]
+
+
+def test_a_model_that_sets_no_limit_to_its_texts(make_plan: MakePlan) -> None:
+    loaded = base.load(make_plan())
+    assert loaded.max_positions == 1024
+    for none in (-1, 0):
+        loaded.model.config.max_position_embeddings = none
+        assert loaded.max_positions is None
+
+
 def test_a_model_that_writes_no_text_is_refused(make_plan: MakePlan, folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "vit"}')
     plan = make_plan({"model.name": str(folder)})

@@ -112,14 +112,19 @@ def test_a_gradient_of_zero_is_noted(make_plan: MakePlan) -> None:
     assert note.startswith("6 of 28 adapter tensors have a gradient of zero")
 
 
-def test_an_error_of_the_model_itself_is_one_line(make_plan: MakePlan) -> None:
+@pytest.mark.parametrize("kind", [ValueError, AttributeError, KeyError, ZeroDivisionError])
+def test_an_error_of_the_model_itself_is_one_line(
+    make_plan: MakePlan, kind: type[Exception]
+) -> None:
     loaded, host = ready(make_plan)
 
     def fail(*_: Any) -> torch.Tensor:
-        raise ValueError("no such\nkernel")
+        raise kind("no such kernel")
 
     host.model.get_base_model().model.layers[0].mlp.forward = fail
-    assert "ValueError: no such kernel" in refused(loaded, host)
+    message = refused(loaded, host)
+    assert f"{kind.__name__}: " in message
+    assert "no such kernel" in message
 
 
 def test_padding_has_an_id_that_exists(make_plan: MakePlan) -> None:

@@ -89,18 +89,16 @@ def attach(
 def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
     """The linear layers of the base model that get an adapter, by name; for `all-linear` all that
     PEFT takes but the output's. Raises `ModelError` if a target names none."""
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
     # An output layer that shares its weights with the embeddings would change them in a merge.
     tied = getattr(model.config, "tie_word_embeddings", False)
     every, output = adapter.targets == (ALL_LINEAR,), model.get_output_embeddings()
     layers = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not (module is output and (tied or every))
+        if _is_linear(module) and not (module is output and (tied or every))
     }
-    refused = {leaf for leaf in names_of(layers) if not _takes_lora(model, leaf)}
+    leaves = names_of(layers)
+    refused = {leaf: why for leaf in leaves if (why := _why_no_lora(model, leaf))}
     layers = {name: layer for name, layer in layers.items() if _leaf(name) not in refused}
     leaves = names_of(layers)
     if every:
@@ -113,9 +111,8 @@ def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
     for target in adapter.targets:
         if target in refused:
             raise ModelError(
-                f"adapter.targets: expected layers that take LoRA, got {target}, whose weight a "
-                f"{model.config.model_type} model uses without the layer; name others of "
-                f"{', '.join(leaves)}"
+                f"adapter.targets: expected layers that take LoRA, got {target}, "
+                f"{refused[target]}; name others of {', '.join(leaves)}"
             )
         if target not in leaves:
             close = difflib.get_close_matches(target, leaves, n=1)
@@ -127,39 +124,69 @@ def target_layers(model: Any, adapter: AdapterPlan) -> dict[str, Any]:
     return {name: layer for name, layer in layers.items() if _leaf(name) in adapter.targets}
 
 
+def _is_linear(module: Any) -> bool:
+    """Whether it is a layer that gives its product alone. A router inherits from one, and gives
+    its choice of experts as well."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D) and not type(module).__name__.endswith("Router")
+
+
 def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
+    """The last part of a layer's name; of a numbered one also what it is numbered in, since other
+    modules have the same number (`list.0`)."""
+    parts = name.split(".")
+    at = len(parts) - 1
+    while at and parts[at].isdigit():
+        at -= 1
+    return ".".join(parts[at:])
 
 
-def _takes_lora(model: Any, leaf: str) -> bool:
-    """Whether LoRA works on a linear layer of this name in a model of this kind. PEFT is asked with
-    a model of that one layer, because a refusal leaves a real one half changed."""
+def _why_no_lora(model: Any, leaf: str) -> str:
+    """Why LoRA does not work on a linear layer of this name in a model of this kind; '' where it
+    does. PEFT is asked with a model of that one layer, because a refusal leaves a real one half
+    changed."""
     from peft import LoraConfig, inject_adapter_in_model
     from torch import nn
 
-    if (model.config.model_type, leaf) in _WEIGHT_ALONE:
-        return False
+    kind = model.config.model_type
+    alone = f"whose weight a {kind} model uses without the layer"
+    if (kind, leaf) in _WEIGHT_ALONE:
+        return alone
     trial: Any = nn.Module()
     trial.config = model.config
-    trial.add_module(leaf, nn.Linear(1, 1))
+    last = leaf.rpartition(".")[2]
+    trial.add_module(last, nn.Linear(1, 1))
     build: Any = LoraConfig
     try:
         with library_words():  # the words of the real layers are kept
-            inject_adapter_in_model(build(r=1, target_modules=[leaf]), trial)
+            inject_adapter_in_model(build(r=1, target_modules=[last]), trial)
     except ValueError:
-        return False
-    return True
+        return (
+            f"of a name that PEFT takes for the experts of a {kind} model"
+            if _fused(model)
+            else alone
+        )
+    return ""
+
+
+def _fused(model: Any) -> bool:
+    """Whether experts are kept in one tensor. By the names that their layers had before, PEFT means
+    that tensor, and reaches no other layer of such a name: shared experts, a layer without
+    experts."""
+    return any(name.endswith("experts.gate_up_proj") for name, _ in model.named_parameters())
 
 
 def _without_adapter(model: Any, layers: Mapping[str, Any]) -> tuple[str, ...]:
-    """A note on the weights that `all-linear` leaves out, with their share: experts that are kept
+    """Notes on the weights that `all-linear` leaves out, with their share: experts that are kept
     in one tensor, routers, convolutions, layers that PEFT refuses. Embeddings and the output layer
     do not count."""
     from torch import nn
 
     output = model.get_output_embeddings()
     total = out = 0
-    kinds = set()
+    kinds, linear = set(), set()
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) or module is output:
             continue
@@ -170,13 +197,21 @@ def _without_adapter(model: Any, layers: Mapping[str, Any]) -> tuple[str, ...]:
                 size = parameter.numel()
                 parts = [part for part in (*name.split("."), leaf) if not part.isdigit()]
                 kinds.add(".".join(parts[-3:-1] if leaf == "weight" else parts[-2:]))
+                if _is_linear(module):
+                    linear.add(_leaf(name))
                 out += size
             total += size
     if not out:
         return ()
+    why_not = {leaf: _why_no_lora(model, leaf) for leaf in sorted(linear)}
+    refused = [
+        (why, [leaf for leaf in why_not if why_not[leaf] == why])
+        for why in dict.fromkeys(why_not.values())
+    ]
     return (
         f"all-linear gives no adapter to {', '.join(sorted(kinds))} "
         f"({_percent(out / total)} of the layers' weights): no linear layers that take LoRA",
+        *(f"of these {', '.join(leaves)} are linear layers, {why}" for why, leaves in refused),
     )
 
 

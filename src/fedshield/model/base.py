@@ -74,7 +74,7 @@ class BaseModel:
     def max_positions(self) -> int | None:
         """The longest text that the model reads, in tokens; None where its config says none."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
-        return positions if isinstance(positions, int) else None
+        return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def resolve_device(plan: Plan) -> str:

@@ -127,7 +127,7 @@ def read_config(path: Path, what: str) -> Any:
         )
     fields: Any = None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_special_float)
         kind = fields["model_type"]
         with library_words():  # said again, and kept, when the weights are loaded
             return AutoConfig.for_model(**fields) if kind else None
@@ -142,6 +142,14 @@ def read_config(path: Path, what: str) -> Any:
             f"{what}: expected a Hugging Face config with a known model_type and fields that "
             f"fit, got {first_line(error)}; mend or replace {path.name}"
         ) from None
+
+
+def _special_float(fields: dict[str, Any]) -> Any:
+    """A JSON object, or the number that transformers writes as one: infinity and NaN, which JSON
+    does not have."""
+    if fields.keys() == {"__float__"}:
+        return float(fields["__float__"])
+    return fields
 
 
 def folder_sha256(folder: Path) -> str:

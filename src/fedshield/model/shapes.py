@@ -166,7 +166,7 @@ def from_modules(model: Any) -> ModelShape:
         inner=int(getattr(config, "intermediate_size", None) or 4 * width),
         layers=int(getattr(config, "num_hidden_layers", None) or 12),
         vocabulary=int(getattr(config, "vocab_size", None) or 32_000),
-        max_positions=positions if isinstance(positions, int) else None,
+        max_positions=positions if isinstance(positions, int) and positions > 0 else None,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         linear=linear,
     )
