@@ -17,6 +17,7 @@ from fedshield.data.sites import SiteData, load_sites
 from fedshield.errors import DataError
 from fedshield.model import tiny
 from fedshield.model.chat import Tokens
+from fedshield.notes import library_words
 from fedshield.planfile import parse_plan
 
 LABELS = ("red", "green", "blue")
@@ -290,6 +291,24 @@ def test_truncation_is_counted_to_the_token(tmp_path: Path, tokenizer: Any) -> N
         assert len(tokens.input_ids) == len(tokens.labels) == min(length, max_length)
         assert tokens.num_dropped == max(0, length - max_length)
     assert site.train[6].num_response == 1
+
+
+def test_a_tokenizers_own_limit_is_noted_and_its_warning_is_not_shown(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    write(tmp_path, "a.jsonl", rows(*range(6)))
+    before = tokenizer.model_max_length
+    tokenizer.model_max_length = 8
+    try:
+        with library_words() as words:
+            site = load(tmp_path, tokenizer, one())["a"]
+    finally:
+        tokenizer.model_max_length = before
+    assert words == []
+    usual = load(tmp_path, tokenizer, one())["a"].notes
+    (note,) = set(site.notes) - set(usual)
+    assert note.startswith("the tokenizer's longest text is 8 tokens (model_max_length), less than")
+    assert all(len(tokens.input_ids) > 8 for tokens in site.train)  # nothing is cut by it
 
 
 def test_the_loss_is_on_the_answer_alone(tmp_path: Path, tokenizer: Any) -> None:

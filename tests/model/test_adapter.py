@@ -364,16 +364,20 @@ def small(kind: str, **changes: Any) -> Any:
 
 def test_shared_experts_are_linear_layers_whose_names_peft_gives_to_the_experts() -> None:
     model = small(
-        "qwen2_moe", num_experts=2, moe_intermediate_size=16, shared_expert_intermediate_size=16
+        "deepseek_v3",
+        **{"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1},
+        **{"moe_intermediate_size": 16, "first_k_dense_replace": 1},
+        **{"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
     )
     host = AdapterHost(model, plan_for("llama", targets=("all-linear",)), SHA)
     names = [tensor.name for tensor in host.spec.tensors]
     assert not any("expert." in name or "experts." in name for name in names)
     left_out, why = host.notes
-    assert "shared_expert.down_proj" in left_out
+    assert "mlp.down_proj" in left_out  # of the layer without experts
+    assert "shared_experts.down_proj" in left_out
     assert why == (
         "of these down_proj, gate_proj, up_proj are linear layers, of a name that PEFT takes for "
-        "the experts of a qwen2_moe model"
+        "the experts of a deepseek_v3 model"
     )
     with pytest.raises(ModelError, match="got up_proj, of a name that PEFT takes for the experts"):
         AdapterHost(model, plan_for("llama", targets=("up_proj",)), SHA)

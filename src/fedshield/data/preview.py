@@ -103,7 +103,7 @@ def _shown(tokenizer: Any, passage: Passage, where: str, part: str, max_length: 
 def _pieces(tokenizer: Any, text: str, whole: Tokens, max_length: int) -> tuple[Piece, ...]:
     """The text cut where tokens change their kind. A token's text is what the tokenizer says that
     it stands for, so that the pieces together are the text."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ends: Sequence[tuple[int, int]] = encoded["offset_mapping"]
     kinds = [(label != -100, place >= max_length) for place, label in enumerate(whole.labels)]
     pieces: list[Piece] = []

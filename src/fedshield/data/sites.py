@@ -119,7 +119,17 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         no_response_rows=lost,
         truncated_rows=cut_rows,
         truncated_tokens=cut_tokens,
-        notes=(*share.notes, *_date_note(tokenizer)),
+        notes=(*share.notes, *_date_note(tokenizer), *_length_note(tokenizer, max_length)),
+    )
+
+
+def _length_note(tokenizer: Any, max_length: int) -> tuple[str, ...]:
+    longest = tokenizer.model_max_length
+    if longest >= max_length:
+        return ()
+    return (
+        f"the tokenizer's longest text is {longest:,} tokens (model_max_length), less than "
+        f"training.max_length {max_length:,}, which is what holds",
     )
 
 

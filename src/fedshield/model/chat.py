@@ -189,7 +189,8 @@ def _inseparable(
 def encode(tokenizer: Any, passage: Passage, max_length: int) -> Tokens:
     """Tokens and labels of a text, cut after `max_length` tokens; `num_dropped` says how many."""
     text = passage.text
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # Not `verbose`: the tokenizer would warn of a length before it is cut.
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = encoded["input_ids"]
     # A token that the answer shares with the prompt's last white space is the answer's.
     labels = [
