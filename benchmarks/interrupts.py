@@ -5,7 +5,7 @@
 
 `call`: one run, which at each moment makes a copy of its process (fork) and of its folder; the copy
 sends itself the signal just before the call of a Python function, or before a generator goes on.
-Moments are drawn evenly among all calls, but for those within a write to the folder. `time`: a
+Moments are drawn evenly among all calls, but for those with such a file open. `time`: a
 new interpreter for each moment, from its first instruction to its last, evenly over its life.
 
 A moment is `lost` where the run went on to its end or ended as failed, `left running` where
@@ -103,7 +103,7 @@ class Forking:
 
     def _writing(self) -> bool:
         """Whether a file of the run is open for writing, or its folder being made: copies would
-        both write to it."""
+        both write to it. Or a data file for reading: copies share the place in it."""
         if self._out.with_name(f".{self._out.name}.part").exists():
             return True
         for handle in os.listdir("/proc/self/fd"):
@@ -111,7 +111,8 @@ class Forking:
                 path = os.readlink(f"/proc/self/fd/{handle}")
             except OSError:
                 continue
-            if path.startswith(str(self._out)) and not path.endswith("lock"):
+            own = path.startswith(str(self._out)) and not path.endswith("lock")
+            if own or path.endswith(".gz"):
                 return True
         return False
 
