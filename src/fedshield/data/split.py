@@ -42,14 +42,14 @@ class _Source:
     """Rows of one source, each looked at with the tokenizer when it is first asked for."""
 
     def __init__(
-        self, found: Rows, reader: Reader, on_bad_row: Literal["refuse", "skip"], key: str
+        self, rows: Rows, reader: Reader, on_bad_row: Literal["refuse", "skip"], key: str
     ) -> None:
-        self.rows = found.rows
+        self.rows = rows.rows
         self._reader = reader
         self._rule = on_bad_row
         self._key = key
-        self._skipped = found.skipped
-        self._first = found.first_skipped
+        self._skipped = rows.skipped
+        self._first = rows.first_skipped
         self._examples: dict[int, Example | None] = {}
         self._bad: dict[int, str] = {}
 
@@ -112,7 +112,7 @@ def _source(
     reader: Reader,
     remarks: Remarks,
 ) -> _Source:
-    found = read(
+    rows = read(
         plan,
         source,
         settings,
@@ -121,7 +121,7 @@ def _source(
         label_column=plan.data.dirichlet_column,
         remarks=remarks,
     )
-    return _Source(found, reader, plan.data.on_bad_row, key)
+    return _Source(rows, reader, plan.data.on_bad_row, key)
 
 
 def _reader(plan: Plan, tokenizer: Any) -> tuple[Reader, Remarks]:
