@@ -26,8 +26,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# One process for each core, one thread each; the tests of a file stay together.
 unit: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile $(PYTEST_ARGS)
 
 # In random order: of the folders' files, and within each file. The first line names the seed:
 # PYTEST_ARGS=--random-order-seed=N repeats that order.
