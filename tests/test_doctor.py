@@ -473,6 +473,8 @@ def test_what_ends_soon_is_listed_the_first_first(tmp_path: Path) -> None:
     assert "ended on" in ending[0].in_words()
     assert "in 2 days; renew it: fedshield site renew" in ending[1].in_words()
     assert certificates.certificates_ending(tmp_path, NOW, days=1) == ending[:1]
+    (unread,) = certificates.certificates_unread(tmp_path)
+    assert "odd.crt: expected a certificate (PEM), got other bytes; renew it" in unread
 
 
 # -- the machine ----------------------------------------------------------------------------------

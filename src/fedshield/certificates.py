@@ -42,7 +42,7 @@ def certificates_ending(
     folder: Path, now: datetime.datetime, days: int = ANNOUNCE_DAYS
 ) -> tuple[EndingCertificate, ...]:
     """Certificates below `folder` that end within `days` of `now` (with a time zone), the first
-    to end first. Files that cannot be read are `certificates`' to tell of."""
+    to end first. Files that cannot be read are told of by `certificates_unread`."""
     ending: list[EndingCertificate] = []
     for path in _certificate_paths(folder):
         try:
@@ -53,6 +53,21 @@ def certificates_ending(
         if end - now < datetime.timedelta(days=days):
             ending.append(EndingCertificate(path, end, (end - now).days))
     return tuple(sorted(ending, key=lambda certificate: certificate.ends))
+
+
+def certificates_unread(folder: Path) -> tuple[str, ...]:
+    """A sentence on each certificate below `folder` whose end nobody can tell."""
+    unread: list[str] = []
+    for path in _certificate_paths(folder):
+        try:
+            data = path.read_bytes()
+            if path.suffix == ".crt" or b"BEGIN CERTIFICATE" in data:
+                x509.load_pem_x509_certificates(data)
+        except OSError as error:
+            unread.append(f"{path}: cannot be read ({error.strerror}); make it readable")
+        except ValueError:
+            unread.append(f"{path}: expected a certificate (PEM), got other bytes; {RENEW}")
+    return tuple(unread)
 
 
 def is_pair(certificate: Path, key: Path) -> bool:

@@ -219,6 +219,16 @@ def test_keys_and_columns_that_are_not_used_are_named_and_counted(tmp_path: Path
         assert "column `category`" in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_a_thought_that_is_not_written_has_the_name_that_the_file_has(
+    tmp_path: Path, key: str
+) -> None:
+    turns = [{"role": "user", "content": "Free?"}, {"role": "assistant", "content": "Yes."}]
+    turns[1][key] = "hm"
+    site, _ = load(tmp_path, tiny.CHAT_TEMPLATE, [{"messages": turns}, pair(1), pair(2)])
+    assert site.notes == (f"key `{key}` of turns (by the chat template) not used (1 row)",)
+
+
 def test_an_answer_of_calls_alone_needs_a_template_that_writes_them(tmp_path: Path) -> None:
     call = {"function": {"name": "beds", "arguments": {}}}
     turns = [

@@ -39,17 +39,17 @@ def data(
     print_notes(notes)
     if kit is not None:
         plan = _at_site(plan, kit, site)
-    tokenizer = load_tokenizer(plan)
+    tokenizer, words = load_tokenizer(plan)
     template = use_template(tokenizer, plan.model.chat_template)
     shown = preview(plan, tokenizer, site, rows)
     if as_json:
-        print(json.dumps(_to_json(shown, site, template), indent=1, ensure_ascii=False))
+        print(json.dumps(_to_json(shown, site, template, words), indent=1, ensure_ascii=False))
         return
     for row in shown.rows:
         _print_row(row)
     for label, text in _counts(shown, template):
         out_console.print(f"{label:<14} {text}", markup=False)
-    for note in shown.data.notes:
+    for note in (*words, *shown.data.notes):
         out_console.print(f"note           {note}", markup=False)
 
 
@@ -110,7 +110,7 @@ def _counts(shown: Preview, template: str) -> list[tuple[str, str]]:
     ]
 
 
-def _to_json(shown: Preview, site: str, template: str) -> dict[str, Any]:
+def _to_json(shown: Preview, site: str, template: str, words: tuple[str, ...]) -> dict[str, Any]:
     return {
         "site": site,
         "chat_template": template,
@@ -120,6 +120,6 @@ def _to_json(shown: Preview, site: str, template: str) -> dict[str, Any]:
         "median_length": shown.median_length,
         "longest": shown.longest,
         "max_length": shown.max_length,
-        "notes": list(shown.data.notes),
+        "notes": [*words, *shown.data.notes],
         "rows": [dataclasses.asdict(row) for row in shown.rows],
     }

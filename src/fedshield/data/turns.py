@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -34,12 +34,13 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 @dataclass(frozen=True)
 class Turn:
     """One turn. `learnt`: whether an assistant's turn has loss. `more`: its other keys, as the JSON
-    text of an object, for the template."""
+    text of an object, for the template. `thought_key`: what the file calls the thought in it."""
 
     role: str
     content: str
     learnt: bool = True
     more: str = "{}"
+    thought_key: str = field(default=_THOUGHTS[0], compare=False)
 
     def as_message(self) -> Message:
         return {"role": self.role, "content": self.content, **json.loads(self.more)}
@@ -104,7 +105,7 @@ def _turn(turn: Any, where: str) -> Turn:
     }
     if "role" in turn and carries_meaning(turn.get("from")):
         more["from"] = turn["from"]
-    thought = _thought(turn, where)
+    thought_key, thought = _thought(turn, where)
     if thought:
         more["reasoning_content"] = thought
     if own_role == "function_call":
@@ -121,7 +122,8 @@ def _turn(turn: Any, where: str) -> Turn:
         keys = json.dumps(more, ensure_ascii=False, sort_keys=True, default=_as_written)
     except TypeError as error:
         raise BadRow(f"expected text, numbers and lists in {where}, but {error}") from None
-    return Turn(role, unicode_text(content, where), _learnt(turn, role, where), keys)
+    learnt = _learnt(turn, role, where)
+    return Turn(role, unicode_text(content, where), learnt, keys, thought_key)
 
 
 def _as_written(value: Any) -> str:
@@ -183,16 +185,17 @@ def _part(part: Any, where: str) -> str:
     return str(part["text"])
 
 
-def _thought(turn: dict[str, Any], where: str) -> str:
+def _thought(turn: dict[str, Any], where: str) -> tuple[str, str]:
+    """The key as written, and the thought: empty where there is none."""
     thoughts = {key: turn[key] for key in _THOUGHTS if carries_meaning(turn.get(key))}
     if not thoughts:
-        return ""
+        return _THOUGHTS[0], ""
     if len(set(map(str, thoughts.values()))) > 1:
         raise BadRow(f"expected one thought in {where}, got {' and '.join(thoughts)}, which differ")
     key, thought = next(iter(thoughts.items()))
     if not isinstance(thought, str):
         raise BadRow(f"expected text as {key} of {where}, got {_kind(thought)}")
-    return thought
+    return key, thought
 
 
 def _call(content: str, where: str) -> dict[str, Any]:

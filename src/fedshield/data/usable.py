@@ -65,7 +65,7 @@ class Reader:
         except ModelError as error:
             self._no_silent_calls(messages, tools)
             raise BadRow(str(error)) from None
-        used, unused = self._used(messages, tools, texts)
+        used, unused = self._used(row, messages, tools, texts)
         self._no_control_tokens(used)
         for name in unused:
             self._remarks.unused(f"{name} (by the chat template)", row.where)
@@ -81,6 +81,7 @@ class Reader:
 
     def _used(
         self,
+        row: Row,
         messages: Sequence[Message],
         tools: list[Any] | None,
         texts: Sequence[Passage],
@@ -97,7 +98,9 @@ class Reader:
             ]
         if "tool_calls" in unused:
             _refuse_silent_calls(messages)
-        names = [f"{named('key', key)} of turns" for key in unused]
+        names = [
+            f"{named('key', name)} of turns" for key in unused for name in _own_names(row, key)
+        ]
         for key in set(keys) - set(unused):
             used += [text for item in messages for text in texts_in(item.get(key))]
         if tools is not None:
@@ -200,6 +203,13 @@ def control_tokens(tokenizer: Any) -> re.Pattern[str]:
     texts = {*tokenizer.all_special_tokens, *added} - {""}
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _own_names(row: Row, key: str) -> list[str]:
+    """The names that the file has for this key of its turns."""
+    if key != "reasoning_content":
+        return [key]
+    return sorted({turn.thought_key for turn in row.turns if key in json.loads(turn.more)})
 
 
 def _refuse_silent_calls(messages: Sequence[Message]) -> None:

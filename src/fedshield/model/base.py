@@ -209,13 +209,13 @@ def inspect(plan: Plan) -> tuple[Any, str]:
     return _tokenizer(folder, what)[0], folder_sha256(folder)
 
 
-def load_tokenizer(plan: Plan) -> Any:
-    """The tokenizer that `load` would give, of a model that is on this machine; its weights need
-    not be. Raises `ModelError`."""
+def load_tokenizer(plan: Plan) -> tuple[Any, tuple[str, ...]]:
+    """The tokenizer that `load` would give, of a model that is on this machine, and what its
+    library says of it; its weights need not be here. Raises `ModelError`."""
     if plan.model.name == TINY_LLAMA:
-        return tiny.tokenizer()
+        return tiny.tokenizer(), ()
     folder = model_folder(plan, lambda _: None, may_fetch=False)
-    return _tokenizer(folder, f"model.name {plan.model.name}")[0]
+    return _tokenizer(folder, f"model.name {plan.model.name}")
 
 
 def load_config(plan: Plan) -> Any:

@@ -104,7 +104,9 @@ def test_an_answer_of_another_form_is_malformed(answer: Any) -> None:
     assert replies.failed == {"a": "malformed"}
 
 
-def test_a_code_crosses_and_an_error_does_not() -> None:
+def test_a_code_crosses_and_an_error_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fedshield")
+
     def fails(method: str, data: bytes) -> Any:
         raise RuntimeError("what FLARE says of it")
 
@@ -112,6 +114,7 @@ def test_a_code_crosses_and_an_error_does_not() -> None:
     replies = FlareSites(proxies, SPEED).call("work", {"a": b"", "b": b"", "gone": b""})
     assert replies.ok == {}
     assert replies.failed == {"a": "journal", "b": "unreachable", "gone": "absent"}
+    assert caplog.messages == ["b: the call failed: RuntimeError: what FLARE says of it"]
 
 
 def test_a_late_answer_is_told_from_a_broken_line(clock: Clock) -> None:

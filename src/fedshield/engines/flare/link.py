@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,11 @@ from typing import Any, Protocol
 
 from fedshield.engines.flare import limits
 from fedshield.errors import RoundFailed
+from fedshield.notes import one_line
 from fedshield.plan import SpeedPlan
 from fedshield.protocol.sites import Replies
 
+_LOG = logging.getLogger("fedshield")
 #: Bytes of one command that are on their way to sites at once: FLARE holds each about three times.
 IN_FLIGHT = 8 << 20
 #: Sites that are called at once in any case, so that one which does not answer holds up no other.
@@ -146,7 +149,11 @@ class FlareSites:
             return b"", "absent"
         try:
             reply = ask(self._proxies[site](timeout=deadline_s), data)
-        except Exception:
+        except Exception as error:
+            # The submitter is told in our words; an operator finds the transport's own here.
+            _LOG.info(
+                "%s: the call failed: %s: %s", site, type(error).__name__, one_line(str(error))
+            )
             late = time.monotonic() - started >= deadline_s * 0.95
             return b"", "deadline" if late else "unreachable"
         return _checked(reply)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedshield.certificates import certificates_ending
+from fedshield.certificates import certificates_ending, certificates_unread
 from fedshield.engines import presence, progress
 from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
 from fedshield.engines.flare.jobs import JOBS
@@ -86,11 +86,13 @@ def of_site(kit: Path) -> dict[str, Any]:
 
 
 def _ending(*folders: Path) -> list[str]:
-    """A sentence on each certificate that ends soon."""
+    """A sentence on each certificate that ends soon, or whose end nobody can tell."""
     today = datetime.datetime.now(datetime.UTC)
-    return [
-        ending.in_words() for folder in folders for ending in certificates_ending(folder, today)
-    ]
+    sentences: list[str] = []
+    for folder in folders:
+        sentences += certificates_unread(folder)
+        sentences += (ending.in_words() for ending in certificates_ending(folder, today))
+    return sentences
 
 
 def is_site_kit(kit: Path) -> bool:
