@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fedshield.data.files import BadRow, raw_rows
@@ -190,7 +190,8 @@ def _turns_column(fields: dict[str, Any], columns: ColumnsPlan) -> str | None:
 
 
 def _only_one(fields: dict[str, Any], names: list[str], what: str, key: str) -> None:
-    if len({json.dumps(fields[name], default=str) for name in names}) > 1:
+    # Of most rows there is one or none, and writing text as JSON takes as long as all else here.
+    if len(names) > 1 and len({json.dumps(fields[name], default=str) for name in names}) > 1:
         raise BadRow(
             f"expected one {what}, found {' and '.join(names)}; say which in columns.{key}"
         )
@@ -205,10 +206,7 @@ def _question_and_answer(
     if isinstance(fields.get(prompt), list) and isinstance(fields.get(response), list):
         # TRL's form: only the completion is learnt, and no text follows the prompt.
         used -= {*_INPUTS, columns.input or ""} - {prompt, response}
-        asked = tuple(
-            Turn(turn.role, turn.content, False, turn.more)
-            for turn in read_turns(fields[prompt], prompt)
-        )
+        asked = tuple(replace(turn, learnt=False) for turn in read_turns(fields[prompt], prompt))
         return (*asked, *read_turns(fields[response], response))
     question = _text(fields, prompt, required=True)
     answer = _text(fields, response, required=True)
@@ -247,7 +245,7 @@ def _usual(
 
 def _prompt(fields: dict[str, Any], columns: ColumnsPlan, used: set[str]) -> tuple[str, str | None]:
     """The column of the prompt, and that of the text which follows it, if any."""
-    taken = {name for name in columns.model_dump().values() if name}
+    taken = {name for _, name in columns if name}
     inputs = [
         name
         for name in _INPUTS
