@@ -119,6 +119,7 @@ def test_bound_to_purpose_context_and_names(changed: dict[str, Any]) -> None:
         (SENDER, RECEIVER.public),  # the sender's own key pair: the roles are in the key too
         (RECEIVER, RECEIVER.public),
     ],
+    ids=["other receiver", "other sender", "roles swapped", "receiver to itself"],
 )
 def test_opens_for_the_receiver_from_the_sender_only(key: RunKey, peer: bytes) -> None:
     with pytest.raises(CryptoError, match="does not open"):

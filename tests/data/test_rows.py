@@ -321,7 +321,7 @@ def test_nothing_usable_is_an_error_under_both_rules(tmp_path: Path) -> None:
 
 # -- files that cannot be read -------------------------------------------------------------
 
-COMPRESSED = gzip.compress(json.dumps(GOOD).encode() * 50)
+COMPRESSED = gzip.compress(json.dumps(GOOD).encode() * 50, mtime=0)
 PARQUET_TAIL = b"\xff" * 60 + (60).to_bytes(4, "little") + b"PAR1"
 
 
