@@ -61,6 +61,22 @@ def test_a_sites_own_request_becomes_its_kit(folder: Path, kit: Path, tmp_path: 
     assert "CN=north" in subject
 
 
+def test_an_installed_kit_has_no_script_that_starts_flares_own_client(
+    folder: Path, tmp_path: Path
+) -> None:
+    kit = tmp_path / "south"
+    keygen("south", kit)
+    requests.request(kit, CONSORTIUM.name, "south")
+    zipped, out = kit / "request" / "south.request.zip", tmp_path / "south.signed.zip"
+    requests.approve(folder, zipped, "south", [Card.read(kit / "south.card.json")], out)
+    told = provision.fingerprint(folder)
+    provision.package(kit / "request", out, told, tmp_path / "flare")
+    assert list((tmp_path / "flare" / "startup").glob("*.sh"))  # else nothing is tested
+    provision.install(kit, out, told)
+    assert (kit / "flare" / "startup" / "fed_client.json").is_file()
+    assert not list((kit / "flare").rglob("*.sh"))
+
+
 @pytest.mark.parametrize(
     "participant",
     [
