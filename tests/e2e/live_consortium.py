@@ -214,14 +214,19 @@ class Submission:
     def __init__(self, federation: Federation, out: Path, arguments: tuple[object, ...]) -> None:
         self.federation = federation
         self.out = out
-        self._process = subprocess.Popen(
-            command(*arguments, "--kit", "coordinator/admin"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=federation.folder,
-            env=ENVIRONMENT,
-        )
+        # A shell has its background jobs ignore SIGINT, and children inherit it.
+        inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            self._process = subprocess.Popen(
+                command(*arguments, "--kit", "coordinator/admin"),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=federation.folder,
+                env=ENVIRONMENT,
+            )
+        finally:
+            signal.signal(signal.SIGINT, inherited)
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""
