@@ -549,7 +549,7 @@ def test_private_training_moves_what_the_round_trains_and_nothing_else(
     wanted = set(trained_tensors(plan, start.spec, round_number))
     for name, place in start.spec.slices().items():
         moved = np.abs(update.values[place] - start.values[place])
-        # By how much is the noise's to say, which no seed repeats: steps of a small matrix may cancel.
+        # By how much is for the noise to say, which no seed repeats: small steps may cancel.
         assert (moved > 0).mean() > 0.9 if name in wanted else not moved.any(), name
     assert np.isfinite(loss)
     assert not bench.host.model.training
