@@ -26,9 +26,12 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# Cores that this process may use, and no more than memory has place for: a worker takes up to 2 GB.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; n = getattr(os, "sched_getaffinity", None); print(min(8, len(n(0)) if n else os.cpu_count()))')
+
 # One process for each core, one thread each; the tests of a file stay together.
 unit: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 # In random order: of the folders' files, and within each file. The first line names the seed:
 # PYTEST_ARGS=--random-order-seed=N repeats that order.
