@@ -21,6 +21,7 @@ from fedshield.doctor_machine import Finding
 ANNOUNCE_DAYS = 60
 #: What to do about a certificate of a kit that has ended, or will soon.
 RENEW = "renew it: fedshield site renew KIT, or fedshield server renew FOLDER"
+_CERTIFICATE = b"BEGIN CERTIFICATE"
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,8 @@ def certificates_ending(
     """Certificates below `folder` that end within `days` of `now` (with a time zone), the first
     to end first. Files that cannot be read are told of by `certificates_unread`."""
     ending: list[EndingCertificate] = []
-    for path in _certificate_paths(folder):
-        try:
-            chain = x509.load_pem_x509_certificates(path.read_bytes())
-        except (OSError, ValueError):
+    for path, chain in _chains(folder):
+        if isinstance(chain, str):
             continue
         end = min(certificate.not_valid_after_utc for certificate in chain)
         if end - now < datetime.timedelta(days=days):
@@ -57,17 +56,20 @@ def certificates_ending(
 
 def certificates_unread(folder: Path) -> tuple[str, ...]:
     """A sentence on each certificate below `folder` whose end nobody can tell."""
-    unread: list[str] = []
-    for path in _certificate_paths(folder):
+    return tuple(f"{path}: {chain}" for path, chain in _chains(folder) if isinstance(chain, str))
+
+
+def _chains(folder: Path) -> Iterator[tuple[Path, list[x509.Certificate] | str]]:
+    """The certificates in each file below `folder` that is to have some, or why there are none."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".crt", ".pem")):
         try:
             data = path.read_bytes()
-            if path.suffix == ".crt" or b"BEGIN CERTIFICATE" in data:
-                x509.load_pem_x509_certificates(data)
+            if path.suffix == ".crt" or _CERTIFICATE in data:
+                yield path, x509.load_pem_x509_certificates(data)
         except OSError as error:
-            unread.append(f"{path}: cannot be read ({error.strerror}); make it readable")
+            yield path, f"cannot be read ({error.strerror}); make it readable"
         except ValueError:
-            unread.append(f"{path}: expected a certificate (PEM), got other bytes; {RENEW}")
-    return tuple(unread)
+            yield path, f"expected a certificate (PEM), got other bytes; {RENEW}"
 
 
 def is_pair(certificate: Path, key: Path) -> bool:
@@ -76,10 +78,6 @@ def is_pair(certificate: Path, key: Path) -> bool:
     private = serialization.load_pem_private_key(key.read_bytes(), password=None)
     form = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return public.public_bytes(*form) == private.public_key().public_bytes(*form)
-
-
-def _certificate_paths(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix in (".crt", ".pem"))
 
 
 def certificates(folder: Path, now: datetime.datetime) -> Iterator[Finding]:
@@ -97,7 +95,7 @@ def certificates(folder: Path, now: datetime.datetime) -> Iterator[Finding]:
         if b"PRIVATE KEY" in data or path.suffix == ".key":
             yield _private(path, folder)
             yield from _pair(path, folder)
-        if b"BEGIN CERTIFICATE" in data or path.suffix == ".crt":
+        if _CERTIFICATE in data or path.suffix == ".crt":
             seen += 1
             yield _certificate(name, data, now)
     if not seen:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fedshield.data import samples
-from fedshield.data.files import SUFFIXES
+from fedshield.data.files import is_data_file
 from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read
 from fedshield.errors import CryptoError, DataError
@@ -111,11 +111,7 @@ def _rows(
         if elsewhere and not path.exists():
             notes.append(f"{key}: {source} is not here; the site checks its own")
             return None
-        if (
-            path.is_file()
-            and path.name.lower().endswith(SUFFIXES)
-            and path.stat().st_size > LARGEST_READ
-        ):
+        if path.is_file() and is_data_file(path) and path.stat().st_size > LARGEST_READ:
             notes.append(f"{key}: {source} is there and too large to be read before a run")
             return None
     remarks = Remarks(refuse=plan.data.unused == "refuse")

@@ -127,13 +127,18 @@ def _shown(source: str) -> str:
     return source if ":" in source else Path(source).name
 
 
+def is_data_file(path: Path) -> bool:
+    """Whether its name ends as that of a file that can be read here, in whatever letters."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
 def _file(plan: Plan, source: str, key: str) -> Path:
     path, shown = plan.resolve(source), one_line(source)
     if path.is_dir():
         raise DataError(f"{key}: expected a data file, got the folder {shown}; name a file")
     if not path.exists():
         raise DataError(f"{key}: expected a data file, found none at {shown}; check the path")
-    if not path.name.lower().endswith(SUFFIXES):
+    if not is_data_file(path):
         raise DataError(
             f"{key}: expected a file ending in {', '.join(SUFFIXES)}, got {one_line(path.name)}; "
             "convert it"
@@ -144,12 +149,15 @@ def _file(plan: Plan, source: str, key: str) -> Path:
 # -- text ----------------------------------------------------------------------------------
 
 
+def _opener(path: Path) -> Callable[..., Any]:
+    return gzip.open if path.suffix.lower() == ".gz" else open
+
+
 def _lines(path: Path, name: str, encoding: str) -> Iterator[str]:
-    opener: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
     codec = codecs.lookup(encoding).name
     first = True
     try:
-        with opener(path, "rt", encoding=encoding, newline="") as file:
+        with _opener(path)(path, "rt", encoding=encoding, newline="") as file:
             for line in file:
                 text = line.removeprefix("\ufeff") if first else line
                 first = False
@@ -171,8 +179,7 @@ def _lines(path: Path, name: str, encoding: str) -> Iterator[str]:
 
 def _guess(path: Path) -> str:
     """The encoding that a file which is not UTF-8 most likely has."""
-    opener: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rb") as file:
+    with _opener(path)(path, "rb") as file:
         begin = file.read(64)
     if begin[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"

@@ -85,7 +85,7 @@ def read(
     """
     told = Remarks() if remarks is None else remarks
     columns = settings.columns or ColumnsPlan()
-    asked = {*_USUAL, *(name for name in columns.model_dump().values() if name)}
+    asked = {*_USUAL, *(name for _, name in columns if name)}
     asked |= {label_column} if label_column else set()
     good: list[Row] = []
     seen: set[str] = set()
@@ -120,7 +120,7 @@ def read(
 def _check_columns(columns: ColumnsPlan, seen: Collection[str], source: str, key: str) -> None:
     """Raises `DataError` for a name in `columns` that no row has: parts that a row may lack would
     be passed over without a word."""
-    for part, name in columns.model_dump().items():
+    for part, name in columns:
         if name is not None and name not in seen:
             raise DataError(
                 f"{key.rpartition('.')[0]}.columns.{part}: expected a column of "

@@ -34,13 +34,14 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 @dataclass(frozen=True)
 class Turn:
     """One turn. `learnt`: whether an assistant's turn has loss. `more`: its other keys, as the JSON
-    text of an object, for the template. `thought_key`: what the file calls the thought in it."""
+    text of an object, for the template. `thought_key`: what the file calls the thought in it; ''
+    for none."""
 
     role: str
     content: str
     learnt: bool = True
     more: str = "{}"
-    thought_key: str = field(default=_THOUGHTS[0], compare=False)
+    thought_key: str = field(default="", compare=False)
 
     def as_message(self) -> Message:
         return {"role": self.role, "content": self.content, **json.loads(self.more)}
@@ -186,10 +187,10 @@ def _part(part: Any, where: str) -> str:
 
 
 def _thought(turn: dict[str, Any], where: str) -> tuple[str, str]:
-    """The key as written, and the thought: empty where there is none."""
+    """The key as written, and the thought; both empty where there is none."""
     thoughts = {key: turn[key] for key in _THOUGHTS if carries_meaning(turn.get(key))}
     if not thoughts:
-        return _THOUGHTS[0], ""
+        return "", ""
     if len(set(map(str, thoughts.values()))) > 1:
         raise BadRow(f"expected one thought in {where}, got {' and '.join(thoughts)}, which differ")
     key, thought = next(iter(thoughts.items()))

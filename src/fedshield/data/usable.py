@@ -209,7 +209,7 @@ def _own_names(row: Row, key: str) -> list[str]:
     """The names that the file has for this key of its turns."""
     if key != "reasoning_content":
         return [key]
-    return sorted({turn.thought_key for turn in row.turns if key in json.loads(turn.more)})
+    return sorted({turn.thought_key for turn in row.turns} - {""})
 
 
 def _refuse_silent_calls(messages: Sequence[Message]) -> None:

@@ -48,7 +48,7 @@ def check_model_there(plan: Plan, model: str | None) -> None:
     """See that the folder of the base model is in its place. `plan`: of `whereabouts`; `model`: as
     given to it. Raises `RunFolderError`."""
     name = plan.model.name
-    if not name.startswith(("/", ".", "~")) or plan.resolve(name).is_dir():
+    if not _is_path(name) or plan.resolve(name).is_dir():
         return
     if model is not None:
         raise RunFolderError(
@@ -64,8 +64,13 @@ def check_model_there(plan: Plan, model: str | None) -> None:
 def model_to_name(plan: Plan) -> str:
     """The plan's base model by a name that may be told: of a folder, the last part of its path."""
     name = plan.model.name
-    is_path = name.startswith(("/", ".", "~")) or plan.resolve(name).is_dir()
+    is_path = _is_path(name) or plan.resolve(name).is_dir()
     return plan.resolve(name).resolve().name if is_path else name
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model of this name can be nothing but a folder."""
+    return name.startswith(("/", ".", "~"))
 
 
 def _site_of(kit: Path, plan: Plan) -> str | None:

@@ -72,9 +72,13 @@ class BaseModel:
 
     @property
     def max_positions(self) -> int | None:
-        """The longest text that the model reads, in tokens; None where its config says none."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        return positions if isinstance(positions, int) and positions > 0 else None
+        return max_positions(self.model.config)
+
+
+def max_positions(config: Any) -> int | None:
+    """The longest text that a model of this config reads, in tokens; None where it says none."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def resolve_device(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshield.model import tiny
-from fedshield.model.base import SMOLLM2_CONFIG
+from fedshield.model.base import SMOLLM2_CONFIG, max_positions
 from fedshield.model.locate import given_config
 from fedshield.plan import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, Plan
 from fedshield.types import AdapterSpec, TensorSpec
@@ -153,7 +153,6 @@ def from_modules(model: Any) -> ModelShape:
 
     config = model.config
     width = int(getattr(config, "hidden_size", None) or 768)
-    positions = getattr(config, "max_position_embeddings", None)
     linear: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Conv1D):
@@ -166,7 +165,7 @@ def from_modules(model: Any) -> ModelShape:
         inner=int(getattr(config, "intermediate_size", None) or 4 * width),
         layers=int(getattr(config, "num_hidden_layers", None) or 12),
         vocabulary=int(getattr(config, "vocab_size", None) or 32_000),
-        max_positions=positions if isinstance(positions, int) and positions > 0 else None,
+        max_positions=max_positions(config),
         tied=bool(getattr(config, "tie_word_embeddings", False)),
         linear=linear,
     )
