@@ -92,8 +92,7 @@ class Ledger:
         except FileNotFoundError:
             raise LedgerError(
                 f"{path}: expected the ledger of these records, found none; restore it, or "
-                "rebuild it "
-                "with: fedshield site ledger recover"
+                "rebuild it with: fedshield site ledger recover"
             ) from None
         except OSError as error:
             raise LedgerError(f"{path}: cannot be opened ({error.strerror}); mend it") from None
@@ -168,8 +167,8 @@ class Ledger:
         except OSError:
             self.close()
             raise LedgerError(
-                f"{self._path}: another process of this site holds the ledger; wait for its run "
-                "to end"
+                f"{self._path}: another process of this site holds the ledger; wait for its "
+                "run to end"
             ) from None
 
     def _load(self) -> None:
@@ -190,9 +189,8 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise LedgerError(
                 f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} does "
-                "not "
-                "follow from those before; restore it, or rebuild it with: fedshield site ledger "
-                "recover"
+                "not follow from those before; restore it, or rebuild it with: fedshield site "
+                "ledger recover"
             ) from None
         if cut:
             os.ftruncate(self._handle, len(data) - len(cut))
@@ -220,8 +218,7 @@ class Ledger:
         except OSError as error:
             raise LedgerError(
                 f"{self._path}: expected to write a line, but {error.strerror}; nothing was "
-                "sent; make "
-                "room and resume"
+                "sent; make room and resume"
             ) from None
         self._broken = False
         self._apply(entry, digest)

@@ -76,8 +76,8 @@ class Consent:
 
 
 def record_hash(key: bytes, record: bytes) -> bytes:
-    """The keyed hash of a raw record, 8 bytes. `record`: its bytes before columns, templates, "
-    "cuts."""
+    """The keyed hash of a raw record, 8 bytes. `record`: its bytes before columns, templates
+    and cuts."""
     return hmac.digest(key, b"fedshield ledger record 1" + record, "sha256")[:RECORD_BYTES]
 
 

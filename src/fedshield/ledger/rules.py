@@ -214,8 +214,7 @@ def enough_examples(examples: int, min_examples: int) -> str:
         return ""
     return (
         f"expected at least {min_examples} rows with loss (min_examples), got {examples}; this "
-        "site "
-        "cannot take part in this plan"
+        "site cannot take part in this plan"
     )
 
 
@@ -251,8 +250,7 @@ def approved(request: Row, approval: Approval | None, roster: str, tries: int) -
     if approval.roster != roster:
         return (
             "expected the roster that the plan was approved under, got another; approve again "
-            "with: "
-            "fedshield site approve PLAN"
+            "with: fedshield site approve PLAN"
         )
     if request.phase == "round":
         if not 1 <= request.round_number <= approval.rounds:
@@ -262,8 +260,7 @@ def approved(request: Row, approval: Approval | None, roster: str, tries: int) -
     if tries >= MAX_TRIES:
         return (
             f"expected at most {MAX_TRIES} tries of {_named(request)}, got one more; find out "
-            "why they "
-            "failed, then approve again"
+            "why they failed, then approve again"
         )
     return ""
 
