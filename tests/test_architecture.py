@@ -24,7 +24,7 @@ TIERS = (
     {"plan", "plan_data", "plan_privacy", "plan_effect", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
-    {"train", "protocol", "enrolment"},
+    {"train", "protocol", "enrolment", "ledger"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench", "reference"}
     | {"auditfile", "doctor", "doctor_machine", "doctor_model", "certificates"},
     {"cli"},

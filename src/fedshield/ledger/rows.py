@@ -1,0 +1,118 @@
+"""A ledger's rows: one for each sum that a site was asked to enter, as far as the site can tell it.
+
+A row says over whom a sum was, from what it started, by which scale it was weighted and what this
+site put in, all by digests. It is written before the upload leaves. So a row stands for a sum that
+was opened, whether or not it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Unit = Literal["none", "example", "site"]
+Membership = Literal["fixed", "batches", "open"]
+
+#: Bytes of a record's keyed hash: 8, so that 2^20 records collide with chance 2^-25.
+RECORD_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a site's part of a sum is multiplied by. On one line it never changes (rule R2)."""
+
+    weights: str
+    count: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sum, as one site knows it. Sites are named by the first key of their card, hex.
+
+    `plan`, `base`, `content`: SHA-256, hex, of the plan, of what the sum starts from ('' for a
+    tally), and of this site's encoded integers with their noise. `run`: the run's name. `batch`:
+    this site's batch, `sites`: everyone in the sum. `colluding`: c of the roster. `own`: the key of
+    this site. `versions`: what each member of the batch said of its own part (rule R3).
+    `records`: keyed hashes of the raw records that entered. `curve`: Renyi divergence at each order
+    of `privacy.accounting.WHOLE_ORDERS`; empty where no unit is protected.
+    """
+
+    plan: str
+    run: str
+    phase: str
+    round_number: int
+    base: str
+    own: str
+    batch: tuple[str, ...]
+    sites: tuple[str, ...]
+    colluding: int
+    membership: Membership
+    scale: Scale
+    versions: Mapping[str, str]
+    content: str
+    unit: Unit = "none"
+    curve: tuple[float, ...] = ()
+    records: frozenset[bytes] = field(default_factory=frozenset, repr=False)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What is summed once, for ever (rule R4)."""
+        return self.plan, self.phase, self.round_number
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What a site's own operator agreed to, by hand, at the site's terminal. `part`: its part of
+    the plan changed alone (R3); `exposed`: sites whose update the operator knows to become
+    visible."""
+
+    part: bool = False
+    exposed: frozenset[str] = frozenset()
+
+
+def record_hash(key: bytes, record: bytes) -> bytes:
+    """The keyed hash of a raw record, 8 bytes. `record`: its bytes before columns, templates
+    and cuts."""
+    return hmac.digest(key, b"fedshield ledger record 1" + record, "sha256")[:RECORD_BYTES]
+
+
+def part_version(secret: bytes, records: Collection[bytes], part: bytes) -> str:
+    """A site's version of what it puts in (R3), hex: HMAC under the site's secret over the hashes
+    of the records that it uses and its part of the plan, so that it tells nobody which they are."""
+    digest = hashlib.sha256(b"".join(sorted(records))).digest()
+    message = b"fedshield ledger part 1" + digest + hashlib.sha256(part).digest()
+    return hmac.digest(secret, message, "sha256").hex()
+
+
+def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
+    """The rows on the line of `records`: those that share a record with them, and those that share
+    one with such a row, and so on."""
+    known = set(records)
+    on_line: set[int] = set()
+    grown = True
+    while grown:
+        grown = False
+        for place, row in enumerate(rows):
+            if place not in on_line and not known.isdisjoint(row.records):
+                on_line.add(place)
+                known |= row.records
+                grown = True
+    return tuple(row for place, row in enumerate(rows) if place in on_line)
+
+
+def line_curve(rows: Sequence[Row]) -> tuple[float, ...] | None:
+    """The sum of the Renyi curves of a line (R5); None for infinite: a sum without a unit.
+
+    A row that was repeated (R4) is one release: the same bytes left again."""
+    released: dict[tuple[str, str, int], Row] = {}
+    for row in rows:
+        released.setdefault(row.key, row)
+    if any(not row.curve for row in released.values()):
+        return None
+    curves = [row.curve for row in released.values()]
+    return tuple(math.fsum(values) for values in zip(*curves, strict=True))

@@ -1,0 +1,271 @@
+"""Rules R1 to R8: whether a site enters a sum, from its ledger and the request alone.
+
+The promise: no vector in the rational span of the rows of coefficients of all sums ever opened has
+exactly one honest site (So et al., AAAI 2023, arXiv 2106.03328). Each rule here is a pure function.
+It gives '' or the reason why not, in one line, and knows no clock, no network and no file. The rows
+are those of the request's line (`rows.line_of`), the oldest first; the request is the row that
+would be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedshield.ledger.rows import Consent, Row
+
+RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
+#: Times that one sum of an approved plan may be tried (R8).
+MAX_TRIES = 8
+#: Largest share of a batch's honest weight that one site may have (R6).
+MAX_WEIGHT = 0.75
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex;
+    `rounds`, `tallies`: the sums that it is for; `tries`: rows written under it, by `Row.key`."""
+
+    plan: str
+    roster: str
+    rounds: int
+    tallies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What else of the plan the rules need. `min_examples`: the floor of R6; `examples`: this
+    site's rows that carry loss after all filtering and cutting; `starts`: digests that a first
+    round may start from, the plan's own and results in this ledger (R7); `limit`, `epsilon`: the
+    plan's limit and what the line would have spent after this sum, None for no limit (R5)."""
+
+    min_examples: int
+    examples: int
+    starts: frozenset[str]
+    limit: float | None = None
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A rule that a request breaks, and the line that says so."""
+
+    rule: RuleName
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.reason}"
+
+
+def first_refusal(
+    rows: Sequence[Row],
+    request: Row,
+    terms: Terms,
+    approval: Approval | None,
+    roster: str,
+    tries: int,
+    consent: Consent | None = None,
+) -> Refusal | None:
+    """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5; None if
+    it may go on. `roster`: the content digest of the roster in force; `tries`: rows already
+    written for this very sum."""
+    agreed = consent or Consent()
+    checks: tuple[tuple[RuleName, Callable[[], str]], ...] = (
+        ("R8", lambda: approved(request, approval, roster, tries)),
+        ("R7", lambda: known_start(rows, request, terms.starts)),
+        ("R6", lambda: enough_examples(terms.examples, terms.min_examples)),
+        ("R4", lambda: once(rows, request)),
+        ("R1", lambda: whole_batch(rows, request, agreed)),
+        ("R2", lambda: one_scale(rows, request)),
+        ("R3", lambda: own_part(rows, request, agreed)),
+        ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
+    )
+    for rule, check in checks:
+        if reason := check():
+            return Refusal(rule, reason)
+    return None
+
+
+def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
+    """R1: a sum holds this site's whole batch, and on a line the batch never changes.
+
+    Two honest members of a batch are then in exactly the same rows with the same ratio, so no
+    vector of the span holds one of them without the other. `membership: open` is for lines whose
+    every row protects each training row by itself (`unit: example`).
+    """
+    if request.own not in request.sites:
+        return "expected a sum that this site is in, got one without it"
+    if request.membership == "open":
+        bare = [row for row in (*rows, request) if row.unit != "example"]
+        if bare:
+            return (
+                "expected privacy.unit example in every sum of these records with membership "
+                f"open, got {bare[0].unit} in {_named(bare[0])}; use membership fixed"
+            )
+        return ""
+    colluding = max([request.colluding, *(row.colluding for row in rows)])
+    if len(request.batch) < colluding + 2:
+        return (
+            f"expected a batch of at least {colluding + 2} sites (c + 2, the largest c that these "
+            f"records were used with), got {len(request.batch)}"
+        )
+    if request.own not in request.batch:
+        return "expected a batch that this site is in, got another"
+    missing = len(set(request.batch) - set(request.sites))
+    if missing:
+        return (
+            f"expected a sum over this site's whole batch of {len(request.batch)}, got one without "
+            f"{missing} of them; the round waits until they are back"
+        )
+    if request.membership == "fixed" and set(request.batch) != set(request.sites):
+        return "expected a sum over one batch with membership fixed, got more sites than it has"
+    for row in rows:
+        if row.membership == "open":
+            continue
+        changed = set(row.batch) ^ set(request.batch)
+        if changed and not changed <= consent.exposed:
+            return (
+                f"expected the batch that these records were summed in before ({_named(row)}), got "
+                f"one that differs by {len(changed)} sites; whoever goes or joins must consent"
+            )
+    return ""
+
+
+def one_scale(rows: Sequence[Row], request: Row) -> str:
+    """R2: weights, own count and steps a round are those of the line's first row. One body of
+    numbers under two weightings is two equations."""
+    if not rows or rows[0].scale == request.scale:
+        return ""
+    before, now = rows[0].scale, request.scale
+    for name in ("weights", "count", "steps"):
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            return (
+                f"expected {name} {old} as in the first sum of these records ({_named(rows[0])}), "
+                f"got {new}; keep it, or the two sums give single sites away"
+            )
+    return ""
+
+
+def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
+    """R3: between two rows either nobody in the batch changes what it puts in, or everyone does.
+    What only this site changed can be seen by subtraction."""
+    if consent.part:
+        return ""
+    for row in rows:
+        if row.versions.get(request.own) == request.versions[request.own]:
+            continue
+        kept = [
+            member
+            for member in request.batch
+            if member != request.own and row.versions.get(member) == request.versions.get(member)
+        ]
+        if kept:
+            return (
+                f"expected this site's part as in {_named(row)}, or everyone's changed, got it "
+                f"changed where {len(kept)} of the batch kept theirs; what changed here alone can "
+                "be seen by subtraction: consent with fedshield site approve"
+            )
+    return ""
+
+
+def once(rows: Sequence[Row], request: Row) -> str:
+    """R4: one row for each (plan, phase, round), repeated only with equal base, set and content;
+    and one run for each plan."""
+    for row in rows:
+        if row.plan == request.plan and row.run != request.run:
+            return (
+                f"expected the run {row.run} of this plan, got {request.run}: a plan has one run; "
+                "go on with it by fedshield submit --resume"
+            )
+        if row.key != request.key:
+            continue
+        for name, old, new in (
+            ("base model", row.base, request.base),
+            ("set of sites", frozenset(row.sites), frozenset(request.sites)),
+            ("encoded update", row.content, request.content),
+        ):
+            if old != new:
+                return f"expected the {name} of the first try of {_named(row)}, got another"
+    return ""
+
+
+def within_budget(epsilon: float | None, limit: float | None) -> str:
+    """R5: what all plans together have spent of these records stays within the plan's limit."""
+    if limit is None:
+        return ""
+    if epsilon is None:
+        return (
+            f"expected epsilon of at most {limit:g} for these records, got infinity: a sum without "
+            "privacy was made from them before"
+        )
+    if epsilon > limit:
+        return (
+            f"expected epsilon of at most {limit:g} for these records over all plans, got "
+            f"{epsilon:.4g} after this sum"
+        )
+    return ""
+
+
+def enough_examples(examples: int, min_examples: int) -> str:
+    """R6, this site's own floor, which is the others' too: rows that carry loss."""
+    if examples >= min_examples:
+        return ""
+    return (
+        f"expected at least {min_examples} rows with loss (min_examples), got {examples}; this "
+        "site cannot take part in this plan"
+    )
+
+
+def largest_count(
+    batch_size: int, colluding: int, min_examples: int, max_weight: float = MAX_WEIGHT
+) -> int:
+    """R6: the largest count n for which this site's share stays within `max_weight` of the honest
+    members' weight: n <= (b - c - 1) min_examples w / (1 - w). Colluders may claim any count, so
+    the others are taken at their floor."""
+    honest_others = batch_size - colluding - 1
+    return int(honest_others * min_examples * max_weight / (1 - max_weight))
+
+
+def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> str:
+    """R7: round 1 starts from what the plan derives, or from a result in this ledger. A crafted
+    start can mute all sites but one (Pasquini et al., CCS 2022)."""
+    if request.phase != "round" or request.round_number != 1 or request.base in starts:
+        return ""
+    return (
+        f"expected round 1 to start from the plan's own adapter or a result in this ledger, got "
+        f"{request.base[:16]}"
+    )
+
+
+def approved(request: Row, approval: Approval | None, roster: str, tries: int) -> str:
+    """R8: the operator approved this plan under this roster, for this sum, and it was not tried too
+    often. So neither sums nor the file grow at the coordinator's will."""
+    if approval is None or approval.plan != request.plan:
+        return (
+            f"expected an approval of plan {request.plan[:16]}, got none; read it with: fedshield "
+            "site approve PLAN"
+        )
+    if approval.roster != roster:
+        return (
+            "expected the roster that the plan was approved under, got another; approve again "
+            "with: fedshield site approve PLAN"
+        )
+    if request.phase == "round":
+        if not 1 <= request.round_number <= approval.rounds:
+            return f"expected a round of the approved {approval.rounds}, got {request.round_number}"
+    elif request.phase not in approval.tallies:
+        return f"expected an approved tally, got {request.phase}"
+    if tries >= MAX_TRIES:
+        return (
+            f"expected at most {MAX_TRIES} tries of {_named(request)}, got one more; find out "
+            "why they failed, then approve again"
+        )
+    return ""
+
+
+def _named(row: Row) -> str:
+    if row.phase == "round":
+        return f"round {row.round_number} of plan {row.plan[:12]}"
+    return f"the {row.phase} of plan {row.plan[:12]}"

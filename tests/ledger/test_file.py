@@ -1,0 +1,166 @@
+"""A ledger survives a crash, notices damage, lets one process in, and tells a rollback."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedshield.ledger.file import Head, Ledger, LedgerError, Receipt
+from fedshield.ledger.rows import Row, Scale
+
+A, B, C = "a" * 64, "b" * 64, "c" * 64
+ROW = Row(
+    plan="1" * 64,
+    run="trial",
+    phase="round",
+    round_number=1,
+    base="2" * 64,
+    own=A,
+    batch=(A, B, C),
+    sites=(A, B, C),
+    colluding=1,
+    membership="fixed",
+    scale=Scale("equal", 40, 4),
+    versions={A: "va", B: "vb", C: "vc"},
+    content="3" * 64,
+    records=frozenset({b"01234567", b"89abcdef"}),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rows.ledger.jsonl"
+
+
+def test_what_was_written_is_read_again(path: Path) -> None:
+    receipt = Receipt(ROW.plan, "round", 1, "4" * 64)
+    other = replace(ROW, round_number=2, curve=(0.5, 1.25), unit="example", records=frozenset())
+    with Ledger.create(path) as ledger:
+        key = ledger.record_key
+        ledger.add_row(ROW)
+        ledger.add_receipt(receipt)
+        head = ledger.add_row(other)
+    with Ledger.open(path) as ledger:
+        assert ledger.rows == [ROW, other]
+        assert ledger.receipts == {ROW.key: receipt}
+        assert ledger.head == head
+        assert ledger.record_key == key
+        assert ledger.tries(ROW.key) == 1
+
+
+def test_records_are_kept_once(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        for number in (1, 2, 3):
+            ledger.add_row(replace(ROW, round_number=number))
+    kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+    assert kinds == ["begun", "records", "row", "row", "row"]
+
+
+def test_the_file_is_the_owners_alone(path: Path) -> None:
+    Ledger.create(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_ledger_is_never_made_anew_in_silence(path: Path) -> None:
+    with pytest.raises(LedgerError, match="found none; restore it"):
+        Ledger.open(path)
+    Ledger.create(path).close()
+    with pytest.raises(LedgerError, match="expected no ledger yet"):
+        Ledger.create(path)
+
+
+def test_a_second_process_is_kept_out(path: Path) -> None:
+    code = (
+        "import sys, pathlib\nfrom fedshield.ledger.file import Ledger, LedgerError\n"
+        "try:\n    Ledger.open(pathlib.Path(sys.argv[1]))\n"
+        "except LedgerError as error:\n    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with Ledger.create(path):
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "another process of this site holds the ledger" in out
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_one_receipt_for_each_sum_for_ever(path: Path) -> None:
+    first, second = (Receipt(ROW.plan, "round", 1, digit * 64) for digit in "45")
+    with Ledger.create(path) as ledger:
+        assert ledger.add_receipt(first) == first
+        assert ledger.add_receipt(second) == first
+    with Ledger.open(path) as ledger:
+        assert ledger.add_receipt(second) == first
+
+
+def test_a_line_that_a_crash_cut_is_dropped(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        head = ledger.add_row(ROW)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind": "row", "pl')
+    with Ledger.open(path) as ledger:
+        assert ledger.head == head
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "doubled", "swapped", "emptied"])
+def test_any_other_damage_refuses_the_ledger(path: Path, damage: str) -> None:
+    with Ledger.create(path) as ledger:
+        ledger.add_row(ROW)
+        ledger.add_row(replace(ROW, round_number=2))
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = {
+        "changed": [line.replace(b"trial", b"other") for line in lines],
+        "missing": [lines[0], *lines[2:]],
+        "doubled": [*lines, lines[-1]],
+        "swapped": [*lines[:2], lines[3], lines[2]],
+        "emptied": [],
+    }[damage]
+    path.write_bytes(b"".join(damaged))
+    with pytest.raises(LedgerError, match="expected a whole ledger"):
+        Ledger.open(path)
+
+
+def test_a_restored_backup_does_not_hold_the_head_that_was_signed(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        early = ledger.add_row(ROW)
+        backup = path.read_bytes()
+        late = ledger.add_row(replace(ROW, round_number=2))
+        assert ledger.holds(early)
+        assert ledger.holds(late)
+    path.write_bytes(backup)
+    with Ledger.open(path) as ledger:
+        assert ledger.holds(early)
+        assert not ledger.holds(late)
+        # A clone that went another way has the length and not the digest.
+        forked = ledger.add_row(replace(ROW, round_number=3))
+        assert forked.length == late.length
+        assert not ledger.holds(late)
+        assert not ledger.holds(Head(0, ""))
+
+
+def test_nothing_is_written_after_a_line_that_failed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.create(path) as ledger:
+
+        def full(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", full)
+            with pytest.raises(LedgerError, match="No space left on device; nothing was sent"):
+                ledger.add_row(ROW)
+        with pytest.raises(LedgerError, match="could not be written before"):
+            ledger.add_row(ROW)
+
+
+def test_nothing_of_a_record_or_key_is_shown(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        assert ledger.record_key.hex() not in repr(ledger)
+    assert "01234567" not in repr(ROW)
