@@ -35,8 +35,8 @@ from fedshield.quorum import resolve
 
 NAMES = ("bank", "clinic", "hospital", "school")
 #: Worked out from docs/roster.md without this package.
-CONTENT_SHA256 = "df2f5e7e8de9ebab975790078d7bd816a4da19c2fc9336a306b96173da99b35b"
-FINGERPRINT = "e7ff 8f9a f557 343c 8d55 f269 fcec 36d9"
+CONTENT_SHA256 = "028dce151a786ced121f0be5190d89d544e6dd692f5a5a160b69e505089469f2"
+FINGERPRINT = "6223 e9f1 afac 4133 ad04 0d23 5bc2 7d17"
 
 
 def key_of(name: str, start: int | None = None) -> KeyFile:
@@ -325,11 +325,11 @@ def test_known_answers() -> None:
     roster = unsigned("bank", "clinic", "hospital", model_sha256=bytes(range(32)))
     sites = [[name, CARDS[name].public, "2026-03-01"] for name in ("bank", "clinic", "hospital")]
     assert codec.decode(roster.content()) == [
-        "fedshield signed roster 1",
+        "fedshield signed roster 2",
         0,
         ["coordinator", CARDS["coordinator"].public, "2026-03-01"],
         sites,
-        [3, 1, 2, 2, 3, "malicious"],
+        [3, 1, 2, 2, 3, "malicious", "fixed"],
         bytes(range(32)),
         [["rlwe"], 0, 0],
     ]
@@ -378,14 +378,11 @@ def test_the_order_of_cards_and_schemes_means_nothing() -> None:
 
 
 def test_the_rules_in_force_are_signed_not_the_way_to_ask_for_them() -> None:
-    assert unsigned(asked=Asked(max_colluding=1, threshold=3)).content() == unsigned().content()
+    assert unsigned(asked=Asked(max_colluding=1, threshold=2)).content() == unsigned().content()
 
 
 def test_what_the_coordinator_is_taken_for_is_signed_where_the_numbers_are_the_same() -> None:
-    one, other = (
-        unsigned(asked=Asked(threshold=3, votes=3, min_cohort=3, server=server))
-        for server in SERVERS
-    )
+    one, other = (unsigned(asked=Asked(threshold=3, votes=3, server=server)) for server in SERVERS)
     assert dataclasses.replace(one.rules(), server="semi-honest") == other.rules()
     assert one.content() != other.content()
 
@@ -437,9 +434,13 @@ def test_too_few_sites_have_no_content() -> None:
     ("asked", "says"),
     [
         ({"max_colluding": 3}, "--max-colluding: expected 0 to 2"),
-        ({"threshold": 2}, "--threshold: expected 3 to 4"),
-        ({"votes": 2}, "--votes: expected 3 to 4"),
-        ({"min_cohort": 2}, "--min-cohort: expected 3 to 4"),
+        ({"threshold": 1}, "--threshold: expected 2 to 4"),
+        ({"votes": 1}, "--votes: expected 2 to 4"),
+        ({"min_cohort": 3}, "--min-cohort: expected 4 to 4 with membership fixed"),
+        ({"membership": "open", "threshold": 2}, "--threshold: expected 3 to 4"),
+        ({"membership": "open", "votes": 2}, "--votes: expected 3 to 4"),
+        ({"membership": "open", "min_cohort": 2}, "--min-cohort: expected 3 to 4"),
+        ({"membership": "any"}, "--membership: expected fixed or open, got 'any'"),
         ({"min_cohort": 1}, "--min-cohort: expected 2 to 64"),
         ({"threshold": 0}, "--threshold: expected 1 to 64"),
         ({"server": "evil"}, "--server: expected malicious or semi-honest, got 'evil'"),
@@ -579,7 +580,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown in a card": (lambda value: value["sites"][0].update(x=1), "sites.0.x': unknown key"),
     "unknown in a signature": (lambda value: by("bank")(value).update(x=1), "bank.x': unknown"),
     "rule missing": (lambda value: value["rules"].pop("votes"), "rules.votes: expected a whole"),
-    "version": (lambda value: value.update(fedshield="roster 2"), "expected version 'roster 1'"),
+    "version": (lambda value: value.update(fedshield="roster 1"), "expected version 'roster 2'"),
     "many sites": (lambda value: value.update(sites=[{}] * 65), "sites: expected at most 64"),
 }
 
@@ -612,7 +613,7 @@ def test_a_large_roster_is_refused_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, signed())
-    path.write_bytes(path.read_bytes() + b" " * files.MAX_BYTES["roster 1"])
+    path.write_bytes(path.read_bytes() + b" " * files.MAX_BYTES["roster 2"])
     monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
     assert "at most 1048576 bytes" in refused(lambda: SignedRoster.read(path))
 

@@ -90,8 +90,8 @@ def test_a_plan_of_defaults_meets_a_policy_of_defaults(tmp_path: Path) -> None:
         ({"min_colluding": 1}, {}, []),
         ({"min_threshold": 4}, {}, ["scheme.threshold"]),
         ({"min_threshold": 4}, {"threshold": 4}, []),
-        ({"min_cohort": 4}, {}, ["scheme.min_cohort"]),
-        ({"min_cohort": 4}, {"min_cohort": 4}, []),
+        ({"min_cohort": 5}, {}, ["scheme.min_cohort"]),
+        ({"min_cohort": 4}, {}, []),
         ({"min_bits": 17 - 1}, {}, []),
         ({"max_rounds": 5}, {}, []),
         ({"max_rounds": 4}, {}, ["rounds"]),
@@ -321,7 +321,7 @@ def test_the_command_says_yes_or_what_is_missing(
     out, err = capsys.readouterr()
     assert out.count("refused ") == 2
     (line,) = err.splitlines()
-    assert "scheme.threshold: expected at least 4, got 3" in line
+    assert "scheme.threshold: expected at least 4, got 2" in line
     assert "1 more: rounds" in line
     assert run(monkeypatch, *args, "--json") == 2
     found = json.loads(capsys.readouterr().out)

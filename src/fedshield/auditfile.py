@@ -23,7 +23,7 @@ from fedshield.protocol.auditlog import START, Fact, opening, read_entry, sha256
 from fedshield.protocol.envelope import Sign
 from fedshield.protocol.logcheck import Chain, KnownKeys, read_chain
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.quorum import Rules, Server
+from fedshield.quorum import Membership, Rules, Server
 from fedshield.runfolder import write_atomic
 
 LOG_FILE, COORDINATOR_FILE, ROSTERS_FILE = "audit.jsonl", "coordinator.audit.jsonl", "rosters.json"
@@ -216,11 +216,12 @@ def _roster(fields: Fields) -> Roster:
     coordinator = fields.hexadecimal("coordinator", 32)
     rules = fields.inner("rules")
     server: Server = rules.text("server")  # type: ignore[assignment]  # only hashed here
+    membership: Membership = rules.text("membership")  # type: ignore[assignment]  # only hashed
     numbers = {key: rules.maybe_number(key) or 0 for key in rules.names()}
     roster = Roster(
         sites,
         coordinator,
-        Rules(**numbers, server=server),
+        Rules(**numbers, server=server, membership=membership),
         fields.flag("demonstration"),
         fields.maybe_hexadecimal("charter", 32),
     )

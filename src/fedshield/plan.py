@@ -26,7 +26,7 @@ from fedshield.plan_data import (
     without_later_keys,
 )
 from fedshield.plan_privacy import PrivacyPlan, refuse_unsound
-from fedshield.quorum import OpenTo, Rules, Server, resolve
+from fedshield.quorum import Membership, OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text; a plan is read and written as YAML 1.2.
@@ -182,7 +182,10 @@ SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
     "plain": (),
 }
 #: Keys of `scheme` that only rlwe has.
-RLWE_KEYS = ("max_colluding", "threshold", "votes", "min_cohort", "server", "open_to")
+RLWE_KEYS = (
+    *("max_colluding", "threshold", "votes", "min_cohort"),
+    *("server", "open_to", "membership"),
+)
 
 
 class SchemePlan(Section):
@@ -197,6 +200,7 @@ class SchemePlan(Section):
     min_cohort: Annotated[int, Field(ge=2, le=MAX_SITES)] | None = None
     server: Server = "malicious"
     open_to: OpenTo = "peers"
+    membership: Membership = "fixed"
 
     @model_validator(mode="after")
     def _consistent(self) -> SchemePlan:
@@ -325,6 +329,7 @@ class Plan(Section):
             votes=scheme.votes,
             min_cohort=scheme.min_cohort,
             server=scheme.server,
+            membership=scheme.membership,
         )
 
     @property

@@ -24,7 +24,6 @@ from itertools import combinations, product
 
 from fedshield.ledger import rules
 from fedshield.ledger.rows import Consent, Row, Scale
-from fedshield.ledger.rules import Terms
 
 #: Names of what can be switched off, each of which must then be missed.
 PARTS = ("batch", "scale", "floors", "once", "certificate", "one receipt", "heads")
@@ -160,8 +159,7 @@ class Model:
             standing = [
                 index
                 for index, site in enumerate(state.sites)
-                if site.kept[name][: number - 1] == history
-                and len(site.kept[name]) >= number - 1
+                if site.kept[name][: number - 1] == history and len(site.kept[name]) >= number - 1
             ]
             for size in range(least, self.num_sites + 1):
                 for members in map(frozenset, combinations(everyone, size)):
@@ -198,9 +196,7 @@ class Model:
         ledger: frozenset[Entry],
         asked: tuple[int, str, int, str, frozenset[int]],
     ) -> bool:
-        return _rules_allow(
-            self.num_sites, self.off, index, ledger, asked
-        )
+        return _rules_allow(self.num_sites, self.off, index, ledger, asked)
 
     def _votes(
         self,
@@ -217,13 +213,11 @@ class Model:
             if not recorded:
                 continue
             # The row is written before the upload: a sum is over sites that have written it.
-            opens = (
-                len(counted) + 1 >= self.votes
-                and members - {self.num_sites - 1} <= set(recorded)
+            opens = len(counted) + 1 >= self.votes and members - {self.num_sites - 1} <= set(
+                recorded
             )
             seen = tuple(
-                known | site.ledger
-                for known, site in zip(state.heads, state.sites, strict=True)
+                known | site.ledger for known, site in zip(state.heads, state.sites, strict=True)
             )
             title = f"run {name} plan {plan} round {number} from {base} over {sorted(members)}"
             if not opens:
@@ -297,9 +291,7 @@ class Model:
             said = {
                 other
                 for other, site in enumerate(sites)
-                if any(
-                    entry[1:3] == (plan, number) and entry[5] == result for entry in site.ledger
-                )
+                if any(entry[1:3] == (plan, number) and entry[5] == result for entry in site.ledger)
             }
             # The colluder says anything.
             if "certificate" not in self.off and len(said) + 1 < self.receipts:
@@ -379,9 +371,7 @@ def _is_mute(plan: str, index: int, num_sites: int) -> bool:
     )
 
 
-def _as_row(
-    num_sites: int, index: int, asked: tuple[int, str, int, str, frozenset[int]]
-) -> Row:
+def _as_row(num_sites: int, index: int, asked: tuple[int, str, int, str, frozenset[int]]) -> Row:
     name, plan, number, base, members = asked
     everyone = tuple(str(site) for site in range(num_sites))
     part = "fewer" if plan == "fewer rows" else "all"
@@ -463,7 +453,10 @@ def _permuted(state: State, order: tuple[int, ...], colluder: int) -> State:
 def _sortable(state: State) -> object:
     def entries(ledger: frozenset[Entry]) -> list[object]:
         return sorted(
-            ((*entry[:4], sorted(entry[4]), -1 if entry[5] is None else entry[5]) for entry in ledger),
+            (
+                (*entry[:4], sorted(entry[4]), -1 if entry[5] is None else entry[5])
+                for entry in ledger
+            ),
         )
 
     return (

@@ -39,6 +39,8 @@ SPEC = AdapterSpec((TensorSpec("a", (30, 10)), TensorSpec("b", (10, 25))), "00" 
 LARGE = AdapterSpec((TensorSpec("a", (60, 50)), TensorSpec("b", (40, 50))), "00" * 32, 2.0)
 #: Three messages of rlwe, which never carry less than eight blocks of 4096 coefficients.
 HUGE = AdapterSpec((TensorSpec("a", (300, 500)), TensorSpec("b", (10, 50))), "00" * 32, 2.0)
+#: What membership open asks of a plan. Fake training adds no noise of its own.
+EXAMPLE_LEVEL = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 100.0}
 
 
 def initial_state(spec: AdapterSpec = SPEC) -> AdapterState:
@@ -284,7 +286,11 @@ MakeFederation = Callable[..., Federation]
 @pytest.fixture
 def federation(tmp_path: Path) -> MakeFederation:
     """`federation('ckks', sites=3, weights='equal', rules={'threshold': 4}, **plan changes)`;
-    `rules`: more keys of the plan's scheme."""
+    `rules`: more keys of the plan's scheme.
+
+    Under rlwe, four sites or more may be lost (membership open, and so with privacy.unit example),
+    unless `rules` says which membership, or the plan what its privacy is: what keeps two sets of
+    one sum apart is tested by sets that differ."""
     made: list[Federation] = []
 
     def make(
@@ -300,13 +306,24 @@ def federation(tmp_path: Path) -> MakeFederation:
         chosen: dict[str, Any] = {"name": scheme, "weights": weights, "parameters": parameters}
         if scheme == "rlwe" and sites == 2:
             chosen["max_colluding"] = 0  # two sites learn of each other from any sum
+        given = dict(rules or {})
+        if (
+            scheme == "rlwe"
+            and sites > 3
+            and "membership" not in given
+            and "privacy" not in changes
+        ):
+            given["membership"] = "open"
+        if given.get("membership") == "open":
+            adapter = {"dropout": 0.0} | changes.get("adapter", {})
+            changes = {"privacy": EXAMPLE_LEVEL, **changes, "adapter": adapter}
         raw: dict[str, Any] = {
             "rounds": 4,
             "data": {"sites": {name: {"source": "sample:finance"} for name in names}},
             "pruning": {"method": "none"},
             # Fake training moves values by about one: clips must reach as far.
             "training": {"learning_rate": 0.5, "steps": 10, "lr_schedule": "constant"},
-            "scheme": chosen | dict(rules or {}),
+            "scheme": chosen | given,
             **changes,
         }
         folder = tmp_path / f"federation-{len(made)}"

@@ -444,7 +444,7 @@ def test_begin_with_other_joins(federation: Any, scheme: str) -> None:
 def test_begin_without_a_site_that_is_not_needed(federation: Any) -> None:
     """Three of four are enough for a threshold; the fourth does not go on without its own."""
     ours = federation("rlwe", sites=4)
-    assert ours.roster.rules == resolve(4)
+    assert ours.roster.rules == resolve(4, membership="open")
     joins = invited(ours)
     setup = ours.opened(joins["bank"])[1]
     three = {name: joins[name] for name in ("bank", "hospital", "lab")}

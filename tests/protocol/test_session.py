@@ -105,11 +105,12 @@ def test_every_part_of_a_roster_is_under_its_hash() -> None:
         replace(ROSTER, charter=b"\x01" * 32),
         *(replace(ROSTER, rules=replace(RULES, **{name: 9})) for name in NUMBERS),
         replace(ROSTER, rules=replace(RULES, server="semi-honest")),
+        replace(ROSTER, rules=replace(RULES, membership="open")),
     ]
     assert {item.name for item in fields(Roster)} == {
         "sites", "coordinator", "rules", "demo", "charter"
     }  # fmt: skip
-    assert {item.name for item in fields(Rules)} == {*NUMBERS, "server"}
+    assert {item.name for item in fields(Rules)} == {*NUMBERS, "server", "membership"}
     hashes = {roster.sha256() for roster in (ROSTER, *others)}
     assert len(hashes) == 1 + len(others)
     again = Roster(dict(reversed(sites.items())), SERVER.public, RULES, True)

@@ -44,6 +44,7 @@ def legal(rules: Rules) -> bool:
             threshold=rules.threshold,
             votes=rules.votes,
             min_cohort=rules.min_cohort,
+            membership="open",
         )
     except PlanError:
         return False

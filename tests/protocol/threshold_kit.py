@@ -138,7 +138,7 @@ def sent_by(federation: Any, name: str) -> EncodedIntegers:
         site._cipher.update_layout(made.selection.sha256(), made.values.size),
         model.parts(),
         site._weight,
-        model.record.train_loss,
+        0.0 if model.terms is not None else model.record.train_loss,
         encode_integers.rounding_seed(federation.plan, name, model.record.round_number),
     )
     return encoded

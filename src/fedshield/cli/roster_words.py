@@ -88,6 +88,7 @@ def as_json(
             "votes": rules.votes,
             "min_cohort": rules.min_cohort,
             "server": rules.server,
+            "membership": rules.membership,
             "in_words": rules.in_words(),
         },
         "allowed": {

@@ -85,8 +85,8 @@ def check_roster(
     if plan.scheme.name == "rlwe" and signed.rules() != plan.rules():
         raise RosterError(
             f"{path}: expected the plan's quorums ({_numbers(plan.rules())}), got "
-            f"{_numbers(signed.rules())}; set scheme.max_colluding, threshold, votes, min_cohort "
-            "and server alike in both"
+            f"{_numbers(signed.rules())}; set scheme.max_colluding, threshold, votes, min_cohort, "
+            "server and membership alike in both"
         )
     if allowed.min_bits is not None and plan.encoding.bits < allowed.min_bits:
         raise RosterError(
@@ -104,5 +104,5 @@ def check_roster(
 def _numbers(rules: Rules) -> str:
     return (
         f"c={rules.max_colluding} T={rules.threshold} Q={rules.votes} "
-        f"min_cohort={rules.min_cohort} {rules.server}"
+        f"min_cohort={rules.min_cohort} {rules.server} {rules.membership}"
     )

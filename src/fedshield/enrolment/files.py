@@ -20,19 +20,19 @@ from fedshield.plan_data import SITE_NAME
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.site_names import holder_of_reserved_name
 
-Kind = Literal["card 1", "key 1", "roster 1", "run rosters 1", "keys seen 1"]
+Kind = Literal["card 1", "key 1", "roster 2", "run rosters 1", "keys seen 1"]
 KIND_KEY = "fedshield"
 MAX_BYTES: dict[Kind, int] = {
     "card 1": 16 * 1024,
     "key 1": 16 * 1024,
-    "roster 1": 1024 * 1024,
+    "roster 2": 1024 * 1024,
     "run rosters 1": 16 * 1024 * 1024,
     "keys seen 1": 1024 * 1024,
 }
 WORDS: dict[str, str] = {
     "card 1": "a card (NAME.card.json)",
     "key 1": "a key file (NAME.key)",
-    "roster 1": "a roster",
+    "roster 2": "a roster",
     "run rosters 1": "a run folder's rosters.json",
     "keys seen 1": "a kit's keys.seen.json",
 }

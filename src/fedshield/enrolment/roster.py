@@ -131,12 +131,12 @@ class SignedRoster:
         rules = self.rules()
         numbers: list[codec.Value] = [
             *(rules.num_sites, rules.max_colluding),
-            *(rules.threshold, rules.votes, rules.min_cohort, rules.server),
+            *(rules.threshold, rules.votes, rules.min_cohort, rules.server, rules.membership),
         ]
         allowed = self.allowed
         return codec.encode(
             [
-                "fedshield signed roster 1",
+                "fedshield signed roster 2",
                 int(self.demo),
                 self.coordinator.content(),
                 [card.content() for card in self.sites],
@@ -294,7 +294,7 @@ class SignedRoster:
     def to_text(self) -> str:
         allowed = dataclasses.asdict(self.allowed) | {"schemes": sorted(self.allowed.schemes)}
         return to_text(
-            "roster 1",
+            "roster 2",
             {
                 "demonstration": self.demo,
                 "coordinator": self.coordinator.fields(),
@@ -312,7 +312,7 @@ class SignedRoster:
     @classmethod
     def read(cls, path: Path) -> SignedRoster:
         """Raises `RosterError` for anything but a roster whose every signature fits."""
-        fields, _ = read_document(path, "roster 1")
+        fields, _ = read_document(path, "roster 2")
         try:
             return cls._from_fields(fields)
         except RosterError as error:

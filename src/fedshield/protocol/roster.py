@@ -57,7 +57,7 @@ class Roster:
         sites: dict[str, codec.Value] = dict(self.sites)
         rules: list[codec.Value] = [*astuple(self.rules)]
         return codec.encode(
-            ["fedshield roster 2", sites, self.coordinator, rules, self.charter, int(self.demo)]
+            ["fedshield roster 3", sites, self.coordinator, rules, self.charter, int(self.demo)]
         )
 
     def sha256(self) -> bytes:
