@@ -38,6 +38,12 @@ class Rules:
     server: Server = "malicious"
     membership: Membership = "fixed"
 
+    @property
+    def certificate(self) -> int:
+        """Matching receipts before a site takes a result: so many that any two such sets share an
+        honest site, which signs one receipt only."""
+        return (self.num_sites + self.max_colluding) // 2 + 1
+
     def in_words(self) -> str:
         """One paragraph for the people who sign it."""
         k, c = self.num_sites, self.max_colluding
@@ -58,8 +64,8 @@ class Rules:
     def _lost_in_words(self) -> str:
         """What a round does without a site."""
         k = self.num_sites
-        lost_before = k - max(self.min_cohort, self.threshold, self.votes)
-        lost_after = k - max(self.threshold, self.votes)
+        after = max(self.threshold, self.votes, self.certificate)
+        lost_before, lost_after = k - max(self.min_cohort, after), k - after
         if self.membership == "fixed":
             return (
                 "Every sum is over all of them (membership fixed): a round waits for a site that "

@@ -37,18 +37,20 @@ from fedshield.durable import sync_folder
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
+from fedshield.protocol.local import Contribution
 from fedshield.types import AdapterSpec, AdapterState, Float32, SiteMemory
 
 KEPT_STATES = 2
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all, synced to disk."""
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, synced to disk. `mode`: before the umask."""
     raw = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.part")
     with interrupt.held():
         try:
-            with temporary.open("wb") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
                 file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
@@ -241,9 +243,13 @@ class RunFolder:
         return self.path / "journal" / f"{site}.jsonl"
 
 
+#: Of a site's folder: what it sends, or sent, in the round that it is in.
+CONTRIBUTION = "contribution.safetensors"
+
+
 class SiteStore:
     """A site's own folder: after each of the last two rounds, its global adapter and what it
-    carries to the next."""
+    carries to the next; and its contribution to the round that it is in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -262,6 +268,57 @@ class SiteStore:
         write_atomic(target, save(tensors, metadata=metadata))
         for old in self.rounds()[:-KEPT_STATES]:
             self._file(old).unlink(missing_ok=True)
+
+    def keep(self, contribution: Contribution) -> None:
+        """Keep what is about to leave, for a repetition; for the site's eyes only."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "trained": np.array(contribution.trained),
+            "encoded": np.array(contribution.encoded),
+        }
+        if contribution.residual is not None:
+            tensors["residual"] = np.array(contribution.residual)
+        facts = {
+            "round": contribution.round_number,
+            "base": contribution.base,
+            "reserved": list(contribution.reserved),
+            "num_clipped": contribution.num_clipped,
+            "train_loss": contribution.train_loss,
+            "num_examples": contribution.num_examples,
+            "clip_factor": contribution.clip_factor,
+        }
+        digest = hashlib.sha256(b"".join(value.tobytes() for value in tensors.values())).hexdigest()
+        metadata = {"facts": json.dumps(facts), "sha256": digest}
+        write_atomic(self.path / CONTRIBUTION, save(tensors, metadata=metadata), mode=0o600)
+
+    def kept(self) -> Contribution | None:
+        """Raises `RunFolderError` if the file is damaged."""
+        path = self.path / CONTRIBUTION
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = [key for key in ("trained", "encoded", "residual") if key in tensors]
+            digest = hashlib.sha256(b"".join(tensors[name].tobytes() for name in names))
+            if digest.hexdigest() != metadata["sha256"]:
+                raise ValueError("its digest is another")
+            facts = json.loads(metadata["facts"])
+            return Contribution(
+                facts["round"],
+                facts["base"],
+                tensors["trained"],
+                tensors["encoded"],
+                tuple(facts["reserved"]),
+                facts["num_clipped"],
+                tensors.get("residual"),
+                facts["train_loss"],
+                facts["num_examples"],
+                facts["clip_factor"],
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
 
     def rounds(self) -> list[int]:
         """Rounds whose adapter is here, ascending."""

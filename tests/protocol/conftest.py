@@ -19,16 +19,21 @@ from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.rlwe import layout as rlwe_layout
 from fedshield.errors import ProtocolError
+from fedshield.ledger.file import Ledger
+from fedshield.ledger.rows import record_hash
+from fedshield.ledger.rules import Approval
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.local import SiteRound
+from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from fedshield.protocol.local import Contribution, SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import read_round_keys, round_context
+from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.protocol.sites import Replies
 from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
 
@@ -81,6 +86,13 @@ class FakeWork:
 class MemoryStore:
     saved: dict[int, AdapterState] = field(default_factory=dict)
     memories: dict[int, SiteMemory] = field(default_factory=dict)
+    contribution: Contribution | None = None
+
+    def keep(self, contribution: Contribution) -> None:
+        self.contribution = contribution
+
+    def kept(self) -> Contribution | None:
+        return self.contribution
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self.saved[completed_rounds] = state
@@ -168,6 +180,8 @@ class Federation:
         self.works = {name: FakeWork(name, num_examples[name]) for name in self.names}
         self.stores = {name: MemoryStore() for name in self.names}
         self.seen: dict[str, SiteRound] = {}
+        self.ledgers: dict[str, Ledger] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.participants = {name: self.participant(name, self.roster) for name in self.names}
         self.wire = Wire(self.participants)
         self.coordinator = self.another_coordinator()
@@ -180,6 +194,7 @@ class Federation:
         completed: int = 0,
         memory: SiteMemory | None = None,
     ) -> Participant:
+        first = initial_state(self.spec)
         return Participant(
             name=name,
             plan=self.plan,
@@ -188,11 +203,32 @@ class Federation:
             work=self.works[name],
             store=self.stores[name],
             journal=Journal(self.folder / f"{name}.jsonl"),
-            state=initial_state(self.spec) if state is None else state,
+            line=self.line(name, roster),
+            start=standing_digest(first, first_memory(self.plan, first)),
+            state=first if state is None else state,
             completed_rounds=completed,
             memory=memory,
             observe=lambda record: self.seen.__setitem__(record.site, record),
         )
+
+    def line(self, name: str, roster: Roster) -> Line:
+        """The site's ledger, opened again, with the plan approved under this roster."""
+        if name in self.ledgers:
+            self.ledgers[name].close()
+        path = self.folder / f"{name}.ledger"
+        self.ledgers[name] = ledger = Ledger.open(path) if path.exists() else Ledger.create(path)
+        ledger.approve(
+            Approval(
+                self.plan.sha256(),
+                roster_digest(roster),
+                "00" * 32,
+                self.plan.rounds,
+                tallies(self.plan),
+            )
+        )
+        hashes = {record_hash(ledger.record_key, f"{name} {k}".encode()) for k in range(3)}
+        records = Records(frozenset(hashes), self.works[name].num_examples, bytes(32))
+        return Line(ledger, name, self.plan, roster, "run", records)
 
     def another_coordinator(self, key: SigningKey | None = None) -> Coordinator:
         return Coordinator(self.plan, self.roster, self.wire, (key or self.server).sign)
@@ -351,6 +387,7 @@ def three_blocks(federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) ->
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here survives a power cut, so nothing need wait for a disk."""
     monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+    monkeypatch.setattr("fedshield.ledger.file.os.fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ are fresh. Whoever runs an audit needs what running the plan needs: all sites' d
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,11 @@ from fedshield.aggregate import MOMENTUM
 from fedshield.audit.views import AdapterView, CoalitionView, Crossing, ServerView, SiteView, Tap
 from fedshield.crypto.shares import Share
 from fedshield.data.sites import SiteData, load_sites
+from fedshield.engines.ledgers import approval_of, line_of
 from fedshield.engines.local_sites import InProcessSites
 from fedshield.engines.members import demonstration
 from fedshield.engines.workplace import run_notes
+from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import Tokens, use_template
@@ -32,10 +35,12 @@ from fedshield.privacy.terms import terms
 from fedshield.protocol.ciphers import Parts
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.local import Contribution
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.run_keys import RunKeys
 from fedshield.protocol.session import ROUND
+from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.seeds import derive
 from fedshield.train import LocalTrainer
 from fedshield.types import AdapterState, AdapterUpdate, Float32, Selection, SiteMemory
@@ -109,8 +114,16 @@ def record(
     first = scene.start(plan)
     truth: dict[tuple[str, int], tuple[Tokens, ...]] = {}
     watched: dict[str, _Watched] = {}
-    with tempfile.TemporaryDirectory(prefix="fedshield-audit-") as folder:
+    start = standing_digest(first, first_memory(plan, first))
+    with (
+        tempfile.TemporaryDirectory(prefix="fedshield-audit-") as folder,
+        contextlib.ExitStack() as ledgers,
+    ):
         for name in plan.data.site_names():
+            path = Path(folder) / f"{name}.ledger"
+            ledger = ledgers.enter_context(Ledger.create(path))
+            ledger.approve(approval_of(plan, members.roster, scene.base.sha256))
+            secret = members.sites[name].secret
             watched[name] = _Watched(
                 name=name,
                 plan=plan,
@@ -120,6 +133,10 @@ def record(
                 work=_trainer(plan, name, scene, truth),
                 store=_Memory(first),
                 journal=Journal(Path(folder) / f"{name}.jsonl"),
+                line=line_of(
+                    ledger, name, plan, members.roster, "audit", scene.data[name], secret
+                ),
+                start=start,
                 state=first,
                 completed_rounds=0,
             )
@@ -217,6 +234,12 @@ class _Memory:
         self.states[completed_rounds] = state
         if MOMENTUM in memory.shared:
             self.momenta[completed_rounds] = memory.shared[MOMENTUM]
+
+    def keep(self, contribution: Contribution) -> None:
+        """One process, one session: nothing is repeated."""
+
+    def kept(self) -> Contribution | None:
+        return None
 
 
 def _trainer(

@@ -14,6 +14,7 @@ from fedshield.protocol import envelope, messages
 from fedshield.protocol.ciphers import block_sizes, parameters_of, share_shape
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.session import HEAD_BYTES, VERSION_BYTES
 from fedshield.types import Layout
 
 
@@ -50,7 +51,7 @@ class Sizes:
         box = bytes(len(share) + OVERHEAD_BYTES)
         clear = self._plan.scheme.open_to == "server"
         round_key = messages.RoundKey(bytes(32), bytes(32), {})
-        vote = messages.Vote(bytes(32), bytes(32))
+        vote = messages.Vote(bytes(32), bytes(32), bytes(HEAD_BYTES))
 
         def others(name: str, value: bytes) -> dict[str, bytes]:
             return {other: value for other in names if other != name and self._shared}
@@ -60,6 +61,7 @@ class Sizes:
 
         uploads = {name: bytes(self._size(upload(name), phase, name)) for name in names}
         round_keys, votes = self._signed(round_key, phase), self._signed(vote, phase)
+        receipts = self._signed(messages.Receipt(bytes(32)), phase)
         up = down = 0
         for name in names:
             boxes = others(name, box)
@@ -76,7 +78,8 @@ class Sizes:
             if self._shared:
                 replies += [messages.Shares(boxes), messages.Held({})]
                 commands += [messages.FetchShares(), messages.Hold(uploads, boxes)]
-            replies += [messages.Receipt(bytes(32))]
+            replies += [messages.Receipt(bytes(32)), messages.Done()]
+            commands += [messages.Install(receipts)]
             if phase == "round":
                 replies += [messages.Done()]
                 commands += [messages.Evaluate()]
@@ -92,7 +95,9 @@ class Sizes:
         """Bytes up and down of all sites together: opening and closing one session."""
         names, plan = self._names, self._plan
         invite = messages.Invite(bytes(16), plan.canonical(), self._roster.encode())
-        join = messages.Join(bytes(32), bytes(32), 0, 0)
+        join = messages.Join(
+            bytes(32), bytes(32), 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {}
+        )
         begin = messages.Begin(self._signed(join, "setup"))
         secret_bytes = public_bytes = 0
         if plan.scheme.name == "ckks":

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedshield.data.files import BadRow, raw_rows
+from fedshield.data.records import digests
 from fedshield.data.remarks import Remarks, carries_meaning, named
 from fedshield.data.turns import Turn, list_in, read_turns, round_of, texts_in, unicode_text
 from fedshield.errors import DataError
@@ -33,12 +34,13 @@ AFTER_LAST = "turns after the last answer are not used: nothing in them is learn
 @dataclass(frozen=True)
 class Row:
     """A usable example. `label`: the value of the column that a Dirichlet split asks for. `tools`:
-    the JSON text of a list, or ''."""
+    the JSON text of a list, or ''; `records`: what its raw record is known again by."""
 
     turns: tuple[Turn, ...]
     where: str
     label: str
     tools: str = ""
+    records: frozenset[bytes] = field(default=frozenset(), compare=False, repr=False)
 
     @property
     def said(self) -> tuple[tuple[Turn, ...], str]:
@@ -173,7 +175,7 @@ def _row(
         raise BadRow(f"expected an answer with loss in {shown}, got weight 0 on all")
     if cut:
         remarks.row(AFTER_LAST, where)
-    return Row(turns, where, label, tools), used
+    return Row(turns, where, label, tools, digests(fields)), used
 
 
 def _turns_column(fields: dict[str, Any], columns: ColumnsPlan) -> str | None:

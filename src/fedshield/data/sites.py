@@ -38,6 +38,8 @@ class SiteData:
     no_response_rows: int
     truncated_rows: int
     truncated_tokens: int
+    #: What the raw records of `train` are known again by, for the site's ledger; never written.
+    records: frozenset[bytes] = field(default=frozenset(), repr=False)
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
@@ -93,12 +95,15 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         )
     parts: dict[str, tuple[Tokens, ...]] = {}
     lost = cut_rows = cut_tokens = 0
+    records: set[bytes] = set()
     for part, examples in (("train", train), ("heldout", share.heldout)):
-        all_tokens = [
-            encode(tokenizer, passage, max_length)
-            for example in examples
-            for passage in example.passages
-        ]
+        all_tokens: list[Tokens] = []
+        for example in examples:
+            mine = [encode(tokenizer, passage, max_length) for passage in example.passages]
+            all_tokens += mine
+            # Held-out rows are in no sum: their losses stay at the site.
+            if part == "train" and any(tokens.num_response for tokens in mine):
+                records |= example.row.records
         kept = tuple(tokens for tokens in all_tokens if tokens.num_response)
         lost += len(all_tokens) - len(kept)
         cut_rows += sum(tokens.num_dropped > 0 for tokens in all_tokens)
@@ -119,6 +124,7 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         no_response_rows=lost,
         truncated_rows=cut_rows,
         truncated_tokens=cut_tokens,
+        records=frozenset(records),
         notes=(*share.notes, *_date_note(tokenizer), *_length_note(tokenizer, max_length)),
     )
 

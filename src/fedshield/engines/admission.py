@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from fedshield.causes import failure_code
@@ -39,6 +40,8 @@ class Admission(Protocol):
     def local(self, plan: Plan) -> Plan: ...
 
     def not_used(self, plan: Plan) -> tuple[str, ...]: ...
+
+    def ledger_path(self) -> Path: ...
 
     def admit(self, plan: Plan, base_model_sha256: str | None) -> Party: ...
 

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
+from fedshield.engines.ledgers import LEDGER, approval_of, line_of, of_demonstration
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import cap_notes, prepare, standing_of
 from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFolderError
-from fedshield.model.adapter import AdapterHost
+from fedshield.ledger.file import Ledger
+from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.plan_effect import without_effect_in_process
@@ -39,7 +42,9 @@ from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
+from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.runfolder import RunFolder, chat_date, write_atomic
+from fedshield.seeds import derive
 
 # -- running -------------------------------------------------------------------------------
 
@@ -137,10 +142,26 @@ def _session(
     members: Members,
 ) -> None:
     """From the last common round to the end of the run, or to what stops it."""
-    with session(folder) as (state, elapsed), interrupt.at_once():
-        _rounds(folder, plan, base, data, host, watch, members, state, elapsed)
+    with session(folder) as (state, elapsed), interrupt.at_once(), ExitStack() as open_ledgers:
+        ledgers = {
+            name: open_ledgers.enter_context(_ledger(folder, name, members))
+            for name in plan.data.site_names()
+        }
+        for ledger in ledgers.values():
+            # Whoever starts the run plays every site, and approves for each by starting it.
+            ledger.approve(approval_of(plan, members.roster, base.sha256))
+        _rounds(folder, plan, base, data, host, watch, members, state, elapsed, ledgers)
         state["wall_s"] = elapsed()
         finish(folder, plan, base, data, host, watch, state)
+
+
+def _ledger(folder: RunFolder, site: str, members: Members) -> Ledger:
+    """A demonstration's lies in its run folder; an enrolled site's beside its key file, so that
+    all its runs share it."""
+    if members.keys is None:
+        return of_demonstration(folder, site)
+    path = members.keys / f"{site}.{LEDGER}"
+    return Ledger.open(path) if path.exists() else Ledger.create(path)
 
 
 def _rounds(
@@ -153,6 +174,7 @@ def _rounds(
     members: Members,
     state: dict[str, Any],
     elapsed: Callable[[], float],
+    ledgers: Mapping[str, Ledger],
 ) -> None:
     from fedshield.train import LocalTrainer
 
@@ -187,6 +209,9 @@ def _rounds(
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
+    first = initial_state(host.spec, derive(plan.seed, "adapter"))
+    start = standing_digest(first, first_memory(plan, first))
+
     def participant(name: str) -> Participant:
         stands, state, memory = standing_of(folder.site_store(name), plan, host, completed)
         return Participant(
@@ -199,6 +224,16 @@ def _rounds(
             work=trainer(name),
             store=folder.site_store(name),
             journal=Journal(folder.journal_path(name)),
+            line=line_of(
+                ledgers[name],
+                name,
+                plan,
+                members.roster,
+                folder.path.name,
+                data[name],
+                members.sites[name].secret,
+            ),
+            start=start,
             state=state,
             completed_rounds=stands,
             memory=memory,

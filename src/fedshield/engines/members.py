@@ -17,12 +17,14 @@ from fedshield.quorum import Rules
 
 @dataclass(frozen=True)
 class Members:
-    """The roster and everyone's keys. `example_cap`: most examples that a site counts for."""
+    """The roster and everyone's keys. `example_cap`: most examples that a site counts for; `keys`:
+    the folder of the key files, None in a demonstration."""
 
     roster: Roster
     sites: Mapping[str, SiteKey] = field(repr=False)
     coordinator: SiteKey = field(repr=False)
     example_cap: int | None = None
+    keys: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ def enrolled(plan: Plan, where: Enrolment, base_model_sha256: str) -> Members:
         signed.check_own(key, name)
         keys[name] = key
     coordinator = keys.pop(COORDINATOR)
-    return Members(roster_of(plan, signed), keys, coordinator, signed.allowed.max_examples)
+    cap = signed.allowed.max_examples
+    return Members(roster_of(plan, signed), keys, coordinator, cap, where.keys)
 
 
 def roster_of(plan: Plan, signed: SignedRoster) -> Roster:

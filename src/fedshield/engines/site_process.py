@@ -21,12 +21,20 @@ from fedshield.engines import progress, prometheus
 from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
+from fedshield.engines.ledgers import (
+    approval_of,
+    check_approved,
+    check_model,
+    line_of,
+    of_demonstration,
+)
 from fedshield.engines.metrics import site_row
 from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
 from fedshield.engines.standing import SHOWN, Standing, is_digest
 from fedshield.engines.workplace import cap_notes, prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
+from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
@@ -35,6 +43,7 @@ from fedshield.privacy.terms import summarised
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
+from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.runfolder import (
     RunFolder,
     append_rows,
@@ -61,6 +70,7 @@ class Work:
     base: BaseModel
     data: SiteData
     host: AdapterHost = field(repr=False)
+    ledger: Ledger = field(repr=False)
 
 
 class SiteProcess:
@@ -82,6 +92,7 @@ class SiteProcess:
         # The engine calls from threads of its own; a site does one thing at a time.
         self._lock = threading.Lock()
         self._work: Work | None = None
+        self._ledger: Ledger | None = None
         self._participant: Participant | None = None
         self._began = 0
         self._up = self._down = 0
@@ -127,6 +138,8 @@ class SiteProcess:
     def ended(self) -> None:
         """The job is over. A run that is not finished becomes `interrupted`, or `failed` where an
         error of this site's own was the last word."""
+        if self._ledger is not None:
+            self._ledger.close()
         if self._admission.simulated or self._folder.state()["status"] != "running":
             return
         outcome = {"status": "interrupted", "reason": ENDED_BY_OTHERS}
@@ -170,17 +183,36 @@ class SiteProcess:
             # Roster, plan and policy first: nothing is read for a run that may not take place.
             here = self._admission.local(self._plan)
             date = chat_date(self._folder.state())
-            self._admission.admit(self._plan, None)
+            party = self._admission.admit(self._plan, None)
             self._show("stand")
+            ledger = self._remember(party)
             for note in self._admission.not_used(self._plan):
                 self._events.note(f"note: {note}")
             base, data, host = prepare(here, self._events, only=self.name, date=date)
             party = self._admission.admit(self._plan, base.sha256)
             for note in cap_notes(self._plan, data, party.example_cap):
                 self._events.note(f"note: {note}")
+            if self._admission.simulated:
+                # Whoever starts a simulation plays every site, and approves for each.
+                ledger.approve(approval_of(self._plan, party.roster, base.sha256))
+            check_model(ledger, self._plan, base.sha256)
             self._check_same(base, data[self.name], host, party)
-            self._work = Work(party, base, data[self.name], host)
+            self._work = Work(party, base, data[self.name], host, ledger)
         return self._work
+
+    def _remember(self, party: Party) -> Ledger:
+        """This site's ledger, locked for the life of the process; its operator has approved the
+        plan. The first try is kept: a second process would find it locked."""
+        simulated = self._admission.simulated
+        if self._ledger is None:
+            self._ledger = (
+                of_demonstration(self._folder, self.name)
+                if simulated
+                else Ledger.open(self._admission.ledger_path())
+            )
+        if not simulated:
+            check_approved(self._ledger, self._plan, party.roster, self._folder.path.name)
+        return self._ledger
 
     def _check_same(self, base: BaseModel, data: SiteData, host: AdapterHost, party: Party) -> None:
         """A run goes on with what it began with. The journal knows sites by name: with another
@@ -227,6 +259,7 @@ class SiteProcess:
             )
         store = self._folder.site_store(self.name)
         stands, state, memory = standing_of(store, self._plan, work.host, completed_rounds)
+        _, first, _ = standing_of(store, self._plan, work.host, 0)
         rows = [row for row in site_rows(self._folder, self.name) if row["round"] <= stands]
         write_atomic(
             self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -263,6 +296,16 @@ class SiteProcess:
             ),
             store=store,
             journal=Journal(self._folder.journal_path(self.name)),
+            line=line_of(
+                work.ledger,
+                self.name,
+                self._plan,
+                work.party.roster,
+                self._folder.path.name,
+                work.data,
+                work.party.key.secret,
+            ),
+            start=standing_digest(first, first_memory(self._plan, first)),
             state=state,
             completed_rounds=stands,
             memory=memory,

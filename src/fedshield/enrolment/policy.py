@@ -47,6 +47,7 @@ class Policy(Section):
 
     data_path: Text
     heldout_path: Text | None = None
+    ledger_path: Text
     model_path: Text
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     schemes: Annotated[tuple[Literal["rlwe", "ckks", "plain"], ...], Field(min_length=1)] = (
@@ -269,6 +270,10 @@ class Policy(Section):
         """Where the base model lies: an absolute path, or the name of a built-in or cached one."""
         path = self._base_dir / Path(self.model_path).expanduser()
         return str(path) if path.exists() else self.model_path
+
+    def ledger_place(self) -> Path:
+        """Where the ledger of this site's records lies: an absolute path."""
+        return self._base_dir / Path(self.ledger_path).expanduser()
 
     def _place(self, text: str) -> str:
         if text.startswith(_NOT_PATHS):

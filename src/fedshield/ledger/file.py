@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from fedshield.durable import sync_folder
 from fedshield.errors import UserError
 from fedshield.ledger.rows import RECORD_BYTES, Row, Scale
+from fedshield.ledger.rules import Approval
 
 FORMAT = "fedshield ledger 1"
 KEY_BYTES = 32
@@ -53,7 +54,9 @@ class Receipt(NamedTuple):
 class Ledger:
     """One site's ledger, open and locked. Make it with `create` or `open`; it is a context manager.
 
-    `rows`, `receipts`: what it holds, the oldest first. Raises `LedgerError`."""
+    `rows`, `receipts`: what it holds, the oldest first; `approvals`: the last of each plan;
+    `peers`: the last head that each other site signed, by its first key, and the signed statement.
+    Raises `LedgerError`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
@@ -64,6 +67,10 @@ class Ledger:
         self._broken = False
         self.rows: list[Row] = []
         self.receipts: dict[tuple[str, str, int], Receipt] = {}
+        self.approvals: dict[str, Approval] = {}
+        self.peers: dict[str, tuple[Head, bytes]] = {}
+        # Where the rows stood when each plan was last approved.
+        self._approved_at: dict[str, int] = {}
 
     @classmethod
     def create(cls, path: Path) -> Ledger:
@@ -138,8 +145,25 @@ class Ledger:
         )
 
     def tries(self, key: tuple[str, str, int]) -> int:
-        """How many rows there are for one sum."""
-        return sum(row.key == key for row in self.rows)
+        """How many rows there are for one sum since its plan was last approved."""
+        since = self._approved_at.get(key[0], 0)
+        return sum(row.key == key for row in self.rows[since:])
+
+    def results(self, plan: str) -> frozenset[str]:
+        """The digests of this plan's results that this site signed a receipt for."""
+        return frozenset(one.result for one in self.receipts.values() if one.plan == plan)
+
+    def approve(self, approval: Approval) -> None:
+        """Record that this site's operator approved a plan; its sums may be tried anew."""
+        fields = dataclasses.asdict(approval)
+        self._append({"kind": "approval", **fields})
+
+    def see_peer(self, name: str, head: Head, statement: bytes) -> None:
+        """Remember the head that another site signed, if it is a later one than the last."""
+        known = self.peers.get(name)
+        if known is None or known[0].length < head.length:
+            entry = {"name": name, "length": head.length, "head": head.digest}
+            self._append({"kind": "peer", **entry, "statement": statement.hex()})
 
     def add_row(self, row: Row) -> Head:
         """Write and sync a row; the head after it. Call it before the upload leaves."""
@@ -239,6 +263,14 @@ class Ledger:
             self._records[digest] = frozenset(packed[at : at + RECORD_BYTES] for at in places)
         elif kind == "row":
             self.rows.append(self._row(entry))
+        elif kind == "approval":
+            given = {field.name: entry[field.name] for field in dataclasses.fields(Approval)}
+            approval = Approval(**given | {"tallies": tuple(given["tallies"])})
+            self.approvals[approval.plan] = approval
+            self._approved_at[approval.plan] = len(self.rows)
+        elif kind == "peer":
+            head = Head(int(entry["length"]), str(entry["head"]))
+            self.peers[str(entry["name"])] = head, bytes.fromhex(entry["statement"])
         elif kind == "receipt":
             receipt = Receipt(**{name: entry[name] for name in Receipt._fields})
             self.receipts[receipt[:3]] = receipt

@@ -39,7 +39,8 @@ class Row:
     this site's batch, `sites`: everyone in the sum. `colluding`: c of the roster. `own`: the key of
     this site. `versions`: what each member of the batch said of its own part (rule R3).
     `records`: keyed hashes of the raw records that entered. `curve`: Renyi divergence at each order
-    of `privacy.accounting.WHOLE_ORDERS`; empty where no unit is protected.
+    of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total variation between its noise and
+    what that stands for; empty and 0 where no unit is protected, or where the sum is a tally.
     """
 
     plan: str
@@ -57,6 +58,7 @@ class Row:
     content: str
     unit: Unit = "none"
     curve: tuple[float, ...] = ()
+    distance: float = 0.0
     records: frozenset[bytes] = field(default_factory=frozenset, repr=False)
 
     @property
@@ -105,14 +107,23 @@ def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
     return tuple(row for place, row in enumerate(rows) if place in on_line)
 
 
-def line_curve(rows: Sequence[Row]) -> tuple[float, ...] | None:
-    """The sum of the Renyi curves of a line (R5); None for infinite: a sum without a unit.
-
-    A row that was repeated (R4) is one release: the same bytes left again."""
-    released: dict[tuple[str, str, int], Row] = {}
+def released(rows: Sequence[Row]) -> list[Row]:
+    """The rows of rounds, each sum once: a row that was repeated (R4) is one release, for the same
+    bytes left again. Tallies are not among them: a count is no training row's."""
+    found: dict[tuple[str, str, int], Row] = {}
     for row in rows:
-        released.setdefault(row.key, row)
-    if any(not row.curve for row in released.values()):
+        if row.phase == "round":
+            found.setdefault(row.key, row)
+    return list(found.values())
+
+
+def line_curve(rows: Sequence[Row], unit: Unit) -> tuple[tuple[float, ...], float] | None:
+    """The sum of the Renyi curves of `rows` (R5), and of their distances; None for infinite: a sum
+    that does not protect `unit`. What protects a whole site protects each of its examples, and
+    not the other way round."""
+    protects = {"site": ("site",), "example": ("site", "example")}.get(unit, ())
+    sums = released(rows)
+    if any(row.unit not in protects or not row.curve for row in sums):
         return None
-    curves = [row.curve for row in released.values()]
-    return tuple(math.fsum(values) for values in zip(*curves, strict=True))
+    curve = tuple(math.fsum(values) for values in zip(*(row.curve for row in sums), strict=True))
+    return curve, math.fsum(row.distance for row in sums)

@@ -24,11 +24,13 @@ MAX_WEIGHT = 0.75
 
 @dataclass(frozen=True)
 class Approval:
-    """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex;
-    `rounds`, `tallies`: the sums that it is for; `tries`: rows written under it, by `Row.key`."""
+    """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex,
+    or 'demonstration'; `model`: the base model's SHA-256; `rounds`, `tallies`: the sums that it is
+    for."""
 
     plan: str
     roster: str
+    model: str
     rounds: int
     tallies: tuple[str, ...]
 
@@ -229,12 +231,12 @@ def largest_count(
 
 
 def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> str:
-    """R7: round 1 starts from what the plan derives, or from a result in this ledger. A crafted
+    """R7: a round starts from what the plan derives, or from a result in this ledger. A crafted
     start can mute all sites but one (Pasquini et al., CCS 2022)."""
-    if request.phase != "round" or request.round_number != 1 or request.base in starts:
+    if request.phase != "round" or request.base in starts:
         return ""
     return (
-        f"expected round 1 to start from the plan's own adapter or a result in this ledger, got "
+        f"expected {_named(request)} to start from the plan's own adapter or a result in this ledger, got "
         f"{request.base[:16]}"
     )
 

@@ -267,7 +267,10 @@ class Coordinator:
         self._calls.require("open", len(receipts), self._least_opened)
         self._receipts = {site: data for site, (data, _) in receipts.items()}
         if len({receipt.model_tag for _, receipt in receipts.values()}) != 1:
-            raise RoundFailed("the sites opened different sums; the run stops here")
+            raise RoundFailed("the sites opened different sums; no site takes its own")
+        install = messages.Install(self._receipts)
+        self._calls.gather(dict.fromkeys(self._receipts, install), messages.Done)
+        self._calls.require("install", len(self.active), self._least_opened)
         summed: dict[str, codec.Value] = {
             "contributors": contributors_digest(found).hex(),
             "aggregate": aggregate_digest(digests).hex(),
@@ -391,8 +394,8 @@ class Coordinator:
         rules = self._roster.rules
         announce = messages.Announce(raw, digests)
         votes = self._calls.gather(self._calls.everyone(announce), messages.Vote)
-        expected = messages.Vote(contributors_digest(uploads), aggregate_digest(digests))
-        matching = {site: data for site, (data, vote) in votes.items() if vote == expected}
+        expected = contributors_digest(uploads) + aggregate_digest(digests)
+        matching = {site: data for site, (data, vote) in votes.items() if vote.about == expected}
         others = {site: "voted for another sum" for site in votes if site not in matching}
         self._calls.drop(others, "announce")
         self._calls.require("announce", len(matching), max(rules.votes, self._least_answers))

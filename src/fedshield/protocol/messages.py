@@ -157,12 +157,20 @@ class Quorum(Message):
 
 @dataclass(frozen=True)
 class Open(Message):
-    """Open what was delivered and take it as the new global adapter (or weight total).
+    """Open what was delivered, and say by a receipt what it is; nothing is taken yet.
 
     `answers`: holder -> its share of the sum's key, sealed to this site."""
 
     kind = "open"
     answers: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Install(Message):
+    """The certificate: signed `Receipt`s of enough sites that opened the same. Take the result."""
+
+    kind = "install"
+    receipts: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -187,13 +195,18 @@ class Finish(Message):
 class Join(Message):
     """A site's fresh nonce and X25519 key, and the round that it stands at.
 
-    `num_examples` is zero unless the plan makes weights public."""
+    `num_examples` is zero unless the plan makes weights public. `version`: of the records and
+    settings that the site puts in, keyed, 32 bytes; `head`: its ledger's head, signed; `heads`:
+    the last head that it saw of each other site, as that site signed it."""
 
     kind = "join"
     nonce: bytes
     run_key: bytes
     completed_rounds: int
     num_examples: int
+    version: bytes
+    head: bytes
+    heads: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -265,11 +278,18 @@ class Held(Message):
 
 @dataclass(frozen=True)
 class Vote(Message):
-    """For opening one sum: digests of the contributing set and of the aggregate."""
+    """For opening one sum: digests of the contributing set and of the aggregate. `head`: of the
+    site's ledger, signed, which holds this sum's row."""
 
     kind = "vote"
     contributors: bytes
     aggregate: bytes
+    head: bytes
+
+    @property
+    def about(self) -> bytes:
+        """What must match between votes: the set and the aggregate."""
+        return self.contributors + self.aggregate
 
 
 @dataclass(frozen=True)

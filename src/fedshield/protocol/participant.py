@@ -2,7 +2,7 @@
 
 Order of a session: join -> begin -> (make-key | take-key) -> one sum of the weights -> for each
 round one sum, then evaluate; last finish. A sum: prepare -> work -> fetch... -> fetch-shares ->
-hold -> announce -> quorum -> deliver... -> open (summation.py). A command out of order, for
+hold -> announce -> quorum -> deliver... -> open -> install (summation.py). A command out of order, for
 another run, or not signed by the coordinator's key in the roster is refused.
 
 What is trained and measured is behind `LocalWork`, so that nothing here knows a model.
@@ -10,6 +10,7 @@ What is trained and measured is behind `LocalWork`, so that nothing here knows a
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from fedshield.protocol import auditlog, envelope, messages, run_keys
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
 from fedshield.protocol.local import LocalWork, SiteRound, Store
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import (
@@ -46,7 +48,8 @@ _M = TypeVar("_M", bound=messages.Message)
 
 class Participant:
     """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden its
-    one-time keys against a cloned machine; `example_cap`: most examples that it counts for; `log`:
+    one-time keys against a cloned machine; `example_cap`: most examples that it counts for; `line`:
+    the rules over all sums of its records; `start`: digest of what the plan starts from; `log`:
     takes what the site did and refused, before a reply leaves."""
 
     def __init__(
@@ -58,12 +61,14 @@ class Participant:
         work: LocalWork,
         store: Store,
         journal: Journal,
+        line: Line,
         state: AdapterState,
         completed_rounds: int,
         memory: SiteMemory | None = None,
         heldout_loss: float | None = None,
         secret: bytes | None = None,
         example_cap: int | None = None,
+        start: str = "",
         observe: Callable[[SiteRound], None] = lambda _: None,
         log: auditlog.Log = auditlog.unlogged,
     ) -> None:
@@ -77,6 +82,8 @@ class Participant:
         self._roster = roster
         self._key = key
         self._journal = journal
+        self._line = line
+        self._start = start
         self._secret = secret or os.urandom(32)
         self._observe = observe
         self._log = log
@@ -95,6 +102,7 @@ class Participant:
             "quorum": self._quorum,
             "deliver": self._deliver,
             "open": self._open,
+            "install": self._install,
             "evaluate": self._evaluate,
             "finish": self._finish,
         }
@@ -113,6 +121,8 @@ class Participant:
         self._weights_total = 0
         self._left_out_of_weights = False
         self._receipt_tag = b""
+        self._versions: dict[str, bytes] = {}
+        self._opened: Callable[[], None] | None = None
 
     @property
     def state(self) -> AdapterState:
@@ -128,11 +138,9 @@ class Participant:
 
     @property
     def spent(self) -> Spent | None:
-        """What of the plan's privacy this site has spent, by its journal; None where the plan
-        protects no unit."""
-        if self._model.terms is None:
-            return None
-        return Spent(self._model.terms, self._journal.num_uploads(ROUND))
+        """What of the plan's privacy this site's records have spent, by its ledger; None where the
+        plan protects no unit."""
+        return self._line.spent(self._model.terms)
 
     # -- the door --------------------------------------------------------------------------
 
@@ -182,6 +190,9 @@ class Participant:
             run_key=self._run_key.public,
             completed_rounds=self.completed_rounds,
             num_examples=self._model.num_examples if public else 0,
+            version=self._line.version,
+            head=self._line.statement(self._key.sign),
+            heads=self._line.statements(),
         )
         self._binding = Binding(
             setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP
@@ -196,6 +207,11 @@ class Participant:
             raise ProtocolError("disagree", "this site's own join was replaced")
         if {join.completed_rounds for join in joins.values()} != {self.completed_rounds}:
             raise ProtocolError("round", "the session's sites stand at different rounds")
+        self._line.compare(
+            {site: join.head for site, join in joins.items()},
+            {site: join.heads for site, join in joins.items()},
+        )
+        self._versions = {site: join.version for site, join in joins.items()}
         self._peer_keys = {site: join.run_key for site, join in joins.items()}
         self._session = Binding(session_context(self._binding, joins), 0, SETUP)
         self._binding = self._session
@@ -274,6 +290,7 @@ class Participant:
             self._roster,
             self._plan.scheme.open_to,
             self._journal,
+            self._line,
             self._key.sign,
             keys.group_key,
         )
@@ -284,24 +301,42 @@ class Participant:
     def _contribute(self, data: bytes) -> messages.Message:
         command = self._read(messages.Work, data)
         current = self._current()
-        spent = self.spent
-        if self._binding.phase == ROUND and spent is not None and spent.exhausted:
-            # The site's own limit, whatever the coordinator asks for.
-            raise ProtocolError(
-                "budget",
-                f"epsilon would be {spent.terms.epsilon(spent.uploads + 1):.4g}, the plan's limit "
-                f"is {spent.terms.limit:g}",
-            )
         current.begin(command)
         self._binding = current.binding
         _, cipher = self._ready()
+        base = ""
         if self._binding.phase == WEIGHTS:
             encoded = cipher.encode_count(self._model.num_examples)
         else:
-            round_number = self._binding.round_number
-            encoded = self._model.contribution(round_number, cipher, self._weight)
+            self._check_budget()
+            base = self._model.standing()
+            encoded = self._model.contribution(
+                self._binding.round_number, cipher, self._weight, base
+            )
+        self._line.enter(
+            phase=self._binding.phase,
+            round_number=self._binding.round_number,
+            base=base,
+            content=encoded.sha256(),
+            versions={site: self._versions[site] for site in current.sites},
+            count=self._model.num_examples,
+            first=self._start,
+            terms=self._model.terms,
+        )
         with self._model.timed("encrypt"):
             return current.contribute(encoded)
+
+    def _check_budget(self) -> None:
+        """Before anything is trained: the site's own limit, whatever the coordinator asks for."""
+        spent = self.spent
+        if spent is None or not spent.exhausted or self._line.has_entered(self._binding):
+            return
+        after = spent.epsilon_after(1)
+        raise ProtocolError(
+            "budget",
+            f"R5: epsilon would be {'infinite' if after is None else f'{after:.4g}'} over all plans "
+            f"on these records, the plan's limit is {spent.terms.limit:g}",
+        )
 
     def _fetch(self, data: bytes) -> messages.Message:
         index = self._read(messages.Fetch, data).index
@@ -345,23 +380,42 @@ class Participant:
                 self._sum = current
             raise
         if weighing:
-            self._take_weights(opened, current)
-            tagged = self._weights_total.to_bytes(8, "big")
+            result, self._opened = self._weights_of(opened, current)
         else:
-            self._model.take(opened, self._binding.round_number, self._weight, current.contributors)
-            tagged = bytes.fromhex(self.state.sha256())
-        self._receipt_tag = self._tag(b"receipt", tagged)
+            result, self._opened = self._model.opened(
+                opened, self._binding.round_number, self._weight, current.contributors
+            )
+        # Signed once for ever: of two results of one sum, no two certificates can be made.
+        self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
+        self._receipt_tag = self._tag(b"receipt", result.encode())
         return messages.Receipt(self._receipt_tag)
 
-    def _take_weights(self, opened: OpenedSum, current: Summation) -> None:
+    def _install(self, data: bytes) -> messages.Message:
+        """Take what was opened, once enough sites signed that they opened the same."""
+        command = self._read(messages.Install, data)
+        if self._opened is None:
+            raise ProtocolError("repeated", "there is nothing opened to take")
+        self._check_receipts(command.receipts, self._binding)
+        install, self._opened = self._opened, None
+        install()
+        return messages.Done()
+
+    def _weights_of(
+        self, opened: OpenedSum, current: Summation
+    ) -> tuple[str, Callable[[], None]]:
+        """The total's digest, and what takes it."""
         assert self._cipher is not None
         total = self._cipher.count(opened, len(current.contributors))
         own = self._model.num_examples
         if total < 1 or (current.in_set and total < own):
             raise CryptoError("weights: the total is less than this site's own count", "weight")
-        self._weights_total = total
-        self._left_out_of_weights = not current.in_set
-        self._weight = own / total
+
+        def take() -> None:
+            self._weights_total = total
+            self._left_out_of_weights = not current.in_set
+            self._weight = own / total
+
+        return hashlib.sha256(total.to_bytes(8, "big")).hexdigest(), take
 
     def _evaluate(self, data: bytes) -> messages.Message:
         self._read(messages.Evaluate, data)
@@ -391,14 +445,19 @@ class Participant:
         return self._sum
 
     def _check_receipts(self, receipts: dict[str, bytes], binding: Binding) -> None:
-        """Every site that opened the last sum must have opened the same; at least as many as a
-        round needs must have."""
-        if len(receipts) < least_opened(self._roster.rules):
-            raise ProtocolError("disagree", "receipts of the last sum are missing")
+        """A certificate of this site's own result: receipts of so many distinct sites that no other
+        result can have one."""
+        least = least_opened(self._roster.rules)
         for site in sorted(receipts):
             receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
+        if len(receipts) < least:
+            raise ProtocolError(
+                "disagree",
+                f"expected {least} receipts of the last sum, got {len(receipts)}: what this site "
+                "opened is not taken; the next session repeats the sum",
+            )
 
     def _tag(self, label: bytes, value: bytes) -> bytes:
         assert self._keys is not None

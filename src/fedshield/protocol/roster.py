@@ -7,7 +7,8 @@ and countersigned comes from `fedshield.enrolment`, which hands out this type.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec
@@ -20,7 +21,8 @@ COORDINATOR = "coordinator"
 class Roster:
     """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key; `rules`: who
     may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
-    nothing for a demonstration.
+    nothing for a demonstration; `first_keys`: name -> the first key of the party's card, which
+    stays when a key is replaced (under the charter, so not encoded here).
 
     Raises `ProtocolError` ('sender') for a site with the coordinator's name, or a key that two
     parties have."""
@@ -30,6 +32,7 @@ class Roster:
     rules: Rules
     demo: bool
     charter: bytes = b""
+    first_keys: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Else the coordinator's key would speak for that site.
@@ -52,6 +55,13 @@ class Roster:
         if name not in self.sites:
             raise ProtocolError("sender", f"{name!r} is not in the roster")
         return self.sites[name]
+
+    def identity(self, name: str) -> str:
+        """Whom a ledger knows `name` as: the first key of its card, hex; the name itself in a
+        demonstration, whose keys are new in every session. Raises `ProtocolError`."""
+        self.public(name)
+        first = self.first_keys.get(name)
+        return name if first is None else first.hex()
 
     def encode(self) -> bytes:
         sites: dict[str, codec.Value] = dict(self.sites)

@@ -21,6 +21,9 @@ _M = TypeVar("_M", bound=messages.Message)
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
 NONCE_BYTES = 32
 KEY_BYTES = 32
+VERSION_BYTES = 32
+#: Of a signed statement of a ledger's head: three items of a list.
+HEAD_BYTES = 5 + 9 + (5 + 32) + (5 + 64)
 
 
 def setup_context(plan_sha256: str, roster: Roster, session: bytes) -> bytes:
@@ -55,6 +58,8 @@ def read_joins(
         join = read_signed(data, messages.Join, binding, site, roster)
         if len(join.nonce) != NONCE_BYTES or len(join.run_key) != KEY_BYTES:
             raise ProtocolError("size", f"{site}: nonce and run key are 32 bytes each")
+        if len(join.version) != VERSION_BYTES:
+            raise ProtocolError("size", f"{site}: version is {VERSION_BYTES} bytes")
         if join.num_examples < 0 or join.completed_rounds < 0:
             raise ProtocolError("malformed", f"{site}: negative counts")
         joins[site] = join
@@ -130,9 +135,9 @@ def least_sites(rules: Rules) -> int:
 
 
 def least_opened(rules: Rules) -> int:
-    """How many sites must take an opened sum: with a threshold one is enough for it not to be
-    lost, without one all must."""
-    return 1 if rules.threshold else rules.num_sites
+    """How many sites must have opened the same sum before any takes it: with a threshold as many
+    as make a certificate, without one all."""
+    return rules.certificate if rules.threshold else rules.num_sites
 
 
 def upload_digest(upload: messages.Upload) -> bytes:

@@ -6,23 +6,27 @@ the public clip of each tensor; the three are saved together.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedshield import aggregate, encode, encode_integers, prune
+from fedshield.errors import CryptoError
 from fedshield.plan import Plan, learning_rate
 from fedshield.privacy import site_level
 from fedshield.privacy.discrete_gaussian import fresh_stream
 from fedshield.privacy.terms import Terms, terms
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts
-from fedshield.protocol.local import LocalWork, SiteRound, Store
+from fedshield.protocol.local import Contribution, LocalWork, SiteRound, Store
 from fedshield.types import (
     AdapterState,
     AdapterUpdate,
+    EncodedIntegers,
+    EncodedUpdate,
     Float32,
     Float64,
     Layout,
@@ -59,6 +63,24 @@ def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterStat
     if own is None:
         return state
     return AdapterState(np.where(prune.own_places(plan, state.spec), own, state.values), state.spec)
+
+
+def standing_digest(state: AdapterState, memory: SiteMemory) -> str:
+    """Digest of an adapter and of what all sites derived from earlier sums, hex."""
+    agreed = bytes.fromhex(state.sha256()) + memory.shared_sha256()
+    return hashlib.sha256(b"fedshield standing 1" + agreed).hexdigest()
+
+
+def _encoded_again(kept: Contribution, layout: Layout) -> Encoded:
+    """What was encoded before. Raises `CryptoError` if it was laid out for another selection."""
+    try:
+        if kept.residual is None or not kept.reserved:
+            return EncodedUpdate(kept.encoded, layout, kept.num_clipped, kept.residual)
+        return EncodedIntegers(
+            kept.encoded, kept.reserved, layout, kept.num_clipped, kept.residual
+        )
+    except ValueError as error:
+        raise CryptoError(f"the kept contribution does not fit this round: {error}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +135,11 @@ class SiteModel:
         from earlier sums (clips, scores, moments)."""
         return bytes.fromhex(self.state.sha256()) + self.memory.shared_sha256()
 
+    def standing(self) -> str:
+        """Digest of what the next round starts from, alike at all sites, hex: the result that the
+        last one is signed for."""
+        return standing_digest(self.state, self.memory)
+
     def selection(self) -> Selection:
         """The coordinates that travel in the next round: ranked once a round."""
         if self._selected is None:
@@ -138,15 +165,24 @@ class SiteModel:
             ]
         return found
 
-    def contribution(self, round_number: int, cipher: Cipher, weight: float) -> Encoded:
-        """Train, prune, encode. Raises `CryptoError` for values that cannot be encoded."""
+    def contribution(
+        self, round_number: int, cipher: Cipher, weight: float, base: str
+    ) -> Encoded:
+        """Train, prune, encode; or what was encoded before, where this round was tried from the
+        same `base`. Raises `CryptoError` for values that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
+        kept = self._store.kept()
+        if kept is not None and (kept.round_number, kept.base) != (round_number, base):
+            kept = None
         memory, start = self.memory, personal(self._plan, self.state, self.memory)
         correction = None
         if CONTROL in memory.shared:
             correction = memory.shared[CONTROL] - memory.own[CONTROL]
         with self.timed("train"):
-            if correction is None:
+            if kept is not None:
+                update = AdapterUpdate(kept.trained, start, kept.num_examples)
+                train_loss = kept.train_loss
+            elif correction is None:
                 update, train_loss = self._work.train(start, round_number)
             else:
                 update, train_loss = self._work.train(start, round_number, correction)
@@ -160,7 +196,26 @@ class SiteModel:
                 change = self._control_change(update, round_number)
                 values = np.concatenate([values, change[selection.indices]])
             layout = cipher.update_layout(selection.sha256(), values.size)
-            encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
+            if kept is None:
+                encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
+            else:
+                encoded = _encoded_again(kept, layout)
+                self.record = replace(self.record, clip_factor=kept.clip_factor)
+        if kept is None:
+            self._store.keep(
+                Contribution(
+                    round_number,
+                    base,
+                    update.values,
+                    encoded.slots if isinstance(encoded, EncodedUpdate) else encoded.digits,
+                    () if isinstance(encoded, EncodedUpdate) else encoded.reserved,
+                    encoded.num_clipped,
+                    encoded.residual,
+                    train_loss,
+                    update.num_examples,
+                    self.record.clip_factor,
+                )
+            )
         self._made = _Made(update, pruned, selection, values, encoded.residual)
         self.record = replace(
             self.record,
@@ -202,15 +257,15 @@ class SiteModel:
         moved = (update.start.values - update.values) / np.float32(steps)
         return (moved - self.memory.shared[CONTROL]).astype(np.float32)
 
-    def take(
+    def opened(
         self,
         opened: OpenedSum,
         round_number: int,
         weight: float,
         contributors: tuple[str, ...],
-    ) -> None:
-        """Make the opened sum the new adapter and keep it. `weight`: this site's own. Raises
-        `CryptoError` if it is not a mean of this round's; nothing has changed then."""
+    ) -> tuple[str, Callable[[], None]]:
+        """What the opened sum makes of the adapter: the result's digest, and what takes and keeps
+        it. `weight`: this site's own. Raises `CryptoError` if it is not a mean of this round's."""
         in_set = self._name in contributors
         least = None
         if self._plan.scheme.name == "rlwe":
@@ -227,20 +282,25 @@ class SiteModel:
             | moments
         )
         memory = SiteMemory(self._left_over(in_set), shared, self._next_own(selection, in_set))
-        # Kept first: a site never stands at a round that it could not load again.
-        self._store.save(round_number, state, memory)
-        self.state, self.memory, self.completed_rounds = state, memory, round_number
-        self._made = self._selected = None
         loss = opened.reserved.get(encode_integers.LOSS)
         if self.terms is not None:
             loss = None
-        self.record = replace(
+        record = replace(
             self.record,
             contributors=contributors,
             mean_train_loss=(
                 float("nan") if loss is None else loss / opened.reserved[encode.WEIGHT]
             ),
         )
+
+        def install() -> None:
+            # Kept first: a site never stands at a round that it could not load again.
+            self._store.save(round_number, state, memory)
+            self.state, self.memory, self.completed_rounds = state, memory, round_number
+            self._made = self._selected = None
+            self.record = record
+
+        return standing_digest(state, memory), install
 
     def _next_shared(
         self,

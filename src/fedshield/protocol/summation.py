@@ -24,6 +24,7 @@ from fedshield.protocol import messages
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts, Sealed
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import (
     aggregate_digest,
@@ -50,6 +51,7 @@ class Member:
     roster: Roster
     open_to: OpenTo
     journal: Journal
+    line: Line
     sign: Sign
     group_key: bytes = field(repr=False)
 
@@ -90,6 +92,11 @@ class Summation:
         self._own_answer: sharing.Share | None = None
         self._answered = False
         self._delivered: list[bytes] = []
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Everyone whose key is in this sum."""
+        return tuple(sorted(self._peers))
 
     # -- keys and upload -------------------------------------------------------------------
 
@@ -257,12 +264,16 @@ class Summation:
         assert self._layout is not None
         if len(command.block_digests) != self._cipher.num_blocks(self._layout):
             raise ProtocolError("size", "the sum has a wrong number of blocks")
-        vote = messages.Vote(contributors_digest(uploads), aggregate_digest(command.block_digests))
+        vote = messages.Vote(
+            contributors_digest(uploads),
+            aggregate_digest(command.block_digests),
+            self._member.line.statement(self._member.sign),
+        )
         self._member.journal.vote(
             self._session.context,
             self._session.round_number,
             self._session.phase,
-            hashlib.sha256(self.binding.context + vote.contributors + vote.aggregate).digest(),
+            hashlib.sha256(self.binding.context + vote.about).digest(),
             self._base,
             list(uploads),
         )
@@ -283,12 +294,13 @@ class Summation:
         matching = 0
         for site, data in sorted(command.votes.items()):
             found = read_signed(data, messages.Vote, self.binding, site, self._member.roster)
-            if found != vote:
+            if found.about != vote.about:
                 raise ProtocolError("vote", f"{site} voted for another set or another sum")
+            self._member.line.see(site, found.head)
             matching += 1
         if matching < rules.votes:
             raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {matching}")
-        about = vote.contributors + vote.aggregate
+        about = vote.about
         lacking = [site for site in self.contributors if site not in self._held]
         boxes: dict[str, bytes] = {}
         clear = b""
@@ -365,7 +377,7 @@ class Summation:
         """The sum of the keys, and of what goes with them, from at least T answers; all that came
         must agree."""
         vote, roster, shape = self._voted(), self._member.roster, self._shape(layout)
-        about = vote.contributors + vote.aggregate
+        about = vote.about
         shares: dict[int, sharing.Share] = {}
         if self._own_answer is not None:
             shares[roster.index(self._member.name)] = self._own_answer

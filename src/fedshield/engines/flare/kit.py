@@ -177,6 +177,12 @@ class Kit(Quiet):
         digest = "" if policy is None else policy.sha256()
         return Party(roster, key, signed.allowed.max_examples, digest)
 
+    def ledger_path(self) -> Path:
+        """Where the ledger of this site's records lies: its policy says so."""
+        policy = self.policy()
+        assert policy is not None, "in a simulation each run has its own"
+        return policy.ledger_place()
+
     # -- telling ---------------------------------------------------------------------------
 
     def note(self, text: str) -> None:

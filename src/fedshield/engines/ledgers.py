@@ -1,0 +1,84 @@
+"""Where a site's ledger lies, and what an engine makes of it: one for the site's records, or one for
+each run of a demonstration, whose sites one person plays."""
+
+from __future__ import annotations
+
+from fedshield.data.sites import SiteData
+from fedshield.errors import UserError
+from fedshield.ledger.file import Ledger, LedgerError
+from fedshield.ledger.rows import record_hash
+from fedshield.ledger.rules import Approval
+from fedshield.plan import Plan
+from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from fedshield.protocol.roster import Roster
+from fedshield.runfolder import RunFolder
+
+#: Of a site's folder in a run that one person plays.
+LEDGER = "ledger.jsonl"
+
+
+def of_demonstration(folder: RunFolder, site: str) -> Ledger:
+    """The ledger of a run's own site: made when the run begins, and never again. Raises
+    `LedgerError` where it is missing and the site has been in the run."""
+    path = folder.path / "sites" / site / LEDGER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return Ledger.open(path)
+    if folder.site_store(site).rounds() or folder.journal_path(site).exists():
+        raise LedgerError(
+            f"{path}: expected the ledger of this run, found none though {site} has been in it; "
+            "restore it, or start a new run"
+        )
+    return Ledger.create(path)
+
+
+def approval_of(plan: Plan, roster: Roster, model_sha256: str) -> Approval:
+    """What an operator approves of a plan under a roster, with this base model."""
+    return Approval(
+        plan=plan.sha256(),
+        roster=roster_digest(roster),
+        model=model_sha256,
+        rounds=plan.rounds,
+        tallies=tallies(plan),
+    )
+
+
+def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None:
+    """Before anything is loaded: R8 and the one run of R4. Raises `UserError`."""
+    plan_sha256 = plan.sha256()
+    approval = ledger.approvals.get(plan_sha256)
+    if approval is None:
+        raise UserError(
+            f"R8: expected an approval of plan {plan_sha256[:16]}, got none; read it with: "
+            "fedshield site approve PLAN"
+        )
+    if approval.roster != roster_digest(roster):
+        raise UserError(
+            "R8: expected the roster that the plan was approved under, got another; approve again "
+            "with: fedshield site approve PLAN"
+        )
+    others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
+    if others:
+        raise UserError(
+            f"R4: expected the run {others.pop()} of this plan, got {run}: a plan has one run; go on "
+            "with it by: fedshield submit --resume"
+        )
+
+
+def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
+    """R7: the base model is the one that was approved. Raises `UserError`."""
+    approved = ledger.approvals[plan.sha256()].model
+    if approved != model_sha256:
+        raise UserError(
+            f"R7: expected the base model that the plan was approved with ({approved[:16]}), got "
+            f"{model_sha256[:16]}; put it in place, or approve again with: fedshield site approve "
+            "PLAN"
+        )
+
+
+def line_of(
+    ledger: Ledger, site: str, plan: Plan, roster: Roster, run: str, data: SiteData, secret: bytes
+) -> Line:
+    """The rules of a site's records in a run of a plan."""
+    hashes = frozenset(record_hash(ledger.record_key, record) for record in data.records)
+    return Line(ledger, site, plan, roster, run, Records(hashes, len(data.train), secret))

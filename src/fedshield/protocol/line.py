@@ -1,0 +1,313 @@
+"""One body of records in one run: what a site asks its ledger, and what it signs of it.
+
+The coordinator chooses the run's name, where it starts, who is away and which plan is sent. None of
+that chooses what a site remembers: the ledger belongs to the records (docs/protocol.md, "Across
+sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a rule is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedshield.errors import ProtocolError
+from fedshield.ledger.file import Head, Ledger, Receipt
+from fedshield.ledger.rows import Consent, Row, Scale, Unit, line_curve, line_of, part_version
+from fedshield.ledger.rules import Terms, first_refusal
+from fedshield.plan import Plan
+from fedshield.privacy.accounting import WHOLE_ORDERS
+from fedshield.privacy.terms import Earlier, Spent
+from fedshield.privacy.terms import Terms as PrivacyTerms
+from fedshield.protocol import codec
+from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import ROUND, WEIGHTS
+
+HEAD_LABEL = "fedshield ledger head 1"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What of a site's records enters a plan's sums. `hashes`: of the raw records, keyed with the
+    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss; `secret`: the
+    site's own, 32 bytes, which keys its version (R3)."""
+
+    hashes: frozenset[bytes] = field(repr=False)
+    examples: int
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.hashes:
+            raise ProtocolError("ledger", "a site without records has no line to keep")
+
+
+class Line:
+    """The rules of one site in one run of a plan. `run`: the run's name.
+
+    Raises `ProtocolError` ('rule') for what the operator must approve first."""
+
+    def __init__(
+        self, ledger: Ledger, name: str, plan: Plan, roster: Roster, run: str, records: Records
+    ) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._plan = plan
+        self._plan_sha256 = plan.sha256()
+        self._roster = roster
+        self._run = run
+        self._records = records
+        self.version = bytes.fromhex(
+            part_version(records.secret, records.hashes, own_part(plan, name))
+        )
+
+    # -- what this site's records have been in ---------------------------------------------
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of this line, the oldest first."""
+        return line_of(self._ledger.rows, self._records.hashes)
+
+    def spent(self, terms: PrivacyTerms | None) -> Spent | None:
+        """What these records have spent: in this plan's rounds, and in all others (R5)."""
+        if terms is None:
+            return None
+        rows = self.rows()
+        own = {row.round_number for row in rows if self._is_round(row)}
+        others = [row for row in rows if not self._is_round(row)]
+        unit: Unit = "site" if terms.site is not None else "example"
+        found = line_curve(others, unit)
+        earlier = Earlier(None) if found is None else Earlier(*found)
+        return Spent(terms, len(own), earlier)
+
+    def _is_round(self, row: Row) -> bool:
+        return row.plan == self._plan_sha256 and row.phase == ROUND
+
+    def has_entered(self, binding: Binding) -> bool:
+        """Whether there is a row of this sum: a repetition releases nothing new (R4)."""
+        key = (self._plan_sha256, binding.phase, binding.round_number)
+        return any(row.key == key for row in self.rows())
+
+    # -- one sum ---------------------------------------------------------------------------
+
+    def enter(
+        self,
+        phase: str,
+        round_number: int,
+        base: str,
+        content: str,
+        versions: Mapping[str, bytes],
+        count: int,
+        first: str,
+        terms: PrivacyTerms | None,
+    ) -> None:
+        """Write the row of a sum that this site is about to enter, before anything leaves.
+
+        Args: `base`: digest of what it starts from, '' for a tally; `content`: of the encoded
+        integers; `versions`: of every site in the sum; `count`: what this site counts for;
+        `first`: the digest that the plan's own start has. Raises `ProtocolError`: 'rule', with
+        the rule's name, or 'budget'.
+        """
+        curve: tuple[float, ...] = ()
+        distance = 0.0
+        if terms is not None and phase == ROUND:
+            curve = tuple(terms.release.rdp(1, WHOLE_ORDERS).tolist())
+            distance = terms.release.distance
+        sites = tuple(sorted(self._roster.identity(site) for site in versions))
+        own = self._roster.identity(self._name)
+        everyone = tuple(sorted(self._roster.identity(site) for site in self._roster.names()))
+        membership = self._roster.rules.membership
+        request = Row(
+            plan=self._plan_sha256,
+            run=self._run,
+            phase=phase,
+            round_number=round_number,
+            base=base,
+            own=own,
+            batch=everyone if membership == "fixed" else (own,),
+            sites=sites,
+            colluding=self._roster.rules.max_colluding,
+            membership=membership,
+            scale=Scale(
+                self._plan.scheme.weights,
+                0 if self._plan.scheme.weights == "equal" else count,
+                self._plan.training.steps,
+            ),
+            versions={
+                self._roster.identity(site): version.hex() for site, version in versions.items()
+            },
+            content=content,
+            unit=self._plan.privacy.unit,
+            curve=curve,
+            distance=distance,
+            records=self._records.hashes,
+        )
+        rows = self.rows()
+        spent = self.spent(terms)
+        new = request.key not in {row.key for row in rows}
+        after = None
+        if spent is not None and phase == ROUND:
+            after = spent.epsilon_after(1 if new else 0)
+        refusal = first_refusal(
+            rows,
+            request,
+            Terms(
+                min_examples=1,
+                examples=self._records.examples,
+                starts=self._ledger.results(self._plan_sha256) | {first},
+                limit=None if terms is None or phase != ROUND else terms.limit,
+                epsilon=after,
+            ),
+            self._ledger.approvals.get(self._plan_sha256),
+            self.roster_digest,
+            self._ledger.tries(request.key),
+            Consent(),
+        )
+        if refusal is not None:
+            code = "budget" if refusal.rule == "R5" else "rule"
+            raise ProtocolError(code, str(refusal))  # type: ignore[arg-type]  # both are codes
+        self._ledger.add_row(request)
+
+    @property
+    def roster_digest(self) -> str:
+        return roster_digest(self._roster)
+
+    def sign_receipt(self, phase: str, round_number: int, result: str) -> None:
+        """Record the result that this site is about to sign for, once for ever. Raises
+        `ProtocolError` ('disagree') if it signed for another before."""
+        wanted = Receipt(self._plan_sha256, phase, round_number, result)
+        if self._ledger.add_receipt(wanted) != wanted:
+            raise ProtocolError(
+                "disagree",
+                f"R4: round {round_number} ({phase}): this site signed for another result before; "
+                "find out why the sum opened differently before the run goes on",
+            )
+
+    # -- heads -----------------------------------------------------------------------------
+
+    def statement(self, sign: Sign) -> bytes:
+        """This ledger's head, signed: what the others hand back when this site comes again."""
+        head = self._ledger.head
+        return codec.encode([head.length, bytes.fromhex(head.digest), sign(_head_message(head))])
+
+    def statements(self) -> dict[str, bytes]:
+        """The last statement of each other site of the roster, as it signed it."""
+        peers = self._ledger.peers
+        known = {site: self._roster.identity(site) for site in self._roster.names()}
+        return {site: peers[one][1] for site, one in known.items() if one in peers}
+
+    def compare(self, own: Mapping[str, bytes], told: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Compare what the sites say of each other's ledgers. `own`: each site's statement of its
+        own head now; `told`: each site's memory of the others'.
+
+        A statement that its site did not sign counts for nothing. Raises `ProtocolError`
+        ('ledger') where this site's chain does not hold a head that it once signed, where another
+        site's is shorter than one that it signed, and where a site signed two heads of one length.
+        """
+        for site, statement in own.items():
+            now = self._read(site, statement)
+            if now is None:
+                raise ProtocolError("ledger", f"{site} did not sign its ledger's head")
+            earlier = [told[teller].get(site, b"") for teller in told if teller != site]
+            heads = [head for one in earlier if (head := self._read(site, one)) is not None]
+            for head in heads:
+                if site == self._name:
+                    self._check_own(head)
+                elif head.length > now.length or (
+                    head.length == now.length and head.digest != now.digest
+                ):
+                    raise ProtocolError(
+                        "ledger",
+                        f"{site}'s ledger is not the one that it signed before: it was restored "
+                        f"from a backup, or there are two of {site}; its operator must see to it",
+                    )
+            if len({(one.length, one.digest) for one in heads}) > len(
+                {one.length for one in heads}
+            ):
+                raise ProtocolError(
+                    "ledger", f"{site} signed two ledgers of one length: there are two of {site}"
+                )
+        for site, statement in own.items():
+            self.see(site, statement)
+
+    def _check_own(self, head: Head) -> None:
+        if not self._ledger.holds(head):
+            raise ProtocolError(
+                "ledger",
+                f"this site's ledger does not hold what it signed before (line {head.length}): it "
+                "was restored from a backup, or another copy of this site is at work; rebuild it "
+                "with: fedshield site ledger recover",
+            )
+
+    def see(self, site: str, statement: bytes) -> None:
+        """Remember another site's statement. Raises `ProtocolError` ('ledger') if it did not sign
+        it."""
+        if site == self._name:
+            return
+        head = self._read(site, statement)
+        if head is None:
+            raise ProtocolError("ledger", f"{site} did not sign its ledger's head")
+        self._ledger.see_peer(self._roster.identity(site), head, statement)
+
+    def _read(self, site: str, statement: bytes) -> Head | None:
+        """The head in a statement that `site` signed with its present key; None for any other."""
+        try:
+            value = codec.decode(statement)
+        except ProtocolError:
+            return None
+        if not (isinstance(value, list) and len(value) == 3):
+            return None
+        length, digest, signature = value
+        if not (
+            isinstance(length, int)
+            and isinstance(digest, bytes)
+            and isinstance(signature, bytes)
+            and length > 0
+        ):
+            return None
+        head = Head(length, digest.hex())
+        try:
+            public = Ed25519PublicKey.from_public_bytes(self._roster.public(site))
+            public.verify(signature, _head_message(head))
+        except (InvalidSignature, ValueError):
+            return None
+        return head
+
+
+def roster_digest(roster: Roster) -> str:
+    """What an approval names of a roster: its countersigned content, or that there is none."""
+    return roster.charter.hex() or "demonstration"
+
+
+def tallies(plan: Plan) -> tuple[str, ...]:
+    """The sums of a plan beside its rounds."""
+    return (WEIGHTS,) if plan.scheme.weights == "private" else ()
+
+
+def own_part(plan: Plan, site: str) -> bytes:
+    """A site's part of a plan (R3): all that the plan says of its data but where they are."""
+    if plan.data.split == "by-site":
+        chosen = plan.data.sites[site].model_dump(mode="json")
+        for key in ("source", "heldout_source"):
+            chosen.pop(key, None)
+    else:
+        chosen = plan.data.model_dump(mode="json") | {"seed": plan.seed, "site": site}
+    return codec.encode(_as_value(chosen))
+
+
+def _head_message(head: Head) -> bytes:
+    return codec.encode([HEAD_LABEL, head.length, bytes.fromhex(head.digest)])
+
+
+def _as_value(value: object) -> codec.Value:
+    """What `codec` encodes of a plan's JSON: numbers that are not whole, and nothing, as text."""
+    if isinstance(value, dict):
+        return {str(key): _as_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_value(item) for item in value]
+    if isinstance(value, bool) or value is None or isinstance(value, float):
+        return repr(value)
+    if isinstance(value, int | str):
+        return value
+    raise TypeError(type(value).__name__)
