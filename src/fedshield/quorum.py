@@ -8,10 +8,10 @@ them, checked before anything runs.
     membership  which sets of sites may be summed
 
 The coordinator chooses who 'dropped out', so sets of sites differ at its will, and the difference
-of two sums is the sum over the sites by which their sets differ. With `membership: fixed` every sum
-is over the whole roster, so that there is no difference, and T = Q = c + 1 will do. With `open` any
-set of min_cohort sites may be summed. Two sets are then kept apart within one round only, by quorums
-that share an honest site: it is for plans that protect each training row by itself.
+of two sums is the sum over the sites by which their sets differ. With `membership: fixed` every
+sum is over the whole roster, so that there is no difference, and T = Q = c + 1 will do. With `open`
+any set of min_cohort sites may be summed. Two sets are then kept apart within one round only, by
+quorums that share an honest site: it is for plans that protect each training row by itself.
 """
 
 from __future__ import annotations

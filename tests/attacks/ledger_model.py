@@ -7,10 +7,10 @@ sum is a row of coefficients over the honest sites, and the colluder's column is
 Secrecy: no vector in the rational span of the opened rows is non-zero at exactly one honest site.
 Agreement: no two honest sites hold different models of one plan and round.
 
-What the coordinator may do, in every order: name a run, choose an approved plan, start from any round
-that a site kept, leave sites out, kill a site after its ledger row was written, have a site restored
-from its first backup; the colluder may vote and answer as it likes and shift its own update, so that a
-sum has one of two results.
+What the coordinator may do, in every order: name a run, choose an approved plan, start from any
+round that a site kept, leave sites out, kill a site after its ledger row was written, have a site
+restored from its first backup; the colluder may vote and answer as it likes and shift its own
+update, so that a sum has one of two results.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Site:
 
 @dataclass(frozen=True)
 class State:
-    """`runs`: each run name's plan, or None; `opened`: rows of coefficients; `heads`: what peers saw of
-    each site's ledger at a join or a vote."""
+    """`runs`: each run name's plan, or None; `opened`: rows of coefficients; `heads`: what peers
+    saw of each site's ledger at a join or a vote."""
 
     runs: tuple[str | None, ...]
     sites: tuple[Site, ...]

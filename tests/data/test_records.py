@@ -30,7 +30,11 @@ def test_a_record_is_known_again(changed: dict[str, Any]) -> None:
 
 
 def test_another_record_with_the_same_label_is_another() -> None:
-    other = {"question": "What was the first diagnosis?", "answer": "A sprained ankle.", "ward": "B"}
+    other = {
+        "question": "What was the first diagnosis?",
+        "answer": "A sprained ankle.",
+        "ward": "B",
+    }
     assert not digests(RECORD) & digests(other)
 
 

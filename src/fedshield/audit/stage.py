@@ -133,9 +133,7 @@ def record(
                 work=_trainer(plan, name, scene, truth),
                 store=_Memory(first),
                 journal=Journal(Path(folder) / f"{name}.jsonl"),
-                line=line_of(
-                    ledger, name, plan, members.roster, "audit", scene.data[name], secret
-                ),
+                line=line_of(ledger, name, plan, members.roster, "audit", scene.data[name], secret),
                 start=start,
                 state=first,
                 completed_rounds=0,

@@ -46,7 +46,7 @@ def data(
         print(json.dumps(_to_json(shown, site, template, words), indent=1, ensure_ascii=False))
         return
     for row in shown.rows:
-        _print_row(row)
+        print_row(row)
     for label, text in _counts(shown, template):
         out_console.print(f"{label:<14} {text}", markup=False)
     for note in (*words, *shown.data.notes):
@@ -67,7 +67,7 @@ def _at_site(plan: Plan, kit: Path, site: str) -> Plan:
     return rules.local_plan(plan, site)
 
 
-def _print_row(row: ShownRow) -> None:
+def print_row(row: ShownRow) -> None:
     """On a terminal what has loss is green and what is cut is struck out; elsewhere, and for those
     who see no colours, marks stand around them."""
     colours = out_console.is_terminal and out_console.color_system is not None

@@ -1,17 +1,23 @@
-"""The commands of one site: `fedshield site check`. They print, as `cli` does, which registers
-them."""
+"""The commands of one site: `fedshield site check` and `approve`. They print, as `cli` does, which
+registers them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshield.cli.data import print_row
 from fedshield.cli.words import JsonOption, out_console, print_notes
 from fedshield.errors import UserError
+
+if TYPE_CHECKING:
+    from fedshield.engines.flare.kit import Kit
+    from fedshield.ledger.file import Ledger
 
 site_app = typer.Typer(
     help="What this site allows: its own policy, which no plan can loosen.", no_args_is_help=True
@@ -32,8 +38,6 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a plan against this site's policy. Exit status 2 if the site would refuse it."""
-    import dataclasses
-
     from fedshield.enrolment import Policy, SignedRoster
     from fedshield.planfile import load_plan
 
@@ -82,6 +86,75 @@ def check(
         if not found:
             _say("accepted", f"{loaded.name}, plan hash {loaded.sha256()}")
     rules.check(loaded, known, model_sha256)
+
+
+@site_app.command("approve")
+def approve(
+    path: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan (YAML), as agreed.")],
+    kit: Annotated[Path, typer.Option(help="This site's folder.")],
+) -> None:
+    """Read what a plan would do with this site's records, and approve it: nothing of an unapproved
+    plan is read or sent. Shows eight lines and three rows, and asks for the number of sites."""
+    from fedshield.engines.approval import propose
+    from fedshield.engines.flare.kit import Kit
+    from fedshield.engines.flare.provision import site_name
+    from fedshield.planfile import load_plan
+
+    name = site_name(kit)
+    here = Kit(kit, name)
+    plan, notes = load_plan(path)
+    print_notes(notes)
+    with _ledger(here) as ledger:
+        proposal = propose(here, plan, ledger)
+        for row in proposal.rows:
+            print_row(row)
+        for number, (label, text) in enumerate(proposal.lines, 1):
+            mark = "*" if label in proposal.changed else " "
+            out_console.print(f"{number}{mark} {label:<15} {text}", markup=False)
+        if proposal.changed:
+            out_console.print("*  differs from the plan that was approved last", markup=False)
+        if proposal.refusals:
+            raise UserError(f"{proposal.refusals[0]} (this site's ledger; nothing was approved)")
+        _ask(
+            f"Type the number of sites that are summed, this one with them, to approve "
+            f"{plan.name}:",
+            str(proposal.num_sites),
+        )
+        approval = proposal.approval
+        if proposal.alone:
+            _say(
+                "warning",
+                "what this site puts in is not what it put in before. If the others keep theirs, "
+                "what only you changed can be seen by subtracting two sums",
+            )
+            _ask(f"Type {name} to approve that too, or leave it empty:", name)
+            approval = dataclasses.replace(approval, part=True)
+        ledger.approve(approval)
+    _say("approved", f"{plan.name}, plan hash {approval.plan}, roster {approval.roster[:16]}")
+
+
+def _ledger(kit: Kit) -> Ledger:
+    """This site's ledger; made with the first approval, if nothing here has ever been in a run.
+    Raises `LedgerError`."""
+    from fedshield.ledger.file import Ledger, LedgerError
+
+    path = kit.ledger_path()
+    if path.exists():
+        return Ledger.open(path)
+    runs = sorted((kit.path / "runs").glob("*")) if (kit.path / "runs").is_dir() else []
+    if runs:
+        raise LedgerError(
+            f"{path}: expected the ledger of these records, found none though this kit has been "
+            f"in runs ({runs[0].name}); restore it"
+        )
+    return Ledger.create(path)
+
+
+def _ask(question: str, wanted: str) -> None:
+    """Raises `UserError` for any other answer."""
+    given = typer.prompt(question, default="", show_default=False, prompt_suffix=" ").strip()
+    if given != wanted:
+        raise UserError(f"expected {wanted}, got {given[:40]!r}; nothing was approved")
 
 
 def _say(label: str, text: str) -> None:

@@ -1,9 +1,9 @@
-"""What makes a raw record the same record again, whatever a plan says of columns, templates or cuts.
+"""What makes a raw record the same record again, whatever a plan says of columns and cuts.
 
-A record is known by a digest of each text in it that is long enough to be its own, and by one of all
-its fields. So it is known again when a plan reads other columns of it, when its row moves, and when
-a column is added or dropped. Two records that share such a text count as one body of records: that
-errs on the safe side.
+A record is known by a digest of each text in it that is long enough to be its own, and by one of
+all its fields. So it is known again when a plan reads other columns of it, when its row moves, and
+when a column is added or dropped. Two records that share such a text count as one body of records:
+that errs on the safe side.
 """
 
 from __future__ import annotations

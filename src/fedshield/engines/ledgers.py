@@ -1,5 +1,5 @@
-"""Where a site's ledger lies, and what an engine makes of it: one for the site's records, or one for
-each run of a demonstration, whose sites one person plays."""
+"""Where a site's ledger lies, and what an engine makes of it: one for the site's records, or one
+for each run of a demonstration, whose sites one person plays."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None
     others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
     if others:
         raise UserError(
-            f"R4: expected the run {others.pop()} of this plan, got {run}: a plan has one run; go on "
-            "with it by: fedshield submit --resume"
+            f"R4: expected the run {others.pop()} of this plan, got {run}: a plan has one run; go "
+            "on with it by: fedshield submit --resume"
         )
 
 

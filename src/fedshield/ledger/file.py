@@ -265,7 +265,8 @@ class Ledger:
             self.rows.append(self._row(entry))
         elif kind == "approval":
             given = {field.name: entry[field.name] for field in dataclasses.fields(Approval)}
-            approval = Approval(**given | {"tallies": tuple(given["tallies"])})
+            texts = {name: tuple(given[name]) for name in ("tallies", "lines")}
+            approval = Approval(**given | texts)
             self.approvals[approval.plan] = approval
             self._approved_at[approval.plan] = len(self.rows)
         elif kind == "peer":

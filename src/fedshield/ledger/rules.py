@@ -26,13 +26,16 @@ MAX_WEIGHT = 0.75
 class Approval:
     """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex,
     or 'demonstration'; `model`: the base model's SHA-256; `rounds`, `tallies`: the sums that it is
-    for."""
+    for; `part`: whether the operator knows that only this site changed what it puts in (R3);
+    `lines`: what the operator read, to mark what changes in the next plan."""
 
     plan: str
     roster: str
     model: str
     rounds: int
     tallies: tuple[str, ...]
+    part: bool = False
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -236,8 +239,8 @@ def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> st
     if request.phase != "round" or request.base in starts:
         return ""
     return (
-        f"expected {_named(request)} to start from the plan's own adapter or a result in this ledger, got "
-        f"{request.base[:16]}"
+        f"expected {_named(request)} to start from the plan's own adapter or a result in this "
+        f"ledger, got {request.base[:16]}"
     )
 
 

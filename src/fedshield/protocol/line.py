@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.rows import Consent, Row, Scale, Unit, line_curve, line_of, part_version
-from fedshield.ledger.rules import Terms, first_refusal
+from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
 from fedshield.plan import Plan
 from fedshield.privacy.accounting import WHOLE_ORDERS
 from fedshield.privacy.terms import Earlier, Spent
@@ -73,13 +73,14 @@ class Line:
         """What these records have spent: in this plan's rounds, and in all others (R5)."""
         if terms is None:
             return None
-        rows = self.rows()
-        own = {row.round_number for row in rows if self._is_round(row)}
-        others = [row for row in rows if not self._is_round(row)]
-        unit: Unit = "site" if terms.site is not None else "example"
+        own = {row.round_number for row in self.rows() if self._is_round(row)}
+        return Spent(terms, len(own), self.earlier("site" if terms.site is not None else "example"))
+
+    def earlier(self, unit: Unit) -> Earlier:
+        """What other plans released of these records, as far as it bears on `unit`."""
+        others = [row for row in self.rows() if not self._is_round(row)]
         found = line_curve(others, unit)
-        earlier = Earlier(None) if found is None else Earlier(*found)
-        return Spent(terms, len(own), earlier)
+        return Earlier(None) if found is None else Earlier(*found)
 
     def _is_round(self, row: Row) -> bool:
         return row.plan == self._plan_sha256 and row.phase == ROUND
@@ -109,46 +110,12 @@ class Line:
         `first`: the digest that the plan's own start has. Raises `ProtocolError`: 'rule', with
         the rule's name, or 'budget'.
         """
-        curve: tuple[float, ...] = ()
-        distance = 0.0
-        if terms is not None and phase == ROUND:
-            curve = tuple(terms.release.rdp(1, WHOLE_ORDERS).tolist())
-            distance = terms.release.distance
-        sites = tuple(sorted(self._roster.identity(site) for site in versions))
-        own = self._roster.identity(self._name)
-        everyone = tuple(sorted(self._roster.identity(site) for site in self._roster.names()))
-        membership = self._roster.rules.membership
-        request = Row(
-            plan=self._plan_sha256,
-            run=self._run,
-            phase=phase,
-            round_number=round_number,
-            base=base,
-            own=own,
-            batch=everyone if membership == "fixed" else (own,),
-            sites=sites,
-            colluding=self._roster.rules.max_colluding,
-            membership=membership,
-            scale=Scale(
-                self._plan.scheme.weights,
-                0 if self._plan.scheme.weights == "equal" else count,
-                self._plan.training.steps,
-            ),
-            versions={
-                self._roster.identity(site): version.hex() for site, version in versions.items()
-            },
-            content=content,
-            unit=self._plan.privacy.unit,
-            curve=curve,
-            distance=distance,
-            records=self._records.hashes,
-        )
+        request = self._request(phase, round_number, base, content, versions, count, terms)
         rows = self.rows()
         spent = self.spent(terms)
         new = request.key not in {row.key for row in rows}
-        after = None
-        if spent is not None and phase == ROUND:
-            after = spent.epsilon_after(1 if new else 0)
+        counts = spent is not None and phase == ROUND
+        approval = self._ledger.approvals.get(self._plan_sha256)
         refusal = first_refusal(
             rows,
             request,
@@ -156,22 +123,74 @@ class Line:
                 min_examples=1,
                 examples=self._records.examples,
                 starts=self._ledger.results(self._plan_sha256) | {first},
-                limit=None if terms is None or phase != ROUND else terms.limit,
-                epsilon=after,
+                limit=terms.limit if terms is not None and counts else None,
+                epsilon=spent.epsilon_after(1 if new else 0) if spent is not None else None,
             ),
-            self._ledger.approvals.get(self._plan_sha256),
-            self.roster_digest,
+            approval,
+            roster_digest(self._roster),
             self._ledger.tries(request.key),
-            Consent(),
+            Consent(part=approval is not None and approval.part),
         )
         if refusal is not None:
-            code = "budget" if refusal.rule == "R5" else "rule"
-            raise ProtocolError(code, str(refusal))  # type: ignore[arg-type]  # both are codes
+            raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
         self._ledger.add_row(request)
 
-    @property
-    def roster_digest(self) -> str:
-        return roster_digest(self._roster)
+    def _request(
+        self,
+        phase: str,
+        round_number: int,
+        base: str,
+        content: str,
+        versions: Mapping[str, bytes],
+        count: int,
+        terms: PrivacyTerms | None,
+    ) -> Row:
+        roster, plan = self._roster, self._plan
+        own = roster.identity(self._name)
+        fixed = roster.rules.membership == "fixed"
+        curve: tuple[float, ...] = ()
+        if terms is not None and phase == ROUND:
+            curve = tuple(terms.release.rdp(1, WHOLE_ORDERS).tolist())
+        return Row(
+            plan=self._plan_sha256,
+            run=self._run,
+            phase=phase,
+            round_number=round_number,
+            base=base,
+            own=own,
+            batch=tuple(sorted(map(roster.identity, roster.names()))) if fixed else (own,),
+            sites=tuple(sorted(map(roster.identity, versions))),
+            colluding=roster.rules.max_colluding,
+            membership=roster.rules.membership,
+            scale=Scale(
+                plan.scheme.weights,
+                0 if plan.scheme.weights == "equal" else count,
+                plan.training.steps,
+            ),
+            versions={roster.identity(site): one.hex() for site, one in versions.items()},
+            content=content,
+            unit=plan.privacy.unit,
+            curve=curve,
+            distance=terms.release.distance if terms is not None and curve else 0.0,
+            records=self._records.hashes,
+        )
+
+    def refusals_now(self, count: int) -> tuple[str, ...]:
+        """Rules that the plan would break whoever takes part, as far as this ledger can tell before
+        a session: R1 and R2. `count`: what this site would count for."""
+        versions = dict.fromkeys(self._roster.names(), self.version)
+        request = self._request(ROUND, 1, "", "", versions, count, None)
+        rows = self.rows()
+        checks = (
+            ("R1", whole_batch(rows, request, Consent())),
+            ("R2", one_scale(rows, request)),
+        )
+        return tuple(f"{rule}: {reason}" for rule, reason in checks if reason)
+
+    def part_changed(self) -> bool:
+        """Whether this site puts in something else than in an earlier sum (R3)."""
+        own = self._roster.identity(self._name)
+        return any(row.versions.get(own) != self.version.hex() for row in self.rows())
 
     def sign_receipt(self, phase: str, round_number: int, result: str) -> None:
         """Record the result that this site is about to sign for, once for ever. Raises

@@ -2,8 +2,8 @@
 
 Order of a session: join -> begin -> (make-key | take-key) -> one sum of the weights -> for each
 round one sum, then evaluate; last finish. A sum: prepare -> work -> fetch... -> fetch-shares ->
-hold -> announce -> quorum -> deliver... -> open -> install (summation.py). A command out of order, for
-another run, or not signed by the coordinator's key in the roster is refused.
+hold -> announce -> quorum -> deliver... -> open -> install (summation.py). A command out of order,
+for another run, or not signed by the coordinator's key in the roster is refused.
 
 What is trained and measured is behind `LocalWork`, so that nothing here knows a model.
 """
@@ -334,8 +334,8 @@ class Participant:
         after = spent.epsilon_after(1)
         raise ProtocolError(
             "budget",
-            f"R5: epsilon would be {'infinite' if after is None else f'{after:.4g}'} over all plans "
-            f"on these records, the plan's limit is {spent.terms.limit:g}",
+            f"R5: epsilon would be {'infinite' if after is None else f'{after:.4g}'} over all "
+            f"plans on these records, the plan's limit is {spent.terms.limit:g}",
         )
 
     def _fetch(self, data: bytes) -> messages.Message:
@@ -400,9 +400,7 @@ class Participant:
         install()
         return messages.Done()
 
-    def _weights_of(
-        self, opened: OpenedSum, current: Summation
-    ) -> tuple[str, Callable[[], None]]:
+    def _weights_of(self, opened: OpenedSum, current: Summation) -> tuple[str, Callable[[], None]]:
         """The total's digest, and what takes it."""
         assert self._cipher is not None
         total = self._cipher.count(opened, len(current.contributors))

@@ -65,6 +65,11 @@ def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterStat
     return AdapterState(np.where(prune.own_places(plan, state.spec), own, state.values), state.spec)
 
 
+def counted(num_examples: int, cap: int | None) -> int:
+    """What so many examples count for: capped, and rounded to two significant digits."""
+    return encode.round_count(min(num_examples, cap or num_examples))
+
+
 def standing_digest(state: AdapterState, memory: SiteMemory) -> str:
     """Digest of an adapter and of what all sites derived from earlier sums, hex."""
     agreed = bytes.fromhex(state.sha256()) + memory.shared_sha256()
@@ -76,9 +81,7 @@ def _encoded_again(kept: Contribution, layout: Layout) -> Encoded:
     try:
         if kept.residual is None or not kept.reserved:
             return EncodedUpdate(kept.encoded, layout, kept.num_clipped, kept.residual)
-        return EncodedIntegers(
-            kept.encoded, kept.reserved, layout, kept.num_clipped, kept.residual
-        )
+        return EncodedIntegers(kept.encoded, kept.reserved, layout, kept.num_clipped, kept.residual)
     except ValueError as error:
         raise CryptoError(f"the kept contribution does not fit this round: {error}") from None
 
@@ -127,8 +130,7 @@ class SiteModel:
     @property
     def num_examples(self) -> int:
         """Capped and rounded to two significant digits, as it is told to others."""
-        cap = self._example_cap or self._work.num_examples
-        return encode.round_count(min(self._work.num_examples, cap))
+        return counted(self._work.num_examples, self._example_cap)
 
     def agreed(self) -> bytes:
         """What must be alike at all sites before a round: the adapter, and what they derived
@@ -165,9 +167,7 @@ class SiteModel:
             ]
         return found
 
-    def contribution(
-        self, round_number: int, cipher: Cipher, weight: float, base: str
-    ) -> Encoded:
+    def contribution(self, round_number: int, cipher: Cipher, weight: float, base: str) -> Encoded:
         """Train, prune, encode; or what was encoded before, where this round was tried from the
         same `base`. Raises `CryptoError` for values that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
