@@ -64,8 +64,8 @@ class Consortium:
 
     root: Path
     names: tuple[str, ...] = NAMES
-    asked: Asked = Asked()
-    allowed: Allowed = Allowed()
+    asked: Asked = field(default_factory=Asked)
+    allowed: Allowed = field(default_factory=Allowed)
     truth: dict[tuple[str, int], Any] = field(default_factory=dict)
     opened: dict[tuple[str, int], Any] = field(default_factory=dict)
     processes: list[SiteProcess] = field(default_factory=list)
@@ -138,8 +138,8 @@ class Consortium:
             model = participant(sites["victim"])._model
             encode = model.contribution
 
-            def contribution(number: int, cipher: Any, weight: float, base: str) -> Any:
-                encoded = encode(number, cipher, weight, base)
+            def contribution(number: int, cipher: Any, weight: float) -> Any:
+                encoded = encode(number, cipher, weight)
                 self.truth[run, number] = encoded.digits.astype(np.int64), weight
                 return encoded
 

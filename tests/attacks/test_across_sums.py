@@ -67,8 +67,8 @@ def test_a_rewind_with_one_digit_nudged(four: Consortium) -> None:
         model = participant(sites["mallory"])._model
         encode = model.contribution
 
-        def contribution(number: int, cipher: Any, weight: float, base: str) -> Any:
-            encoded = encode(number, cipher, weight, base)
+        def contribution(number: int, cipher: Any, weight: float) -> Any:
+            encoded = encode(number, cipher, weight)
             digits = encoded.digits.copy()
             digits[int(np.argmin(np.abs(digits)))] += 1
             return dataclasses.replace(encoded, digits=digits)
@@ -319,3 +319,21 @@ def test_a_session_that_goes_on_repeats_the_same_bytes(four: Consortium) -> None
     assert again == states
     np.testing.assert_array_equal(four.truth["trial-0001", 2][0], before)
     session.coordinator.round(3)
+
+
+def test_other_records_at_one_site_alone(four: Consortium) -> None:
+    """The others put in what they put in before: the difference of the sums is what this site's two
+    updates differ by. That no record is shared with the first sum does not change it."""
+    first, second = raw_plan(), raw_plan(name="again")
+    four.approve(first)
+    four.session(first, "first").run(1, 1)
+    four.close()
+    path = four.root / "victim" / "victim.policy.yaml"
+    path.write_text(path.read_text().replace("sample:medical", "sample:code"))
+    four.approve(second)
+    session = four.session(second, "second")
+    with pytest.raises(RoundFailed):
+        session.run(1, 1)
+    assert session.link.codes["victim"] == "rule"
+    assert "R3: expected this site's part as in" in four.last_error("victim", "second")
+    assert ("second", 1) not in four.opened

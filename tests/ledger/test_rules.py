@@ -36,7 +36,7 @@ ROW = Row(
     records=frozenset({b"record 1"}),
 )
 LATER = replace(ROW, plan="5" * 64, run="second", base="6" * 64, content="7" * 64)
-APPROVAL = Approval(ROW.plan, "9" * 64, rounds=3, tallies=("weights",))
+APPROVAL = Approval(ROW.plan, "9" * 64, "8" * 64, rounds=3, tallies=("weights",))
 TERMS = Terms(min_examples=8, examples=40, starts=frozenset({ROW.base}))
 NO = Consent()
 
@@ -142,9 +142,22 @@ def test_r5_the_budget_is_the_lines() -> None:
 def test_r5_curves_add_up_over_plans_and_repetitions_cost_nothing() -> None:
     private = replace(ROW, unit="example", curve=(0.5, 1.0))
     other = replace(LATER, unit="example", curve=(0.25, 2.0))
-    assert line_curve([private, private, other]) == (0.75, 3.0)
-    assert line_curve([private, LATER]) is None
-    assert line_curve([]) == ()
+    assert line_curve([private, private, other], "example") == ((0.75, 3.0), 0.0)
+    assert line_curve([private, LATER], "example") is None
+    assert line_curve([], "example") == ((), 0.0)
+
+
+def test_r5_what_protects_a_site_protects_its_rows_and_not_the_other_way_round() -> None:
+    example = replace(ROW, unit="example", curve=(0.5, 1.0), distance=1e-9)
+    site = replace(LATER, unit="site", curve=(0.25, 2.0), distance=1e-9)
+    assert line_curve([example, site], "example") == ((0.75, 3.0), 2e-9)
+    assert line_curve([example, site], "site") is None
+    assert line_curve([site], "site") == ((0.25, 2.0), 1e-9)
+
+
+def test_r5_a_tally_is_no_release_of_a_row() -> None:
+    tally = replace(ROW, phase="weights", round_number=0)
+    assert line_curve([tally], "example") == ((), 0.0)
 
 
 def test_r6_floors() -> None:

@@ -227,8 +227,12 @@ class Federation:
             )
         )
         hashes = {record_hash(ledger.record_key, f"{name} {k}".encode()) for k in range(3)}
-        records = Records(frozenset(hashes), self.works[name].num_examples, bytes(32))
+        records = Records(frozenset(hashes), self.works[name].num_examples)
         return Line(ledger, name, self.plan, roster, "run", records)
+
+    def head_of(self, name: str) -> bytes:
+        """What the site would sign of its ledger now."""
+        return self.participants[name]._line.statement(self.keys[name].sign)
 
     def another_coordinator(self, key: SigningKey | None = None) -> Coordinator:
         return Coordinator(self.plan, self.roster, self.wire, (key or self.server).sign)

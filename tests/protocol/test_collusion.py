@@ -685,6 +685,7 @@ class Driven:
         return messages.Vote(
             contributors_digest({site: self.uploads[site] for site in sites}),
             aggregate_digest((digest,)),
+            self.federation.head_of(self.colluders[0]),
         )
 
     def answers(self, sites: tuple[str, ...], voters: Iterable[str]) -> dict[int, Any]:

@@ -95,6 +95,9 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["run_key"]),
             join["completed_rounds"],
             join["num_examples"],
+            bytes(32),
+            b"",
+            {},
         )
         for name, join in vector["joins"].items()
     }
@@ -329,7 +332,7 @@ class TestMessages:
         messages.Open({"a": b"box"}),
         messages.Evaluate(),
         messages.Finish({}),
-        messages.Join(b"n", b"k", 3, 0),
+        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),
@@ -337,7 +340,8 @@ class TestMessages:
         messages.Upload(b"id", b"tag", (b"d",), {"b": b"digest"}),
         messages.Shares({"b": b"box"}),
         messages.Held({"a": b"missing"}),
-        messages.Vote(b"set", b"sum"),
+        messages.Vote(b"set", b"sum", b"h"),
+        messages.Install({"bank": b"r"}),
         messages.Answer({"b": b"box"}, b""),
         messages.Block(1, b"data"),
         messages.Receipt(b"tag"),

@@ -90,8 +90,13 @@ def finish_round(federation: Any, uploads: dict[str, bytes]) -> None:
     """The rest of an honest round, to show that the session is alive and right."""
     before = federation.state()
     blocks = summed(federation, uploads, list(federation.names))
-    for site, command in delivered(federation, uploads, blocks).items():
-        assert federation.send(site, command)[0] == "receipt"
+    receipts = {
+        site: federation.reply(site, command)
+        for site, command in delivered(federation, uploads, blocks).items()
+    }
+    assert {federation.opened(data)[0] for data in receipts.values()} == {"receipt"}
+    for site in federation.names:
+        assert federation.send(site, messages.Install(receipts))[0] == "done"
     contributions = [federation.trained(name, before, 1) for name in federation.names]
     near = NEAR[federation.plan.scheme.name]
     np.testing.assert_allclose(federation.state().values, np.mean(contributions, axis=0), atol=near)
@@ -129,6 +134,7 @@ COMMANDS: dict[str, messages.Message] = {
         messages.Quorum({}),
         messages.Deliver(0, b""),
         messages.Open({}),
+        messages.Install({}),
         messages.Evaluate(),
         messages.Finish({}),
     )
@@ -136,7 +142,7 @@ COMMANDS: dict[str, messages.Message] = {
 #: Those of one sum, after its `prepare`.
 OF_A_SUM = (
     *("work", "fetch-shares", "hold", "fetch"),
-    *("announce", "quorum", "deliver", "open"),
+    *("announce", "quorum", "deliver", "open", "install"),
 )
 
 
@@ -173,7 +179,7 @@ def test_only_the_rosters_coordinator_is_listened_to(uploaded: tuple[Any, Any]) 
         assert federation.refused_bytes(VICTIM, kind, good[:-1]) == "signature"
         assert federation.refused_bytes(VICTIM, kind, good + b"\0") == "signature"
         assert federation.refused_bytes(VICTIM, kind, b"") == "size"
-    assert checked == 3 * 15
+    assert checked == 3 * 16
     finish_round(federation, uploads)
 
 

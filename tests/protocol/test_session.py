@@ -37,7 +37,9 @@ RULES = resolve(3)
 ROSTER = Roster({name: key.public for name, key in KEYS.items()}, SERVER.public, RULES, demo=True)
 SETUP = Binding(setup_context("00" * 32, ROSTER, b"session"), 0, "setup")
 JOINS = {
-    name: messages.Join(bytes([number]) * 32, bytes([16 + number]) * 32, 0, 10 * number)
+    name: messages.Join(
+        bytes([number]) * 32, bytes([16 + number]) * 32, 0, 10 * number, bytes(32), b"", {}
+    )
     for number, name in enumerate(KEYS, start=1)
 }
 SESSION = Binding(bytes(range(32)), 4, "round")

@@ -18,6 +18,7 @@ from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol import summation
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, parameters_of
+from fedshield.protocol.local import Contribution
 from fedshield.protocol.site_model import LEAST_WEIGHT, SiteModel, first_memory
 from fedshield.prune import rate_at
 from fedshield.types import (
@@ -70,11 +71,26 @@ class Work:
 class Disk:
     saved: list[tuple[int, AdapterState, SiteMemory]] = field(default_factory=list)
     full: bool = False
+    contribution: Contribution | None = None
+
+    def keep(self, contribution: Contribution) -> None:
+        self.contribution = contribution
+
+    def kept(self) -> Contribution | None:
+        return self.contribution
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         if self.full:
             raise OSError("no space left")
         self.saved.append((completed_rounds, state, memory))
+
+
+def take(
+    model: SiteModel, opened: OpenedSum, number: int, weight: float, contributors: Any
+) -> None:
+    """Open a sum and take what it gives, as a certificate of all sites lets a site do."""
+    _, install = model.opened(opened, number, weight, contributors)
+    install()
 
 
 @dataclass
@@ -107,7 +123,7 @@ class House:
                 self.sent[name] += self.decoded(encoded, WEIGHTS[name])
         opened = self.opened({name: parts[name] for name in contributors})
         for name in takers:
-            self.models[name].take(opened, number, WEIGHTS[name], tuple(sorted(contributors)))
+            take(self.models[name], opened, number, WEIGHTS[name], tuple(sorted(contributors)))
         return opened
 
     def decoded(self, encoded: EncodedIntegers, weight: float) -> Values:
@@ -321,13 +337,14 @@ def test_a_site_that_sent_nothing_keeps_nothing_back(house: MakeHouse) -> None:
         found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name])
         assert isinstance(found, EncodedIntegers)
         parts[name] = found
-    model.take(ours.opened(parts), 1, WEIGHTS["hospital"], ("bank", "clinic"))
+    take(model, ours.opened(parts), 1, WEIGHTS["hospital"], ("bank", "clinic"))
     assert not model.memory.residual.any()
     assert model.completed_rounds == 1
 
 
 def test_a_round_that_failed_leaves_what_was_carried(house: MakeHouse) -> None:
-    """The update is made and never summed: the next try trains again, from the same residual."""
+    """The update is made and never summed: the next try sends the same numbers, and does not train
+    again."""
     ours = house()
     ours.round(1, ALL)
     model = ours.models["bank"]
@@ -338,8 +355,7 @@ def test_a_round_that_failed_leaves_what_was_carried(house: MakeHouse) -> None:
     assert isinstance(first, EncodedIntegers)
     assert isinstance(again, EncodedIntegers)
     np.testing.assert_array_equal(first.digits, again.digits)
-    ours.works["bank"].sent.pop()
-    ours.works["bank"].sent.pop()
+    assert len(ours.works["bank"].sent) == 2, "trained once in each round"
     ours.round(2, ALL)
     kept = model.memory.residual
     np.testing.assert_allclose(ours.sent["bank"] + kept, ours.updates["bank"], atol=4e-6)
@@ -493,13 +509,13 @@ def test_a_sum_must_weigh_what_a_round_can(
     state, memory = model.state, model.memory
     contributors = ("bank", "clinic") if in_set else ("clinic", "hospital")
     if good:
-        model.take(opened, 1, own, contributors)
+        take(model, opened, 1, own, contributors)
         mean = opened.values / weight
         np.testing.assert_allclose(model.state.values, state.values + mean, atol=1e-5)
         assert model.completed_rounds == 1
         return
     with pytest.raises(CryptoError) as caught:
-        model.take(opened, 1, own, contributors)
+        take(model, opened, 1, own, contributors)
     assert caught.value.code == "weight"
     assert (model.state, model.memory, model.completed_rounds) == (state, memory, 0)
     assert ours.disks["bank"].saved == []

@@ -33,7 +33,9 @@ def test_it_joins_no_session(federation: Any, scheme: str) -> None:
         name: site.handle("invite", own(ours, invite, zero))
         for name, site in ours.participants.items()
     }
-    joins[COORDINATOR] = own(ours, messages.Join(os.urandom(32), RunKey().public, 0, 0), setup)
+    joins[COORDINATOR] = own(
+        ours, messages.Join(os.urandom(32), RunKey().public, 0, 0, bytes(32), b"", {}), setup
+    )
     for site in ours.participants.values():
         with pytest.raises(ProtocolError, match=r"^sender: "):
             site.handle("begin", own(ours, messages.Begin(joins), setup))

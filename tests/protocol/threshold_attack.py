@@ -48,8 +48,11 @@ class Attacker:
     def votes(self, sites: Iterable[str], blocks: Sequence[bytes]) -> dict[str, bytes]:
         """The colluders' votes for whatever is wanted."""
         uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
-        vote = messages.Vote(contributors_digest(uploads), aggregate_digest(digests(blocks)))
-        return {one: self.hand.signed_by(one, vote) for one in self.colluders}
+        about = contributors_digest(uploads), aggregate_digest(digests(blocks))
+        return {
+            one: self.hand.signed_by(one, messages.Vote(*about, self.hand.federation.head_of(one)))
+            for one in self.colluders
+        }
 
     def own_shares(self, sites: Iterable[str]) -> dict[str, sharing.Share]:
         """What the colluders would answer for this set."""

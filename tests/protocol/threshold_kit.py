@@ -377,9 +377,16 @@ class Hand:
         chosen = tuple(sites) or self.sites
         blocks = self.aggregate(chosen)
         answers = self.answers(self.vote_on(chosen, self.sites, blocks))
+        self.open_all(blocks, answers)
+
+    def open_all(self, blocks: Sequence[bytes], answers: Mapping[str, Any]) -> None:
+        """Every site opens these blocks with these answers, and takes what all have signed for."""
+        receipts = {}
         for site in self.sites:
             self.deliver(site, blocks)
-            self.raw(site, self.opening(site, answers))
+            receipts[site] = self.raw(site, self.opening(site, answers))
+        for site in self.sites:
+            self.raw(site, messages.Install(receipts))
 
 
 def rejected(hand: Hand, blocks: list[bytes], code: str, text: str = "") -> None:
@@ -446,10 +453,7 @@ class Watched(Hand):
         self.prepare().work().collect().hold()
         blocks = self.aggregate(FOUR)
         votes = self.vote_on(FOUR, self.sites, blocks)
-        answers = self.answers(votes)
-        for site in (SITE, *REST):
-            self.deliver(site, blocks)
-            self.raw(site, self.opening(site, answers))
+        self.open_all(blocks, self.answers(votes))
         return self
 
 

@@ -123,7 +123,6 @@ def record(
             path = Path(folder) / f"{name}.ledger"
             ledger = ledgers.enter_context(Ledger.create(path))
             ledger.approve(approval_of(plan, members.roster, scene.base.sha256))
-            secret = members.sites[name].secret
             watched[name] = _Watched(
                 name=name,
                 plan=plan,
@@ -133,7 +132,7 @@ def record(
                 work=_trainer(plan, name, scene, truth),
                 store=_Memory(first),
                 journal=Journal(Path(folder) / f"{name}.jsonl"),
-                line=line_of(ledger, name, plan, members.roster, "audit", scene.data[name], secret),
+                line=line_of(ledger, name, plan, members.roster, "audit", scene.data[name]),
                 start=start,
                 state=first,
                 completed_rounds=0,

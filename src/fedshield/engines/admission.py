@@ -46,6 +46,12 @@ class Admission(Protocol):
     def admit(self, plan: Plan, base_model_sha256: str | None) -> Party: ...
 
 
+class NotApproved(UserError):
+    """A plan that this site's operator has not approved, as it is to be run."""
+
+
 def refusal_code(error: Exception) -> str:
     """What may be told of a site's error."""
+    if isinstance(error, NotApproved):
+        return "not-approved"
     return "refused" if isinstance(error, UserError) else failure_code(error)

@@ -50,7 +50,7 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
     party = kit.admit(plan, model_sha256)
     use_template(tokenizer, plan.model.chat_template)
     shown = preview(here, tokenizer, kit.name, ROWS_SHOWN)
-    line = line_of(ledger, kit.name, plan, party.roster, "", shown.data, party.key.secret)
+    line = line_of(ledger, kit.name, plan, party.roster, "", shown.data)
     words = _lines(kit.name, plan, party.roster, model_sha256, shown, line)
     last = list(ledger.approvals.values())[-1:]
     before = dict(zip(LABELS, last[0].lines, strict=False)) if last else {}

@@ -231,7 +231,6 @@ def _rounds(
                 members.roster,
                 folder.path.name,
                 data[name],
-                members.sites[name].secret,
             ),
             start=start,
             state=state,

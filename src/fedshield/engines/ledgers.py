@@ -4,6 +4,7 @@ for each run of a demonstration, whose sites one person plays."""
 from __future__ import annotations
 
 from fedshield.data.sites import SiteData
+from fedshield.engines.admission import NotApproved
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rows import record_hash
@@ -44,16 +45,17 @@ def approval_of(plan: Plan, roster: Roster, model_sha256: str) -> Approval:
 
 
 def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None:
-    """Before anything is loaded: R8 and the one run of R4. Raises `UserError`."""
+    """Before anything is loaded: R8 and the one run of R4. Raises `UserError`, of which
+    `NotApproved`."""
     plan_sha256 = plan.sha256()
     approval = ledger.approvals.get(plan_sha256)
     if approval is None:
-        raise UserError(
+        raise NotApproved(
             f"R8: expected an approval of plan {plan_sha256[:16]}, got none; read it with: "
             "fedshield site approve PLAN"
         )
     if approval.roster != roster_digest(roster):
-        raise UserError(
+        raise NotApproved(
             "R8: expected the roster that the plan was approved under, got another; approve again "
             "with: fedshield site approve PLAN"
         )
@@ -77,8 +79,8 @@ def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
 
 
 def line_of(
-    ledger: Ledger, site: str, plan: Plan, roster: Roster, run: str, data: SiteData, secret: bytes
+    ledger: Ledger, site: str, plan: Plan, roster: Roster, run: str, data: SiteData
 ) -> Line:
     """The rules of a site's records in a run of a plan."""
     hashes = frozenset(record_hash(ledger.record_key, record) for record in data.records)
-    return Line(ledger, site, plan, roster, run, Records(hashes, len(data.train), secret))
+    return Line(ledger, site, plan, roster, run, Records(hashes, len(data.train)))

@@ -303,7 +303,6 @@ class SiteProcess:
                 work.party.roster,
                 self._folder.path.name,
                 work.data,
-                work.party.key.secret,
             ),
             start=standing_digest(first, first_memory(self._plan, first)),
             state=state,

@@ -83,12 +83,13 @@ def record_hash(key: bytes, record: bytes) -> bytes:
     return hmac.digest(key, b"fedshield ledger record 1" + record, "sha256")[:RECORD_BYTES]
 
 
-def part_version(secret: bytes, records: Collection[bytes], part: bytes) -> str:
-    """A site's version of what it puts in (R3), hex: HMAC under the site's secret over the hashes
-    of the records that it uses and its part of the plan, so that it tells nobody which they are."""
+def part_version(key: bytes, records: Collection[bytes], part: bytes) -> str:
+    """A site's version of what it puts in (R3), hex: HMAC under the ledger's key over the hashes of
+    the records that it uses and its part of the plan, so that it tells nobody which they are. The
+    key is that of the records: a site that replaces its signing key puts in the same as before."""
     digest = hashlib.sha256(b"".join(sorted(records))).digest()
     message = b"fedshield ledger part 1" + digest + hashlib.sha256(part).digest()
-    return hmac.digest(secret, message, "sha256").hex()
+    return hmac.digest(key, message, "sha256").hex()
 
 
 def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:

@@ -71,19 +71,22 @@ def first_refusal(
     roster: str,
     tries: int,
     consent: Consent | None = None,
+    ledger: Sequence[Row] | None = None,
 ) -> Refusal | None:
     """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5; None if
     it may go on. `roster`: the content digest of the roster in force; `tries`: rows already
-    written for this very sum."""
+    written for this very sum; `ledger`: the rows of all lines, for what a site put into any sum
+    (R3) and the one run of a plan (R4); those of the line if left out."""
     agreed = consent or Consent()
+    everything = rows if ledger is None else ledger
     checks: tuple[tuple[RuleName, Callable[[], str]], ...] = (
         ("R8", lambda: approved(request, approval, roster, tries)),
         ("R7", lambda: known_start(rows, request, terms.starts)),
         ("R6", lambda: enough_examples(terms.examples, terms.min_examples)),
-        ("R4", lambda: once(rows, request)),
+        ("R4", lambda: once(everything, request)),
         ("R1", lambda: whole_batch(rows, request, agreed)),
         ("R2", lambda: one_scale(rows, request)),
-        ("R3", lambda: own_part(rows, request, agreed)),
+        ("R3", lambda: own_part(everything, request, agreed)),
         ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
     )
     for rule, check in checks:
@@ -155,11 +158,13 @@ def one_scale(rows: Sequence[Row], request: Row) -> str:
 
 def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
     """R3: between two rows either nobody in the batch changes what it puts in, or everyone does.
-    What only this site changed can be seen by subtraction."""
+    What only this site changed can be seen by subtraction, other records too: `rows` are those of
+    all lines."""
     if consent.part:
         return ""
     for row in rows:
-        if row.versions.get(request.own) == request.versions[request.own]:
+        before = row.versions.get(request.own)
+        if before is None or before == request.versions[request.own]:
             continue
         kept = [
             member

@@ -32,12 +32,10 @@ HEAD_LABEL = "fedshield ledger head 1"
 @dataclass(frozen=True)
 class Records:
     """What of a site's records enters a plan's sums. `hashes`: of the raw records, keyed with the
-    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss; `secret`: the
-    site's own, 32 bytes, which keys its version (R3)."""
+    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss."""
 
     hashes: frozenset[bytes] = field(repr=False)
     examples: int
-    secret: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if not self.hashes:
@@ -60,7 +58,7 @@ class Line:
         self._run = run
         self._records = records
         self.version = bytes.fromhex(
-            part_version(records.secret, records.hashes, own_part(plan, name))
+            part_version(ledger.record_key, records.hashes, own_part(plan, name))
         )
 
     # -- what this site's records have been in ---------------------------------------------
@@ -130,6 +128,7 @@ class Line:
             roster_digest(self._roster),
             self._ledger.tries(request.key),
             Consent(part=approval is not None and approval.part),
+            self._ledger.rows,
         )
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
@@ -190,7 +189,11 @@ class Line:
     def part_changed(self) -> bool:
         """Whether this site puts in something else than in an earlier sum (R3)."""
         own = self._roster.identity(self._name)
-        return any(row.versions.get(own) != self.version.hex() for row in self.rows())
+        return any(
+            row.versions.get(own) != self.version.hex()
+            for row in self._ledger.rows
+            if own in row.versions
+        )
 
     def sign_receipt(self, phase: str, round_number: int, result: str) -> None:
         """Record the result that this site is about to sign for, once for ever. Raises

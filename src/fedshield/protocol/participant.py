@@ -310,9 +310,7 @@ class Participant:
         else:
             self._check_budget()
             base = self._model.standing()
-            encoded = self._model.contribution(
-                self._binding.round_number, cipher, self._weight, base
-            )
+            encoded = self._model.contribution(self._binding.round_number, cipher, self._weight)
         self._line.enter(
             phase=self._binding.phase,
             round_number=self._binding.round_number,

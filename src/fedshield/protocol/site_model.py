@@ -167,10 +167,11 @@ class SiteModel:
             ]
         return found
 
-    def contribution(self, round_number: int, cipher: Cipher, weight: float, base: str) -> Encoded:
+    def contribution(self, round_number: int, cipher: Cipher, weight: float) -> Encoded:
         """Train, prune, encode; or what was encoded before, where this round was tried from the
-        same `base`. Raises `CryptoError` for values that cannot be encoded."""
+        same start. Raises `CryptoError` for values that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
+        base = self.standing()
         kept = self._store.kept()
         if kept is not None and (kept.round_number, kept.base) != (round_number, base):
             kept = None

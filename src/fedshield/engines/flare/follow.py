@@ -20,6 +20,10 @@ CODES = {
     "unreachable": "it cannot be reached any more",
     "malformed": "its answer was malformed",
     "refused": "it refused; its own error.log says why",
+    "not-approved": "its operator has not approved this plan (fedshield site approve PLAN)",
+    "rule": "a rule of its ledger forbids this sum; its own error.log names it",
+    "ledger": "its ledger, or another site's, is not the one that was signed before; its own "
+    "error.log says whose",
     "internal": "an error at the site; its own error.log says which",
     "disagree": "it disagrees with what the others say",
 }
