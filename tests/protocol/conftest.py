@@ -217,15 +217,15 @@ class Federation:
             self.ledgers[name].close()
         path = self.folder / f"{name}.ledger"
         self.ledgers[name] = ledger = Ledger.open(path) if path.exists() else Ledger.create(path)
-        ledger.approve(
-            Approval(
-                self.plan.sha256(),
-                roster_digest(roster),
-                "00" * 32,
-                self.plan.rounds,
-                tallies(self.plan),
-            )
+        approval = Approval(
+            self.plan.sha256(),
+            roster_digest(roster),
+            "00" * 32,
+            self.plan.rounds,
+            tallies(self.plan),
         )
+        if ledger.approvals.get(approval.plan) != approval:
+            ledger.approve(approval)
         hashes = {record_hash(ledger.record_key, f"{name} {k}".encode()) for k in range(3)}
         records = Records(frozenset(hashes), self.works[name].num_examples)
         return Line(ledger, name, self.plan, roster, "run", records)

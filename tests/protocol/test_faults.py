@@ -12,7 +12,7 @@ import pytest
 
 from fedshield.crypto.adders import PlainAdder
 from fedshield.crypto.keys import SigningKey
-from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.errors import RoundFailed
 from fedshield.protocol import envelope, messages
 
 BAD = "clinic"
@@ -149,13 +149,31 @@ def test_a_site_that_is_gone_during_a_round(federation: Any, scheme: str, method
 
 @pytest.mark.parametrize("scheme", ["plain", "ckks"])
 def test_a_site_that_is_gone_when_the_sum_is_opened(federation: Any, scheme: str) -> None:
-    """The others have opened it: they stand a round further, and the next session says so. The
-    engine then takes all back to the last round that every site has kept."""
+    """Of three sites all must have opened it: no site takes the sum, and the next session repeats
+    it with the same numbers."""
     ours = federation(scheme).run(1)
     before = ours.states()
     unreachable(ours, BAD, "open")
     with pytest.raises(RoundFailed, match="open: no answer from clinic"):
         ours.coordinator.round(2)
+    assert ours.states() == before
+    sent = {name: ours.stores[name].contribution for name in ours.names}
+    goes_on(ours, 2)
+    assert {name: ours.stores[name].contribution for name in ours.names} == sent
+
+
+@SCHEMES
+def test_a_site_that_is_gone_when_the_sum_is_taken(federation: Any, scheme: str) -> None:
+    """The others have taken it: they stand a round further, and the next session says so. The
+    engine then takes all back to the last round that every site has kept."""
+    ours = federation(scheme).run(1)
+    before = ours.states()
+    unreachable(ours, BAD, "install")
+    if scheme == "rlwe":
+        assert set(ours.coordinator.round(2).lost) == {BAD}
+    else:
+        with pytest.raises(RoundFailed, match="install: no answer from clinic"):
+            ours.coordinator.round(2)
     assert ours.states()[BAD] == before[BAD]
     assert {name: one.completed_rounds for name, one in ours.participants.items()} == {
         "bank": 2,
@@ -185,10 +203,10 @@ def test_a_state_that_cannot_be_kept_is_not_taken(federation: Any, scheme: str) 
         raise OSError("no space left on device")
 
     ours.stores[BAD].save = full
-    if scheme == "rlwe":  # one site that has opened the sum is enough for it not to be lost
-        assert ours.coordinator.round(2).lost == {BAD: "open: internal"}
+    if scheme == "rlwe":  # one site that has taken the sum is enough for it not to be lost
+        assert ours.coordinator.round(2).lost == {BAD: "install: internal"}
     else:
-        with pytest.raises(RoundFailed, match=r"open: no answer from clinic \(internal\)"):
+        with pytest.raises(RoundFailed, match=r"install: no answer from clinic \(internal\)"):
             ours.coordinator.round(2)
     one = ours.participants[BAD]
     assert ours.states()[BAD] == before[BAD] != ours.states()["bank"]
@@ -428,43 +446,42 @@ def test_sites_stop_when_votes_differ(federation: Any, phase: str, block: bytes)
 def opens_otherwise(federation: Any, site: str) -> None:
     """A site that makes something else of the right sum."""
     model = federation.participants[site]._model
-    real = model.take
+    real = model.opened
 
-    def take(*arguments: Any) -> None:
-        real(*arguments)
-        values = np.nextafter(model.state.values, np.float32(9))
-        model.state = replace(model.state, values=values)
+    def opened(*arguments: Any) -> Any:
+        _, install = real(*arguments)
+        return "0" * 64, install
 
-    model.take = take
+    model.opened = opened
 
 
 @SCHEMES
 def test_an_honest_coordinator_stops_when_models_differ(federation: Any, scheme: str) -> None:
-    """By the last bit of every value, at one site of three."""
+    """At one site of three: no site takes what it opened."""
     ours = federation(scheme).run(1)
+    before = ours.states()
     opens_otherwise(ours, BAD)
-    with pytest.raises(RoundFailed, match="opened different sums"):
+    with pytest.raises(RoundFailed, match="opened different sums; no site takes its own"):
         ours.coordinator.round(2)
+    assert ours.states() == before
 
 
 @SCHEMES
 def test_sites_stop_when_models_differ(federation: Any, scheme: str) -> None:
-    """A coordinator that goes on regardless: in the next round every site sees from the others'
-    round keys that they do not start from the same model; and so it does at the end."""
+    """A coordinator that goes on regardless: no certificate can be made for any of the results, so
+    that no site takes one."""
     ours = federation(scheme).run(1)
     opens_otherwise(ours, BAD)
     with pytest.raises(RoundFailed, match="opened different sums"):
         ours.coordinator.round(2)
     receipts = {name: ours.wire.of(name, "open")[-1].reply for name in ours.names}
-    last = ours.binding
-    keys = ours.prepare(3)
+    equal = {name: receipts[name] for name in ours.names if name != BAD}
+    before = ours.states()
     for site in ours.names:
-        assert ours.refused(site, messages.Work(keys)) == "disagree"
-        one = ours.participants[site]
-        with pytest.raises(ProtocolError, match="opened another model") as caught:
-            one._check_receipts(receipts, last)
-        assert caught.value.code == "disagree"
-        assert ours.works[site].trained_rounds == [1, 2]
+        for shown in (receipts, equal, {site: receipts[site]}, {}):
+            assert ours.refused(site, messages.Install(shown)) == "disagree"
+    assert ours.states() == before
+    assert all(one.completed_rounds == 1 for one in ours.participants.values())
 
 
 @SCHEMES
@@ -475,14 +492,14 @@ def test_the_total_of_the_counts_is_compared_too(federation: Any, scheme: str) -
     one = ours.participants[BAD]
     ours.works[BAD].num_examples = 377  # below both totals
     ours.works["hospital"].num_examples = 1234
-    real = one._take_weights
+    real = one._weights_of
 
-    def take(*arguments: Any) -> None:
-        real(*arguments)
-        assert one._weights_total == 1621
-        one._weights_total = 598
+    def weights_of(*arguments: Any) -> Any:
+        digest, take = real(*arguments)
+        assert digest == hashlib.sha256((1621).to_bytes(8, "big")).hexdigest()
+        return hashlib.sha256((598).to_bytes(8, "big")).hexdigest(), take
 
-    one._take_weights = take
+    one._weights_of = weights_of
     with pytest.raises(RoundFailed, match="opened different sums"):
         ours.coordinator.start()
 

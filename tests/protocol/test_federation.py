@@ -387,7 +387,8 @@ def test_the_coordinator_asks_each_site_for_each_block_once(three_blocks: Any, s
     def a_sum(blocks: int) -> list[str]:
         votes = ["announce", "quorum"]
         fetched, delivered = ["fetch"] * blocks, ["deliver"] * blocks
-        return ["prepare", "work", *shares, *fetched, *votes, *delivered, "open", "evaluate"]
+        opening = [*delivered, "open", "install", "evaluate"]
+        return ["prepare", "work", *shares, *fetched, *votes, *opening]
 
     for site in ours.names:
         methods = [one.method for one in ours.wire.log if one.site == site]

@@ -635,10 +635,33 @@ class Forgetful:
     def save(self, *_: object) -> None:
         pass
 
+    def keep(self, *_: object) -> None:
+        pass
+
+    def kept(self) -> None:
+        return None
+
+
+def fork_line(line: Any) -> Any:
+    """The same rules over the same ledger, of which what is added is in memory."""
+    ledger = copy.copy(line._ledger)
+    for name, value in vars(ledger).items():
+        if isinstance(value, dict | list):
+            setattr(ledger, name, copy.copy(value))
+
+    def append(entry: dict[str, Any]) -> None:
+        read = json.loads(json.dumps(entry))
+        ledger._apply(read, ledger._digest(read))
+
+    ledger._append = append
+    twin = copy.copy(line)
+    twin._ledger = ledger
+    return twin
+
 
 def fork(site: Any) -> Any:
     """A participant that is just like `site` and shares nothing with it that changes. Its
-    journal is in memory."""
+    journal and its ledger are in memory."""
     twin = copy.copy(site)
     twin._commands = {
         name: MethodType(method.__func__, twin) for name, method in site._commands.items()
@@ -647,6 +670,7 @@ def fork(site: Any) -> Any:
     journal._left, journal._opened = dict(journal._left), dict(journal._opened)
     journal._append = journal._apply
     twin._journal = journal
+    twin._line = fork_line(site._line)
     twin._observe = lambda _: None
     twin._model = copy.copy(site._model)
     twin._model._store = Forgetful()
@@ -656,7 +680,7 @@ def fork(site: Any) -> Any:
         for name, value in vars(site._sum).items():
             if isinstance(value, dict | list):
                 setattr(twin._sum, name, copy.copy(value))
-        twin._sum._member = replace(site._sum._member, journal=journal)
+        twin._sum._member = replace(site._sum._member, journal=journal, line=twin._line)
     return twin
 
 

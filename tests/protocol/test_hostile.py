@@ -557,8 +557,17 @@ def test_a_round_out_of_order(begun: Any) -> None:
     federation.send(VICTIM, messages.Deliver(0, blocks[0]))
     assert federation.refused(VICTIM, messages.Deliver(0, blocks[0])) == "repeated"
     assert federation.refused(VICTIM, messages.Deliver(1, blocks[0])) == "size"
+    assert federation.refused(VICTIM, messages.Install({})) == "repeated"
     before = federation.states()
-    federation.send(VICTIM, command)
+    receipts = {VICTIM: federation.reply(VICTIM, command)}
+    for site in federation.names:
+        if site != VICTIM:
+            for index, block in enumerate(blocks[site == "bank" :], site == "bank"):
+                federation.send(site, messages.Deliver(int(index), block))
+            receipts[site] = federation.reply(site, boxes_for(site, answers))
+    assert federation.refused(VICTIM, messages.Install({})) == "disagree"
+    assert federation.states() == before
+    federation.send(VICTIM, messages.Install(receipts))
     assert federation.states()[VICTIM] != before[VICTIM]
 
     after = federation.states()
@@ -737,8 +746,7 @@ def test_blocks_that_were_not_announced(three_blocks: Any, scheme: str) -> None:
     assert ours.refused(VICTIM, command) == "repeated"
     ours.send(VICTIM, messages.Deliver(2, blocks[2]))
     assert ours.refused(VICTIM, messages.Deliver(3, blocks[2])) == "size"
-    ours.send(VICTIM, command)
-    assert ours.participants[VICTIM].completed_rounds == 1
+    assert ours.send(VICTIM, command)[0] == "receipt"
 
 
 def test_a_block_that_is_longer_than_a_sums_is_refused(uploaded: tuple[Any, Any]) -> None:
@@ -803,16 +811,18 @@ def lone(federation: Any, victim: str, times: int = 1) -> dict[str, str]:
     federation.coordinator.start()
     uploads = federation.work(1)
     blocks = summed(federation, uploads, [victim] * times)
-    found = {}
+    found, receipts = {}, {}
+    before = federation.states()
     for site, command in delivered(federation, uploads, blocks).items():
-        before = federation.states()[site]
         try:
-            federation.send(site, command)
+            receipts[site] = federation.reply(site, command)
         except CryptoError as error:
             found[site] = error.code
-        else:
-            found[site] = "installed"
-        assert (found[site] == "installed") == (federation.states()[site] != before)
+    for site in receipts:
+        federation.send(site, messages.Install(receipts))
+        found[site] = "installed"
+    for site, state in federation.states().items():
+        assert (found[site] == "installed") == (state != before[site])
     return found
 
 

@@ -649,7 +649,6 @@ def test_share_a_keeps_b_at_the_site(house: MakeHouse, mask: str, exchange: str)
             assert isinstance(encoded, EncodedIntegers)
             assert encoded.digits.shape == (selection.size,)
             assert encoded.layout.num_values == selection.size
-            ours.works[name].sent.pop()
         ours.round(number, {"bank", "clinic"} if number == 2 else ALL)
         for name, model in ours.models.items():
             own = ours.works[name].sent[-1][B]

@@ -32,6 +32,7 @@ class Clone:
         monkeypatch.setattr(summation, "RunKey", lambda: self._key("sum"))
         self._monkeypatch = monkeypatch
         self._fixed = fixed
+        self._ledger = (ours.folder / f"{SITE}.ledger").read_bytes()
 
     def _bytes(self, count: int) -> bytes:
         return hashlib.shake_128(self.current.encode()).digest(count)
@@ -44,6 +45,10 @@ class Clone:
 
     def again(self, hand: Hand, *, upto: str) -> bytes:
         """From the snapshot through everything that it was sent, up to this message; the reply."""
+        # Its ledger is that of the snapshot, too.
+        self.ours.stores[SITE].contribution = None
+        self.ours.ledgers[SITE].close()
+        (self.ours.folder / f"{SITE}.ledger").write_bytes(self._ledger)
         self.ours.participants[SITE] = self.ours.participant(SITE, self.ours.roster)
         self.current = SITE
         for one in self.ours.wire.log:

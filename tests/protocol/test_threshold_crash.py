@@ -31,6 +31,7 @@ from fedshield.protocol.envelope import Binding
 
 STEPS = (
     "prepare", "work", "fetch-shares", "fetch", "hold", "announce", "quorum", "deliver", "open",
+    "install",
 )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def test_a_crash(federation: Any, where: str, what: str, when: str) -> None:
     with pytest.raises(PowerCut):
         first.whole()
     first.cut = None
-    opened = (what, when) == ("open", "after")
+    opened = (what, when) == ("install", "after")
     site = back(ours)
     assert site.completed_rounds == int(opened)
 
@@ -157,7 +158,7 @@ def test_the_others_go_on_and_the_site_comes_back(federation: Any, method: str, 
     network.moments = {SITE: (method, when)}
     ours.coordinator.round(1)
     site = back(ours)
-    ahead = method == "evaluate" or (method, when) == ("open", "after")
+    ahead = method == "evaluate" or (method, when) == ("install", "after")
     assert site.completed_rounds == int(ahead)
     failing(ours)
     ours.coordinator.start()

@@ -144,7 +144,7 @@ def test_a_replayed_round(federation: Any) -> None:
     """Every command of round 1, once more: in round 2 and in a new session."""
     ours = federation("rlwe", sites=4, weights="private").run(1)
     old = [(one.site, one.method, one.command) for one in ours.wire.log if one.method != "invite"]
-    assert len({method for _, method, _ in old}) == 13
+    assert len({method for _, method, _ in old}) == 14
 
     def replay() -> None:
         with nothing_installed(ours):
@@ -344,12 +344,10 @@ def test_a_semi_honest_server(federation: Any, tmp_path: Path, sites: int) -> No
     blocks = hand.aggregate(ours.names)
     votes = hand.vote_on(ours.names, ours.names, blocks)
     assert hand.refused(VICTIM, hand.announcement(ours.names))[0] == "repeated"
-    answers = hand.answers({}, "bank", VICTIM)
+    answers = hand.answers({}, *ours.names[: rules.certificate])
     assert hand.refused(VICTIM, messages.Quorum(votes))[0] == "repeated"
-    for site in ("bank", VICTIM):
-        hand.deliver(site, blocks)
-        hand.raw(site, hand.opening(site, answers))
-        assert ours.participants[site].completed_rounds == 1
+    hand.open_all(blocks, answers, sites=ours.names[: rules.certificate])
+    assert ours.participants[VICTIM].completed_rounds == 1
 
 
 # -- plan and roster ------------------------------------------------------------------------

@@ -202,9 +202,7 @@ def test_who_lacks_a_share_complains_and_does_not_answer(federation: Any, way: s
     # The others are enough, and it can open with their answers.
     made = {name: sent_by(ours, name) for name in ours.names}
     mean, _ = mean_of(ours, ours.state(), ours.participants[GONE].memory.clip, made.values())
-    for site in ours.names:
-        hand.deliver(site, blocks)
-        hand.raw(site, hand.opening(site, answers))
+    hand.open_all(blocks, answers)
     np.testing.assert_array_equal(ours.state().values, mean)
 
 

@@ -123,7 +123,7 @@ def test_truncated_and_changed_messages(federation: Any) -> None:
     ours.wire.to_site = tamper
     ours.run(2)
     ours.coordinator.finish()
-    assert len(seen) == 14
+    assert len(seen) == 15
     assert {site.completed_rounds for site in ours.participants.values()} == {2}
 
 

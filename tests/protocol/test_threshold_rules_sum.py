@@ -36,9 +36,7 @@ def installed(ours: Any, by: int = 0) -> tuple[Any, Any, Any]:
     hand = Hand(ours).ready()
     blocks = hand.shifted(ours.names, 0, by)
     answers = hand.answers(hand.vote_on(ours.names, ours.names, blocks))
-    for site in ours.names:
-        hand.deliver(site, blocks)
-        hand.raw(site, hand.opening(site, answers))
+    hand.open_all(blocks, answers)
     right, _ = mean_of(ours, before, clip, made.values())
     return before.values, ours.state().values, right
 

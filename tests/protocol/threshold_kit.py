@@ -379,13 +379,17 @@ class Hand:
         answers = self.answers(self.vote_on(chosen, self.sites, blocks))
         self.open_all(blocks, answers)
 
-    def open_all(self, blocks: Sequence[bytes], answers: Mapping[str, Any]) -> None:
-        """Every site opens these blocks with these answers, and takes what all have signed for."""
+    def open_all(
+        self, blocks: Sequence[bytes], answers: Mapping[str, Any], sites: Iterable[str] = ()
+    ) -> None:
+        """`sites` (default: all) open these blocks with these answers, and take what they have
+        signed for."""
+        chosen = tuple(sites) or self.sites
         receipts = {}
-        for site in self.sites:
+        for site in chosen:
             self.deliver(site, blocks)
             receipts[site] = self.raw(site, self.opening(site, answers))
-        for site in self.sites:
+        for site in chosen:
             self.raw(site, messages.Install(receipts))
 
 

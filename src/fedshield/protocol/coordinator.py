@@ -183,14 +183,14 @@ class Coordinator:
 
     def _evaluate(self) -> None:
         self._calls.gather(self._calls.everyone(messages.Evaluate()), messages.Done)
-        self._calls.require("evaluate", len(self.active), self._least_opened)
+        self._calls.require("evaluate", len(self.active), self._least_left)
 
     def finish(self) -> None:
         """Have every site compare the last receipts and forget the session's keys."""
         finish = messages.Finish(self._receipts)
         with self._noted():
             self._calls.gather(self._calls.everyone(finish), messages.Done)
-            self._calls.require("finish", len(self.active), self._least_opened)
+            self._calls.require("finish", len(self.active), self._least_left)
         self._calls.note("closed", details={"completed_rounds": self.completed_rounds})
 
     @contextmanager
@@ -270,7 +270,7 @@ class Coordinator:
             raise RoundFailed("the sites opened different sums; no site takes its own")
         install = messages.Install(self._receipts)
         self._calls.gather(dict.fromkeys(self._receipts, install), messages.Done)
-        self._calls.require("install", len(self.active), self._least_opened)
+        self._calls.require("install", len(self.active), self._least_left)
         summed: dict[str, codec.Value] = {
             "contributors": contributors_digest(found).hex(),
             "aggregate": aggregate_digest(digests).hex(),
@@ -420,6 +420,12 @@ class Coordinator:
     @property
     def _least_answers(self) -> int:
         return self._roster.rules.threshold or self._roster.rules.num_sites
+
+    @property
+    def _least_left(self) -> int:
+        """Sites that must still be there once a result has its certificate: one that takes it is
+        enough for it not to be lost."""
+        return 1 if self._threshold else self._roster.rules.num_sites
 
     @property
     def _least_opened(self) -> int:

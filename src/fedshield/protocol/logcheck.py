@@ -26,7 +26,7 @@ _OF_A_SITE = frozenset([*get_args(ProtocolCode), *get_args(CryptoCode), "trainin
 #: Command that passes on sites' messages -> the command that those were answers to.
 _PASSED_ON = {
     **{"begin": "invite", "work": "prepare", "hold": "work", "announce": "work"},
-    **{"quorum": "announce", "finish": "open"},
+    **{"quorum": "announce", "install": "open", "finish": "open"},
 }
 _ENDS = ("closed", "failed", "stopped")
 
