@@ -79,7 +79,13 @@ def kit(tmp_path: Path, plan: Plan) -> Path:
 
 def policy(folder: Path, **keys: Any) -> Path:
     path = folder / "bank.policy.yaml"
-    given = {"data_path": "rows.jsonl", "model_path": "tiny-llama", "demonstration": True, **keys}
+    given = {
+        "data_path": "rows.jsonl",
+        "ledger_path": "ledger",
+        "model_path": "tiny-llama",
+        "demonstration": True,
+        **keys,
+    }
     path.write_text(yaml.safe_dump(given))
     return path
 

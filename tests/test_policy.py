@@ -23,7 +23,7 @@ from fedshield.protocol.roster import Roster
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "policy.md"
 SITES = ("bank", "clinic", "hospital", "school")
-BARE = {"data_path": "rows.jsonl", "model_path": "tiny-llama"}
+BARE = {"data_path": "rows.jsonl", "ledger_path": "ledger", "model_path": "tiny-llama"}
 MODEL = "ab" * 32
 
 
@@ -182,9 +182,10 @@ def test_the_privacy_floor(tmp_path: Path, section: dict[str, Any], refused: boo
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("data_path: x", "model_path: expected a value, got nothing"),
-        ("data_path: x\nmodel_path: y\nmin_cohrt: 3", "min_cohrt: unknown key"),
-        ("data_path: x\nmodel_path: y\nmin_cohrt: 3", "did you mean min_cohort?"),
+        ("data_path: x\nledger_path: z", "model_path: expected a value, got nothing"),
+        ("data_path: x\nmodel_path: y", "ledger_path: expected a value, got nothing"),
+        ("data_path: x\nledger_path: z\nmodel_path: y\nmin_cohrt: 3", "min_cohrt: unknown key"),
+        ("data_path: x\nledger_path: z\nmodel_path: y\nmin_cohrt: 3", "did you mean min_cohort?"),
         ("data_path: x\nmodel_path: y\nmin_cohort: '3'", "expected a whole number, got '3'"),
         ("data_path: x\nmodel_path: y\nschemes: [rsa]", "schemes.0: expected one of 'rlwe'"),
         ("data_path: x\nmodel_path: y\nschemes: []", "schemes: expected at least 1 entries"),

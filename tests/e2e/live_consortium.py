@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fedshield.engines.flare.kit import KIT
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
@@ -60,9 +62,10 @@ class Federation:
 
     # -- making ----------------------------------------------------------------------------
 
-    def call(self, *arguments: object, status: int = 0) -> str:
+    def call(self, *arguments: object, status: int = 0, typed: str = "") -> str:
         done = subprocess.run(
             command(*arguments),
+            input=typed,
             capture_output=True,
             text=True,
             check=False,
@@ -79,7 +82,8 @@ class Federation:
         assert len(lines) >= 17
         self.type(self._for_all(lines))
         for site, sample in self.sites.items():
-            policy = f"data_path: sample:{sample}\nmodel_path: {self.model}\n"
+            places = {"data_path": f"sample:{sample}", "ledger_path": f"{site}.ledger"}
+            policy = yaml.safe_dump({**places, "model_path": str(self.model)})
             (self.folder / site / f"{site}.policy.yaml").write_text(policy)
 
     def type(self, lines: Iterable[str]) -> list[str]:
@@ -200,9 +204,24 @@ class Federation:
     # -- runs ------------------------------------------------------------------------------
 
     def begin(self, plan: Path, *more: object) -> Submission:
+        """Submit the plan under a name of its own (a plan has one run), which every site's operator
+        has approved."""
         self._runs += 1
         out = self.folder / f"run-{self._runs}"
-        return Submission(self, out, ("submit", plan, "--out", out, *more))
+        raw = yaml.safe_load(plan.read_text())
+        raw["name"] = f"{raw.get('name', 'run')}-{self._runs}"
+        named = self.folder / f"plan-{self._runs}.yaml"
+        named.write_text(yaml.safe_dump(raw))
+        self.approve(named)
+        return Submission(self, out, ("submit", named, "--out", out, *more))
+
+    def approve(self, plan: Path, *sites: str) -> None:
+        """What each site's operator (of `sites`; all by default) does at its terminal."""
+        for site in sites or self.sites:
+            said = self.call(
+                *("site", "approve", plan, "--kit", site), typed=f"{len(self.sites)}\n{site}\n"
+            )
+            assert "approved" in said, said
 
     def resume(self, out: Path) -> Submission:
         return Submission(self, out, ("submit", "--resume", out))

@@ -22,7 +22,13 @@ from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
-from fedshield.engines.ledgers import LEDGER, approval_of, line_of, of_demonstration
+from fedshield.engines.ledgers import (
+    LEDGER,
+    approval_of,
+    check_one_run,
+    line_of,
+    of_demonstration,
+)
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
 from fedshield.engines.metrics import round_rows
@@ -63,6 +69,7 @@ def run(
     started = time.perf_counter()
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
+    _check_one_run(plan, members, out.name)
     parties = "demonstration" if members.roster.demo else "enrolled"
     state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
     state["engine"] = "inprocess"
@@ -75,6 +82,17 @@ def run(
     with folder.locked():
         _session(folder, plan, base, data, host, watch, members)
     return folder
+
+
+def _check_one_run(plan: Plan, members: Members, run: str) -> None:
+    """Before a run folder is made: R4, at each enrolled site."""
+    if members.keys is None:
+        return
+    for name in plan.data.site_names():
+        path = members.keys / f"{name}.{LEDGER}"
+        if path.exists():
+            with Ledger.open(path) as ledger:
+                check_one_run(ledger, plan, run)
 
 
 def _members(plan: Plan, enrolment: Enrolment | None, base: BaseModel) -> Members:

@@ -59,6 +59,12 @@ def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None
             "R8: expected the roster that the plan was approved under, got another; approve again "
             "with: fedshield site approve PLAN"
         )
+    check_one_run(ledger, plan, run)
+
+
+def check_one_run(ledger: Ledger, plan: Plan, run: str) -> None:
+    """R4: raises `UserError` where the plan has been run under another name."""
+    plan_sha256 = plan.sha256()
     others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
     if others:
         raise UserError(
