@@ -281,6 +281,7 @@ class SiteStore:
         facts = {
             "round": contribution.round_number,
             "base": contribution.base,
+            "weight": contribution.weight,
             "reserved": list(contribution.reserved),
             "num_clipped": contribution.num_clipped,
             "train_loss": contribution.train_loss,
@@ -308,6 +309,7 @@ class SiteStore:
             return Contribution(
                 facts["round"],
                 facts["base"],
+                facts["weight"],
                 tensors["trained"],
                 tensors["encoded"],
                 tuple(facts["reserved"]),

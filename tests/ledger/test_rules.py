@@ -127,6 +127,12 @@ def test_r4_a_sum_is_repeated_only_as_it_was(change: dict[str, object], word: st
     assert word in rules.once([ROW], replace(ROW, **change))  # type: ignore[arg-type]
 
 
+def test_r4_with_membership_open_another_set_may_repeat_the_same_update() -> None:
+    open_ = replace(ROW, membership="open", unit="example")
+    assert rules.once([open_], replace(open_, sites=(A, B))) == ""
+    assert rules.once([open_], replace(open_, sites=(A, B), content="8" * 64)) != ""
+
+
 def test_r4_asks_nothing_of_other_rounds_and_plans() -> None:
     assert rules.once([ROW], replace(ROW, round_number=2, base="8" * 64, content="8" * 64)) == ""
     assert rules.once([ROW], LATER) == ""

@@ -197,3 +197,26 @@ def test_as_many_as_a_certificate_spares_may_be_lost_after_the_answers(
     network.moments = dict.fromkeys(again.names[: spare + 1], ("open", "before"))
     with nothing_installed(again), pytest.raises(RoundFailed, match=r"^open: no answer from bank"):
         again.coordinator.round(1)
+
+
+@pytest.mark.parametrize("weights", ["equal", "private"])
+def test_a_failed_round_is_repeated_without_a_site_with_membership_open(
+    federation: Any, weights: str
+) -> None:
+    """Nobody voted: the others send what they trained once again, weighted over those that are left:
+    the mean is right, and no row's privacy is spent twice."""
+    ours = federation("rlwe", sites=4, weights=weights)
+    network = failing(ours)
+    ours.coordinator.start()
+    network.moments = dict.fromkeys((GONE, "lab"), ("fetch", "before"))
+    with nothing_installed(ours), pytest.raises(RoundFailed, match="no answer from"):
+        ours.coordinator.round(1)
+    before = ours.participants[GONE].state
+    network = failing(ours)
+    network.gone.add(GONE)
+    ours.coordinator.start()
+    outcome = ours.coordinator.round(1)
+    assert outcome.contributors == ("bank", "hospital", "lab")
+    expect_mean(ours, before, set(outcome.contributors), weights == "equal", 1)
+    assert ours.works["bank"].trained_rounds == [1]
+    assert ours.participants["bank"].spent.uploads == 1

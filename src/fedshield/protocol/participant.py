@@ -307,15 +307,20 @@ class Participant:
         base = ""
         if self._binding.phase == WEIGHTS:
             encoded = cipher.encode_count(self._model.num_examples)
+            content = encoded.sha256()
         else:
             self._check_budget()
             base = self._model.standing()
             encoded = self._model.contribution(self._binding.round_number, cipher, self._weight)
+            content = self._model.content_sha256(encoded)
+        strangers = set(current.sites) - set(self._versions)
+        if strangers:
+            raise ProtocolError("not-in-set", f"{min(strangers)!r:.60} is not in this session")
         self._line.enter(
             phase=self._binding.phase,
             round_number=self._binding.round_number,
             base=base,
-            content=encoded.sha256(),
+            content=content,
             versions={site: self._versions[site] for site in current.sites},
             count=self._model.num_examples,
             first=self._start,

@@ -197,16 +197,17 @@ class SiteModel:
                 change = self._control_change(update, round_number)
                 values = np.concatenate([values, change[selection.indices]])
             layout = cipher.update_layout(selection.sha256(), values.size)
-            if kept is None:
-                encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
-            else:
+            if kept is not None and kept.weight == weight:
                 encoded = _encoded_again(kept, layout)
                 self.record = replace(self.record, clip_factor=kept.clip_factor)
-        if kept is None:
+            else:
+                encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
+        if kept is None or kept.weight != weight:
             self._store.keep(
                 Contribution(
                     round_number,
                     base,
+                    weight,
                     update.values,
                     encoded.slots if isinstance(encoded, EncodedUpdate) else encoded.digits,
                     () if isinstance(encoded, EncodedUpdate) else encoded.reserved,
@@ -228,6 +229,14 @@ class SiteModel:
             clipped_values=encoded.num_clipped,
         )
         return encoded
+
+    def content_sha256(self, encoded: Encoded) -> str:
+        """H(m) of rule R4, hex: of the encoded integers. With membership open, where another set
+        gives this site another weight, of the trained values that they are made of."""
+        if self._plan.scheme.membership == "fixed" or self._made is None:
+            return encoded.sha256()
+        values = self._made.update.values.astype("<f4", copy=False).tobytes()
+        return hashlib.sha256(b"fedshield trained 1" + values).hexdigest()
 
     def _encode(
         self,
