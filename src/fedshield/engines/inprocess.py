@@ -275,10 +275,13 @@ def _rounds(
         log=log(coordinator_log(folder.path), COORDINATOR, members.coordinator),
     )
 
+    fixed = members.roster.rules.membership == "fixed"
+    then = "no further round without it" if fixed else "going on without it"
+
     def lose(when: str, lost: Mapping[str, str]) -> None:
         for site, why in lost.items():
             known = f" ({_told(folder, site, sites.errors[site])})" if site in sites.errors else ""
-            watch.note(f"{when}: {site} was lost at {why}{known}; going on without it")
+            watch.note(f"{when}: {site} was lost at {why}{known}; {then}")
             state.setdefault("lost_sites", {})[site] = f"{when}, {why}{known}"
 
     try:
