@@ -157,10 +157,12 @@ def memory(plan: Plan) -> Finding:
     try:
         cost = estimate(plan)
         refused = refused_memory(plan)
+        shape, _ = spec_of(plan)
     except FedShieldError as error:
         return refusal("memory", "a plan whose cost is known", error)
     need = cost.peak_memory_bytes
-    expected = f"at most {need / 1e9:.1f} GB (as if all sites ran here)"
+    assumed = f"; assumed: {', '.join(shape.assumed)}" if shape.assumed else ""
+    expected = f"at most {need / 1e9:.1f} GB (as if all sites ran here{assumed})"
     available = machine.device_memory(cost.device) or machine.memory()
     if available is None:
         return Finding("memory", "warning", expected, "unknown", "look yourself")

@@ -84,6 +84,23 @@ def test_everything_that_would_stop_the_run_is_a_line_and_the_status_is_2(plan_f
     ]
 
 
+def test_what_was_assumed_is_told_in_every_form(plan_file: Path, tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    model = ("--set", "model.name=./small", "--set", "adapter.targets=all-linear")
+    note = (
+        "./small: its config does not say all that memory and time depend on; assumed: "
+        "intermediate_size 128 (4 times hidden_size), activations as in Llama's layers"
+    )
+    for words in ((), ("--details",)):
+        said = typed(plan_file, *model, *words)
+        assert said.exit_code == 0, said.output
+        assert f"note: {note}" in said.stderr.splitlines()
+    told = json.loads(typed(plan_file, *model, "--json").stdout)
+    assert note in told["notes"]
+
+
 def test_at_a_submitter_files_are_the_sites(plan_file: Path) -> None:
     said = typed(plan_file, "--elsewhere", "--set", "data.sites.b.source=wards.jsonl")
     assert said.exit_code == 0, said.output

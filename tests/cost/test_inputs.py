@@ -8,10 +8,15 @@ from typing import Any
 
 import pytest
 
-from fedshield.cost import inputs, look_ahead
+from fedshield.cost import inputs, look_ahead, machine
 from fedshield.model import tiny
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+
+LENGTHS = (
+    "rows are read without a tokenizer: a character a token and 20 tokens for the chat template "
+    "are assumed"
+)
 
 
 def write_rows(path: Path, count: int) -> None:
@@ -90,14 +95,69 @@ def test_the_model_that_is_here_is_costed_from_its_own_config(tmp_path: Path) ->
     outlook = look_ahead(plan)
     assert outlook.cost is not None
     assert outlook.problems == ()
-    assert outlook.notes == ()
+    assert outlook.notes == (LENGTHS,)
     elsewhere = plan_of(
         tmp_path, dict.fromkeys("abc", "a.jsonl"), model={"name": "a/b", "config": "config.json"}
     )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **tiny.CONFIG}))
     assert look_ahead(elsewhere).notes == (
+        LENGTHS.replace("a character", "4 characters"),
         "memory is not looked for: with model.config the model is elsewhere",
     )
+
+
+def test_every_number_that_a_config_does_not_say_is_in_the_notes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    (tmp_path / "bloom").mkdir()
+    config = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 70}
+    (tmp_path / "bloom" / "config.json").write_text(json.dumps(config))
+    sources = dict.fromkeys("abc", "a.jsonl") | {"b": "hub:a/b"}
+    targets = {"targets": "all-linear", "dropout": 0.0}
+    plan = plan_of(tmp_path, sources, model={"name": "./bloom"}, adapter=targets)
+    outlook = look_ahead(plan)
+    assert outlook.problems == ()
+    assert outlook.notes == (
+        "data.sites.b.source: hub:a/b is not looked for before a run",
+        "./bloom: its config does not say all that memory and time depend on; assumed: "
+        "intermediate_size 128 (4 times hidden_size), activations as in Llama's layers",
+        "./bloom: its config does not say how long a text it reads; training.max_length, 64, is "
+        "assumed to be short enough",
+        LENGTHS.replace("a character", "4 characters")
+        + "; rows that were not read are taken to be as long as those",
+    )
+    monkeypatch.setattr(machine, "memory", lambda: None)
+    assert "memory is not looked for: this system does not say what is free" in (
+        look_ahead(plan).notes
+    )
+
+
+def test_the_speed_that_a_rough_time_is_told_from_is_said(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", 12)
+    sources = dict.fromkeys("abc", "a.jsonl")
+    for precision, words in (
+        ("fp32", "at this machine's measured speed"),
+        ("bf16", "measured speed in float32, assumed to be 2 times that in bfloat16"),
+    ):
+        training = {"max_length": 64, "precision": precision}
+        cost = look_ahead(plan_of(tmp_path, sources, training=training)).cost
+        assert cost is not None
+        assert cost.time_basis.endswith(words)
+
+
+def test_epsilon_is_told_for_the_rows_that_are_there(tmp_path: Path) -> None:
+    """The plan's `rows` are the most that a site takes."""
+    write_rows(tmp_path / "a.jsonl", 12)
+    write_rows(tmp_path / "b.jsonl", 9)
+    privacy = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 2.0}
+    sites = {name: {"source": f"{name}.jsonl", "rows": 100} for name in "ab"}
+    data = {"heldout_rows": 2, "sites": sites | {"c": {"source": "a.jsonl"}}}
+    adapter = {"dropout": 0.0}
+    cost = look_ahead(plan_of(tmp_path, {}, data=data, privacy=privacy, adapter=adapter)).cost
+    assert cost is not None
+    assert cost.privacy is not None
+    assert cost.privacy["rows"] == 7
 
 
 def test_a_large_file_is_looked_for_and_not_read(

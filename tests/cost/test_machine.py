@@ -57,3 +57,12 @@ def test_a_system_that_does_not_say_is_not_guessed(tmp_path: Path) -> None:
 
 def test_a_speed_is_measured() -> None:
     assert machine.matrix_speed("cpu", "float32") > 1e8
+
+
+def test_a_speed_that_is_not_measured_is_said_to_be_assumed() -> None:
+    """numpy has no bfloat16."""
+    assumed = " in float32, assumed to be 2 times that in bfloat16"
+    assert machine.speed_assumed("cpu", "bfloat16") == assumed
+    assert machine.BFLOAT16_GAIN == 2
+    for device, precision in (("cpu", "float32"), ("cuda:0", "bfloat16")):
+        assert machine.speed_assumed(device, precision) == ""

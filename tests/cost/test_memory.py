@@ -72,6 +72,14 @@ def test_a_run_that_may_fit_is_not_refused() -> None:
     assert refusal(plan, cost, None) is None
 
 
+def test_what_was_assumed_is_named_where_it_refuses_a_run() -> None:
+    available = machine.Memory(20 * GB, 9 * GB, "x")
+    for assumed, words in (((), ""), (("a 3 (guess)", "b 4"), " (assumed: a 3 (guess), b 4)")):
+        line = refusal(plan_of(batch_size=64), MemoryCost(GB, 0, GB, 10, assumed), available)
+        assert line is not None
+        assert f"at a batch of 64{words}; use " in line
+
+
 def test_measuring_rows_has_a_knob_of_its_own() -> None:
     plan, cost = plan_of(batch_size=1), MemoryCost(GB, 0, 10, GB)
     line = refusal(plan, cost, machine.Memory(5 * GB, 4 * GB, "x"))

@@ -57,6 +57,22 @@ def test_rows_are_cut_and_a_byte_is_a_token_of_the_tiny_model() -> None:
     assert list(time.row_tokens(plan_of(), [])) == [64]
 
 
+def test_what_is_assumed_of_rows_is_said() -> None:
+    """With the numbers that `row_tokens` takes."""
+    read = "rows are read without a tokenizer: {} a token and 20 tokens for the chat template are "
+    read += "assumed"
+    words = time.assumed_lengths(plan_of(), [4000], all_read=True)
+    assert words == read.format("4 characters")
+    tiny = plan_of(model={"name": "tiny-llama"})
+    words = time.assumed_lengths(tiny, [100], all_read=False)
+    like_those = "; rows that were not read are taken to be as long as those"
+    assert words == read.format("a character") + like_those
+    assert time.assumed_lengths(plan_of(), [], all_read=False) == (
+        "no row was read: memory is for rows of training.max_length, 192 tokens, and time for rows "
+        "of 64"
+    )
+
+
 def test_seconds_follow_what_there_is_to_do() -> None:
     short, base = rough(plan_of(), lengths=(100,)), rough(plan_of())
     assert short.step < base.step

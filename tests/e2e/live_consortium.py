@@ -124,10 +124,16 @@ class Federation:
     # -- running ---------------------------------------------------------------------------
 
     def start(
-        self, *parties: str, clock_off_s: int = 0, more: Mapping[str, str] | None = None
+        self,
+        *parties: str,
+        clock_off_s: int = 0,
+        more: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
+        listens: bool = True,
     ) -> None:
         """`clock_off_s`: what the parties' clocks are ahead by, in all of their processes; `more`:
-        what is in their environment besides."""
+        what is in their environment besides; `before`: the words before their command; `listens`:
+        whether a server will, and is waited for."""
         environment = dict(ENVIRONMENT) | dict(more or {})
         if clock_off_s:
             environment |= self._wrong_clock(clock_off_s)
@@ -135,14 +141,14 @@ class Federation:
             kind = "server" if party == "coordinator" else "site"
             with (self.folder / f"{party}.log").open("ab") as log:
                 self._processes[party] = subprocess.Popen(
-                    command(kind, "start", party),
+                    [*before, *command(kind, "start", party)],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
                     env=environment,
                     start_new_session=True,
                 )
-            if party == "coordinator":
+            if party == "coordinator" and listens:
                 wait(lambda: self._listening(), "the server to listen")
 
     def _wrong_clock(self, off_s: int) -> dict[str, str]:

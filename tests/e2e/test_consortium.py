@@ -8,6 +8,8 @@ import datetime
 import json
 import shutil
 import signal
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +194,30 @@ def test_another_roster_at_a_site_is_found(whole: Federation, plan: Path) -> Non
     assert "roster is not the one agreed here" in told
 
 
+def flare_log(live: Federation, party: str) -> str:
+    """What FLARE itself says at a party: in its kit, never on the console."""
+    return (live.folder / party / "flare" / "log.txt").read_text()
+
+
+def turned_away(port: int, startup: Path) -> bool:
+    """Whether the server ends the connection of a client with this kit's certificate, which takes
+    any certificate of the server's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    with socket.create_connection(("localhost", port), timeout=20) as plain:
+        try:
+            with context.wrap_socket(plain) as client:
+                client.settimeout(5)
+                return not client.recv(1)
+        except TimeoutError:
+            return False  # it waits for what the client has to say
+        except (ssl.SSLError, ConnectionError):
+            return True
+
+
 def _submit_raw(live: Federation, job: Path) -> tuple[str, str]:
     """Past our own command: the job's status in the end, and what the server said to it."""
     with admin_session(live.folder / "coordinator" / "admin") as session:
@@ -252,7 +278,7 @@ def test_a_job_with_shipped_code_runs_nowhere(whole: Federation, tmp_path: Path)
     status, said = _submit_raw(whole, job)
     assert "COMPLETED" not in status, said
     assert not mark.exists()
-    assert "byoc" in (said + (whole.folder / "coordinator.log").read_text()).lower()
+    assert "byoc" in (said + flare_log(whole, "coordinator")).lower()
 
 
 @pytest.mark.slow
@@ -266,23 +292,27 @@ def test_a_job_of_an_unlisted_class_runs_nowhere(whole: Federation, tmp_path: Pa
 
 @pytest.mark.slow
 def test_an_unknown_certificate_is_not_let_in(whole: Federation, tmp_path: Path) -> None:
-    """A site of another consortium, with the same name, pointed at this server."""
+    """A site of another consortium, with the same name, pointed at this server: our own software
+    does not go on with it, and the server does not go on with whatever else has its keys."""
     other = Federation(tmp_path)
     other.make()
     path = tmp_path / "west" / "flare" / "startup" / "fed_client.json"
     found = json.loads(path.read_text())
     found["servers"][0]["service"]["target"] = f"localhost:{whole.port}"
     path.write_text(json.dumps(found))
-    joined = (whole.folder / "coordinator.log").read_text().count("Client: New client")
+    joined = flare_log(whole, "coordinator").count("Client: New client")
+    assert joined >= len(whole.sites), "the log that is read is the one that would show it"
     other.start("west")
     try:
         told = tmp_path / "west.log"
         wait(lambda: "certificate" in told.read_text().lower(), "the stranger to be turned away")
         time.sleep(10)
-        assert (whole.folder / "coordinator.log").read_text().count("New client") == joined
-        assert "Successfully registered" not in told.read_text()
+        assert flare_log(whole, "coordinator").count("Client: New client") == joined
+        assert "connected to the server" not in told.read_text()
     finally:
         other.stop()
+    assert turned_away(whole.port, tmp_path / "west" / "flare" / "startup")
+    assert not turned_away(whole.port, whole.folder / "west" / "flare" / "startup")
 
 
 @pytest.mark.slow

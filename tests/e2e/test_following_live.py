@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 import yaml
 from live_consortium import Federation, Submission, federation, wait
+
+from fedshield.engines.standing import SHOWN
+from fedshield.model import tiny
+from fedshield.model.locate import folder_sha256
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.slow
@@ -150,6 +155,78 @@ def test_the_death_of_the_server_leaves_no_party_running(whole: Federation, tmp_
     for site in whole.sites:
         wait(lambda site=site: state(run, site)["status"] != "running", f"{site} to see the end")
     assert "no connection to the server" in console(whole, "north")
+
+
+def test_another_copy_of_the_base_model_at_one_site_is_named_at_every_party(
+    whole: Federation, tmp_path: Path
+) -> None:
+    """One weight of it is another. Each site has its copy where its policy says."""
+    copies = {site: tmp_path / f"model of {site}" for site in whole.sites}
+    for site, copy in copies.items():
+        model = tiny.build()
+        if site == "west":
+            next(model.parameters()).data[0, 0] += 0.5
+        model.save_pretrained(copy)
+        tiny.tokenizer().save_pretrained(copy)
+    digests = {site: folder_sha256(copy)[:SHOWN] for site, copy in copies.items()}
+    agreed, odd = digests["north"], digests["west"]
+    assert digests["south"] == agreed != odd
+    policies = {site: whole.folder / site / f"{site}.policy.yaml" for site in whole.sites}
+    before = {site: path.read_text() for site, path in policies.items()}
+    for site, path in policies.items():
+        path.write_text(before[site].replace("tiny-llama", f'"{copies[site]}"'))
+    consoles = {party: len(console(whole, party)) for party in ("coordinator", *whole.sites)}
+    try:
+        run = whole.begin(plan_of(tmp_path, whole.sites, rounds=2))
+        status, said = run.end()
+        assert status == 1
+        sides = "; ".join(sorted([f"north, south: {agreed}", f"west: {odd}"], key=_last_word))
+        why = (
+            f"expected one base model at every site, got 2 (SHA-256 begins with: {sides}); west "
+            "must take the base model of the others, then go on"
+        )
+        assert f"\nfedshield: {why}; " in said
+        for site in whole.sites:
+            wait(lambda site=site: state(run, site)["status"] != "running", f"{site} to see it")
+        new = {party: console(whole, party)[length:] for party, length in consoles.items()}
+        assert f"coordinator: failed: {why}\n" in new["coordinator"]
+        for site in whole.sites:
+            others = ", ".join(f"{one} {digests[one]}" for one in sorted(digests) if one != site)
+            told = (
+                "the sites do not have the same base model: the SHA-256 of this site's begins with "
+                f"{digests[site]}, the others say {others} (as the coordinator tells, unsigned); "
+            )
+            told += (
+                "compare with their operators and put the agreed model in place"
+                if site == "west"
+                else "most have this site's"
+            )
+            assert f"{site}: {told}\n" in new[site]
+            # Only the site of the other copy has an error, and its name.
+            errors = run.folder(site) / "sites" / site / "error.log"
+            assert errors.exists() == (site == "west")
+            ended = {key: state(run, site)[key] for key in ("status", "reason")}
+            if site == "west":
+                assert errors.read_text() == f"UserError: {told}\n"
+                assert ended == {"status": "failed", "reason": told}
+            else:
+                assert ended["status"] == "interrupted"
+                assert "or by the coordinator" in ended["reason"]
+        assert not any("aggregate_s" in entry for entry in run.log())
+
+        shutil.rmtree(copies["west"])
+        shutil.copytree(copies["north"], copies["west"])
+        resumed = whole.resume(run.out)
+        status, said = resumed.end()
+        assert status == 0, said
+        assert len(set(resumed.adapters().values())) == 1
+    finally:
+        for site, path in policies.items():
+            path.write_text(before[site])
+
+
+def _last_word(side: str) -> str:
+    return side.split()[-1]
 
 
 def sizes(live: Federation, party: str) -> dict[str, int]:

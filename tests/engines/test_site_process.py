@@ -61,18 +61,22 @@ def test_a_run_goes_on_under_the_roster_that_it_began_with(
     plan, kit = make_plan(), Kit(tmp_path, "bank")
     folder = kit.run_folder("ward-1", plan)
     site: Any = SiteProcess("bank", plan, folder, kit)
-    base = SimpleNamespace(sha256="ba", precision="float32")
     data, host = SimpleNamespace(sha256=lambda: "da"), SimpleNamespace(factors_sha256="")
 
-    def begins(charter: bytes) -> None:
+    def begins(charter: bytes, model: str = "ba") -> None:
         party = SimpleNamespace(roster=SimpleNamespace(charter=charter))
-        site._check_same(base, data, host, party)
+        given = SimpleNamespace(sha256=model, precision="float32")
+        site._check_same(given, data, host, party)
 
     begins(b"one")
-    begins(b"two")  # nothing left yet: the operator put the right roster in place
+    # Nothing left yet: the operator put the right roster and the agreed model in place.
+    begins(b"two", "another")
+    begins(b"two")
     journal = folder.journal_path("bank")
     journal.parent.mkdir(parents=True, exist_ok=True)
     journal.write_text("a line\n")
     begins(b"two")
     with pytest.raises(UserError, match="expected the run's roster_sha256 74776f, got 6f6e65"):
         begins(b"one")
+    with pytest.raises(UserError, match="expected the run's base_model_sha256 ba, got another"):
+        begins(b"two", "another")

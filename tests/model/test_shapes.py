@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,60 @@ def test_the_rules_say_what_the_modules_are(case: str) -> None:
                 empty_spec(modules(fields), adapter)
         else:
             assert shape.adapter_spec(adapter) == empty_spec(modules(fields), adapter)
+
+
+LIKE_LLAMA = "activations as in Llama's layers"
+
+
+@pytest.mark.parametrize(
+    ("fields", "inner", "assumed"),
+    [
+        ({"model_type": "gpt2"}, 128, ("intermediate_size 128 (4 times hidden_size)",)),
+        ({"model_type": "gpt2", "n_inner": 80}, 80, ()),
+        ({"model_type": "opt", "ffn_dim": 96, "word_embed_proj_dim": 32}, 96, ()),
+        ({"model_type": "gptj", "rotary_dim": 4}, 128, None),
+    ],
+    ids=str,
+)
+def test_what_a_config_does_not_say_is_named_with_what_is_taken(
+    fields: dict[str, Any], inner: int, assumed: tuple[str, ...] | None
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 70}
+    shape = shapes.from_modules(modules(fields | sizes))
+    assert shape.inner == inner
+    assert (shape.width, shape.layers, shape.vocabulary) == (32, 2, 70)
+    if assumed is None:
+        assumed = (f"intermediate_size {inner} (4 times hidden_size)",)
+    assert shape.assumed == (*assumed, LIKE_LLAMA)
+
+
+def test_no_size_is_assumed_without_a_word() -> None:
+    """A config that says none of them, and one with a list for its layers."""
+    model = modules(SMALL | {"model_type": "llama", "tie_word_embeddings": True})
+    whole = shapes.from_modules(model)
+    assert whole.assumed == ()
+
+    def said(**fields: Any) -> shapes.ModelShape:
+        config = SimpleNamespace(model_type="llama", max_position_embeddings=128, **fields)
+        config.get_text_config = lambda: config
+        model.config = config
+        return shapes.from_modules(model)
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 300}
+    listed = said(intermediate_size=[96, 80], **sizes)
+    assert (listed.inner, listed.assumed) == (
+        96,
+        ("intermediate_size 96 (the largest of its list)",),
+    )
+    shape = said()
+    assert shape.assumed == (
+        "hidden_size 64 (the width of the embeddings)",
+        "intermediate_size 256 (4 times hidden_size)",
+        "num_hidden_layers 2 (the longest list of modules)",
+        "vocab_size 300 (the rows of the embeddings)",
+    )
+    assert (shape.width, shape.inner, shape.layers, shape.vocabulary) == (64, 256, 2, 300)
+    assert (shape.values, shape.tied, shape.linear) == (whole.values, True, whole.linear)
 
 
 @pytest.mark.parametrize("name", ["quickstart.yaml", "tiny.yaml", "paper.yaml"])

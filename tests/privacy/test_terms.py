@@ -59,8 +59,25 @@ def test_rows_that_only_a_file_knows_leave_epsilon_open(make_plan: Any) -> None:
     assert found["epsilon"] is None
     assert planned_rows(plan) == {"a": None}
     pool = {"split": "iid", "num_sites": 4, "pool": [{"source": "sample:finance", "rows": 90}]}
-    dealt, _ = made(make_plan, EXAMPLE, data=pool)
-    assert set(planned_rows(dealt).values()) == {22}
+    dealt, _ = made(make_plan, EXAMPLE, data=pool | {"heldout_rows": 4})
+    assert set(planned_rows(dealt).values()) == {18}
+    drawn, _ = made(make_plan, EXAMPLE, data=pool | {"split": "dirichlet", "heldout_rows": 4})
+    assert set(planned_rows(drawn).values()) == {None}
+
+
+def test_epsilon_is_of_the_rows_that_were_counted(make_plan: Any) -> None:
+    """A plan's `rows` are the most that a source gives; fewer cost more."""
+    plan, spec = made(make_plan, EXAMPLE)
+    planned = forecast(plan, spec)
+    counted = forecast(plan, spec, {"bank": 16, "hospital": 8})
+    unknown = forecast(plan, spec, {"bank": 16, "hospital": None})
+    few = terms(plan, spec, 8)
+    assert planned is not None
+    assert counted is not None
+    assert few is not None
+    assert (planned["rows"], counted["rows"]) == (16, 8)
+    assert counted["epsilon"] == few.epsilon(4) > planned["epsilon"]
+    assert unknown == planned
 
 
 @pytest.mark.parametrize("unit", [SITE, EXAMPLE], ids=["site", "example"])

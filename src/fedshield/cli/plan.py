@@ -178,14 +178,14 @@ def _details(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
 def _privacy_words(found: dict[str, Any], rounds: int) -> str:
     """What a plan promises, in one line."""
     if found["epsilon"] is None:
-        return (
-            f"of each {found['unit']}; epsilon is known when rows are read: give each source's rows"
-        )
+        return f"of each {found['unit']}; epsilon is known when the training rows are counted"
     text = (
         f"of each {found['unit']}: epsilon {found['epsilon']:.3g} at delta {found['delta']:g} "
         f"after {found['rounds_within_limit']} rounds, noise multiplier "
         f"{found['noise_multiplier']:.3g}, {found['mechanism']}"
     )
+    if "rows" in found:
+        text += f", {found['rows']:,} training rows at the site with the fewest"
     if found["rounds_within_limit"] < rounds:
         text += f"; the limit of {found['limit']:g} ends the run there, {rounds} are planned"
     return text

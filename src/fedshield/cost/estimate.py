@@ -6,8 +6,8 @@ their rules are beside the numbers (`memory`, `time`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedshield.cost import inputs, machine, memory, time
@@ -68,7 +68,7 @@ class Cost:
 @dataclass(frozen=True)
 class Outlook:
     """A plan's cost, None where it cannot be known; `problems`: what would stop the run, a line
-    each; `notes`: what was not looked at."""
+    each; `notes`: what was not looked at, and every number that was assumed."""
 
     cost: Cost | None
     problems: tuple[str, ...]
@@ -99,7 +99,7 @@ def estimate(plan: Plan) -> Cost:
     none of."""
     inputs.check_samples(plan)
     shape, spec = spec_of(plan)
-    return _cost(plan, shape, spec, (), None)
+    return _cost(plan, shape, spec, (), {}, None)
 
 
 def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = None) -> Outlook:
@@ -114,13 +114,16 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         shape, spec = spec_of(plan)
         problems += _lines(inputs.length_problem(plan, shape))
         problems += _lines(inputs.weight_problem(plan, known.rows))
+        notes += _assumptions(plan, shape, known)
         # With a config beside the plan the weights are elsewhere, and so is the run.
         if given_config(plan) is not None:
             notes.append("memory is not looked for: with model.config the model is elsewhere")
         elif not elsewhere:
             longest = _longest(plan, known.lengths)
             problems += _lines(_refused(plan, shape, spec, longest))
-        cost = _cost(plan, shape, spec, known.lengths, None if problems else pace)
+            if plan.speed.memory_check and _available(resolve_device(plan)) is None:
+                notes.append("memory is not looked for: this system does not say what is free")
+        cost = _cost(plan, shape, spec, known.lengths, known.rows, None if problems else pace)
     except UserError as error:
         return Outlook(None, (*problems, str(error)), tuple(notes))
     return Outlook(cost, tuple(problems), tuple(notes))
@@ -137,7 +140,26 @@ def _refused(plan: Plan, shape: ModelShape, spec: AdapterSpec, row_tokens: int) 
         return None
     device = resolve_device(plan)
     needed = _memory(plan, shape, spec, resolve_precision(plan, device), row_tokens)
-    return memory.refusal(plan, needed, machine.device_memory(device) or machine.memory())
+    return memory.refusal(plan, needed, _available(device))
+
+
+def _available(device: str) -> machine.Memory | None:
+    return machine.device_memory(device) or machine.memory()
+
+
+def _assumptions(plan: Plan, shape: ModelShape, known: inputs.Inputs) -> Iterator[str]:
+    """Every number of the estimate that nothing here says, a sentence each."""
+    if shape.assumed:
+        yield (
+            f"{plan.model.name}: its config does not say all that memory and time depend on; "
+            f"assumed: {', '.join(shape.assumed)}"
+        )
+    if shape.max_positions is None:
+        yield (
+            f"{plan.model.name}: its config does not say how long a text it reads; "
+            f"training.max_length, {plan.training.max_length}, is assumed to be short enough"
+        )
+    yield time.assumed_lengths(plan, known.lengths, all_read=known.all_read)
 
 
 def _lines(problem: str | None) -> list[str]:
@@ -160,6 +182,7 @@ def _cost(
     shape: ModelShape,
     spec: AdapterSpec,
     lengths: Sequence[int],
+    rows: Mapping[str, int | None],
     pace: PaceOf | None,
 ) -> Cost:
     # A quantised base can be costed on a machine without CUDA: nothing is loaded.
@@ -179,7 +202,8 @@ def _cost(
 
     def rough(other: Plan) -> time.Pace:
         if other is plan:
-            return time.rough(plan, shape, spec, lengths, speed)
+            found = time.rough(plan, shape, spec, lengths, speed)
+            return replace(found, basis=found.basis + machine.speed_assumed(device, precision))
         known = () if not lengths else inputs.look(other, elsewhere=True).lengths
         return time.rough(other, *spec_of(other), known, speed)
 
@@ -209,5 +233,5 @@ def _cost(
         device=device,
         precision=precision,
         plan_sha256=plan.sha256(),
-        privacy=forecast(plan, spec),
+        privacy=forecast(plan, spec, rows),
     )

@@ -30,12 +30,13 @@ _WEIGHT_TOLERANCE = 0.05
 class Inputs:
     """`problems`: what would stop a run, a line each; `notes`: what was not looked at; `rows`:
     training rows of each site, None where not known; `lengths`: characters of the rows that were
-    read, of all sites."""
+    read, of all sites; `all_read`: whether every source was."""
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
     rows: Mapping[str, int | None]
     lengths: tuple[int, ...]
+    all_read: bool
 
 
 def look(plan: Plan, *, elsewhere: bool = False) -> Inputs:
@@ -54,7 +55,8 @@ def look(plan: Plan, *, elsewhere: bool = False) -> Inputs:
         if rows is not None:
             kept = rows.rows if settings.rows is None else rows.rows[: settings.rows]
             lengths += [sum(len(turn.content) for turn in row.turns) for row in kept]
-    return Inputs(tuple(problems), tuple(notes), _site_rows(plan, counts), tuple(lengths))
+    rows_of_sites, all_read = _site_rows(plan, counts), None not in counts.values()
+    return Inputs(tuple(problems), tuple(notes), rows_of_sites, tuple(lengths), all_read)
 
 
 def weight_problem(plan: Plan, rows: Mapping[str, int | None]) -> str | None:

@@ -33,12 +33,13 @@ _QUANTISED_BYTES = {"8bit": 1.05, "4bit": 0.6}
 class MemoryCost:
     """Bytes. `loaded`: the libraries and the base; `vectors`: what else is held all the time, the
     adapter with all that belongs to it; `trained_row`, `evaluated_row`: what each row of a
-    batch adds while it is trained or measured on."""
+    batch adds while it is trained or measured on; `assumed`: as of the shape."""
 
     loaded: int
     vectors: int
     trained_row: int
     evaluated_row: int
+    assumed: tuple[str, ...] = ()
 
     def peak(self, batch_size: int, eval_batch_size: int) -> int:
         """While a batch of so many rows is trained or measured on, whichever takes more."""
@@ -71,7 +72,8 @@ def memory_cost(
         trained += 4 * spec.num_values + 16 * largest
     ciphertext = spec.num_values * scheme.bytes_per_value * (sites + 2) + 4 * BLOCK_BYTES
     loaded = PROCESS_BYTES + base_bytes
-    return MemoryCost(int(loaded), int(vectors + ciphertext), int(trained), int(evaluated))
+    vectors_bytes = int(vectors + ciphertext)
+    return MemoryCost(int(loaded), vectors_bytes, int(trained), int(evaluated), shape.assumed)
 
 
 def refusal(
@@ -101,10 +103,12 @@ def refusal(
             f"speed.eval_batch_size: {fits}" if fits else "a smaller model or training.max_length"
         )
     more = " more" if is_loaded else ""
+    # A number that the config does not say must not refuse a run unseen.
+    assumed = f" (assumed: {', '.join(cost.assumed)})" if cost.assumed else ""
     return (
         f"training.batch_size: expected a run that fits into {available.free / 1e9:.1f} GB "
         f"({available.limit}), got one of about {peak / 1e9:.1f} GB{more} at a batch of "
-        f"{training.batch_size}; use {' and '.join(dict.fromkeys(cures))}"
+        f"{training.batch_size}{assumed}; use {' and '.join(dict.fromkeys(cures))}"
     )
 
 

@@ -85,6 +85,23 @@ def row_tokens(plan: Plan, lengths: Sequence[int]) -> np.ndarray[tuple[int], np.
     return np.sort(np.minimum(tokens, longest))
 
 
+def assumed_lengths(plan: Plan, lengths: Sequence[int], *, all_read: bool) -> str:
+    """What is assumed of the rows' tokens before a run, one sentence. `all_read`: of every
+    source."""
+    longest = plan.training.max_length
+    if not lengths:
+        return (
+            f"no row was read: memory is for rows of training.max_length, {longest} tokens, and "
+            f"time for rows of {longest * _UNKNOWN_SHARE:.0f}"
+        )
+    each = "a character" if plan.model.name == TINY_LLAMA else f"{_CHARACTERS:.0f} characters"
+    rest = "" if all_read else "; rows that were not read are taken to be as long as those"
+    return (
+        f"rows are read without a tokenizer: {each} a token and {_TEMPLATE_TOKENS} tokens for the "
+        f"chat template are assumed{rest}"
+    )
+
+
 def padded_tokens(rows: np.ndarray[tuple[int], np.dtype[np.float64]], batch_size: int) -> float:
     """Tokens of a batch on the mean: each row is filled up to the longest of the batch."""
     ranks = np.arange(1, rows.size + 1) / rows.size

@@ -57,8 +57,9 @@ from fedshield.runfolder import (
 ROWS = "rounds.jsonl"
 #: Why a run ended that is not finished and in which this site made no error.
 ENDED_BY_OTHERS = (
-    "the run was ended by whoever submitted it, or because the coordinator or too many other sites "
-    "were gone; this site keeps the model of its last round"
+    "the run was ended by whoever submitted it or by the coordinator (fedshield status there says "
+    "why), or the coordinator was gone; this site keeps the model of its last round, if there was "
+    "one"
 )
 
 
@@ -215,8 +216,10 @@ class SiteProcess:
         return self._ledger
 
     def _check_same(self, base: BaseModel, data: SiteData, host: AdapterHost, party: Party) -> None:
-        """A run goes on with what it began with. The journal knows sites by name: with another
-        roster one name could be two sites, and their two sums from one model one set."""
+        """A run goes on with what it began with, once anything has left this site: until then its
+        operator may put the agreed model, data or roster in place. The journal knows sites by name:
+        with another roster one name could be two sites, and their two sums from one model one
+        set."""
         path = self._mine / "began.json"
         now = {
             "plan_sha256": self._plan.sha256(),
@@ -228,14 +231,11 @@ class SiteProcess:
         }
         if self._admission.simulated:
             del now["roster_sha256"]  # its keys are new in every session
-        if not path.exists():
+        if not path.exists() or not self._has_sent():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(now, indent=1) + "\n")
             return
         began = json.loads(path.read_text(encoding="utf-8"))
-        if began.get("roster_sha256") != now.get("roster_sha256") and not self._has_sent():
-            began["roster_sha256"] = now["roster_sha256"]
-            write_atomic(path, json.dumps(began, indent=1) + "\n")
         for key, value in now.items():
             if began.get(key) != value:
                 raise UserError(
@@ -244,9 +244,11 @@ class SiteProcess:
                 )
 
     def _has_sent(self) -> bool:
-        """Whether anything of this site's left it in this run."""
+        """Whether anything of this site's left it in this run. A round that is kept says so too,
+        whatever became of the journal."""
         journal = self._folder.journal_path(self.name)
-        return journal.exists() and journal.stat().st_size > 0
+        written = journal.exists() and journal.stat().st_size > 0
+        return written or bool(self._folder.site_store(self.name).rounds())
 
     def _open(self, completed_rounds: int) -> bytes:
         from fedshield.train import LocalTrainer

@@ -36,6 +36,8 @@ _ALWAYS_NEEDED = (
     "vocab_size",
     "max_position_embeddings",
 )
+#: What configs call the width between the two halves of a block.
+_INNER = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 #: A config with one of these is not described by its sizes alone.
 _UNCERTAIN = ("auto_map", "quantization_config", "pruned_heads")
 
@@ -44,7 +46,9 @@ _UNCERTAIN = ("auto_map", "quantization_config", "pruned_heads")
 class ModelShape:
     """Sizes of a causal language model. `values`: of all weights, shared ones once; `linear`: the
     linear layers by name, (out, in); `tied`: the output layer shares the embeddings' weights;
-    `max_positions`: the longest text that it reads, in tokens, None where the config says none."""
+    `max_positions`: the longest text that it reads, in tokens, None where the config says none;
+    `assumed`: what of a step's memory and time the config does not say, in words, each size with
+    the number that is taken."""
 
     values: int
     width: int
@@ -54,6 +58,7 @@ class ModelShape:
     max_positions: int | None
     tied: bool
     linear: Mapping[str, tuple[int, int]]
+    assumed: tuple[str, ...] = ()
 
     def targets(self, adapter: AdapterPlan) -> dict[str, tuple[int, int]] | None:
         """The layers that get an adapter, or None if a target names none."""
@@ -145,29 +150,51 @@ def from_config(fields: Mapping[str, Any]) -> ModelShape | None:
 
 
 def from_modules(model: Any) -> ModelShape:
-    """The shape of a model whose modules are there, also on the meta device. What of the sizes a
-    config does not say under the usual name is taken to be as in common models: they are used
-    for estimates of memory and time only."""
+    """The shape of a model whose modules are there, also on the meta device. What its config does
+    not say is assumed, for estimates of memory and time only, and listed in `assumed`."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    config = model.config
-    width = int(getattr(config, "hidden_size", None) or 768)
+    config = model.config.get_text_config()
+    output = getattr(model.get_output_embeddings(), "weight", None)
+    inputs = getattr(model.get_input_embeddings(), "weight", None)
     linear: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Conv1D):
             linear[name] = (module.weight.shape[1], module.weight.shape[0])
         elif isinstance(module, nn.Linear):
             linear[name] = (module.out_features, module.in_features)
+    assumed: list[str] = []
+
+    def size(names: tuple[str, ...], instead: int, why: str) -> int:
+        for name in names:
+            said = getattr(config, name, None)
+            if type(said) is int and said > 0:
+                return said
+            if isinstance(said, list) and said and all(type(one) is int for one in said):
+                instead, why = max(said), "the largest of its list"  # a layer has its own
+                break
+        assumed.append(f"{names[0]} {instead} ({why})")
+        return instead
+
+    rows, columns = (1, 1) if inputs is None else inputs.shape
+    blocks = [len(part) for part in model.modules() if isinstance(part, nn.ModuleList)]
+    width = size(("hidden_size",), columns, "the width of the embeddings")
+    inner = size(_INNER, 4 * width, "4 times hidden_size")
+    layers = size(("num_hidden_layers",), max(blocks, default=1), "the longest list of modules")
+    vocabulary = size(("vocab_size",), rows, "the rows of the embeddings")
+    if config.model_type not in _NEEDED:
+        assumed.append("activations as in Llama's layers")
     return ModelShape(
         values=sum(parameter.numel() for parameter in model.parameters()),
         width=width,
-        inner=int(getattr(config, "intermediate_size", None) or 4 * width),
-        layers=int(getattr(config, "num_hidden_layers", None) or 12),
-        vocabulary=int(getattr(config, "vocab_size", None) or 32_000),
+        inner=inner,
+        layers=layers,
+        vocabulary=vocabulary,
         max_positions=max_positions(config),
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        tied=output is not None and output is inputs,
         linear=linear,
+        assumed=tuple(assumed),
     )
 
 

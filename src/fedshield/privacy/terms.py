@@ -205,20 +205,29 @@ def _site_release(plan: Plan, spec: AdapterSpec, _: int, multiplier: float) -> R
 
 
 def planned_rows(plan: Plan) -> dict[str, int | None]:
-    """Training rows of each site as far as the plan says: a file's are known when it is read."""
-    if plan.data.split == "by-site":
-        return {site: source.rows for site, source in sorted(plan.data.sites.items())}
-    names, counts = plan.data.site_names(), [source.rows for source in plan.data.pool]
-    total = sum(count or 0 for count in counts)
-    return dict.fromkeys(names, None if None in counts else max(1, total // len(names)))
+    """Training rows of each site as far as the plan says, None where it does not: a file's are
+    known when it is read, and a Dirichlet split's when it is drawn."""
+    data = plan.data
+    if data.split == "by-site":
+        return {site: source.rows for site, source in sorted(data.sites.items())}
+    names, counts = data.site_names(), [source.rows for source in data.pool]
+    if data.split == "dirichlet" or None in counts:
+        return dict.fromkeys(names)
+    total = sum(count for count in counts if count is not None)
+    return dict.fromkeys(names, max(1, total // len(names) - data.heldout_rows))
 
 
-def forecast(plan: Plan, spec: AdapterSpec) -> dict[str, Any] | None:
-    """What `fedshield plan` says: epsilon after all rounds, None where rows are not known; where
-    the unit is an example, of the site with the fewest rows. Raises `PlanError`."""
+def forecast(
+    plan: Plan, spec: AdapterSpec, counted: Mapping[str, int | None] | None = None
+) -> dict[str, Any] | None:
+    """What `fedshield plan` says: epsilon after all rounds. Where the unit is an example, of the
+    site with the fewest training rows, `rows`, and None where they are not known. `counted`: by
+    site, where the data were read; else they are as many as the plan says. Raises `PlanError`."""
     if plan.privacy.unit == "none":
         return None
-    rows = planned_rows(plan)
+    rows = planned_rows(plan) | {
+        site: count for site, count in (counted or {}).items() if count is not None
+    }
     known = [count for count in rows.values() if count is not None]
     least = min(known) if len(known) == len(rows) else None
     if plan.privacy.unit == "example" and least is None:
@@ -227,7 +236,8 @@ def forecast(plan: Plan, spec: AdapterSpec) -> dict[str, Any] | None:
     found = terms(plan, spec, least or 1)
     assert found is not None
     rounds = found.rounds_allowed(plan.rounds)
-    return described(found, rounds) | {"rounds_within_limit": rounds}
+    more = {"rows": least} if plan.privacy.unit == "example" else {}
+    return described(found, rounds) | {"rounds_within_limit": rounds} | more
 
 
 def described(found: Terms, uploads: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from fedshield.engines.flare.kit import SHARED_RUN, Kit
 from fedshield.enrolment import Allowed, KeyFile, SignedRoster, demonstration
 from fedshield.enrolment.files import RosterError, write_new
+from fedshield.errors import RoundFailed
 from fedshield.plan import Plan
 
 SOURCE = {"source": "sample:maths"}
@@ -37,3 +38,23 @@ def test_a_session_under_an_older_roster_is_refused(
     path.write_text(before.to_text())
     with pytest.raises(RosterError, match=f"expected the present key of {first}"):
         kit.admit(plan, None)
+
+
+def test_why_a_run_stopped_is_said_where_the_server_runs(
+    tmp_path: Path,
+    make_plan: Callable[..., Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Not to whoever submitted it alone: what there is to do may be for this operator."""
+    monkeypatch.delenv(SHARED_RUN, raising=False)
+    kit = Kit(tmp_path, "coordinator")
+    folder = kit.run_folder("ward-1", make_plan())
+    caplog.set_level("INFO", logger="fedshield")
+    with pytest.raises(RoundFailed), kit.at_work(folder, "job-1"):
+        raise RoundFailed("too few threads here")
+    assert caplog.messages == ["coordinator: failed: too few threads here"]
+    assert (folder.state()["status"], folder.state()["reason"]) == (
+        "failed",
+        "too few threads here",
+    )

@@ -10,7 +10,8 @@ import pytest
 from fedshield.engines.flare import limits
 from fedshield.engines.flare.limits import TaskLimit
 from fedshield.engines.flare.link import FlareSites
-from fedshield.errors import RoundFailed
+from fedshield.engines.flare.starting import prepare_start
+from fedshield.errors import RoundFailed, UserError
 from fedshield.plan import SpeedPlan
 
 
@@ -21,6 +22,28 @@ def test_too_little_room_is_told_with_the_limit_and_what_is_needed() -> None:
     said = limits.too_few(limit, 400, "the server")
     assert "expected room for 400 threads for the server, got 250" in said
     assert "the container's pids.max allows 700, 450 are in use" in said
+
+
+def test_a_server_starts_only_where_a_run_can_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below that it answers, and a run stalls without a word. A site is warned."""
+    of_user = "the user's limit (ulimit -u)"
+    monkeypatch.setattr(limits, "task_limit", lambda: TaskLimit(90, 31, of_user))
+    with pytest.raises(UserError) as refused:
+        prepare_start(tmp_path, server=True)
+    assert str(refused.value) == (
+        "expected room for 400 threads for the server, got 59 (the user's limit (ulimit -u) "
+        "allows 90, 31 are in use), and below 60 no run ends; raise the limit, or end what else "
+        "runs under it"
+    )
+    (warning,) = prepare_start(tmp_path, server=False)
+    assert warning.startswith("expected room for 300 threads for a site, got 59 (")
+    monkeypatch.setattr(limits, "task_limit", lambda: TaskLimit(90, 30, of_user))
+    (warning,) = prepare_start(tmp_path, server=True)
+    assert warning.endswith("; raise the limit, or the run may stall")
+    monkeypatch.setattr(limits, "task_limit", lambda: None)
+    assert prepare_start(tmp_path, server=True) == []
 
 
 def test_the_tightest_of_nested_containers_counts(tmp_path: Path) -> None:
@@ -70,10 +93,34 @@ def test_no_site_is_blamed_for_threads_that_cannot_be_started(
 
     sites = FlareSites({"a": Failing()}, SpeedPlan())
     assert sites.call("work", {"a": b""}).failed == {"a": "unreachable"}
+    monkeypatch.setattr(limits, "task_limit", lambda: TaskLimit(700, 700, "the pids.max"))
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RoundFailed, match="no site is to blame: raise the limit") as stopped:
+    with pytest.raises(RoundFailed) as stopped:
         sites.call("work", {"a": b""})
-    assert "start no more threads" in str(stopped.value)
+    assert str(stopped.value) == (
+        "this machine lets the coordinator start no more threads; the pids.max allows 700, 700 are "
+        "in use; no site is to blame: raise the limit at the coordinator, or end what else runs "
+        "under it, until there is room for 400 (docs/deploy.md), then go on"
+    )
+
+
+class OutOfThreads(Failing):
+    """A call that FLARE could not begin, as it says so: its own error, raised because of Python's.
+    `remote`: the same words, from the site."""
+
+    def __init__(self, remote: bool) -> None:
+        self.remote = remote
+
+    def handle(self, method: str, data: bytes) -> None:
+        words = "can't start new thread"
+        raise ValueError(f"call failed: {words}") from None if self.remote else RuntimeError(words)
+
+
+def test_a_thread_that_failed_counts_though_another_can_be_started_by_now() -> None:
+    with pytest.raises(RoundFailed, match=r"start no more threads.*; no site is to blame"):
+        FlareSites({"a": OutOfThreads(remote=False)}, SpeedPlan()).call("work", {"a": b""})
+    of_site = FlareSites({"a": OutOfThreads(remote=True)}, SpeedPlan()).call("work", {"a": b""})
+    assert of_site.failed == {"a": "unreachable"}
 
 
 def test_an_aborted_run_blames_no_site() -> None:

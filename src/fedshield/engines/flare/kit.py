@@ -133,6 +133,7 @@ class Kit(Quiet):
             except BaseException as error:
                 reason = str(error) if isinstance(error, FedShieldError) else repr(error)
                 outcome = {"status": "failed", "reason": reason[:500]}
+                self.note(f"failed: {reason[:500]}")
                 raise
             finally:
                 folder.write_state(folder.state() | outcome)

@@ -12,10 +12,15 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedshield.errors import UserError
+
 #: Room for threads and processes of the server and one run's coordinator together, and of a site
 #: with its run's process. With three sites 77 and 62 were seen; under load FLARE's pools of threads
 #: grow, up to 192 for streams.
 SERVER_TASKS, SITE_TASKS = 400, 300
+#: With room for 59 a server of three sites, the fewest there are, answered and never began a run;
+#: with 69 it ended one. On a machine of many cores it takes more.
+LEAST_SERVER_TASKS = 60
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -31,6 +36,9 @@ class TaskLimit:
     def free(self) -> int:
         return self.limit - self.used
 
+    def in_words(self) -> str:
+        return f"{self.source} allows {self.limit}, {self.used} are in use"
+
 
 def task_limit() -> TaskLimit | None:
     """The tighter one of the container's limit and the user's; None if there is none."""
@@ -44,9 +52,18 @@ def too_few(limit: TaskLimit | None, needed: int, party: str) -> str:
         return ""
     return (
         f"expected room for {needed} threads for {party}, got {max(0, limit.free)} "
-        f"({limit.source} allows {limit.limit}, {limit.used} are in use); raise the limit, or the "
-        "run may stall"
+        f"({limit.in_words()}); raise the limit, or the run may stall"
     )
+
+
+def refuse_too_few(limit: TaskLimit | None) -> None:
+    """Raises `UserError` where the server would start, answer, and never end a run."""
+    if limit is not None and limit.free < LEAST_SERVER_TASKS:
+        raise UserError(
+            f"expected room for {SERVER_TASKS} threads for the server, got {max(0, limit.free)} "
+            f"({limit.in_words()}), and below {LEAST_SERVER_TASKS} no run ends; raise the limit, "
+            "or end what else runs under it"
+        )
 
 
 def exhausted() -> str:
@@ -54,11 +71,22 @@ def exhausted() -> str:
     try:
         thread = threading.Thread(target=lambda: None, name="probe")
         thread.start()
-    except RuntimeError:
-        limit = task_limit()
-        which = f"; {limit.source} allows {limit.limit}" if limit else ""
-        return f"this machine lets the coordinator start no more threads{which}"
+    except RuntimeError as error:
+        return no_more_threads(error)
     thread.join()
+    return ""
+
+
+def no_more_threads(error: BaseException | None) -> str:
+    """That this process could start no more threads, and the limit that there is, if `error` says
+    so or was raised because of it in this process; else empty. What a site writes of itself does
+    not count."""
+    while error is not None:
+        if isinstance(error, RuntimeError) and "start new thread" in str(error):
+            limit = task_limit()
+            which = f"; {limit.in_words()}" if limit else ""
+            return f"this machine lets the coordinator start no more threads{which}"
+        error = error.__cause__
     return ""
 
 

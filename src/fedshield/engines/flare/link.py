@@ -120,9 +120,13 @@ class FlareSites:
         do not answer: the run was aborted, or this machine starts no more threads."""
 
         def call_site(site: str) -> tuple[bytes, str]:
-            data, code = self._reply(site, args[site], deadline_s, ask)
+            data, code, own_fault = self._reply(site, args[site], deadline_s, ask)
             if code:
-                self._check_own_fault()
+                self._check_aborted()
+                # Even if there is room for a thread again by now, the site is not to blame.
+                own_fault = own_fault or limits.exhausted()
+                if own_fault:
+                    raise RoundFailed(_no_threads(own_fault))
             self.watcher.answered(method, site, code)
             return data, code
 
@@ -133,9 +137,10 @@ class FlareSites:
             with ThreadPoolExecutor(max_workers=workers) as pool:
                 replies = dict(zip(args, pool.map(call_site, args), strict=True))
         except RuntimeError as error:
-            if "start new thread" not in str(error):
+            cause = limits.no_more_threads(error)
+            if not cause:
                 raise
-            raise RoundFailed(_no_threads(limits.exhausted() or str(error))) from None
+            raise RoundFailed(_no_threads(cause)) from None
         return Replies(
             {site: data for site, (data, code) in replies.items() if not code},
             {site: code for site, (_, code) in replies.items() if code},
@@ -143,10 +148,11 @@ class FlareSites:
 
     def _reply(
         self, site: str, data: Any, deadline_s: float, ask: Callable[[Any, Any], Any]
-    ) -> tuple[bytes, str]:
+    ) -> tuple[bytes, str, str]:
+        """The site's bytes; a code for why there are none; and why it is this machine's fault."""
         started = time.monotonic()
         if site not in self._proxies:
-            return b"", "absent"
+            return b"", "absent", ""
         try:
             reply = ask(self._proxies[site](timeout=deadline_s), data)
         except Exception as error:
@@ -155,14 +161,9 @@ class FlareSites:
                 "%s: the call failed: %s: %s", site, type(error).__name__, one_line(str(error))
             )
             late = time.monotonic() - started >= deadline_s * 0.95
-            return b"", "deadline" if late else "unreachable"
-        return _checked(reply)
-
-    def _check_own_fault(self) -> None:
-        self._check_aborted()
-        cause = limits.exhausted()
-        if cause:
-            raise RoundFailed(_no_threads(cause))
+            own_fault = limits.no_more_threads(error)
+            return b"", "deadline" if late else "unreachable", own_fault
+        return *_checked(reply), ""
 
     def _check_aborted(self) -> None:
         if self._aborted():
@@ -174,8 +175,8 @@ class FlareSites:
 
 def _no_threads(cause: str) -> str:
     return (
-        f"{cause}; no site is to blame: raise the limit at the coordinator to "
-        f"{limits.SERVER_TASKS} or more (docs/deploy.md), then go on"
+        f"{cause}; no site is to blame: raise the limit at the coordinator, or end what else runs "
+        f"under it, until there is room for {limits.SERVER_TASKS} (docs/deploy.md), then go on"
     )
 
 
