@@ -3,7 +3,7 @@
 An answer is one value of each of many polynomials, all at its holder's point, so that a holder
 that lies is wrong at one place of many words. The places are found in two random combinations of
 the words, drawn after the answers are in: a wrong answer hides from both with probability
-2^-62 (p^-2) at most. Then every answer that is left is compared with the polynomials, exactly. So:
+p^-2, about 2^-62. Then every answer that is left is compared with the polynomials, exactly. So:
 
 - up to floor((m - T) / 2) of m answers wrong, in whatever they are wrong: the right sum, and
   exactly the wrong ones (else `CryptoError`, with that probability);
@@ -13,7 +13,7 @@ the words, drawn after the answers are in: a wrong answer hides from both with p
 
 Beyond the radius those who collude can put a wrong sum within it, and right answers outside: a
 wrong key is for the ciphertext to refuse, wrong residues for the keyed tags, which whoever has
-their key can forge. (Unique decoding of interleaved words by a random combination: folklore.)
+their key can forge. (Random combinations of interleaved words: as in Ligero, CCS 2017.)
 """
 
 from __future__ import annotations
