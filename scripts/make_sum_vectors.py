@@ -176,12 +176,14 @@ def known_sum() -> dict[str, Any]:
     held: dict[int, sharing.Share] = {}
     for index, holder in enumerate(SITES):
         held[index] = sharing.add([shares[dealer][index] for dealer in SITES], shape)
+        content = sharing.to_bytes(held[index])
         answers[holder] = {
-            "share": sha256(sharing.to_bytes(held[index])),
+            "share": sha256(content),
+            "tag": tag(group_key, binding, b"answer", content).hex(),
             "boxes": {
                 to: box(
                     seal(
-                        sharing.to_bytes(held[index]),
+                        content,
                         keys[holder],
                         keys[to].public,
                         purpose=ANSWER,

@@ -662,20 +662,26 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
         assert vote.contributors.hex() == answers["contributors_digest"]
         assert vote.aggregate.hex() == answers["aggregate_digest"]
         votes[name] = ours.signed(one, vote)
-    given = {}
+    given, tags = {}, {}
     for name, one in sites.items():
-        given[name] = one.quorum(messages.Quorum(votes)).boxes
+        answer = one.quorum(messages.Quorum(votes))
+        given[name], tags[name] = answer.boxes, answer.tag
+        found_tag = messages.AnswerTag.from_body(
+            envelope.unseal(answer.tag, "answer-tag", one.binding, name, ours.roster.public(name))
+        )
+        assert found_tag.tag.hex() == answers["answers"][name]["tag"]
         assert known_boxes(given[name]) == answers["answers"][name]["boxes"]
         assert one._own_answer is not None
         assert sha256(sharing.to_bytes(one._own_answer)) == answers["answers"][name]["share"]
     for name, one in sites.items():
         one.deliver(messages.Deliver(0, aggregate))
         boxes = {holder: given[holder][name] for holder in NAMES if holder != name}
-        shares_opened = one._opened(boxes, layout)
+        opening = messages.Open(boxes, {holder: tags[holder] for holder in boxes})
+        shares_opened = one._opened(opening, [aggregate], layout)
         assert known(shares_opened.key_sum) == answers["key_sum"]
         assert list(shares_opened.residues) == answers["residue_sum"]
         steps_of_one = [(slice(0, 60), float(PACKING.max_digit))]
-        opened = one.open(messages.Open(boxes), steps_of_one)
+        opened = one.open(opening, steps_of_one)
         assert opened.values.tolist() == answers["opened"]["values"]
         ones, weight, loss = answers["opened"]["reserved"]
         assert dict(opened.reserved) == {

@@ -439,7 +439,7 @@ def test_sites_stop_when_votes_differ(federation: Any, phase: str, block: bytes)
     for site in ours.names:
         assert ours.refused(site, messages.Quorum(votes)) == "vote"
         assert ours.refused(site, messages.Quorum(same)) == "vote"  # one too few, or not its own
-        assert ours.refused(site, messages.Open({})) == "repeated"
+        assert ours.refused(site, messages.Open({}, {})) == "repeated"
     assert {one.completed_rounds for one in ours.participants.values()} == {0}
 
 

@@ -378,6 +378,9 @@ def test_bodies_of_every_message(recorded: Recorded) -> None:
     for box in offer["boxes"].values():
         kind, _, _, body = recorded.federation.opened(box)
         bodies.setdefault(kind, []).append(body)
+    for answer in bodies["answer"]:
+        kind, _, _, body = recorded.federation.opened(answer["tag"])
+        bodies.setdefault(kind, []).append(body)
     assert set(bodies) == set(KINDS)
     accepted: Counter[str] = Counter()
     for _ in range(cases(0.2) // len(KINDS) + 1):
@@ -805,7 +808,7 @@ def test_shares_and_answers_from_a_malicious_site(federation: Any) -> None:
                 # The sender's own sum is over already where it opened first.
                 source = dealer or sums[sender]
                 box = source._seal(content, site, public, ANSWER, about)
-                command = messages.Open({**body["answers"], sender: box})
+                command = messages.Open({**body["answers"], sender: box}, body["tags"])
             with bounded(len(content)) as outcome:
                 reply = twin.handle(method, ours.seal(command))
             if outcome.error:

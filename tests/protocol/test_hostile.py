@@ -69,9 +69,8 @@ def answer(federation: Any, votes: dict[str, bytes]) -> dict[str, Any]:
 
 
 def boxes_for(site: str, answers: dict[str, Any]) -> messages.Open:
-    return messages.Open(
-        {holder: one["boxes"][site] for holder, one in answers.items() if site in one["boxes"]}
-    )
+    meant = {holder: one["boxes"][site] for holder, one in answers.items() if site in one["boxes"]}
+    return messages.Open(meant, {holder: answers[holder]["tag"] for holder in meant})
 
 
 def delivered(
@@ -133,7 +132,7 @@ COMMANDS: dict[str, messages.Message] = {
         messages.Announce({}, ()),
         messages.Quorum({}),
         messages.Deliver(0, b""),
-        messages.Open({}),
+        messages.Open({}, {}),
         messages.Install({}),
         messages.Evaluate(),
         messages.Finish({}),
@@ -214,7 +213,7 @@ def test_who_cannot_sign_learns_nothing_of_a_site(federation: Any, scheme: str) 
 
 def test_an_unknown_command(begun: Any) -> None:
     for method in ("", "shutdown", "_forget", "join", "Open", "vote", "round-key"):
-        data = begun.seal(messages.Open({}))
+        data = begun.seal(messages.Open({}, {}))
         assert begun.refused_bytes(VICTIM, method, data) == "kind"
 
 
@@ -546,7 +545,7 @@ def test_a_round_out_of_order(begun: Any) -> None:
     assert federation.refused(VICTIM, announce) == "repeated"
     assert federation.refused(VICTIM, messages.Quorum({})) == "vote"
     federation.send("bank", messages.Deliver(0, blocks[0]))
-    assert federation.refused("bank", messages.Open({})) == "repeated"  # not answered
+    assert federation.refused("bank", messages.Open({}, {})) == "repeated"  # not answered
     answers = answer(federation, votes)
     assert federation.refused(VICTIM, messages.Quorum(votes)) == "repeated"
 
@@ -631,7 +630,7 @@ def test_votes_that_are_refused(uploaded: tuple[Any, Any]) -> None:
         ({**votes, "bank": uploads["bank"]}, "kind"),
     ):
         assert federation.refused(VICTIM, messages.Quorum(wrong)) == code
-        assert federation.refused(VICTIM, messages.Open({})) == "repeated"
+        assert federation.refused(VICTIM, messages.Open({}, {})) == "repeated"
     for site in federation.names:
         federation.send(site, messages.Quorum(votes))
 

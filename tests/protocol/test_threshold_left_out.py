@@ -196,7 +196,7 @@ def test_who_lacks_a_share_complains_and_does_not_answer(federation: Any, way: s
     blocks = hand.aggregate(ours.names)
     votes = hand.vote_on(ours.names, ours.names, blocks)
     answers = hand.answers(votes)
-    assert answers["bank"] == {"boxes": {}, "share": b""}
+    assert answers["bank"] == {"boxes": {}, "share": b"", "tag": b""}
     assert all(set(answers[one]["boxes"]) == set(ours.names) - {one} for one in ours.names[1:])
     assert not ours.participants["bank"]._sum._held
     # The others are enough, and it can open with their answers.

@@ -364,13 +364,12 @@ class Hand:
     def opening(self, site: str, answers: Mapping[str, Any]) -> messages.Open:
         """The command to open, with every answer that is meant for this site."""
         server = self.federation.plan.scheme.open_to == "server"
-        return messages.Open(
-            {
-                holder: answer["share"] if server else answer["boxes"][site]
-                for holder, answer in answers.items()
-                if holder != site and (answer["share"] or site in answer["boxes"])
-            }
-        )
+        meant = {
+            holder: answer["share"] if server else answer["boxes"][site]
+            for holder, answer in answers.items()
+            if holder != site and (answer["share"] or site in answer["boxes"])
+        }
+        return messages.Open(meant, {holder: answers[holder]["tag"] for holder in meant})
 
     def finish(self, sites: Iterable[str] = ()) -> None:
         """The rest of an honest round over `sites`, at all sites."""

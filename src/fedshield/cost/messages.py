@@ -52,6 +52,7 @@ class Sizes:
         clear = self._plan.scheme.open_to == "server"
         round_key = messages.RoundKey(bytes(32), bytes(32), {})
         vote = messages.Vote(bytes(32), bytes(32), bytes(HEAD_BYTES))
+        answer_tag = messages.AnswerTag(bytes(32))
 
         def others(name: str, value: bytes) -> dict[str, bytes]:
             return {other: value for other in names if other != name and self._shared}
@@ -62,18 +63,21 @@ class Sizes:
         uploads = {name: bytes(self._size(upload(name), phase, name)) for name in names}
         round_keys, votes = self._signed(round_key, phase), self._signed(vote, phase)
         receipts = self._signed(messages.Receipt(bytes(32)), phase)
+        tags = self._signed(answer_tag, phase)
         up = down = 0
         for name in names:
             boxes = others(name, box)
-            answer = messages.Answer({} if clear else boxes, share if clear else b"")
+            tag = tags[name] if self._shared else b""
+            answer = messages.Answer({} if clear else boxes, share if clear else b"", tag)
             answers = others(name, share if clear else box)
+            held_tags = {other: tags[other] for other in answers}
             replies: list[messages.Message] = [round_key, upload(name), vote, answer]
             commands: list[messages.Message] = [
                 messages.Prepare(),
                 messages.Work(round_keys),
                 messages.Announce(uploads, digests),
                 messages.Quorum(votes),
-                messages.Open(answers),
+                messages.Open(answers, held_tags),
             ]
             if self._shared:
                 replies += [messages.Shares(boxes), messages.Held({})]

@@ -40,6 +40,7 @@ from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.plan_effect import without_effect
 from fedshield.privacy.terms import summarised
+from fedshield.protocol.answers import in_words
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
@@ -390,6 +391,8 @@ class SiteProcess:
         """After an evaluation: what was measured, with the bytes since the last. Its own reply,
         a few hundred bytes, counts with the next."""
         assert self._participant is not None
+        if record.faulty_answers:
+            self._events.note(f"opening the sum: {in_words(record.faulty_answers, self.name)}")
         row = {"round": 0, "upload_bytes": self._up, "download_bytes": self._down}
         if record.round_number > self._began:
             spent = time.perf_counter() - self._round_started

@@ -38,6 +38,7 @@ from fedshield.protocol.session import (
     least_opened,
     least_sites,
     read_joins,
+    read_signed,
     round_context,
     session_context,
     setup_context,
@@ -262,7 +263,7 @@ class Coordinator:
                 for holder, answer in answers.items()
                 if holder != site and (answer.share or site in answer.boxes)
             }
-            opening[site] = messages.Open(boxes)
+            opening[site] = messages.Open(boxes, {holder: answers[holder].tag for holder in boxes})
         receipts = self._calls.gather(opening, messages.Receipt)
         self._calls.require("open", len(receipts), self._least_opened)
         self._receipts = {site: data for site, (data, _) in receipts.items()}
@@ -407,8 +408,21 @@ class Coordinator:
             if answer.boxes or answer.share or not self._threshold
         }
         lacking = {site: "lacks a share" for site in replies if site not in answers}
+        self._check_tags(answers)
         self._calls.require("quorum", len(answers), self._least_answers, lacking)
         return answers
+
+    def _check_tags(self, answers: dict[str, messages.Answer]) -> None:
+        """Leaves out answers whose tag their holder did not sign: no site could take them."""
+        refused: dict[str, str] = {}
+        for site, answer in answers.items() if self._threshold else ():
+            try:
+                read_signed(answer.tag, messages.AnswerTag, self._calls.binding, site, self._roster)
+            except ProtocolError as error:
+                refused[site] = f"its answer was refused: {error}"
+        for site in refused:
+            del answers[site]
+        self._calls.drop(refused, "quorum")
 
     # -- calling ---------------------------------------------------------------------------
 

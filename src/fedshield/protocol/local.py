@@ -3,6 +3,7 @@ someone to tell what it measured. None of it crosses to another party."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -83,4 +84,6 @@ class SiteRound:
     #: Who is in the opened sum, and their weighted mean training loss if the scheme carries it.
     contributors: tuple[str, ...] = ()
     mean_train_loss: float = float("nan")
+    #: Holder -> code of what was wrong with its answer, since the last record (`answers`).
+    faulty_answers: Mapping[str, str] = field(default_factory=dict)
     wall_s: dict[str, float] = field(default_factory=dict)

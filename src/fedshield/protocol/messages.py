@@ -159,10 +159,12 @@ class Quorum(Message):
 class Open(Message):
     """Open what was delivered, and say by a receipt what it is; nothing is taken yet.
 
-    `answers`: holder -> its share of the sum's key, sealed to this site."""
+    `answers`: holder -> its share of the sum's key, sealed to this site; `tags`: holder -> its
+    signed `AnswerTag`, the same for every site."""
 
     kind = "open"
     answers: dict[str, bytes]
+    tags: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -295,11 +297,22 @@ class Vote(Message):
 @dataclass(frozen=True)
 class Answer(Message):
     """The share of the sum's key: sealed to each peer, or in the clear where the plan opens to
-    the server (`share`)."""
+    the server (`share`). `tag`: the signed `AnswerTag` of that share; all three are empty where
+    there is no share."""
 
     kind = "answer"
     boxes: dict[str, bytes]
     share: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True)
+class AnswerTag(Message):
+    """HMAC of a holder's share of the sum's key, under the group key: one for all its peers, so
+    that it cannot answer two of them differently unseen."""
+
+    kind = "answer-tag"
+    tag: bytes
 
 
 @dataclass(frozen=True)

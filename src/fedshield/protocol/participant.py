@@ -88,6 +88,9 @@ class Participant:
         self._observe = observe
         self._log = log
         self._session_id = ""
+        # What was wrong with peers' answers: in this command, and in the sum that is opened.
+        self._noticed: dict[str, str] = {}
+        self._faulty: dict[str, str] = {}
         self._commands: dict[str, Callable[[bytes], messages.Message]] = {
             "invite": self._invite,
             "begin": self._begin,
@@ -123,6 +126,7 @@ class Participant:
         self._receipt_tag = b""
         self._versions: dict[str, bytes] = {}
         self._opened: Callable[[], None] | None = None
+        self._faulty = {}
 
     @property
     def state(self) -> AdapterState:
@@ -149,18 +153,20 @@ class Participant:
 
         Raises `ProtocolError` or `CryptoError`; the engine sends on the code, never the text.
         """
+        self._noticed = {}
         try:
             if method not in self._commands:
                 raise ProtocolError("kind", f"unknown command {method!r}")
             reply = self._commands[method](data)
         except Exception as error:
-            self._log(auditlog.refused(method, data, self._session_id, self._binding, error))
+            session, noticed = self._session_id, self._noticed
+            self._log(auditlog.refused(method, data, session, self._binding, error, noticed))
             raise
         body = reply.to_body()
         sealed = envelope.seal(reply.kind, self._binding, self.name, body, self._key.sign)
         if method not in auditlog.UNLOGGED:
-            session = self._session_id
-            self._log(auditlog.answered(self.name, method, data, session, sealed, reply))
+            session, noticed = self._session_id, self._noticed
+            self._log(auditlog.answered(self.name, method, data, session, sealed, reply, noticed))
         return sealed
 
     def _read(self, kind: type[_M], data: bytes) -> _M:
@@ -382,6 +388,8 @@ class Participant:
             if error.code == "repeated":  # out of turn: nothing was tried
                 self._sum = current
             raise
+        finally:
+            self._noticed = self._faulty = current.faulty
         if weighing:
             result, self._opened = self._weights_of(opened, current)
         else:
@@ -421,6 +429,8 @@ class Participant:
     def _evaluate(self, data: bytes) -> messages.Message:
         self._read(messages.Evaluate, data)
         record, spent = self._model.evaluate(), self.spent
+        record = replace(record, faulty_answers=self._faulty)
+        self._faulty = {}
         self._observe(record if spent is None else replace(record, epsilon=spent.epsilon))
         return messages.Done()
 

@@ -20,7 +20,8 @@ from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.seal import seal, unseal
 from fedshield.errors import CryptoError, ProtocolError
-from fedshield.protocol import messages
+from fedshield.protocol import envelope, messages
+from fedshield.protocol.answers import MISSING, UNFITTING, UNREADABLE, UNTAGGED, in_words
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts, Sealed
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.journal import Journal
@@ -77,6 +78,8 @@ class Summation:
         #: Whether this site's upload is in the sum; known from `announce` on.
         self.in_set = True
         self.contributors: tuple[str, ...] = ()
+        #: Holder -> what was wrong with its answer, as a code; known from `open` on.
+        self.faulty: dict[str, str] = {}
         self._peers: dict[str, bytes] = {}
         self._sealed: Sealed | None = None
         self._salt_key: bytes | None = None
@@ -303,19 +306,20 @@ class Summation:
         about = vote.about
         lacking = [site for site in self.contributors if site not in self._held]
         boxes: dict[str, bytes] = {}
-        clear = b""
+        clear = signed_tag = b""
         if self._cipher.one_time and not lacking:
             assert self._layout is not None
             held = [self._held[one] for one in self.contributors]
             self._own_answer = sharing.add(held, self._shape(self._layout))
             content = sharing.to_bytes(self._own_answer)
+            signed_tag = self._signed(messages.AnswerTag(self._answer_tag(content)))
             if self._member.open_to == "server":
                 clear = content
             else:
                 for peer, public in self._peers.items():
                     if peer != self._member.name:
                         boxes[peer] = self._seal(content, peer, public, ANSWER, about)
-        answer = messages.Answer(boxes, clear)
+        answer = messages.Answer(boxes, clear, signed_tag)
         self._member.journal.answer(
             self._session.context,
             self._session.round_number,
@@ -363,7 +367,7 @@ class Summation:
         ):
             raise ProtocolError("repeated", "there is nothing whole to open")
         delivered, self._delivered, self._announced = self._delivered, [], None
-        shares = self._opened(command.answers, layout) if self._cipher.one_time else None
+        shares = self._opened(command, delivered, layout) if self._cipher.one_time else None
         return self._cipher.open(
             delivered,
             layout,
@@ -373,35 +377,70 @@ class Summation:
             parts,
         )
 
-    def _opened(self, answers: dict[str, bytes], layout: Layout) -> sharing.OpenedShares:
-        """The sum of the keys, and of what goes with them, from at least T answers; all that came
-        must agree."""
-        vote, roster, shape = self._voted(), self._member.roster, self._shape(layout)
-        about = vote.about
+    def _opened(
+        self, command: messages.Open, blocks: list[bytes], layout: Layout
+    ) -> sharing.OpenedShares:
+        """The sum of the keys, and of what goes with them, from at least T answers. Wrong ones are
+        found and left out as far as they can be (`crypto.decode`); `faulty` says whose."""
+        roster, shape, me = self._member.roster, self._shape(layout), self._member.name
         shares: dict[int, sharing.Share] = {}
         if self._own_answer is not None:
-            shares[roster.index(self._member.name)] = self._own_answer
-        unreadable: list[str] = []
-        for holder, raw in sorted(answers.items()):
-            if holder == self._member.name:
-                continue
+            shares[roster.index(me)] = self._own_answer
+        for holder in sorted(command.answers):
             if holder not in self._peers:
                 raise ProtocolError("not-in-set", f"{holder!r:.60} is not in this sum")
-            content = raw
-            try:
-                if self._member.open_to == "peers":
-                    content = self._unseal(raw, holder, ANSWER, about)
-                shares[roster.index(holder)] = sharing.from_bytes(content, shape)
-            except CryptoError:
-                unreadable.append(holder)
+        for holder in sorted(self._peers):
+            if holder != me:
+                found = self._read_answer(holder, command, shape)
+                if isinstance(found, str):
+                    self.faulty[holder] = found
+                else:
+                    shares[roster.index(holder)] = found
         if len(shares) < shape.threshold:
-            worse = f"; unreadable from {', '.join(unreadable)}" if unreadable else ""
             raise ProtocolError(
-                "share", f"expected {shape.threshold} answers, got {len(shares)}{worse}"
+                "share", f"expected {shape.threshold} answers, got {len(shares)}{self._whose()}"
             )
-        return sharing.open_sum(shares, shape, len(self.contributors))
+        number = len(self.contributors)
+        fits = self._cipher.key_check(blocks, layout, number, self.binding.context)
+        try:
+            opened = sharing.open_sum(shares, shape, number, fits)
+        except CryptoError as error:
+            raise CryptoError(f"{error}{self._whose()}", error.code) from None
+        for index in opened.wrong:
+            self.faulty[roster.names()[index]] = UNFITTING
+        return opened
+
+    def _whose(self) -> str:
+        """For the site's own operator: which answers were wrong, at the end of an error."""
+        return f"; {in_words(self.faulty, self._member.name)}" if self.faulty else ""
+
+    def _read_answer(
+        self, holder: str, command: messages.Open, shape: sharing.ShareShape
+    ) -> sharing.Share | str:
+        """A peer's share of the sum's key, or the code of what is wrong with it."""
+        if holder not in command.answers:
+            return MISSING
+        vote, content = self._voted(), command.answers[holder]
+        try:
+            if self._member.open_to == "peers":
+                content = self._unseal(content, holder, ANSWER, vote.about)
+            share = sharing.from_bytes(content, shape)
+            signed, roster = command.tags.get(holder, b""), self._member.roster
+            found = read_signed(signed, messages.AnswerTag, self.binding, holder, roster)
+        except (CryptoError, ProtocolError):
+            return UNREADABLE
+        return share if hmac.compare_digest(found.tag, self._answer_tag(content)) else UNTAGGED
 
     # -- helpers ---------------------------------------------------------------------------
+
+    def _answer_tag(self, content: bytes) -> bytes:
+        """Of a share as it travels. The holder's name is in the signature."""
+        return self._tag_in(self.binding, b"answer", content)
+
+    def _signed(self, message: messages.Message) -> bytes:
+        """What goes on to every site in this one's name."""
+        body = message.to_body()
+        return envelope.seal(message.kind, self.binding, self._member.name, body, self._member.sign)
 
     def _tag_in(self, binding: Binding, label: bytes, value: bytes) -> bytes:
         return tag(self._member.group_key, binding, label, value)
