@@ -203,8 +203,8 @@ def test_as_many_as_a_certificate_spares_may_be_lost_after_the_answers(
 def test_a_failed_round_is_repeated_without_a_site_with_membership_open(
     federation: Any, weights: str
 ) -> None:
-    """Nobody voted: the others send what they trained once again, weighted over those that are left:
-    the mean is right, and no row's privacy is spent twice."""
+    """Nobody voted: the others send what they trained once again, weighted over those that are
+    left: the mean is right, and no row's privacy is spent twice."""
     ours = federation("rlwe", sites=4, weights=weights)
     network = failing(ours)
     ours.coordinator.start()

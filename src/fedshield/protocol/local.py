@@ -32,8 +32,8 @@ class Contribution:
     """What a site is about to send in a round, kept so that a repetition sends the same numbers
     with the same noise, and opens nothing new (rule R4).
 
-    `base`: digest of what the round started from; `weight`: what it is encoded with; `trained`: float32, (num_values,), the trained
-    parameters; `encoded`: what is encrypted, as `Encoded` has it: its digits or slots;
+    `base`: digest of what the round started from; `weight`: what it is encoded with; `trained`:
+    float32, (num_values,), the trained parameters; `encoded`: what is encrypted, as `Encoded` has it: its digits or slots;
     `reserved`: its reserved integers; `residual`: what rounding left, where the scheme has any.
     """
 
