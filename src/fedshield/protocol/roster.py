@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import astuple, dataclass
 
+from fedshield.crypto.public_keys import SEALING
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec
 from fedshield.quorum import Rules
@@ -56,8 +57,9 @@ class Roster:
     def encode(self) -> bytes:
         sites: dict[str, codec.Value] = dict(self.sites)
         rules: list[codec.Value] = [*astuple(self.rules)]
+        demo = int(self.demo)
         return codec.encode(
-            ["fedshield roster 2", sites, self.coordinator, rules, self.charter, int(self.demo)]
+            ["fedshield roster 3", sites, self.coordinator, rules, self.charter, demo, SEALING]
         )
 
     def sha256(self) -> bytes:
