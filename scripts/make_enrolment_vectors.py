@@ -67,8 +67,9 @@ def main() -> None:
     rules = [3, 1, 2, 2, 3, "malicious"]
     content = encode(
         [
-            *("fedshield signed roster 1", 0, party("coordinator")[0], sites, rules, b""),
+            *("fedshield signed roster 2", 0, party("coordinator")[0], sites, rules, b""),
             [["rlwe"], 8, 0],
+            2,
         ]
     )
     digest = hashlib.sha256(content).digest()

@@ -39,6 +39,7 @@ HOLDS_A_KEY = {
     *("fedshield.crypto.seal", "fedshield.crypto.plain", "fedshield.crypto.shamir"),
     *(f"fedshield.crypto.rlwe.{part}" for part in ("scheme", "sampling", "tag", "products")),
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
+    "fedshield.protocol.channels",
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

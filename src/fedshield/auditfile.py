@@ -165,12 +165,12 @@ def keep_roster(run: Path, roster: Roster) -> None:
         kept = read_rosters(path) if path.exists() else ()
         if roster not in kept:
             rows = [_row(one) for one in (*kept, roster)]
-            write_atomic(path, to_text("run rosters 1", {"rosters": rows}))
+            write_atomic(path, to_text("run rosters 2", {"rosters": rows}))
 
 
 def read_rosters(path: Path) -> tuple[Roster, ...]:
     """Raises `RosterError` for anything but what `keep_roster` wrote."""
-    fields, _ = read_document(path, "run rosters 1")
+    fields, _ = read_document(path, "run rosters 2")
     try:
         rows = [Fields(row, f"rosters.{at}") for at, row in enumerate(fields.items("rosters"))]
         fields.done()

@@ -289,9 +289,12 @@ def test_replies_that_the_coordinator_refuses(
         goes_on(ours, 2)
 
 
+@pytest.mark.parametrize("half", [slice(None), slice(0, 1184), slice(1184, None)])
 @SCHEMES
-def test_a_round_key_that_is_another_sites_is_refused(federation: Any, scheme: str) -> None:
-    """Else both would hold what is sealed to one of them."""
+def test_a_round_key_that_is_another_sites_is_refused(
+    federation: Any, scheme: str, half: slice
+) -> None:
+    """Else both would hold what is sealed to one of them, or a half of it."""
     ours = federation(scheme).run(1)
     banks: list[bytes] = []
 
@@ -300,7 +303,9 @@ def test_a_round_key_that_is_another_sites_is_refused(federation: Any, scheme: s
         if name == "prepare" and site == "bank":
             banks.append(body["key"])
         if name == "prepare" and site == BAD:
-            body = body | {"key": banks[-1]}
+            copied = bytearray(body["key"])
+            copied[half] = banks[-1][half]
+            body = body | {"key": bytes(copied)}
             return envelope.seal(kind, binding, sender, body, ours.keys[BAD].sign)
         return data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -366,7 +367,7 @@ def test_a_second_work_command_gets_no_second_upload(uploaded: tuple[Any, Any]) 
     federation, uploads = uploaded
     before = federation.blocks(VICTIM, uploads[VICTIM])
     first = Binding(federation.coordinator._session.context, 1, "round")
-    keys = {name: RunKey().public for name in federation.names}
+    keys = {name: RunKey(os.urandom(32)).public.to_bytes() for name in federation.names}
     for binding in (federation.binding, first):
         code = "repeated" if binding == federation.binding else "context"
         for round_keys in ({}, keys):
@@ -392,11 +393,16 @@ def test_round_keys_that_a_site_refuses(begun: Any) -> None:
     body = begun.opened(keys["bank"])[3]
     stranger = envelope.seal("round-key", begun.binding, "lab", body, lab.sign)
     own = begun.opened(keys[VICTIM])[3]["key"]
+    fresh = RunKey(os.urandom(32)).public
     for changed, code in (
         ({}, "cohort"),
         ({"bank": keys["bank"], VICTIM: keys[VICTIM]}, "cohort"),
-        ({**keys, VICTIM: forged(VICTIM, key=RunKey().public)}, "disagree"),
+        ({**keys, VICTIM: forged(VICTIM, key=fresh.to_bytes())}, "disagree"),
         ({**keys, "bank": forged("bank", key=own)}, "repeated"),
+        ({**keys, "bank": forged("bank", key=own[:1184] + fresh.x25519)}, "repeated"),
+        ({**keys, "bank": forged("bank", key=fresh.mlkem + own[1184:])}, "repeated"),
+        ({**keys, "bank": forged("bank", key=b"\xff" * 1184 + fresh.x25519)}, "malformed"),
+        ({**keys, "bank": forged("bank", key=fresh.mlkem + bytes(32))}, "malformed"),
         ({**keys, "bank": forged("bank", key=b"short")}, "size"),
         ({**keys, "bank": forged("bank", model_tag=bytes(32))}, "disagree"),
         ({**keys, "bank": keys["hospital"]}, "signature"),
@@ -924,7 +930,7 @@ def test_key_boxes_that_are_refused(keyless: tuple[Any, dict[str, bytes]]) -> No
         box = rebox(federation, VICTIM, "bank", box=inner)
         with pytest.raises(CryptoError, match="sealed box"):
             federation.send(VICTIM, messages.TakeKey(box))
-    stranger = rebox(federation, VICTIM, "bank", run_key=RunKey())
+    stranger = rebox(federation, VICTIM, "bank", run_key=RunKey(os.urandom(32)))
     with pytest.raises(CryptoError, match="does not open"):
         federation.send(VICTIM, messages.TakeKey(stranger))
     short = replace(run_keys.make(federation.plan), group_key=bytes(31))

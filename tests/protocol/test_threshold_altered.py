@@ -24,7 +24,6 @@ from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.session import upload_digest
-from fedshield.protocol.summation import ANSWER, SHARE
 
 VICTIM, COLLUDER = "clinic", "surgery"
 
@@ -193,7 +192,9 @@ def lie(hand: Hand, to: str, by: int, holders: list[str]) -> tuple[bytes, bytes]
     share[0] = (int(share[0]) + by * pow(weight, -1, shamir.PRIME)) % shamir.PRIME
     about = summation._vote.contributors + summation._vote.aggregate
     content = sharing.to_bytes(sharing.Share(share, summation._own_answer.residues))
-    box: bytes = summation._seal(content, to, summation._peers[to], ANSWER, about)
+    box: bytes = summation._channels.seal_answer(
+        content, to, about, summation._salt_key, in_sum=True
+    )
     tag = hand.signed_by(COLLUDER, messages.AnswerTag(summation._answer_tag(content)))
     return box, tag
 
@@ -309,7 +310,7 @@ def test_boxes_that_a_dealer_did_not_sign_for(federation: Any) -> None:
     dealer = ours.participants[COLLUDER]._sum
     own = messages.Upload.from_body(body_of(hand.uploads[COLLUDER]))
     share, about = bytes(dealer._shape(dealer._layout).num_bytes), upload_digest(own)
-    second = dealer._seal(share, "bank", dealer._peers["bank"], SHARE, about)
+    second = dealer._channels.seal_share(share, "bank", about, dealer._salt_key)
     shares = hand.shares_for("bank") | {COLLUDER: second}
     held = hand.send("bank", messages.Hold(hand.uploads, shares))
     assert held["complaints"] == {COLLUDER: b"share"}

@@ -13,7 +13,6 @@ from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.protocol import messages
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.session import aggregate_digest, contributors_digest, read_uploads
-from fedshield.protocol.summation import ANSWER
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +68,14 @@ class Attacker:
         first = self.colluders[0]
         uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
         about = contributors_digest(uploads) + aggregate_digest(digests(blocks))
-        return {
-            holder: sharing.from_bytes(
-                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about), self.shape
-            )
-            for holder, answer in answers.items()
-            if first in answer["boxes"]
-        }
+        channels = self._sum(first)._channels
+        found: dict[str, sharing.Share] = {}
+        for holder, answer in answers.items():
+            if first in answer["boxes"]:
+                box, in_sum = answer["boxes"][first], holder in uploads
+                raw = channels.open_answer(box, holder, about, in_sum=in_sum)
+                found[holder] = sharing.from_bytes(raw, self.shape)
+        return found
 
     @property
     def shape(self) -> sharing.ShareShape:

@@ -7,8 +7,9 @@ hold to parts in ten thousand). `rlwe` and `plain` are exact.
 
 from __future__ import annotations
 
+from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import parameters
-from fedshield.crypto.seal import OVERHEAD_BYTES
+from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES
 from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.ciphers import block_sizes, parameters_of, share_shape
@@ -49,8 +50,9 @@ class Sizes:
             shape = share_shape(parameters_of(self._plan), layout, self._plan.rules())
             share = bytes(shape.num_bytes)
         box = bytes(len(share) + OVERHEAD_BYTES)
+        first_box = bytes(CIPHERTEXT_BYTES + len(box))
         clear = self._plan.scheme.open_to == "server"
-        round_key = messages.RoundKey(bytes(32), bytes(32), {})
+        round_key = messages.RoundKey(bytes(PUBLIC_KEY_BYTES), bytes(32), {})
         vote = messages.Vote(bytes(32), bytes(32), bytes(HEAD_BYTES))
         answer_tag = messages.AnswerTag(bytes(32))
 
@@ -66,9 +68,10 @@ class Sizes:
         tags = self._signed(answer_tag, phase)
         up = down = 0
         for name in names:
-            boxes = others(name, box)
+            shares = others(name, first_box)
+            boxes = {} if clear else others(name, box)
             tag = tags[name] if self._shared else b""
-            answer = messages.Answer({} if clear else boxes, share if clear else b"", tag)
+            answer = messages.Answer(boxes, share if clear else b"", tag)
             answers = others(name, share if clear else box)
             held_tags = {other: tags[other] for other in answers}
             replies: list[messages.Message] = [round_key, upload(name), vote, answer]
@@ -80,8 +83,8 @@ class Sizes:
                 messages.Open(answers, held_tags),
             ]
             if self._shared:
-                replies += [messages.Shares(boxes), messages.Held({})]
-                commands += [messages.FetchShares(), messages.Hold(uploads, boxes)]
+                replies += [messages.Shares(shares), messages.Held({})]
+                commands += [messages.FetchShares(), messages.Hold(uploads, shares)]
             replies += [messages.Receipt(bytes(32)), messages.Done()]
             commands += [messages.Install(receipts)]
             if phase == "round":
@@ -99,15 +102,14 @@ class Sizes:
         """Bytes up and down of all sites together: opening and closing one session."""
         names, plan = self._names, self._plan
         invite = messages.Invite(bytes(16), plan.canonical(), self._roster.encode())
-        join = messages.Join(
-            bytes(32), bytes(32), 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {}
-        )
+        key = bytes(PUBLIC_KEY_BYTES)
+        join = messages.Join(bytes(32), key, 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {})
         begin = messages.Begin(self._signed(join, "setup"))
         secret_bytes = public_bytes = 0
         if plan.scheme.name == "ckks":
             chosen = parameters("ckks", plan.scheme.parameter_set)
             secret_bytes, public_bytes = chosen.secret_key_bytes, chosen.public_key_bytes
-        secret = bytes(32 + secret_bytes + OVERHEAD_BYTES)
+        secret = bytes(CIPHERTEXT_BYTES + 32 + secret_bytes + OVERHEAD_BYTES)
         maker, *others = names
         boxes = {
             name: bytes(self._size(messages.KeyBox(name, bytes(16), secret), "setup", maker))

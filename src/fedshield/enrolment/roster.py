@@ -1,7 +1,8 @@
 """The roster that organisations review and countersign, and when a run may use it.
 
 Under the signatures is its content: who takes part with which key, who may open what, the base
-model's hash and the settings that a plan may have. A countersignature is over the content's
+model's hash, the settings that a plan may have, and how boxes are sealed: a session offers no less
+than what every site signed. A countersignature is over the content's
 hash and the names of the sites whose fingerprint the signer compared over another channel.
 
 Signatures by keys inside the roster prove nothing against a coordinator that made up those
@@ -22,6 +23,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from fedshield.crypto.keys import SigningKey
+from fedshield.crypto.public_keys import SEALING
 from fedshield.enrolment.cards import Card, KeyFile, check_parties
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
@@ -55,6 +57,7 @@ class SignedRoster:
     allowed: Allowed = field(default_factory=Allowed)
     model_sha256: bytes = b""
     demo: bool = False
+    sealing: int = SEALING
     countersignatures: dict[str, Countersignature] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,12 @@ class SignedRoster:
             raise RosterError(
                 f"--model-sha256: expected 32 bytes, got {len(self.model_sha256)}; leave it out "
                 "for any model"
+            )
+        if self.sealing != SEALING:
+            raise RosterError(
+                f"sealing: expected {SEALING} (ML-KEM-768 and X25519), got "
+                f"{str(self.sealing)[:20]}; all parties need the same version of FedShield: make "
+                "the roster anew with it, and have every site sign it"
             )
         check_parties((self.coordinator, *self.sites))
         # The order of cards means nothing; one order makes one content.
@@ -143,6 +152,7 @@ class SignedRoster:
                 numbers,
                 self.model_sha256,
                 [[*sorted(allowed.schemes)], allowed.min_bits or 0, allowed.max_examples or 0],
+                self.sealing,
             ]
         )
 
@@ -304,6 +314,7 @@ class SignedRoster:
                 "rules": dataclasses.asdict(self.asked),
                 "allowed": allowed,
                 "model_sha256": self.model_sha256.hex() or None,
+                "sealing": self.sealing,
                 "countersignatures": {
                     name: {"confirmed": [*given.confirmed], "signature": given.signature.hex()}
                     for name, given in sorted(self.countersignatures.items())
@@ -331,13 +342,16 @@ class SignedRoster:
         asked = Asked.from_fields(fields.inner("rules"))
         allowed = Allowed.from_fields(fields.inner("allowed"))
         model_sha256 = fields.maybe_hexadecimal("model_sha256", 32)
+        sealing = fields.number("sealing")
         given = fields.inner("countersignatures")
         countersignatures = {
             name: _countersignature(given.inner(name)) for name in given.names()[:MAX_SITES]
         }
         given.done()
         fields.done()
-        return cls(coordinator, sites, asked, allowed, model_sha256, demo, countersignatures)
+        return cls(
+            coordinator, sites, asked, allowed, model_sha256, demo, sealing, countersignatures
+        )
 
 
 def _countersignature(fields: Fields) -> Countersignature:

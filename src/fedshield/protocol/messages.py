@@ -195,7 +195,8 @@ class Finish(Message):
 
 @dataclass(frozen=True)
 class Join(Message):
-    """A site's fresh nonce and X25519 key, and the round that it stands at.
+    """A site's fresh nonce, its public keys for the session (ML-KEM-768 | X25519) and the round
+    that it stands at.
 
     `num_examples` is zero unless the plan makes weights public. `version`: of the records and
     settings that the site puts in, keyed, 32 bytes; `head`: its ledger's head, signed; `heads`:
@@ -230,7 +231,7 @@ class KeyOffer(Message):
 
 @dataclass(frozen=True)
 class KeyBox(Message):
-    """The run's keys, sealed to one site."""
+    """The run's keys, sealed to one site. `box`: ML-KEM ciphertext | sealed keys."""
 
     kind = "key-box"
     receiver: str
@@ -240,8 +241,8 @@ class KeyBox(Message):
 
 @dataclass(frozen=True)
 class RoundKey(Message):
-    """A site's ephemeral X25519 key for one sum, a keyed tag of the model that it starts from,
-    and the only set that it may still open from there (empty if any)."""
+    """A site's ephemeral public keys for one sum (ML-KEM-768 | X25519), a keyed tag of the model
+    that it starts from, and the only set that it may still open from there (empty if any)."""
 
     kind = "round-key"
     key: bytes
@@ -264,7 +265,7 @@ class Upload(Message):
 
 @dataclass(frozen=True)
 class Shares(Message):
-    """Sealed shares of a site's one-time key: holder -> box."""
+    """Sealed shares of a site's one-time key: holder -> ML-KEM ciphertext | box."""
 
     kind = "shares"
     boxes: dict[str, bytes]
@@ -298,7 +299,7 @@ class Vote(Message):
 class Answer(Message):
     """The share of the sum's key: sealed to each peer, or in the clear where the plan opens to
     the server (`share`). `tag`: the signed `AnswerTag` of that share; all three are empty where
-    there is no share."""
+    there is no share. A box has a ciphertext in front only if its sender is not in the sum."""
 
     kind = "answer"
     boxes: dict[str, bytes]

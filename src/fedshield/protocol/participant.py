@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from fedshield.crypto.keys import RunKey, SigningKey
+from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Spent
@@ -47,10 +48,10 @@ _M = TypeVar("_M", bound=messages.Message)
 
 
 class Participant:
-    """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden its
-    one-time keys against a cloned machine; `example_cap`: most examples that it counts for; `line`:
-    the rules over all sums of its records; `start`: digest of what the plan starts from; `log`:
-    takes what the site did and refused, before a reply leaves."""
+    """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden every
+    key that it makes against a poor generator; `example_cap`: most examples that it counts for;
+    `line`: the rules over all sums of its records; `start`: digest of what the plan starts from;
+    `log`: takes what the site did and refused, before a reply leaves."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Participant:
         self._cipher: Cipher | None = None
         self._sum: Summation | None = None
         self._run_key: RunKey | None = None
-        self._peer_keys: dict[str, bytes] = {}
+        self._peer_keys: dict[str, PublicKey] = {}
         self._session = self._binding = Binding(bytes(32), 0, SETUP)
         self._join: messages.Join | None = None
         self._weight = 0.0
@@ -189,11 +190,11 @@ class Participant:
             raise ProtocolError("context", "the coordinator's roster is not the one agreed here")
         self._forget()
         self._session_id = invite.session[:32].hex()
-        self._run_key = RunKey()
+        self._run_key = RunKey(self._secret)
         public = self._plan.scheme.weights == "public"
         self._join = messages.Join(
             nonce=os.urandom(NONCE_BYTES),
-            run_key=self._run_key.public,
+            run_key=self._run_key.public.to_bytes(),
             completed_rounds=self.completed_rounds,
             num_examples=self._model.num_examples if public else 0,
             version=self._line.version,
@@ -218,7 +219,7 @@ class Participant:
             {site: join.heads for site, join in joins.items()},
         )
         self._versions = {site: join.version for site, join in joins.items()}
-        self._peer_keys = {site: join.run_key for site, join in joins.items()}
+        self._peer_keys = {site: PublicKey.from_bytes(join.run_key) for site, join in joins.items()}
         self._session = Binding(session_context(self._binding, joins), 0, SETUP)
         self._binding = self._session
         if self._plan.scheme.weights == "equal":
@@ -299,6 +300,7 @@ class Participant:
             self._line,
             self._key.sign,
             keys.group_key,
+            self._secret,
         )
         agreed = self._model.agreed() + self._weights_total.to_bytes(8, "big")
         self._sum = Summation(member, cipher, wanted, base, agreed)

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 
+from fedshield.crypto.public_keys import SEALING
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec
 from fedshield.quorum import Rules
@@ -66,8 +67,9 @@ class Roster:
     def encode(self) -> bytes:
         sites: dict[str, codec.Value] = dict(self.sites)
         rules: list[codec.Value] = [*astuple(self.rules)]
+        demo = int(self.demo)
         return codec.encode(
-            ["fedshield roster 3", sites, self.coordinator, rules, self.charter, int(self.demo)]
+            ["fedshield roster 3", sites, self.coordinator, rules, self.charter, demo, SEALING]
         )
 
     def sha256(self) -> bytes:

@@ -6,8 +6,8 @@ The rules that keep a single update closed are all here, each where it acts:
 - from one base model only one set, for ever (the vote binds);
 - an answer only after Q matching votes of distinct roster sites, and only over exactly that set;
 - a holder that lacks a share complains; a partial sum is never sent.
-The X25519 key and the one-time key live in this object only and go with it: after a restart a
-site has nothing to answer an interrupted round with.
+The keys that others seal to and the one-time key live in this object only and go with it: after a
+restart a site has nothing to answer an interrupted round with.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey
-from fedshield.crypto.seal import seal, unseal
+from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.answers import MISSING, UNFITTING, UNREADABLE, UNTAGGED, in_words
+from fedshield.protocol.channels import Channels
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts, Sealed
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.journal import Journal
@@ -41,8 +42,6 @@ from fedshield.protocol.session import (
 from fedshield.quorum import OpenTo
 from fedshield.types import Layout, OpenedSum
 
-SHARE, ANSWER = "share", "answer"
-
 
 @dataclass(frozen=True)
 class Member:
@@ -55,6 +54,8 @@ class Member:
     line: Line
     sign: Sign
     group_key: bytes = field(repr=False)
+    #: 32 bytes of the site's own, which go into every key that it makes.
+    secret: bytes = field(repr=False)
 
 
 class Summation:
@@ -71,7 +72,7 @@ class Summation:
         self._cipher = cipher
         self._session = session
         self._base = base
-        self._key = RunKey()
+        self._key = RunKey(member.secret)
         self._model_tag = self._tag_in(session, b"model", agreed)
         #: What messages after `work` are bound to; until then the session's.
         self.binding = session
@@ -80,7 +81,7 @@ class Summation:
         self.contributors: tuple[str, ...] = ()
         #: Holder -> what was wrong with its answer, as a code; known from `open` on.
         self.faulty: dict[str, str] = {}
-        self._peers: dict[str, bytes] = {}
+        self._channels: Channels | None = None
         self._sealed: Sealed | None = None
         self._salt_key: bytes | None = None
         self._upload: messages.Upload | None = None
@@ -99,34 +100,35 @@ class Summation:
     @property
     def sites(self) -> tuple[str, ...]:
         """Everyone whose key is in this sum."""
-        return tuple(sorted(self._peers))
+        peers = () if self._channels is None else self._channels.peers
+        return tuple(sorted((self._member.name, *peers)))
 
     # -- keys and upload -------------------------------------------------------------------
 
     def round_key(self) -> messages.RoundKey:
         bound = dict.fromkeys(self._member.journal.bound(self._base), b"")
-        return messages.RoundKey(self._key.public, self._model_tag, bound)
+        return messages.RoundKey(self._key.public.to_bytes(), self._model_tag, bound)
 
     def begin(self, command: messages.Work) -> None:
-        """Take every site's ephemeral key; from here on messages are bound to all of them."""
-        if self._peers:
+        """Take every site's ephemeral keys; from here on messages are bound to all of them."""
+        if self._channels is not None:
             raise ProtocolError("repeated", "this site has begun this sum already")
         least = least_sites(self._member.roster.rules)
         keys = read_round_keys(command.round_keys, self._session, self._member.roster, least)
         own = keys.get(self._member.name)
-        if own is None or own.key != self._key.public:
+        if own is None or own.key != self._key.public.to_bytes():
             raise ProtocolError("disagree", "this site's own round key was replaced")
         for site, key in keys.items():
             if not hmac.compare_digest(key.model_tag, self._model_tag):
                 raise ProtocolError("disagree", f"{site} starts from another model")
-        self._peers = {site: key.key for site, key in keys.items()}
-        self.binding = Binding(
-            round_context(self._session, keys), self._session.round_number, self._session.phase
-        )
+        context = round_context(self._session, keys)
+        peers = {site: PublicKey.from_bytes(key.key) for site, key in keys.items()}
+        self._channels = Channels(self._member.name, self._key, peers, context)
+        self.binding = Binding(context, self._session.round_number, self._session.phase)
 
     def contribute(self, encoded: Encoded) -> messages.Upload:
         """Encrypt, share the key out, journal, and say what will be handed over."""
-        if not self._peers or self._upload is not None:
+        if self._channels is None or self._upload is not None:
             raise ProtocolError("repeated", "this site has an upload in this sum")
         context = self.binding.context
         sealed = self._cipher.encrypt(encoded, context)
@@ -137,7 +139,7 @@ class Summation:
             share_digests={},
         )
         if sealed.secret is not None:
-            self._share_out(sealed, encoded.layout, upload_digest(upload))
+            self._share_out(sealed, encoded.layout, upload_digest(upload), self._channels)
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
             upload = messages.Upload(
                 upload.key_id, upload.layout_tag, upload.block_digests, digests
@@ -154,28 +156,15 @@ class Summation:
     def _shape(self, layout: Layout) -> sharing.ShareShape:
         return self._cipher.share_shape(layout, self._member.roster.rules)
 
-    def _share_out(self, sealed: Sealed, layout: Layout, digest: bytes) -> None:
+    def _share_out(self, sealed: Sealed, layout: Layout, digest: bytes, channels: Channels) -> None:
         assert sealed.secret is not None
-        me, roster = self._member.name, self._member.roster
+        roster = self._member.roster
         self._salt_key = hmac.digest(sealed.share_seed, b"salts", "sha256")
         dealt = sharing.deal(sealed.secret, sealed.residues, self._shape(layout), sealed.share_seed)
-        self._held[me] = dealt[roster.index(me)]
-        for holder, public in self._peers.items():
-            if holder != me:
-                share = sharing.to_bytes(dealt[roster.index(holder)])
-                self._boxes[holder] = self._seal(share, holder, public, SHARE, digest)
-
-    def _seal(self, content: bytes, to: str, public: bytes, purpose: str, about: bytes) -> bytes:
-        return seal(
-            content,
-            self._key,
-            public,
-            purpose=purpose,
-            context=self.binding.context,
-            names=(self._member.name, to),
-            associated=about,
-            salt_key=self._salt_key,
-        )
+        self._held[self._member.name] = dealt[roster.index(self._member.name)]
+        for holder in channels.peers:
+            share = sharing.to_bytes(dealt[roster.index(holder)])
+            self._boxes[holder] = channels.seal_share(share, holder, digest, self._salt_key)
 
     def fetch(self, index: int) -> bytes:
         blocks = self._contributed()[0].blocks
@@ -219,27 +208,17 @@ class Summation:
         expected = upload.share_digests.get(self._member.name, b"")
         if not hmac.compare_digest(hashlib.sha256(box).digest(), expected):
             raise CryptoError(f"share of {dealer}: not the one that it signed for")
-        content = self._unseal(box, dealer, SHARE, upload_digest(upload))
+        assert self._channels is not None
+        content = self._channels.open_share(box, dealer, upload_digest(upload))
         assert self._layout is not None
         return sharing.from_bytes(content, self._shape(self._layout))
-
-    def _unseal(self, box: bytes, sender: str, purpose: str, about: bytes) -> bytes:
-        return unseal(
-            box,
-            self._key,
-            self._peers[sender],
-            purpose=purpose,
-            context=self.binding.context,
-            names=(sender, self._member.name),
-            associated=about,
-        )
 
     def _read_uploads(self, raw: dict[str, bytes]) -> dict[str, messages.Upload]:
         """Signed uploads of sites in this sum, laid out and keyed as this site's is."""
         _, own = self._contributed()
         uploads = read_uploads(raw, self.binding, self._member.roster)
         for site, upload in uploads.items():
-            if site not in self._peers:
+            if not self._is_here(site):
                 raise ProtocolError("not-in-set", f"{site} is not in this sum")
             if not hmac.compare_digest(upload.layout_tag, own.layout_tag):
                 raise ProtocolError("layout", f"{site} laid its values out differently")
@@ -316,9 +295,7 @@ class Summation:
             if self._member.open_to == "server":
                 clear = content
             else:
-                for peer, public in self._peers.items():
-                    if peer != self._member.name:
-                        boxes[peer] = self._seal(content, peer, public, ANSWER, about)
+                boxes = self._sealed_answers(content, about)
         answer = messages.Answer(boxes, clear, signed_tag)
         self._member.journal.answer(
             self._session.context,
@@ -330,6 +307,15 @@ class Summation:
         # What was one dealer's goes as soon as it is in the sum.
         self._held.clear()
         return answer
+
+    def _sealed_answers(self, content: bytes, about: bytes) -> dict[str, bytes]:
+        channels, salt_key = self._channels, self._salt_key
+        assert channels is not None
+        assert salt_key is not None
+        return {
+            peer: channels.seal_answer(content, peer, about, salt_key, in_sum=self.in_set)
+            for peer in channels.peers
+        }
 
     def _voted(self) -> messages.Vote:
         if self._vote is None:
@@ -387,9 +373,9 @@ class Summation:
         if self._own_answer is not None:
             shares[roster.index(me)] = self._own_answer
         for holder in sorted(command.answers):
-            if holder not in self._peers:
+            if not self._is_here(holder):
                 raise ProtocolError("not-in-set", f"{holder!r:.60} is not in this sum")
-        for holder in sorted(self._peers):
+        for holder in self.sites:
             if holder != me:
                 found = self._read_answer(holder, command, shape)
                 if isinstance(found, str):
@@ -423,7 +409,10 @@ class Summation:
         vote, content = self._voted(), command.answers[holder]
         try:
             if self._member.open_to == "peers":
-                content = self._unseal(content, holder, ANSWER, vote.about)
+                assert self._channels is not None
+                content = self._channels.open_answer(
+                    content, holder, vote.about, in_sum=holder in self.contributors
+                )
             share = sharing.from_bytes(content, shape)
             signed, roster = command.tags.get(holder, b""), self._member.roster
             found = read_signed(signed, messages.AnswerTag, self.binding, holder, roster)
@@ -441,6 +430,12 @@ class Summation:
         """What goes on to every site in this one's name."""
         body = message.to_body()
         return envelope.seal(message.kind, self.binding, self._member.name, body, self._member.sign)
+
+    def _is_here(self, site: str) -> bool:
+        """Whether it sent a key for this sum."""
+        return site == self._member.name or (
+            self._channels is not None and site in self._channels.peers
+        )
 
     def _tag_in(self, binding: Binding, label: bytes, value: bytes) -> bytes:
         return tag(self._member.group_key, binding, label, value)

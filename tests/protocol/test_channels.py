@@ -1,0 +1,399 @@
+"""Sealed boxes of a sum: exactly the bytes that are stated, who can read whose answer, and a
+coordinator that swaps, mixes, replays or downgrades them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from threshold_kit import (
+    FOUR,
+    Hand,
+    body_of,
+    failing,
+    flipped,
+    lose,
+    nothing_installed,
+    started,
+)
+
+from fedshield.crypto.keys import RunKey, SigningKey
+from fedshield.crypto.public_keys import MLKEM_BYTES, PUBLIC_KEY_BYTES, PublicKey
+from fedshield.crypto.scheme import rlwe_parameters
+from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES
+from fedshield.encode_integers import encode_count
+from fedshield.errors import CryptoError, ProtocolError, RoundFailed
+from fedshield.protocol import codec, envelope, messages
+from fedshield.protocol.channels import Channels
+from fedshield.protocol.ciphers import OneTimeKeys
+from fedshield.protocol.envelope import Binding
+from fedshield.protocol.journal import Journal
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import upload_digest
+from fedshield.protocol.summation import Member, Summation
+from fedshield.quorum import resolve
+
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+ABOUT = b"about"
+
+
+# -- sizes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_sites", "stated"), [(3, 3_360), (10, 10_976), (64, 69_728)], ids=["3", "10", "64"]
+)
+def test_what_mlkem_adds_to_a_sites_upload(num_sites: int, stated: int, tmp_path: Path) -> None:
+    """1,184 bytes of key and 1,088 for each peer; the answers add none. Against the same messages
+    without them, as they crossed before."""
+    names = [f"site-{number:02d}" for number in range(num_sites)]
+    keys = {name: SigningKey() for name in names}
+    roster = Roster(
+        {name: key.public for name, key in keys.items()}, bytes(32), resolve(num_sites), demo=True
+    )
+    session, packing = Binding(bytes(32), 0, "weights"), rlwe_parameters(num_sites, 16, False)
+
+    def site(name: str) -> Summation:
+        journal = Journal(tmp_path / f"{name}.jsonl")
+        secret = os.urandom(32)
+        member = Member(name, roster, "peers", journal, keys[name].sign, bytes(32), secret)
+        cipher = OneTimeKeys(packing, bytes(32), secret)
+        return Summation(member, cipher, session, "base", b"")
+
+    sites = {name: site(name) for name in names}
+    raw = {
+        name: envelope.seal("round-key", session, name, one.round_key().to_body(), keys[name].sign)
+        for name, one in sites.items()
+    }
+    first = sites[names[0]]
+    first.begin(messages.Work(raw))
+    first.contribute(encode_count(10, packing))
+    key, boxes = first.round_key(), first.shares()
+    share_bytes = first._shape(first._cipher.weights_layout()).num_bytes
+    assert len(boxes) == num_sites - 1
+    assert {len(box) for box in boxes.values()} == {CIPHERTEXT_BYTES + OVERHEAD_BYTES + share_bytes}
+
+    def size(*sent: messages.Message) -> int:
+        return sum(
+            len(envelope.seal(m.kind, first.binding, names[0], m.to_body(), lambda _: bytes(64)))
+            for m in sent
+        )
+
+    before = (
+        dataclasses.replace(key, key=bytes(32)),
+        messages.Shares({to: box[CIPHERTEXT_BYTES:] for to, box in boxes.items()}),
+    )
+    assert size(key, messages.Shares(boxes)) - size(*before) == stated
+    assert stated == 1_184 + 1_088 * (num_sites - 1)
+
+
+@pytest.mark.parametrize("scheme", ["plain", "ckks", "rlwe"])
+def test_the_lengths_that_cross(federation: Any, scheme: str) -> None:
+    """One ciphertext in front of each share's box and of each box of the run's keys; none in front
+    of an answer; none at all in a sum under the run's key."""
+    ours = federation(scheme, weights="equal").run(1)
+
+    def said(site: str, method: str) -> Any:
+        return ours.opened(ours.wire.of(site, method)[0].reply)[3]
+
+    for site in ours.names:
+        assert len(said(site, "invite")["run_key"]) == PUBLIC_KEY_BYTES == 1_216
+        assert len(said(site, "prepare")["key"]) == PUBLIC_KEY_BYTES
+        assert bool(said(site, "quorum")["boxes"]) == (scheme == "rlwe")
+        if scheme == "rlwe":
+            shares, answers = said(site, "fetch-shares")["boxes"], said(site, "quorum")["boxes"]
+            lengths = {len(box) - CIPHERTEXT_BYTES for box in shares.values()}
+            assert lengths == {len(box) for box in answers.values()}
+    offer = said("bank", "make-key")
+    secret = ours.participants["bank"]._keys
+    assert secret is not None
+    held = len(secret.scheme.secret()) if scheme == "ckks" else 0
+    for sealed in offer["boxes"].values():
+        box = ours.opened(sealed)[3]["box"]
+        assert len(box) == CIPHERTEXT_BYTES + OVERHEAD_BYTES + 32 + held
+
+
+# -- who has which secret --------------------------------------------------------------------
+
+
+def pair() -> tuple[Channels, Channels]:
+    keys = {name: RunKey(bytes(32)) for name in ("bank", "clinic")}
+    peers = {name: key.public for name, key in keys.items()}
+    bank, clinic = (Channels(name, keys[name], peers, bytes(32)) for name in keys)
+    return bank, clinic
+
+
+def test_an_answer_needs_no_second_ciphertext() -> None:
+    bank, clinic = pair()
+    share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
+    assert clinic.open_share(share, "bank", ABOUT) == b"share"
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=True)
+    assert len(answer) == len(b"answer") + OVERHEAD_BYTES
+    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=True) == b"answer"
+    assert (bank.peers, clinic.peers) == (("clinic",), ("bank",))
+
+
+def test_an_answer_from_outside_the_sum_brings_its_own() -> None:
+    bank, clinic = pair()
+    share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=False)
+    assert answer[:CIPHERTEXT_BYTES] == share[:CIPHERTEXT_BYTES]  # one encapsulation for each pair
+    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=False) == b"answer"
+    with pytest.raises(CryptoError, match="its share never came"):
+        clinic.open_answer(answer[CIPHERTEXT_BYTES:], "bank", ABOUT, in_sum=True)
+
+
+def test_a_share_that_does_not_open_still_brings_the_secret() -> None:
+    """Damaged at its dealer, which signed for it all the same: complained of, and its answer can
+    be read, unless it was the ciphertext that was damaged."""
+    bank, clinic = pair()
+    share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=True)
+    with pytest.raises(CryptoError, match="does not open"):
+        clinic.open_share(flipped(share), "bank", ABOUT)
+    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=True) == b"answer"
+    with pytest.raises(CryptoError, match="does not open"):
+        clinic.open_share(flipped(share, 0), "bank", ABOUT)
+    with pytest.raises(CryptoError, match="does not open"):
+        clinic.open_answer(answer, "bank", ABOUT, in_sum=True)
+
+
+def bad_boxes(ours: Any, dealer: str, *holders: str) -> None:
+    """The dealer hands these holders boxes that it did not sign for."""
+
+    def tamper(site: str, method: str, data: bytes) -> bytes:
+        if (site, method) != (dealer, "fetch-shares"):
+            return data
+        boxes = dict(body_of(data)["boxes"])
+        boxes |= {holder: flipped(boxes[holder]) for holder in holders}
+        _, binding, _, _ = ours.opened(data)
+        body = messages.Shares(boxes).to_body()
+        return envelope.seal("shares", binding, site, body, ours.keys[site].sign)
+
+    ours.wire.to_coordinator = tamper
+
+
+def test_a_site_that_is_not_in_the_sum_is_heard(federation: Any) -> None:
+    """The clinic's shares are refused, so it is left out; another site is lost before it answers.
+    Of three answers, as many as are needed, one is the clinic's, to sites that have no share of
+    it."""
+    ours = federation("rlwe", sites=4, weights="equal")
+    bad_boxes(ours, "clinic", "bank", "hospital")
+    sites = failing(ours)
+    ours.coordinator.start()
+    outcome, contributors = lose(ours, 1, {"lab": ("quorum", "before")}, sites)
+    assert contributors == {"bank", "hospital", "lab"}
+    assert outcome.lost == {"lab": "quorum: no answer"}
+    answer = ours.opened(ours.wire.of("clinic", "quorum")[-1].reply)[3]
+    share = ours.opened(ours.wire.of("bank", "quorum")[-1].reply)[3]
+    lengths = [{len(box) for box in each["boxes"].values()} for each in (answer, share)]
+    assert lengths[0] == {length + CIPHERTEXT_BYTES for length in lengths[1]}
+
+
+def test_whoever_lacks_a_share_of_the_sum_cannot_read_its_dealers_answer(federation: Any) -> None:
+    """The coordinator withholds one box: its holder is told why it opens nothing, the others go
+    on; with that dealer's answer beside three others' it opens."""
+    ours = started(federation, 5)
+    hand = Hand(ours).prepare().work().collect()
+    for site in hand.sites:
+        shares = hand.shares_for(site)
+        if site == "bank":
+            del shares["clinic"]
+        held = hand.send(site, messages.Hold(hand.uploads, shares))
+        assert held["complaints"] == ({"clinic": b"missing"} if site == "bank" else {})
+    blocks = hand.aggregate(hand.sites)
+    answers = hand.answers(hand.vote_on(hand.sites, hand.sites, blocks))
+    assert answers["bank"]["boxes"] == {}
+    for site in hand.sites:
+        hand.deliver(site, blocks)
+    everything = hand.opening("bank", answers).answers
+    few = {site: everything[site] for site in list(everything)[:3]}
+    assert "clinic" in few
+    participant = ours.participants["bank"]
+    current = participant._sum
+    vote = current._vote
+    about = vote.contributors + vote.aggregate
+    with pytest.raises(CryptoError, match="its share never came"):
+        current._channels.open_answer(few["clinic"], "clinic", about, in_sum=True)
+    assert hand.raw("hospital", hand.opening("hospital", answers))
+    threshold = ours.roster.rules.threshold
+    assert threshold == 4
+    with nothing_installed(ours, "bank"):
+        code, text = hand.refused("bank", messages.Open(everything))
+    assert code == "share"
+    assert text.endswith("expected 4 answers, got 3; unreadable from clinic")
+
+
+# -- a hostile coordinator -------------------------------------------------------------------
+
+
+def swapped(box: bytes, other: bytes) -> bytes:
+    """Under the other's ciphertext."""
+    return other[:CIPHERTEXT_BYTES] + box[CIPHERTEXT_BYTES:]
+
+
+def test_a_swapped_ciphertext_is_complained_of(federation: Any) -> None:
+    """Of another holder's box, another dealer's, an earlier round's, or the coordinator's own
+    encapsulation: none is the box that its dealer signed for."""
+    ours = started(federation)
+    first = Hand(ours).ready()
+    first.finish()
+    hand = Hand(ours, 2).prepare().work().collect()
+    good = hand.shares_for("bank")
+    key = PublicKey.from_bytes(body_of(hand.keys["bank"])["key"])
+    stranger = Channels("clinic", RunKey(bytes(32)), {"bank": key}, hand.binding.context)
+    made = stranger.seal_share(b"", "bank", b"", bytes(32))
+    for other in (
+        hand.boxes["clinic"]["lab"],
+        hand.boxes["lab"]["bank"],
+        first.boxes["clinic"]["bank"],
+        made,
+    ):
+        ours.participants["bank"]._sum._took_shares = False
+        shares = good | {"clinic": swapped(good["clinic"], other)}
+        held = hand.send("bank", messages.Hold(hand.uploads, shares))
+        assert held["complaints"] == {"clinic": b"share"}
+
+
+def test_a_swapped_ciphertext_opens_nothing_even_if_it_were_signed_for(federation: Any) -> None:
+    """Behind the digest stands the key, which the ciphertext is part of."""
+    ours = started(federation)
+    hand = Hand(ours).prepare().work().collect()
+    channels, boxes = ours.participants["bank"]._sum._channels, hand.boxes
+    digest = upload_of(hand, "clinic")
+    assert channels.open_share(boxes["clinic"]["bank"], "clinic", digest)
+    for box in (
+        swapped(boxes["clinic"]["bank"], boxes["clinic"]["lab"]),
+        swapped(boxes["clinic"]["bank"], boxes["lab"]["bank"]),
+        boxes["clinic"]["lab"],
+        boxes["lab"]["bank"],
+    ):
+        with pytest.raises(CryptoError, match="does not open"):
+            channels.open_share(box, "clinic", digest)
+
+
+def upload_of(hand: Hand, site: str) -> bytes:
+    """H(upload), which the site's shares speak of."""
+    return upload_digest(messages.Upload.from_body(body_of(hand.uploads[site])))
+
+
+def test_answers_that_are_mixed_up_are_not_read(federation: Any) -> None:
+    """Of another sum, another receiver, with a ciphertext where none belongs, or a share in its
+    place: T honest answers open the sum, and one fewer does not."""
+    ours = started(federation)
+    first = Hand(ours).ready()
+    earlier = first.answers(first.vote_on(FOUR, first.sites))
+    ours.coordinator = ours.another_coordinator()
+    ours.coordinator.start()
+    hand = Hand(ours).ready()
+    blocks = hand.aggregate(FOUR)
+    answers = hand.answers(hand.vote_on(FOUR, hand.sites, blocks))
+    good = hand.opening("bank", answers).answers
+    hand.deliver("bank", blocks)
+    current = ours.participants["bank"]._sum
+    about = current._vote.contributors + current._vote.aggregate
+    share = hand.boxes["clinic"]["bank"]
+    mixed = [
+        earlier["clinic"]["boxes"]["bank"],
+        answers["clinic"]["boxes"]["lab"],
+        answers["lab"]["boxes"]["bank"],
+        share,
+        share[CIPHERTEXT_BYTES:],
+        share[:CIPHERTEXT_BYTES] + good["clinic"],
+        good["clinic"][:-1],
+    ]
+    for box in mixed:
+        with pytest.raises(CryptoError, match="sealed box"):
+            current._channels.open_answer(box, "clinic", about, in_sum=True)
+    with nothing_installed(ours):
+        code, text = hand.refused("bank", messages.Open({"clinic": mixed[0], "lab": good["lab"]}))
+        assert (code, "got 2; unreadable from clinic" in text) == ("share", True)
+
+
+def test_round_keys_are_the_sites_that_signed_them(federation: Any) -> None:
+    """The coordinator puts its own ML-KEM key beside the clinic's X25519 key: it cannot sign it."""
+    ours = started(federation)
+    hand = Hand(ours).prepare()
+    body = body_of(hand.keys["clinic"])
+    own = RunKey(bytes(32)).public
+    forged = body | {"key": own.mlkem + body["key"][MLKEM_BYTES:]}
+    by_coordinator = envelope.seal("round-key", hand.session, "clinic", forged, ours.server.sign)
+    with nothing_installed(ours):
+        code, _ = hand.refused("bank", messages.Work(hand.keys | {"clinic": by_coordinator}))
+    assert code == "signature"
+
+
+def older(roster: Roster) -> list[bytes]:
+    """This roster as it was before, and as one that offers less or more."""
+    value: Any = codec.decode(roster.encode())
+    assert value[0] == "fedshield roster 3"
+    assert value[-1] == 2
+    return [
+        codec.encode(["fedshield roster 2", *value[1:-1]]),
+        codec.encode([*value[:-1], 1]),
+        codec.encode([*value[:-1], 3]),
+        codec.encode(value[:-1]),
+    ]
+
+
+def test_no_session_offers_less(federation: Any) -> None:
+    """A roster of another sealing is not the site's own copy, whoever signs the invitation; and
+    who joins with X25519 alone is refused by every site."""
+    ours = federation("rlwe")
+    zero = Binding(bytes(32), 0, "setup")
+    for raw in older(ours.roster):
+        invite = messages.Invite(b"s" * 16, ours.plan.canonical(), raw)
+        data = envelope.seal("invite", zero, "coordinator", invite.to_body(), ours.server.sign)
+        for site in ours.participants.values():
+            with pytest.raises(ProtocolError, match="the coordinator's roster is not the one"):
+                site.handle("invite", data)
+
+    def alone(site: str, method: str, data: bytes) -> bytes:
+        if (site, method) != ("clinic", "invite"):
+            return data
+        kind, binding, sender, body = ours.opened(data)
+        body = body | {"run_key": body["run_key"][MLKEM_BYTES:]}
+        return envelope.seal(kind, binding, sender, body, ours.keys[site].sign)
+
+    ours.wire.to_coordinator = alone
+    with pytest.raises(RoundFailed, match="size: clinic: the run key is 1216 bytes"):
+        ours.coordinator.start()
+
+
+def test_a_box_of_the_run_keys_cannot_be_turned_into_a_share(federation: Any) -> None:
+    """Run keys and shares go under other keys, contexts and purposes."""
+    ours = started(federation)
+    hand = Hand(ours).prepare().work().collect()
+    sealed = ours.opened(ours.wire.of("bank", "make-key")[-1].reply)[3]["boxes"]["clinic"]
+    box = ours.opened(sealed)[3]["box"]
+    channels = ours.participants["clinic"]._sum._channels
+    with pytest.raises(CryptoError, match="does not open"):
+        channels.open_share(box, "bank", upload_of(hand, "bank"))
+
+
+def test_sums_are_right_with_every_key_distinct(federation: Any) -> None:
+    """Over two rounds and the weights: no public key, ciphertext or salt appears twice."""
+    ours = federation("rlwe", weights="private").run(2)
+    keys: list[bytes] = []
+    ciphertexts: list[bytes] = []
+    salts: list[bytes] = []
+    for site in ours.names:
+        for method, field in (("invite", "run_key"), ("prepare", "key")):
+            for one in ours.wire.of(site, method):
+                public = PublicKey.from_bytes(ours.opened(one.reply)[3][field])
+                keys += [*public]
+        for one in ours.wire.of(site, "fetch-shares"):
+            for box in ours.opened(one.reply)[3]["boxes"].values():
+                ciphertexts.append(box[:CIPHERTEXT_BYTES])
+                salts.append(box[CIPHERTEXT_BYTES:][:32])
+        for one in ours.wire.of(site, "quorum"):
+            salts += [box[:32] for box in ours.opened(one.reply)[3]["boxes"].values()]
+    assert len(keys) == len(set(keys)) == 2 * 3 * 4
+    assert len(ciphertexts) == len(set(ciphertexts)) == 3 * 3 * 2
+    assert len(salts) == len(set(salts)) == 2 * 3 * 3 * 2
+    assert np.isfinite(ours.state().values).all()
