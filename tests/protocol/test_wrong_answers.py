@@ -21,7 +21,6 @@ from fedshield.protocol import envelope, messages, summation
 from fedshield.protocol.answers import in_words
 from fedshield.protocol.auditlog import Fact
 from fedshield.protocol.logcheck import cross_check, read_chain
-from fedshield.protocol.summation import ANSWER
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -59,8 +58,10 @@ def sealed(ours: Any, liar: str, share: sharing.Share, *peers: str) -> dict[str,
     mine = ours.participants[liar]._sum
     about = mine._vote.contributors + mine._vote.aggregate
     return {
-        peer: mine._seal(sharing.to_bytes(share), peer, mine._peers[peer], ANSWER, about)
-        for peer in peers or (one for one in mine._peers if one != liar)
+        peer: mine._channels.seal_answer(
+            sharing.to_bytes(share), peer, about, mine._salt_key, in_sum=True
+        )
+        for peer in peers or mine._channels.peers
     }
 
 

@@ -34,8 +34,8 @@ class Contribution:
 
     `base`: digest of what the round started from; `weight`: what it is encoded with; `trained`:
     float32, (num_values,), the trained parameters; `encoded`: what is encrypted, as `Encoded` has
-    it: its digits or slots; `reserved`: its reserved integers; `residual`: what rounding left, where
-    the scheme has any.
+    it: its digits or slots; `reserved`: its reserved integers; `residual`: what rounding left,
+    where the scheme has any.
     """
 
     round_number: int
