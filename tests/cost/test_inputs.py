@@ -150,7 +150,7 @@ def test_epsilon_is_told_for_the_rows_that_are_there(tmp_path: Path) -> None:
     """The plan's `rows` are the most that a site takes."""
     write_rows(tmp_path / "a.jsonl", 12)
     write_rows(tmp_path / "b.jsonl", 9)
-    privacy = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 2.0}
+    privacy = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 20.0}
     sites = {name: {"source": f"{name}.jsonl", "rows": 100} for name in "ab"}
     data = {"heldout_rows": 2, "sites": sites | {"c": {"source": "a.jsonl"}}}
     adapter = {"dropout": 0.0}
