@@ -221,7 +221,9 @@ def _secrets(audit: Audit) -> Verdict | None:
     if most is None:
         return None
     bits = f"{most.what.capitalize()}: {words.number(most.measure)}, in bits."
-    if most.measure.low <= (most.measure.chance or 0.0):
-        text = f"{bits} That is no better than guessing, and no evidence that none are kept. "
+    bits += words.never_planted(audit)
+    if most.measure.low <= words.unplanted_bits(audit):
+        text = f"{bits} That is no better than for a secret never planted, and no evidence that "
+        text += "none are kept. "
         return Verdict(HOLDER, "Secrets: no evidence", text + _bound(audit), NO_EVIDENCE)
     return Verdict(HOLDER, "Repeated secrets show", f"{bits} {_bound(audit)}", READS)
