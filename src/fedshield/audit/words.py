@@ -17,6 +17,7 @@ SHARE = "share of the text's tokens that are named"
 SILO = "updates whose silo is named rightly"
 OPEN = "single updates of other sites that open"
 READ = "rows that are read word for word"
+CONTROL = "exposure, secrets 0 times"
 WITHOUT_A_VIEW = "anyone, without a view"
 
 
@@ -133,13 +134,13 @@ def how_to_read(audit: Audit) -> Iterator[str]:
     if guessed is not None:
         floor = max(floor, guessed.measure.value)
         yield (
-            "With no view at all, by how frequent tokens are in public text, anyone names a share "
-            f"of {number(guessed.measure)}. A view tells something only beyond that."
+            "With no view at all, by how frequent tokens are in the built-in samples, anyone names "
+            f"a share of {number(guessed.measure)}. A view tells something only beyond that."
         )
     if clear.measure.low <= floor:
         yield (
-            f"Without any protection the token attack names a share of {number(clear.measure)}: it "
-            "finds nothing in this plan's updates that a guess does not. So its failure under "
+            f"Without any protection the token attack names a share of {number(clear.measure)}: no "
+            "more of this plan's texts than a guess names. So its failure under "
             "encryption is no evidence for encryption in this run: that rests on the assumptions "
             "in the table, and on docs/results/privacy.md, where the same attack reads the "
             "updates of other settings."
@@ -210,7 +211,12 @@ def not_protected(audit: Audit) -> Iterator[str]:
     if most is not None:
         yield (
             f"From holders of the released adapter: repeated secrets. {most.what.capitalize()}: "
-            f"{number(most.measure)}, in bits ({most.note}).{_no_evidence(most.measure)}"
+            f"{number(most.measure)}, in bits ({most.note}).{never_planted(audit)}"
+            + (
+                ""
+                if most.measure.low > unplanted_bits(audit)
+                else " That is no better than for a secret never planted: no evidence either way."
+            )
         )
     epsilon = audit.privacy.get("epsilon")
     if epsilon is None:
@@ -255,6 +261,27 @@ def most_repeated(audit: Audit) -> Finding | None:
     """The exposure of the secrets that were planted most often."""
     shown = [finding for finding in audit.findings if finding.what.startswith("exposure")]
     return shown[-1] if shown else None
+
+
+def unplanted_bits(audit: Audit) -> float:
+    """What the exposure of a planted secret must exceed to show anything: that of secrets which no
+    row has, as measured, and their mean in theory."""
+    most, control = most_repeated(audit), _control(audit)
+    chance = (most.measure.chance or 0.0) if most is not None else 0.0
+    return max(chance, control.measure.value if control is not None else 0.0)
+
+
+def _control(audit: Audit) -> Finding | None:
+    """The exposure of secrets that were planted nowhere."""
+    return next((one for one in audit.findings if one.what.startswith(CONTROL)), None)
+
+
+def never_planted(audit: Audit) -> str:
+    """What a planted secret's exposure is to be compared with, one sentence after a space."""
+    control = _control(audit)
+    if control is None:
+        return ""
+    return f" Secrets that no row has: {number(control.measure)}."
 
 
 def privacy_line(audit: Audit) -> str:
