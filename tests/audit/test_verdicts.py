@@ -71,6 +71,18 @@ def test_what_the_coordinator_sees_of_ciphertexts(
     assert "protected" not in verdict.title.lower()
 
 
+def test_ciphertexts_that_tell_the_silo_are_more_than_chance() -> None:
+    def named(value: float) -> Finding:
+        measure = Measure(value, value - 0.05, value + 0.05, 40, chance=0.5)
+        return Finding("properties", "rlwe", "server", words.SILO, measure)
+
+    tokens = share("plain", "server", 0.9), share("rlwe", "server", 0.25)
+    told = of(audit_of(*tokens, named(0.8)), "The coordinator")
+    assert (told.title, told.tone) == ("More than chance", READS)
+    assert "named the site of 80\N{NO-BREAK SPACE}% (75 to 85\N{NO-BREAK SPACE}%)" in told.text
+    assert of(audit_of(*tokens, named(0.5)), "The coordinator").tone == NOTHING_FOUND
+
+
 def test_without_the_control_there_is_no_evidence() -> None:
     verdict = of(audit_of(share("rlwe", "server", 0.25)), "The coordinator")
     assert verdict.tone == NO_EVIDENCE

@@ -607,3 +607,12 @@ def test_seconds_in_human_units(seconds: Any, words: str) -> None:
 )
 def test_ratios(part: float, whole: float, words: str) -> None:
     assert units.ratio(part, whole).replace(units.SPACE, " ") == words
+
+
+@pytest.mark.parametrize(("engine", "at_once"), [("inprocess", False), ("flare", True)])
+def test_sites_that_took_turns_are_not_said_to_work_at_the_same_time(
+    tmp_path: Path, engine: str, at_once: bool
+) -> None:
+    page = page_of(write_run(tmp_path, summary_of() | {"engine": engine}))
+    assert ("where sites work at the same time" in page.text) == at_once
+    assert "by waiting and writing" in page.text

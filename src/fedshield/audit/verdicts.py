@@ -94,6 +94,20 @@ def _coordinator(audit: Audit) -> Verdict | None:
 
 
 def _from_ciphertexts(audit: Audit, who: str, measure: Measure) -> Verdict:
+    """Of the token attack, and of the one that names the silo of an update."""
+    verdict = _from_tokens(audit, who, measure)
+    silo = words.find(audit, audit.run_scheme, SERVER, words.SILO)
+    if silo is None or silo.measure.low <= (silo.measure.chance or 0.0):
+        return verdict
+    text = (
+        f"{verdict.text} The silo attack named the site of {percent(silo.measure)} of the updates, "
+        f"chance is {100 * (silo.measure.chance or 0.0):.0f}{SPACE}%. Encryption should leave no "
+        "difference: find out why."
+    )
+    return Verdict(who, "More than chance", text, READS)
+
+
+def _from_tokens(audit: Audit, who: str, measure: Measure) -> Verdict:
     rests = "That it reads no update rests on ring-LWE encryption and the assumptions below."
     named, chance = percent(measure), measure.chance or 0.0
     clear = words.find(audit, "plain", SERVER, words.SHARE)

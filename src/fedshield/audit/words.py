@@ -136,6 +136,7 @@ def how_to_read(audit: Audit) -> Iterator[str]:
         yield (
             "With no view at all, by how frequent tokens are in the built-in samples, anyone names "
             f"a share of {number(guessed.measure)}. A view tells something only beyond that."
+            + (f" Here {guessed.note}." if guessed.note else "")
         )
     if clear.measure.low <= floor:
         yield (
@@ -144,6 +145,13 @@ def how_to_read(audit: Audit) -> Iterator[str]:
             "encryption is no evidence for encryption in this run: that rests on the assumptions "
             "in the table, and on docs/results/privacy.md, where the same attack reads the "
             "updates of other settings."
+        )
+    if audit.privacy.get("unit") != "site" and any(
+        one.setting == "any" and one.attack in ("membership", "canaries") for one in audit.findings
+    ):
+        yield (
+            "Attacks on the released adapter were made on one that was trained without encryption: "
+            "it is the adapter of every scheme, up to the rounding of its integers."
         )
     silo, hidden = find(audit, "plain", SERVER, SILO), find(audit, "rlwe", SERVER, SILO)
     if silo is not None and hidden is not None and silo.measure.low > (silo.measure.chance or 0.0):
@@ -180,8 +188,9 @@ def not_protected(audit: Audit) -> Iterator[str]:
         )
     colluding = find(audit, "ckks", with_sites(1), OPEN)
     if colluding:
+        which = "" if audit.run_scheme == "ckks" else ", which this plan does not use"
         yield (
-            "Under ckks, from any site that helps the server: everything "
+            f"Under ckks{which}, from any site that helps the server: everything "
             f"(updates opened {number(colluding.measure)})."
         )
     beyond = find(audit, "rlwe", with_sites(audit.threshold), OPEN)
