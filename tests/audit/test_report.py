@@ -115,12 +115,32 @@ def test_without_a_number_nothing_is_said() -> None:
 def test_the_page_says_what_was_run_and_what_was_not_used() -> None:
     released = Finding("membership", "any", "holder", "area", Measure(0.5, 0.4, 0.6, 9, 0.5))
     text = page.render(replace(with_findings(released), notes=("bank: column `ward` not used",)))
-    assert "No round was run again" in text
-    assert "were run again on one machine" not in text
+    assert "No round was run to take down its messages" in text
+    assert "on one machine for this report" not in text
     assert "<li>bank: column `ward` not used</li>" in text
     text = page.render(with_findings(named("plain", "server", 0.9, 0.1), released))
-    assert "were run again on one machine" in text
+    assert "on one machine for this report, under each scheme, with every message" in text
     assert "Of the model and the data" not in text
+
+
+@pytest.mark.parametrize(
+    ("attacked", "planned", "said"),
+    [
+        (1, 1, "This plan's one round was run"),
+        (2, 2, "All 2 rounds of this plan were run"),
+        (1, 4, "The first round of this plan's 4 rounds was run"),
+        (2, 4, "The first 2 of this plan's 4 rounds were run"),
+    ],
+)
+def test_the_page_says_how_many_rounds_were_attacked(
+    attacked: int, planned: int, said: str
+) -> None:
+    """Not that the plan's rounds were, where two of two hundred were."""
+    audit = with_findings(named("plain", "server", 0.9, 0.1))
+    audit = replace(audit, rounds=attacked, settings=audit.settings | {"planned_rounds": planned})
+    assert f"<p>{said.replace(chr(39), '&#39;')} on one machine for this report" in page.render(
+        audit
+    )
 
 
 @pytest.mark.parametrize(
@@ -262,3 +282,15 @@ def test_a_run_that_stopped_is_audited_as_far_as_it_came(
     scene = staged().scene
     one, all_of_them = (len(trained_rows(make(rounds=3), "bank", scene, n)) for n in (1, None))
     assert (one, all_of_them) == (1, 3)
+
+
+def test_in_print_what_is_folded_is_open_and_the_paper_is_white() -> None:
+    text = page.render(with_findings(named("plain", "server", 0.9, 0.1)))
+    style = text[: text.index("</style>")]
+    assert style.index("prefers-color-scheme: dark") < style.index("@media print {\n  :root {")
+    paper = style[style.index("@page") :]
+    assert "details::details-content { content-visibility: visible; display: block; }" in paper
+    unknown = paper[paper.index("@supports not selector(details::details-content)") :]
+    assert "details:not([open]) summary::after { content: " in unknown
+    assert "li, tr, .verdicts li { break-inside: avoid; }" in paper
+    assert "h2, h3, summary { break-after: avoid; }" in paper

@@ -71,6 +71,18 @@ def test_what_the_coordinator_sees_of_ciphertexts(
     assert "protected" not in verdict.title.lower()
 
 
+def test_ciphertexts_that_tell_the_silo_are_more_than_chance() -> None:
+    def named(value: float) -> Finding:
+        measure = Measure(value, value - 0.05, value + 0.05, 40, chance=0.5)
+        return Finding("properties", "rlwe", "server", words.SILO, measure)
+
+    tokens = share("plain", "server", 0.9), share("rlwe", "server", 0.25)
+    told = of(audit_of(*tokens, named(0.8)), "The coordinator")
+    assert (told.title, told.tone) == ("More than chance", READS)
+    assert "named the site of 80\N{NO-BREAK SPACE}% (75 to 85\N{NO-BREAK SPACE}%)" in told.text
+    assert of(audit_of(*tokens, named(0.5)), "The coordinator").tone == NOTHING_FOUND
+
+
 def test_without_the_control_there_is_no_evidence() -> None:
     verdict = of(audit_of(share("rlwe", "server", 0.25)), "The coordinator")
     assert verdict.tone == NO_EVIDENCE
@@ -139,7 +151,37 @@ def test_the_holder_of_the_adapter(low: float, tone: str) -> None:
         privacy={"unit": "site", "epsilon": 3.5, "delta": 1e-5, "uploads": 1, "mechanism": "noise",
                  "noise_multiplier": 1.0, "clip_norm": 1.0, "neighbours": "sites"},
     )  # fmt: skip
-    assert "by epsilon 3.5 at delta 1e-05" in verdicts(private)[-1].text
+    assert verdicts(private)[-1].text.endswith("for each site, by epsilon 3.5 at delta 1e-05.")
+
+
+@pytest.mark.parametrize(("unit", "more"), [("example", ", and not what many rows"), ("site", "")])
+def test_a_bound_for_each_row_is_none_for_a_secret_of_many(unit: str, more: str) -> None:
+    audit = audit_of(
+        after_release("canaries", "exposure, secrets 16 times", 3.0, 2.0, 1.44),
+        privacy={"unit": unit, "epsilon": 3.5, "delta": 1e-5},
+    )
+    text = verdicts(audit)[-1].text
+    assert f"for each {unit}, by epsilon 3.5 at delta 1e-05{more}" in text
+    assert text.endswith(" have in common." if more else "1e-05.")
+
+
+@pytest.mark.parametrize(("low", "tone"), [(2.0, NO_EVIDENCE), (2.3, READS)])
+def test_repeated_secrets_show_only_beyond_secrets_that_were_planted_nowhere(
+    low: float, tone: str
+) -> None:
+    """A handful of secrets that no row has may have more than the 1.44 bits that they have on
+    average: what was planted must beat what was not, measured the same way."""
+    audit = audit_of(
+        after_release("canaries", "exposure, secrets 0 times in a site's rows", 2.15, 0.9, 1.44),
+        after_release("canaries", "exposure, secrets 16 times in a site's rows", 3.4, low, 1.44),
+    )
+    verdict = verdicts(audit)[-1]
+    assert verdict.tone == tone
+    assert "Secrets that no row has: 2.15 [0.90, 1.00], chance 1.44." in verdict.text
+    assert ("no evidence that none are kept" in verdict.text) == (tone == NO_EVIDENCE)
+    (line,) = [text for text in words.not_protected(audit) if "repeated secrets" in text]
+    assert "Secrets that no row has: 2.15" in line
+    assert ("no evidence either way" in line) == (tone == NO_EVIDENCE)
 
 
 class Shape(HTMLParser):

@@ -150,11 +150,13 @@ def test_epsilon_is_told_for_the_rows_that_are_there(tmp_path: Path) -> None:
     """The plan's `rows` are the most that a site takes."""
     write_rows(tmp_path / "a.jsonl", 12)
     write_rows(tmp_path / "b.jsonl", 9)
-    privacy = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 2.0}
+    privacy = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 20.0}
     sites = {name: {"source": f"{name}.jsonl", "rows": 100} for name in "ab"}
     data = {"heldout_rows": 2, "sites": sites | {"c": {"source": "a.jsonl"}}}
-    adapter = {"dropout": 0.0}
-    cost = look_ahead(plan_of(tmp_path, {}, data=data, privacy=privacy, adapter=adapter)).cost
+    more = {"adapter": {"dropout": 0.0}, "rounds": 2, "scheme": {"name": "plain"}}
+    outlook = look_ahead(plan_of(tmp_path, {}, data=data, privacy=privacy, **more))
+    assert outlook.problems == ()
+    cost = outlook.cost
     assert cost is not None
     assert cost.privacy is not None
     assert cost.privacy["rows"] == 7

@@ -152,7 +152,6 @@ def metrics_of(sites: tuple[str, ...] = ("hospital", "bank"), rounds: int = 2) -
             "upload_bytes": 2 * VALUES,
             "download_bytes": VALUES,
             "wall_s": {"train": 1.0},
-            "truncated_rows": 1,
         }
         for number in range(1, rounds + 1)
         for index, site in enumerate(sites)
@@ -236,6 +235,39 @@ def test_the_page_shows_the_numbers_of_the_run(tmp_path: Path) -> None:
     assert 'fedshield generate RUN "..."' in text
     assert "fedshield export RUN --merge OUT" in text
     assert "name: A run" in text
+
+
+def test_the_table_of_rounds_has_a_number_in_every_cell(tmp_path: Path) -> None:
+    page = page_of(write_run(tmp_path))
+    (rounds,) = [table for table in page.tables if table[0][0] == "Round"]
+    assert len(rounds) == 3
+    assert "not recorded" not in [cell for row in rounds for cell in row]
+
+
+def printed(text: str) -> str:
+    """What of the page's style is for paper, with the rules that come before it left out."""
+    style = text[text.index("<style>") : text.index("</style>")]
+    return style[style.index("@page") :]
+
+
+def test_in_print_nothing_is_folded_dark_or_torn(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path)).read_text(encoding="utf-8")
+    style = text[: text.index("</style>")]
+    # The later rule counts: a reader's dark screen makes no dark paper.
+    assert style.index("prefers-color-scheme: dark") < style.index("@media print {\n  :root {")
+    paper = printed(text)
+    assert "details::details-content { content-visibility: visible; display: block; }" in paper
+    unknown = paper[paper.index("@supports not selector(details::details-content)") :]
+    assert "details:not([open]) summary::after { content: " in unknown
+    (whole,) = [line for line in paper.splitlines() if line.endswith("{ break-inside: avoid; }")]
+    for part in ("table:not(.long)", " tr,", "figure", ".card", ".answer", ".facts > div"):
+        assert part in whole
+    # More rows than fit on a page: the table is begun where it stands, and its head repeated.
+    for rounds, long in ((20, False), (21, True)):
+        run = summary_of(rounds=rounds), metrics_of(rounds=rounds)
+        page = page_of(write_run(tmp_path / str(rounds), *run))
+        (kinds,) = [a["class"] for tag, a in page.tags if "dense" in (a.get("class") or "")]
+        assert ("long" in (kinds or "").split()) == long
 
 
 def test_figures_and_tables_can_be_read_aloud(tmp_path: Path) -> None:
@@ -380,6 +412,7 @@ def test_what_differential_privacy_bounds_and_what_not(
     assert "noise multiplier 1.25, clip norm 0.5, 2 uploads counted" in page.text
     (rounds,) = (table for table in page.tables if "Epsilon" in table[0])
     assert [row[-1] for row in rounds[1:]] == ["2.5", "3.5"]
+    assert "; epsilon of all rounds so far, of the site that has spent most" in page.text
 
 
 def test_plain_never_speaks_of_encrypting(tmp_path: Path) -> None:
@@ -574,3 +607,12 @@ def test_seconds_in_human_units(seconds: Any, words: str) -> None:
 )
 def test_ratios(part: float, whole: float, words: str) -> None:
     assert units.ratio(part, whole).replace(units.SPACE, " ") == words
+
+
+@pytest.mark.parametrize(("engine", "at_once"), [("inprocess", False), ("flare", True)])
+def test_sites_that_took_turns_are_not_said_to_work_at_the_same_time(
+    tmp_path: Path, engine: str, at_once: bool
+) -> None:
+    page = page_of(write_run(tmp_path, summary_of() | {"engine": engine}))
+    assert ("where sites work at the same time" in page.text) == at_once
+    assert "by waiting and writing" in page.text

@@ -91,7 +91,8 @@ def view(audit: Audit) -> dict[str, Any]:
         ],
         "scheme": audit.run_scheme,
         "verdicts": verdicts(audit),
-        "rounds_again": any(one.attack in OF_MESSAGES for one in audit.findings),
+        "rounds_attacked": any(one.attack in OF_MESSAGES for one in audit.findings),
+        "rounds_run": _rounds_run(audit),
         "learns": words.who_learns_what(audit),
         "reading": list(words.how_to_read(audit)),
         "heads": HEADS,
@@ -104,6 +105,19 @@ def view(audit: Audit) -> dict[str, Any]:
         "skipped": sorted(audit.skipped.items()),
         "sources": SOURCES,
     }  # fmt: skip
+
+
+def _rounds_run(audit: Audit) -> str:
+    """'The first 2 of this plan's 4 rounds were run'."""
+    planned = int(audit.settings["planned_rounds"])
+    if planned == 1:
+        return "This plan's one round was run"
+    if audit.rounds >= planned:
+        return f"All {planned} rounds of this plan were run"
+    first = "first round" if audit.rounds == 1 else f"first {audit.rounds}"
+    return (
+        f"The {first} of this plan's {planned} rounds {'was' if audit.rounds == 1 else 'were'} run"
+    )
 
 
 def _rows(audit: Audit, attack: str) -> list[tuple[str, ...]]:

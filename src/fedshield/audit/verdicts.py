@@ -94,6 +94,20 @@ def _coordinator(audit: Audit) -> Verdict | None:
 
 
 def _from_ciphertexts(audit: Audit, who: str, measure: Measure) -> Verdict:
+    """Of the token attack, and of the one that names the silo of an update."""
+    verdict = _from_tokens(audit, who, measure)
+    silo = words.find(audit, audit.run_scheme, SERVER, words.SILO)
+    if silo is None or silo.measure.low <= (silo.measure.chance or 0.0):
+        return verdict
+    text = (
+        f"{verdict.text} The silo attack named the site of {percent(silo.measure)} of the updates, "
+        f"chance is {100 * (silo.measure.chance or 0.0):.0f}{SPACE}%. Encryption should leave no "
+        "difference: find out why."
+    )
+    return Verdict(who, "More than chance", text, READS)
+
+
+def _from_tokens(audit: Audit, who: str, measure: Measure) -> Verdict:
     rests = "That it reads no update rests on ring-LWE encryption and the assumptions below."
     named, chance = percent(measure), measure.chance or 0.0
     clear = words.find(audit, "plain", SERVER, words.SHARE)
@@ -191,13 +205,15 @@ def _of(measure: Measure) -> str:
 # -- the adapter -------------------------------------------------------------------------------
 
 
-def _bound(audit: Audit) -> str:
+def _bound(audit: Audit, *, of_many_rows: bool = False) -> str:
     epsilon = audit.privacy.get("epsilon")
     if epsilon is None:
         return "Encryption does not change this, and no differential privacy bounds it."
-    return (
-        f"Encryption does not change this; differential privacy bounds it for each "
-        f"{audit.privacy['unit']}, by epsilon {epsilon:.3g} at delta {audit.privacy['delta']:g}."
+    unit = audit.privacy["unit"]
+    bound = f"for each {unit}, by epsilon {epsilon:.3g} at delta {audit.privacy['delta']:g}"
+    text = f"Encryption does not change this; differential privacy bounds it {bound}"
+    return text + (
+        ", and not what many rows have in common." if of_many_rows and unit == "example" else "."
     )
 
 
@@ -221,7 +237,13 @@ def _secrets(audit: Audit) -> Verdict | None:
     if most is None:
         return None
     bits = f"{most.what.capitalize()}: {words.number(most.measure)}, in bits."
-    if most.measure.low <= (most.measure.chance or 0.0):
-        text = f"{bits} That is no better than guessing, and no evidence that none are kept. "
-        return Verdict(HOLDER, "Secrets: no evidence", text + _bound(audit), NO_EVIDENCE)
-    return Verdict(HOLDER, "Repeated secrets show", f"{bits} {_bound(audit)}", READS)
+    bits += words.never_planted(audit)
+    if most.measure.low <= words.unplanted_bits(audit):
+        text = f"{bits} That is no better than for a secret never planted, and no evidence that "
+        text += "none are kept. "
+        return Verdict(
+            HOLDER, "Secrets: no evidence", text + _bound(audit, of_many_rows=True), NO_EVIDENCE
+        )
+    return Verdict(
+        HOLDER, "Repeated secrets show", f"{bits} {_bound(audit, of_many_rows=True)}", READS
+    )

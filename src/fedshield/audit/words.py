@@ -17,6 +17,7 @@ SHARE = "share of the text's tokens that are named"
 SILO = "updates whose silo is named rightly"
 OPEN = "single updates of other sites that open"
 READ = "rows that are read word for word"
+CONTROL = "exposure, secrets 0 times"
 WITHOUT_A_VIEW = "anyone, without a view"
 
 
@@ -133,16 +134,24 @@ def how_to_read(audit: Audit) -> Iterator[str]:
     if guessed is not None:
         floor = max(floor, guessed.measure.value)
         yield (
-            "With no view at all, by how frequent tokens are in public text, anyone names a share "
-            f"of {number(guessed.measure)}. A view tells something only beyond that."
+            "With no view at all, by how frequent tokens are in the built-in samples, anyone names "
+            f"a share of {number(guessed.measure)}. A view tells something only beyond that."
+            + (f" Here {guessed.note}." if guessed.note else "")
         )
     if clear.measure.low <= floor:
         yield (
-            f"Without any protection the token attack names a share of {number(clear.measure)}: it "
-            "finds nothing in this plan's updates that a guess does not. So its failure under "
+            f"Without any protection the token attack names a share of {number(clear.measure)}: no "
+            "more of this plan's texts than a guess names. So its failure under "
             "encryption is no evidence for encryption in this run: that rests on the assumptions "
             "in the table, and on docs/results/privacy.md, where the same attack reads the "
             "updates of other settings."
+        )
+    if audit.privacy.get("unit") != "site" and any(
+        one.setting == "any" and one.attack in ("membership", "canaries") for one in audit.findings
+    ):
+        yield (
+            "Attacks on the released adapter were made on one that was trained without encryption: "
+            "it is the adapter of every scheme, up to the rounding of its integers."
         )
     silo, hidden = find(audit, "plain", SERVER, SILO), find(audit, "rlwe", SERVER, SILO)
     if silo is not None and hidden is not None and silo.measure.low > (silo.measure.chance or 0.0):
@@ -179,8 +188,9 @@ def not_protected(audit: Audit) -> Iterator[str]:
         )
     colluding = find(audit, "ckks", with_sites(1), OPEN)
     if colluding:
+        which = "" if audit.run_scheme == "ckks" else ", which this plan does not use"
         yield (
-            "Under ckks, from any site that helps the server: everything "
+            f"Under ckks{which}, from any site that helps the server: everything "
             f"(updates opened {number(colluding.measure)})."
         )
     beyond = find(audit, "rlwe", with_sites(audit.threshold), OPEN)
@@ -210,7 +220,12 @@ def not_protected(audit: Audit) -> Iterator[str]:
     if most is not None:
         yield (
             f"From holders of the released adapter: repeated secrets. {most.what.capitalize()}: "
-            f"{number(most.measure)}, in bits ({most.note}).{_no_evidence(most.measure)}"
+            f"{number(most.measure)}, in bits ({most.note}).{never_planted(audit)}"
+            + (
+                ""
+                if most.measure.low > unplanted_bits(audit)
+                else " That is no better than for a secret never planted: no evidence either way."
+            )
         )
     epsilon = audit.privacy.get("epsilon")
     if epsilon is None:
@@ -255,6 +270,27 @@ def most_repeated(audit: Audit) -> Finding | None:
     """The exposure of the secrets that were planted most often."""
     shown = [finding for finding in audit.findings if finding.what.startswith("exposure")]
     return shown[-1] if shown else None
+
+
+def unplanted_bits(audit: Audit) -> float:
+    """What the exposure of a planted secret must exceed to show anything: that of secrets which no
+    row has, as measured, and their mean in theory."""
+    most, control = most_repeated(audit), _control(audit)
+    chance = (most.measure.chance or 0.0) if most is not None else 0.0
+    return max(chance, control.measure.value if control is not None else 0.0)
+
+
+def _control(audit: Audit) -> Finding | None:
+    """The exposure of secrets that were planted nowhere."""
+    return next((one for one in audit.findings if one.what.startswith(CONTROL)), None)
+
+
+def never_planted(audit: Audit) -> str:
+    """What a planted secret's exposure is to be compared with, one sentence after a space."""
+    control = _control(audit)
+    if control is None:
+        return ""
+    return f" Secrets that no row has: {number(control.measure)}."
 
 
 def privacy_line(audit: Audit) -> str:

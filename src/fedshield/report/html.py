@@ -215,7 +215,6 @@ def _round(number: int, rows: Sequence[Row]) -> Row:
         "pruning": f"{pruning:.0f}{units.SPACE}%" if math.isfinite(pruning) else units.ABSENT,
         "pruned": total("pruned_values"),
         "clipped": total("clipped_values"),
-        "truncated": total("truncated_rows"),
         "train": units.loss(mean("train_loss")),
         "heldout": units.loss(mean("heldout_loss_after")),
         "upload": units.human_bytes(mean("upload_bytes")),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.engines.flare import limits
+from fedshield.engines.flare import limits, link
 from fedshield.engines.flare.limits import TaskLimit
 from fedshield.engines.flare.link import FlareSites
 from fedshield.engines.flare.starting import prepare_start
@@ -102,6 +102,12 @@ def test_no_site_is_blamed_for_threads_that_cannot_be_started(
         "in use; no site is to blame: raise the limit at the coordinator, or end what else runs "
         "under it, until there is room for 400 (docs/deploy.md), then go on"
     )
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the word of an abort: tests/engines/flare/test_link.py has a clock for that."""
+    monkeypatch.setattr(link, "ABORT_WORD_S", 0.0)
 
 
 class OutOfThreads(Failing):

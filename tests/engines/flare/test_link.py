@@ -10,6 +10,7 @@ import pytest
 
 from fedshield.engines.flare import link
 from fedshield.engines.flare.link import AT_ONCE, FlareSites
+from fedshield.errors import RoundFailed
 from fedshield.plan import SpeedPlan
 
 SPEED = SpeedPlan(setup_deadline_s=1, work_deadline_s=2, message_deadline_s=1)
@@ -26,6 +27,8 @@ class Clock:
 
     def spend(self, seconds: float) -> None:
         self._thread.now = self.monotonic() + seconds
+
+    sleep = spend
 
 
 @pytest.fixture
@@ -104,7 +107,9 @@ def test_an_answer_of_another_form_is_malformed(answer: Any) -> None:
     assert replies.failed == {"a": "malformed"}
 
 
-def test_a_code_crosses_and_an_error_does_not(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_code_crosses_and_an_error_does_not(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "fedshield")
 
     def fails(method: str, data: bytes) -> Any:
@@ -115,6 +120,27 @@ def test_a_code_crosses_and_an_error_does_not(caplog: pytest.LogCaptureFixture) 
     assert replies.ok == {}
     assert replies.failed == {"a": "journal", "b": "unreachable", "gone": "absent"}
     assert caplog.messages == ["b: the call failed: RuntimeError: what FLARE says of it"]
+
+
+@pytest.mark.parametrize(("word_after", "aborted"), [(0.0, True), (3.0, True), (60.0, False)])
+def test_a_site_that_an_abort_ended_first_is_not_lost(
+    clock: Clock, word_after: float, aborted: bool
+) -> None:
+    """FLARE ends the processes of the sites, and the coordinator's own seconds later."""
+
+    def ended(method: str, data: bytes) -> Any:
+        raise RuntimeError("the runtime is shutting down")
+
+    answers = {"a": Proxy(good()), "b": Proxy(ended)}
+    sites = FlareSites(answers, SPEED, lambda: clock.monotonic() >= word_after > 0)
+    if word_after == 0:
+        sites = FlareSites(answers, SPEED, lambda: bool(answers["b"].timeouts))
+    if aborted:
+        with pytest.raises(RoundFailed, match="aborted by whoever submitted it"):
+            sites.call("fetch", {"a": b"", "b": b""})
+    else:
+        assert sites.call("fetch", {"a": b"", "b": b""}).failed == {"b": "unreachable"}
+        assert clock.monotonic() == 0  # the waiting was in the thread of that call
 
 
 def test_a_late_answer_is_told_from_a_broken_line(clock: Clock) -> None:

@@ -20,6 +20,9 @@ _LOG = logging.getLogger("fedshield")
 IN_FLIGHT = 8 << 20
 #: Sites that are called at once in any case, so that one which does not answer holds up no other.
 AT_ONCE = 4
+#: Seconds to wait for the word of an abort when a site is gone. FLARE ends the sites' processes
+#: first, waits 2 s for their answers, and tells the coordinator's own process last.
+ABORT_WORD_S = 6.0
 #: Longest code that is believed to be one.
 _CODE = re.compile(r"[a-z-]{1,32}")
 
@@ -122,7 +125,8 @@ class FlareSites:
         def call_site(site: str) -> tuple[bytes, str]:
             data, code, own_fault = self._reply(site, args[site], deadline_s, ask)
             if code:
-                self._check_aborted()
+                gone = code == "unreachable" and not own_fault
+                self._check_aborted(ABORT_WORD_S if gone else 0.0)
                 # Even if there is room for a thread again by now, the site is not to blame.
                 own_fault = own_fault or limits.exhausted()
                 if own_fault:
@@ -165,12 +169,18 @@ class FlareSites:
             return b"", "deadline" if late else "unreachable", own_fault
         return *_checked(reply), ""
 
-    def _check_aborted(self) -> None:
-        if self._aborted():
-            raise RoundFailed(
-                "the run was aborted by whoever submitted it, or by an operator of the server; "
-                "every site keeps the model of the last round"
-            )
+    def _check_aborted(self, wait_s: float = 0.0) -> None:
+        """Raises `RoundFailed` if the run was told to end, or is within `wait_s`: a site that an
+        abort has ended already is not lost."""
+        until = time.monotonic() + wait_s
+        while not self._aborted():
+            if time.monotonic() >= until:
+                return
+            time.sleep(0.1)
+        raise RoundFailed(
+            "the run was aborted by whoever submitted it, or by an operator of the server; "
+            "every site keeps the model of the last round"
+        )
 
 
 def _no_threads(cause: str) -> str:
