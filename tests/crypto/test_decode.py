@@ -317,6 +317,86 @@ def test_two_who_agree_on_residues_are_not_found_here() -> None:
     assert opened.residues == ((RESIDUES[0] + 2) % Q, *RESIDUES[1:])
 
 
+def through_zero(holders: tuple[int, ...], at_zero: int, x: int, prime: int) -> int:
+    """At x, the polynomial of least degree that is zero at these holders and `at_zero` at zero."""
+    found = at_zero
+    for holder in holders:
+        found = found * (x - holder - 1) * pow(-holder - 1, -1, prime) % prime
+    return found
+
+
+def agreed(given_: Answers, liars: tuple[int, ...], honest: tuple[int, ...], part: str) -> Answers:
+    """The liars move the sum by 2, to one that `honest` (T - 1 of them) lie on as well."""
+    changed = dict(given_)
+    for liar in liars:
+        if part == "key":
+            by = through_zero(honest, 2, liar + 1, PRIME)
+            changed[liar] = moved(changed[liar], 7, by)
+        else:
+            by = through_zero(honest, 2, liar + 1, Q)
+            first, *rest = changed[liar].residues
+            changed[liar] = replace(changed[liar], residues=((first + by) % Q, *rest))
+    return changed
+
+
+@pytest.mark.parametrize("part", ["key", "residues"])
+def test_who_may_collude_is_refused_and_not_mended(part: str) -> None:
+    """Seven sites, c = 2, T = 3, of which five answer and the two lie: with two to spare one wrong
+    answer could be mended, or two be refused. Mending lets the two frame a third."""
+    shape = shape_of(3, 7)
+    given_ = agreed(answers(3, 7), (5, 6), (0, 1), part)
+    five = {holder: given_[holder] for holder in (0, 1, 2, 5, 6)}
+    opened = shares.open_sum(five, shape, 2)
+    assert opened.wrong == {2}
+    assert (opened.residues == RESIDUES) == (part == "key")
+    for fits in (None, right):
+        if part == "key" and fits:
+            check(shares.open_sum(five, shape, 2, fits, colluding=2), {5, 6})
+            continue
+        with pytest.raises(CryptoError, match=r"at least 1 of 5 .* 0 wrong of 5 can be told"):
+            shares.open_sum(five, shape, 2, fits, colluding=2)
+    # All seven answer: the two are mended, as K >= 3c + 1.
+    for fits in (None, right):
+        check(shares.open_sum(given_, shape, 2, fits, colluding=2), {5, 6})
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_c_colluders_never_have_a_wrong_sum_opened(data: st.DataObject) -> None:
+    """Whatever c holders agree on, as long as c answers are to spare: right, or refused. Where all
+    answer, T = c + 1 and K >= 3c + 1: right."""
+    holders = data.draw(st.integers(4, 10))
+    c = data.draw(st.integers(1, (holders - 1) // 2))
+    threshold = data.draw(st.integers(c + 1, holders - c))
+    count = data.draw(st.integers(threshold + c, holders))
+    order = data.draw(st.permutations(range(holders)))[:count]
+    liars, honest = tuple(order[:c]), tuple(order[c : c + threshold - 1])
+    given_ = {holder: answers(threshold, holders)[holder] for holder in order}
+    for part in data.draw(st.sampled_from([("key",), ("residues",), ("key", "residues")])):
+        given_ = agreed(given_, liars, honest, part)
+    shape = shape_of(threshold, holders)
+    fits = data.draw(st.sampled_from([None, right]))
+    try:
+        opened = shares.open_sum(given_, shape, 2, fits, colluding=c)
+    except CryptoError:
+        assert not (count == holders >= 3 * c + 1 and threshold == c + 1)
+        return
+    check(opened, set(liars))
+
+
+def test_with_fewer_to_spare_than_may_collude_all_must_agree() -> None:
+    """And if they do, there is nothing to see: as with exactly T."""
+    given_ = answers(3, 7)
+    four = {holder: given_[holder] for holder in (0, 1, 5, 6)}
+    check(shares.open_sum(four, shape_of(3, 7), 2, right, colluding=2), set())
+    lying = agreed(given_, (5, 6), (0, 1), "residues")
+    four = {holder: lying[holder] for holder in four}
+    assert shares.open_sum(four, shape_of(3, 7), 2, right, colluding=2).residues != RESIDUES
+    five = {**four, 2: lying[2]}
+    with pytest.raises(CryptoError, match="do not fit the others"):
+        shares.open_sum(five, shape_of(3, 7), 2, right, colluding=2)
+
+
 def test_a_wrong_answer_that_the_combinations_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """What chance does with 2^-62: every answer is compared, so the sum is refused, not wrong."""
     fixed = bytes(32)
@@ -334,6 +414,22 @@ def test_a_wrong_answer_that_the_combinations_miss(monkeypatch: pytest.MonkeyPat
         shares.open_sum(given_, shape_of(2, 4), 2)
     monkeypatch.undo()
     check(shares.open_sum(given_, shape_of(2, 4), 2), {3})
+
+
+def test_two_wrong_answers_of_which_each_combination_sees_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Together they are more than can be told."""
+    monkeypatch.setattr("fedshield.crypto.decode.os.urandom", bytes)
+    factors = [
+        decode.accepted(stream, shamir.elements(4), PRIME).tolist() for stream in decode._streams()
+    ]
+    given_ = answers(2, 4)
+    for holder, (first, second, *_) in zip((1, 2), factors, strict=True):
+        given_[holder] = moved(moved(given_[holder], 0, second), 1, -first)
+    with pytest.raises(CryptoError, match=r"at least 2 of 4 .* 1 wrong of 4 can be told"):
+        shares.open_sum(given_, shape_of(2, 4), 2)
+    check(shares.open_sum(given_, shape_of(2, 4), 2, right), {1, 2})
 
 
 def test_the_combinations_are_drawn_anew_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

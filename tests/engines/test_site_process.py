@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from fedshield.engines.flare.kit import Kit
-from fedshield.engines.site_process import SiteProcess
+from fedshield.engines.site_process import SiteProcess, site_rows
 from fedshield.errors import UserError
 from fedshield.plan import Plan
+from fedshield.protocol.local import SiteRound
 
 
 def test_each_session_of_a_site_is_in_its_own_run_json(
@@ -80,3 +81,32 @@ def test_a_run_goes_on_under_the_roster_that_it_began_with(
         begins(b"one")
     with pytest.raises(UserError, match="expected the run's base_model_sha256 ba, got another"):
         begins(b"two", "another")
+
+
+def test_whose_answer_was_wrong_is_said_to_the_sites_operator(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its console and in its own metrics, and of an honest round nothing."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan, kit = make_plan(), Kit(tmp_path, "bank")
+    site: Any = SiteProcess("bank", plan, kit.run_folder("ward-1", plan), kit)
+    said: list[str] = []
+    monkeypatch.setattr(site, "_events", SimpleNamespace(note=said.append))
+    site._participant = SimpleNamespace(state=SimpleNamespace(sha256=lambda: "aa"))
+    site._mine.mkdir(parents=True, exist_ok=True)
+    site._begin_session()
+    for number, faulty in ((1, {}), (2, {"clinic": "tag", "bank": "share"})):
+        record = SiteRound(
+            number,
+            "bank",
+            heldout_loss_before=2.0,
+            heldout_loss_after=1.0,
+            faulty_answers=faulty,
+        )
+        site._observed(record)
+    assert [text for text in said if text.startswith("opening the sum")] == [
+        "opening the sum: this site's own answer does not fit the others': a contributor dealt it "
+        "wrong shares; the answer of clinic is not the one that it signed for all sites"
+    ]
+    rows = site_rows(site._folder, "bank")
+    assert [row["faulty_answers"] for row in rows] == [{}, {"clinic": "tag", "bank": "share"}]

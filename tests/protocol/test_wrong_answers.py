@@ -17,9 +17,11 @@ from threshold_kit import Hand, body_of, nothing_installed
 from fedshield.auditfile import LogFile, known_keys
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
+from fedshield.crypto.rlwe.tag import Tagger
 from fedshield.protocol import envelope, messages, summation
 from fedshield.protocol.answers import in_words
 from fedshield.protocol.auditlog import Fact
+from fedshield.protocol.ciphers import rlwe_layout
 from fedshield.protocol.logcheck import cross_check, read_chain
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -436,3 +438,91 @@ def test_a_tag_is_keyed_by_what_the_coordinator_does_not_have(federation: Any) -
         text += sharing.to_bytes(current._own_answer)
         tag = messages.AnswerTag.from_body(body_of(answers[name]["tag"])).tag
         assert tag == hmac.digest(ours.participants[name]._keys.group_key, text, "sha256")
+
+
+def test_what_is_noticed_is_of_one_command(federation: Any) -> None:
+    """An `open` that is refused later, by whoever sent it, has nothing of the sum before."""
+    found = told(federation("rlwe", sites=4, weights="equal", rules=FOUR), lie_of(random_share))
+    ours = found.ours.run(1)
+    assert found.faulty("bank") == {LIAR: "share"}
+    for binding in (ours.binding, None):
+        data = ours.seal(messages.Open({}, {}), binding) if binding else b"junk"
+        ours.refused_bytes("bank", "open", data)
+        assert found.logs["bank"][-1].act == "refused"
+        assert set(found.logs["bank"][-1].details) == {"command"}
+
+
+# -- those who agree on a lie -----------------------------------------------------------------
+
+SEVEN = {"max_colluding": 2, "threshold": 3, "votes": 3, "min_cohort": 7}
+COLLUDERS, ALONG = ("ward-00", "ward-01"), ("bank", "clinic")
+
+
+def lighter(ours: Any, liar: str) -> sharing.Share:
+    """The liar's answer to a sum of three quarters of the weight, with tags that fit, on which the
+    right answers of `ALONG` lie as well."""
+    current = ours.participants[liar]._sum
+    cipher, roster, q = current._cipher, ours.roster, current._cipher.parameters.q
+    layout = rlwe_layout(cipher.parameters, current._layout)
+    tagger = Tagger(cipher._tag_seed(current.binding.context), layout)
+    by = -(1 << 28)
+    shift = [0, by, 0, *(u[1] * by for _, _, u in tagger.factors())]
+    at = 1
+    for honest in ALONG:
+        place = roster.index(honest) + 1
+        at = at * (roster.index(liar) + 1 - place) * pow(-place, -1, q) % q
+    right = current._own_answer
+    residues = [(one + at * more) % q for one, more in zip(right.residues, shift, strict=True)]
+    return replace(right, residues=tuple(residues))
+
+
+@pytest.mark.parametrize("answering", [7, 5])
+def test_as_many_as_may_collude_get_no_wrong_sum_opened(federation: Any, answering: int) -> None:
+    """Two of seven have the group key and forge the tags. Where all answer they are left out; of
+    five answers, three of them right, none is taken for wrong that only those two say is."""
+    ours = federation("rlwe", sites=7, weights="equal", rules=SEVEN)
+    ours.coordinator.start()
+    hand = Hand(ours).ready()
+    blocks = hand.aggregate(ours.names)
+    answers = hand.answers(hand.vote_on(ours.names, ours.names, blocks))
+    for liar in COLLUDERS:
+        wrong = lighter(ours, liar)
+        answers[liar] |= {"boxes": sealed(ours, liar, wrong), "tag": tag_of(ours, liar, wrong)}
+    current = ours.participants["hospital"]._sum
+    hand.deliver("hospital", blocks)
+    if answering == 7:
+        alone = federation("rlwe", sites=7, weights="equal", rules=SEVEN).run(1)
+        hand.raw("hospital", hand.opening("hospital", answers))
+        assert current.faulty == dict.fromkeys(COLLUDERS, "share")
+        assert ours.states()["hospital"] == alone.states()["hospital"]
+        return
+    few = {name: answers[name] for name in (*ALONG, "hospital", *COLLUDERS)}
+    with nothing_installed(ours):
+        code, text = hand.refused("hospital", hand.opening("hospital", few))
+    assert code == "key-sum"
+    assert "at least 1 of 5 answers do not fit the others (residues)" in text
+
+
+def test_more_than_may_collude_can_have_a_wrong_weight_opened(federation: Any) -> None:
+    """The same two where c = 1: outside of what is promised, and it is so. The honest answer that
+    does not lie on theirs is the one that the site's operator reads of."""
+    rules = SEVEN | {"max_colluding": 1}
+    ours = federation("rlwe", sites=7, weights="equal", rules=rules)
+    ours.coordinator.start()
+    hand = Hand(ours).ready()
+    blocks = hand.aggregate(ours.names)
+    answers = hand.answers(hand.vote_on(ours.names, ours.names, blocks))
+    for liar in COLLUDERS:
+        wrong = lighter(ours, liar)
+        answers[liar] |= {"boxes": sealed(ours, liar, wrong), "tag": tag_of(ours, liar, wrong)}
+    few = {name: answers[name] for name in (*ALONG, "hospital", *COLLUDERS)}
+    current = ours.participants["bank"]._sum
+    before = ours.participants["bank"].state.values
+    hand.deliver("bank", blocks)
+    hand.raw("bank", hand.opening("bank", few))
+    assert {name: why for name, why in current.faulty.items() if why != "missing"} == {
+        "hospital": "share"
+    }
+    right = federation("rlwe", sites=7, weights="equal", rules=rules).run(1).state().values
+    moved = ours.participants["bank"].state.values - before
+    np.testing.assert_allclose(moved, (right - before) / 0.75, rtol=1e-3, atol=1e-4)

@@ -11,9 +11,12 @@ p^-2, about 2^-62. Then every answer that is left is compared with the polynomia
   ciphertext, if there is one that tells keys apart. Residues have nothing to be tried on.
 - m = T: there is nothing to compare, and whatever comes is taken.
 
-Beyond the radius those who collude can put a wrong sum within it, and right answers outside: a
-wrong key is for the ciphertext to refuse, wrong residues for the keyed tags, which whoever has
-their key can forge. (Random combinations of interleaved words: as in Ligero, CCS 2017.)
+What is mended cannot be refused as well: holders that agree on a lie, one more than half of the
+m - T to spare, can put a sum of theirs within the radius and right answers outside. Where nothing
+else would notice, for residues and for keys without a ciphertext, the radius is at most m - T - c,
+so that c of them never have a wrong sum opened while there are c to spare. More than that is for
+the keyed tags to find, which whoever has their key can forge.
+(Random combinations of interleaved words: as in Ligero, CCS 2017.)
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ def open_keys(
     num_summed: int,
     num_holders: int,
     fits: KeyCheck | None = None,
+    colluding: int = 0,
 ) -> tuple[Int64, frozenset[int]]:
     """The sum of the keys, int64 (4096,), and the holders whose answers are wrong.
 
@@ -53,6 +57,7 @@ def open_keys(
         num_summed: keys in the sum, which bound its coefficients.
         num_holders: of the roster.
         fits: tells the right sum of keys; None where nothing does.
+        colluding: c, holders that may agree on a lie; it bounds what is told without `fits`.
 
     Raises:
         CryptoError: too few answers, too many wrong ones (code `key-sum`, or `residual` where
@@ -61,7 +66,7 @@ def open_keys(
     if len(keys) < threshold:
         raise CryptoError(f"shamir: expected {threshold} shares, got {len(keys)}")
     holders = sorted(keys)
-    code = Code([holder + 1 for holder in holders], threshold, PRIME)
+    code = _code(holders, threshold, PRIME, 0 if fits else colluding)
     words = _combined_keys(np.stack([keys[holder] for holder in holders]))
 
     def opened(places: frozenset[int]) -> Int64:
@@ -105,17 +110,17 @@ def open_keys(
 
 
 def open_residues(
-    residues: Mapping[int, Sequence[int]], modulus: int, threshold: int
+    residues: Mapping[int, Sequence[int]], modulus: int, threshold: int, colluding: int = 0
 ) -> tuple[tuple[int, ...], frozenset[int]]:
     """The sum of the residues, each in [0, modulus), and the holders whose answers are wrong.
 
-    `residues`: holder -> its answer. Raises `CryptoError` if there are too few, or more wrong ones
-    than can be told (code `key-sum`).
+    `residues`: holder -> its answer; `colluding`: c, holders that may agree on a lie. Raises
+    `CryptoError` if there are too few, or more wrong ones than can be told (code `key-sum`).
     """
     if len(residues) < threshold:
         raise CryptoError(f"shamir: expected {threshold} shares, got {len(residues)}")
     holders = sorted(residues)
-    code = Code([holder + 1 for holder in holders], threshold, modulus)
+    code = _code(holders, threshold, modulus, colluding)
     words = _combined_residues([residues[holder] for holder in holders], modulus)
     wrong = _wrong(code, words)
     if wrong is None:
@@ -126,6 +131,12 @@ def open_residues(
 
 
 # -- places --------------------------------------------------------------------------------
+
+
+def _code(holders: Sequence[int], threshold: int, prime: int, colluding: int) -> Code:
+    spare = len(holders) - threshold
+    radius = max(0, min(spare // 2, spare - colluding))
+    return Code([holder + 1 for holder in holders], threshold, prime, radius)
 
 
 def _streams() -> Iterator[Stream]:

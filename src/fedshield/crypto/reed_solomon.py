@@ -16,17 +16,21 @@ Polynomial = tuple[int, ...]
 
 class Code:
     """Polynomials of degree below `dimension` at `points`, which are distinct mod `prime`.
+    `radius`: most wrong values that are told, floor((m - T) / 2) by default and at the most. A word
+    with m - T - radius wrong values or fewer is never taken for another codeword.
 
     >>> Code((1, 2, 3, 4), 2, 31).wrong((5, 6, 0, 8))
     frozenset({2})
     """
 
-    def __init__(self, points: Sequence[int], dimension: int, prime: int) -> None:
+    def __init__(
+        self, points: Sequence[int], dimension: int, prime: int, radius: int | None = None
+    ) -> None:
         self.points = tuple(points)
         self.dimension = dimension
         self.prime = prime
-        #: Most wrong values that are always told.
-        self.radius = (len(self.points) - dimension) // 2
+        most = (len(self.points) - dimension) // 2
+        self.radius = most if radius is None else min(most, radius)
         whole: Polynomial = (1,)
         for point in self.points:
             whole = _product(whole, (-point % prime, 1), prime)
@@ -65,8 +69,8 @@ class Code:
             step = _product(quotient, locator, self.prime)
             before, last = last, rest
             locator_before, locator = locator, _difference(locator_before, step, self.prime)
-        found, rest = _divided(last, locator, self.prime)
-        if rest or len(found) > self.dimension:
+        found, _ = _divided(last, locator, self.prime)
+        if len(found) > self.dimension:
             return None
         wrong = frozenset(
             place

@@ -76,9 +76,11 @@ def open_sum(
     shape: ShareShape,
     num_summed: int,
     fits: decode.KeyCheck | None = None,
+    colluding: int = 0,
 ) -> OpenedShares:
     """What `num_summed` dealers' shares add up to, from those of m >= `threshold` holders (index ->
-    share), of which floor((m - threshold) / 2) may be wrong.
+    share), of which floor((m - threshold) / 2) may be wrong, and at most m - threshold - colluding
+    where nothing but the shares tells a wrong sum.
 
     `fits` tells the right sum of keys, so that more wrong keys can be borne (`decode`). A holder
     whose key is wrong is left out of the residues. Raises `CryptoError`.
@@ -89,11 +91,13 @@ def open_sum(
         num_summed,
         shape.num_holders,
         fits,
+        colluding,
     )
     residues, more = decode.open_residues(
         {holder: one.residues for holder, one in shares.items() if holder not in wrong},
         shape.modulus,
         shape.threshold,
+        colluding,
     )
     return OpenedShares(key_sum, residues, wrong | more)
 

@@ -85,6 +85,6 @@ class SiteRound:
     #: Who is in the opened sum, and their weighted mean training loss if the scheme carries it.
     contributors: tuple[str, ...] = ()
     mean_train_loss: float = float("nan")
-    #: Holder -> code of what was wrong with its answer, since the last record (`answers`).
+    #: Holder -> code of what was wrong with its answer to the last sum (`answers`).
     faulty_answers: Mapping[str, str] = field(default_factory=dict)
     wall_s: dict[str, float] = field(default_factory=dict)

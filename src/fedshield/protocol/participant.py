@@ -432,7 +432,6 @@ class Participant:
         self._read(messages.Evaluate, data)
         record, spent = self._model.evaluate(), self.spent
         record = replace(record, faulty_answers=self._faulty)
-        self._faulty = {}
         self._observe(record if spent is None else replace(record, epsilon=spent.epsilon))
         return messages.Done()
 

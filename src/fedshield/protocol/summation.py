@@ -389,7 +389,7 @@ class Summation:
         number = len(self.contributors)
         fits = self._cipher.key_check(blocks, layout, number, self.binding.context)
         try:
-            opened = sharing.open_sum(shares, shape, number, fits)
+            opened = sharing.open_sum(shares, shape, number, fits, roster.rules.max_colluding)
         except CryptoError as error:
             raise CryptoError(f"{error}{self._whose()}", error.code) from None
         for index in opened.wrong:
@@ -407,15 +407,15 @@ class Summation:
         if holder not in command.answers:
             return MISSING
         vote, content = self._voted(), command.answers[holder]
+        signed, roster = command.tags.get(holder, b""), self._member.roster
         try:
+            found = read_signed(signed, messages.AnswerTag, self.binding, holder, roster)
             if self._member.open_to == "peers":
                 assert self._channels is not None
                 content = self._channels.open_answer(
                     content, holder, vote.about, in_sum=holder in self.contributors
                 )
             share = sharing.from_bytes(content, shape)
-            signed, roster = command.tags.get(holder, b""), self._member.roster
-            found = read_signed(signed, messages.AnswerTag, self.binding, holder, roster)
         except (CryptoError, ProtocolError):
             return UNREADABLE
         return share if hmac.compare_digest(found.tag, self._answer_tag(content)) else UNTAGGED
