@@ -357,8 +357,9 @@ def test_the_search_finds_shares_that_are_not_sealed(
 ) -> None:
     """Control: where boxes are only framed, every share and every answer is found in them."""
     ours = federation("rlwe", weights="private")
-    monkeypatch.setattr(summation, "seal", lambda content, *_, **__: bytes(32) + content)
-    monkeypatch.setattr(summation, "unseal", lambda box, *_, **__: box[32:])
+    ours.coordinator.start()
+    monkeypatch.setattr(Channel, "seal", lambda _, content, *__, **___: bytes(48) + content)
+    monkeypatch.setattr(Channel, "unseal", lambda _, box, *__, **___: box[48:])
     hits = run_and_collect(ours, monkeypatch).found_in(traffic(ours))
     assert hits == ["the answers", "the residues and their shares", "the shares"]
 

@@ -132,45 +132,55 @@ def test_an_answer_needs_no_second_ciphertext() -> None:
     bank, clinic = pair()
     share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
     assert clinic.open_share(share, "bank", ABOUT) == b"share"
-    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=True)
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), first=False)
     assert len(answer) == len(b"answer") + OVERHEAD_BYTES
-    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=True) == b"answer"
+    assert clinic.open_answer(answer, "bank", ABOUT) == b"answer"
     assert (bank.peers, clinic.peers) == (("clinic",), ("bank",))
 
 
-def test_an_answer_from_outside_the_sum_brings_its_own() -> None:
+def test_an_answer_to_who_has_no_share_brings_the_ciphertext() -> None:
     bank, clinic = pair()
     share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
-    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=False)
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), first=True)
     assert answer[:CIPHERTEXT_BYTES] == share[:CIPHERTEXT_BYTES]  # one encapsulation for each pair
-    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=False) == b"answer"
-    with pytest.raises(CryptoError, match="its share never came"):
-        clinic.open_answer(answer[CIPHERTEXT_BYTES:], "bank", ABOUT, in_sum=True)
+    assert clinic.open_answer(answer, "bank", ABOUT) == b"answer"
+    with pytest.raises(CryptoError, match="sealed box"):
+        clinic.open_answer(answer[CIPHERTEXT_BYTES:], "bank", ABOUT)
 
 
-def test_a_share_that_does_not_open_still_brings_the_secret() -> None:
-    """Damaged at its dealer, which signed for it all the same: complained of, and its answer can
-    be read, unless it was the ciphertext that was damaged."""
+@pytest.mark.parametrize("at", [0, CIPHERTEXT_BYTES, -1], ids=["ciphertext", "salt", "box"])
+def test_who_complains_of_a_share_forgets_its_ciphertext(at: int) -> None:
+    """Both ends then know which form the answer has, whatever was wrong with the share."""
     bank, clinic = pair()
     share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
-    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=True)
+    short, long = (
+        bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), first=first)
+        for first in (False, True)
+    )
     with pytest.raises(CryptoError, match="does not open"):
-        clinic.open_share(flipped(share), "bank", ABOUT)
-    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=True) == b"answer"
-    with pytest.raises(CryptoError, match="does not open"):
-        clinic.open_share(flipped(share, 0), "bank", ABOUT)
-    with pytest.raises(CryptoError, match="does not open"):
-        clinic.open_answer(answer, "bank", ABOUT, in_sum=True)
+        clinic.open_share(flipped(share, at), "bank", ABOUT)
+    assert clinic.open_answer(long, "bank", ABOUT) == b"answer"
+    assert clinic.open_share(share, "bank", ABOUT) == b"share"
+    assert clinic.open_answer(short, "bank", ABOUT) == b"answer"
+    for good, bad in ((True, long), (False, short)):
+        if not good:
+            clinic.forget("bank")  # its content was no share
+        with pytest.raises(CryptoError, match="sealed box"):
+            clinic.open_answer(bad, "bank", ABOUT)
 
 
-def bad_boxes(ours: Any, dealer: str, *holders: str) -> None:
-    """The dealer hands these holders boxes that it did not sign for."""
+def bad_boxes(ours: Any, dealer: str, *holders: str, way: str = "flipped") -> None:
+    """The dealer hands these holders boxes that it did not sign for, or none."""
 
     def tamper(site: str, method: str, data: bytes) -> bytes:
         if (site, method) != (dealer, "fetch-shares"):
             return data
         boxes = dict(body_of(data)["boxes"])
-        boxes |= {holder: flipped(boxes[holder]) for holder in holders}
+        for holder in holders:
+            if way == "missing":
+                del boxes[holder]
+            else:
+                boxes[holder] = flipped(boxes[holder], 0 if way == "ciphertext" else -1)
         _, binding, _, _ = ours.opened(data)
         body = messages.Shares(boxes).to_body()
         return envelope.seal("shares", binding, site, body, ours.keys[site].sign)
@@ -189,44 +199,63 @@ def test_a_site_that_is_not_in_the_sum_is_heard(federation: Any) -> None:
     outcome, contributors = lose(ours, 1, {"lab": ("quorum", "before")}, sites)
     assert contributors == {"bank", "hospital", "lab"}
     assert outcome.lost == {"lab": "quorum: no answer"}
-    answer = ours.opened(ours.wire.of("clinic", "quorum")[-1].reply)[3]
-    share = ours.opened(ours.wire.of("bank", "quorum")[-1].reply)[3]
-    lengths = [{len(box) for box in each["boxes"].values()} for each in (answer, share)]
-    assert lengths[0] == {length + CIPHERTEXT_BYTES for length in lengths[1]}
+    boxes = ours.opened(ours.wire.of("clinic", "quorum")[-1].reply)[3]["boxes"]
+    usual = len(ours.opened(ours.wire.of("bank", "quorum")[-1].reply)[3]["boxes"]["hospital"])
+    # The lab was handed a good share, which the others complained of.
+    assert {to: len(box) - usual for to, box in boxes.items()} == {
+        "bank": CIPHERTEXT_BYTES,
+        "hospital": CIPHERTEXT_BYTES,
+        "lab": 0,
+    }
 
 
-def test_whoever_lacks_a_share_of_the_sum_cannot_read_its_dealers_answer(federation: Any) -> None:
-    """The coordinator withholds one box: its holder is told why it opens nothing, the others go
-    on; with that dealer's answer beside three others' it opens."""
-    ours = started(federation, 5)
-    hand = Hand(ours).prepare().work().collect()
-    for site in hand.sites:
-        shares = hand.shares_for(site)
-        if site == "bank":
-            del shares["clinic"]
-        held = hand.send(site, messages.Hold(hand.uploads, shares))
-        assert held["complaints"] == ({"clinic": b"missing"} if site == "bank" else {})
-    blocks = hand.aggregate(hand.sites)
-    answers = hand.answers(hand.vote_on(hand.sites, hand.sites, blocks))
-    assert answers["bank"]["boxes"] == {}
-    for site in hand.sites:
-        hand.deliver(site, blocks)
-    everything = hand.opening("bank", answers).answers
-    few = {site: everything[site] for site in list(everything)[:3]}
-    assert "clinic" in few
-    participant = ours.participants["bank"]
-    current = participant._sum
-    vote = current._vote
-    about = vote.contributors + vote.aggregate
-    with pytest.raises(CryptoError, match="its share never came"):
-        current._channels.open_answer(few["clinic"], "clinic", about, in_sum=True)
-    assert hand.raw("hospital", hand.opening("hospital", answers))
-    threshold = ours.roster.rules.threshold
-    assert threshold == 4
-    with nothing_installed(ours, "bank"):
-        code, text = hand.refused("bank", messages.Open(everything))
-    assert code == "share"
-    assert text.endswith("expected 4 answers, got 3; unreadable from clinic")
+@pytest.mark.parametrize("way", ["flipped", "ciphertext", "missing"])
+def test_who_complained_of_a_share_hears_its_dealer(federation: Any, way: str) -> None:
+    """One holder has no good share of one dealer; enough others have, so the dealer stays in the
+    sum. Of the four answers that are needed two are lost, so that every one counts; the dealer's
+    answer to that holder brings the ciphertext, and no other does."""
+    ours = federation("rlwe", sites=6, weights="equal")
+    bad_boxes(ours, "clinic", "bank", way=way)
+    sites = failing(ours)
+    ours.coordinator.start()
+    needed = ours.roster.rules.threshold
+    gone = ours.names[-(len(ours.names) - 1 - needed) :]
+    assert "bank" not in gone
+    assert "clinic" not in gone
+    outcome, contributors = lose(ours, 1, dict.fromkeys(gone, ("quorum", "before")), sites)
+    assert contributors == set(ours.names)
+    assert set(outcome.lost) == set(gone)
+    code = b"missing" if way == "missing" else b"share"
+    held = ours.opened(ours.wire.of("bank", "hold")[-1].reply)[3]
+    assert held["complaints"] == {"clinic": code}
+    for site in set(ours.names) - {"bank", *gone}:
+        answer = ours.opened(ours.wire.of(site, "quorum")[-1].reply)[3]["boxes"]
+        least = min(map(len, answer.values()))
+        longer = {to for to, box in answer.items() if len(box) != least}
+        assert longer == ({"bank"} if site == "clinic" else set())
+    opened = ours.opened(ours.wire.of("bank", "open")[-1].command)[3]["answers"]
+    assert len(opened) == needed
+
+
+def test_only_sites_of_the_sum_can_be_unheard(federation: Any) -> None:
+    """And a site that is told so of another, or of none, is not read by it: no more than if the
+    coordinator had kept the answer."""
+    ours = started(federation)
+    hand = Hand(ours).ready()
+    blocks = hand.aggregate(FOUR)
+    votes = hand.vote_on(FOUR, hand.sites, blocks)
+    for stranger in ("coordinator", "nobody", ""):
+        code, text = hand.refused("clinic", messages.Quorum(votes, {stranger: b""}))
+        assert (code, f"{stranger!r} is not in this sum" in text) == ("not-in-set", True)
+    hand.unheard["clinic"] = ("bank",)
+    answers = hand.answers(votes)
+    hand.deliver("bank", blocks)
+    good = hand.opening("bank", answers).answers
+    current = ours.participants["bank"]._sum
+    about = current._vote.contributors + current._vote.aggregate
+    with pytest.raises(CryptoError, match="does not open"):
+        current._channels.open_answer(good["clinic"], "clinic", about)
+    assert hand.raw("bank", messages.Open(good))  # three others are enough
 
 
 # -- a hostile coordinator -------------------------------------------------------------------
@@ -309,7 +338,7 @@ def test_answers_that_are_mixed_up_are_not_read(federation: Any) -> None:
     ]
     for box in mixed:
         with pytest.raises(CryptoError, match="sealed box"):
-            current._channels.open_answer(box, "clinic", about, in_sum=True)
+            current._channels.open_answer(box, "clinic", about)
     with nothing_installed(ours):
         code, text = hand.refused("bank", messages.Open({"clinic": mixed[0], "lab": good["lab"]}))
         assert (code, "got 2; unreadable from clinic" in text) == ("share", True)

@@ -186,7 +186,7 @@ def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str
     about = summation._vote.contributors + summation._vote.aggregate
     content = sharing.to_bytes(sharing.Share(share, summation._own_answer.residues))
     box: bytes = summation._channels.seal_answer(
-        content, to, about, summation._salt_key, in_sum=True
+        content, to, about, summation._salt_key, first=False
     )
     return box
 
