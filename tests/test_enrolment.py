@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import stat
@@ -332,6 +333,7 @@ def test_known_answers() -> None:
         [3, 1, 2, 2, 3, "malicious", "fixed"],
         bytes(range(32)),
         [["rlwe"], 0, 0],
+        2,
     ]
     assert roster.content_sha256().hex() == CONTENT_SHA256
     assert roster.fingerprint() == FINGERPRINT
@@ -580,7 +582,13 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown in a card": (lambda value: value["sites"][0].update(x=1), "sites.0.x': unknown key"),
     "unknown in a signature": (lambda value: by("bank")(value).update(x=1), "bank.x': unknown"),
     "rule missing": (lambda value: value["rules"].pop("votes"), "rules.votes: expected a whole"),
-    "version": (lambda value: value.update(fedshield="roster 1"), "expected version 'roster 2'"),
+    "version": (lambda value: value.update(fedshield="roster 3"), "expected version 'roster 2'"),
+    "less sealing": (lambda value: value.update(sealing=1), "sealing: expected 2 (ML-KEM-768 and"),
+    "more sealing": (lambda value: value.update(sealing=3), "got 3; all parties need the same"),
+    "huge sealing": (lambda value: value.update(sealing=10**4000), "got 10000000000000000000; all"),
+    "no sealing": (lambda value: value.pop("sealing"), "sealing: expected a whole number"),
+    "sealing as truth": (lambda value: value.update(sealing=True), "sealing: expected a whole"),
+    "sealing as text": (lambda value: value.update(sealing="2"), "sealing: expected a whole"),
     "many sites": (lambda value: value.update(sites=[{}] * 65), "sites: expected at most 64"),
 }
 
@@ -592,6 +600,29 @@ def test_a_changed_roster_is_refused(tmp_path: Path, what: str) -> None:
     text = refused(lambda: SignedRoster.read(path))
     assert text.startswith(f"{path}: ")
     assert says in text
+
+
+def test_a_roster_from_before_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    """Signed for X25519 alone, well, by every site: nobody signed for less here. With the new head
+    its signatures do not fit."""
+    roster = signed()
+    value: Any = codec.decode(roster.content())
+    content = codec.encode(["fedshield signed roster 1", *value[1:-1]])
+    digest = hashlib.sha256(content).digest()
+
+    def age(raw: dict[str, Any]) -> None:
+        raw.update(fedshield="roster 1")
+        del raw["sealing"]
+        for name, given in raw["countersignatures"].items():
+            message = ["fedshield countersignature 1", digest, name, given["confirmed"]]
+            given["signature"] = KEYS[name].key.sign(codec.encode(message)).hex()
+
+    path = changed(written(tmp_path, roster), age)
+    text = refused(lambda: SignedRoster.read(path))
+    assert "got one from before, for X25519 alone ('roster 1')" in text
+    assert "fedshield roster add) and have every site sign it" in text
+    changed(path, lambda raw: raw.update(fedshield="roster 2", sealing=2))
+    assert FORGED in refused(lambda: SignedRoster.read(path))
 
 
 def test_what_means_the_same_is_read_the_same(tmp_path: Path) -> None:

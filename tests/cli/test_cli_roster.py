@@ -334,6 +334,7 @@ def test_the_options_of_init_are_in_what_is_signed(enrolled: Run) -> None:
         "in_words": "",
     }
     assert found["model_sha256"] == "ab" * 32
+    assert found["sealing"] == 2
     assert found["allowed"] == {"schemes": ["ckks", "rlwe"], "min_bits": 8, "max_examples": 5000}
     assert "ckks: any ONE site" in enrolled("roster", "verify", "roster.json").out
 

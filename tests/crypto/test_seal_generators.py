@@ -61,10 +61,11 @@ def test_a_predictable_generator_leaves_x25519(monkeypatch: pytest.MonkeyPatch) 
     through = encapsulate(sender, receiver.public, context=CONTEXT, names=NAMES)
     known, ciphertext = RepeatingPublicKey(receiver.public.mlkem).encapsulate()
     assert (through.secret[:32], through.ciphertext) == (known, ciphertext)
-    guessed = seal_reference.Keys.derived(b"\7" * 64, bytes(32))
-    for key in (sender, receiver):
-        assert guessed.x25519_public != key.public.x25519
-        assert guessed.mlkem_public != key.public.mlkem
+    for secret in (b"", bytes(32)):
+        guessed = seal_reference.Keys.derived(b"\7" * 64, secret)
+        for key in (sender, receiver):
+            assert guessed.x25519_public != key.public.x25519
+            assert guessed.mlkem_public != key.public.mlkem
     box = through.seal(SECRET, PURPOSE)
     with pytest.raises(CryptoError, match="does not open"):
         replace(through, secret=known + bytes(32)).unseal(box, PURPOSE)

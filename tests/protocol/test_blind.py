@@ -355,12 +355,18 @@ def test_the_search_finds_the_values_that_plain_sends(
 def test_the_search_finds_shares_that_are_not_sealed(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Control: where boxes are only framed, every share and every answer is found in them."""
+    """Control: where boxes are only framed, every share and answer and the group key is found in
+    them."""
     ours = federation("rlwe", weights="private")
-    monkeypatch.setattr(summation, "seal", lambda content, *_, **__: bytes(32) + content)
-    monkeypatch.setattr(summation, "unseal", lambda box, *_, **__: box[32:])
+    monkeypatch.setattr(Channel, "seal", lambda _, content, *__, **___: bytes(48) + content)
+    monkeypatch.setattr(Channel, "unseal", lambda _, box, *__, **___: box[48:])
     hits = run_and_collect(ours, monkeypatch).found_in(traffic(ours))
-    assert hits == ["the answers", "the residues and their shares", "the shares"]
+    assert hits == [
+        "the answers",
+        "the group key",
+        "the residues and their shares",
+        "the shares",
+    ]
 
 
 @pytest.mark.parametrize("blind", ["ckks", "rlwe"], indirect=True)

@@ -1,5 +1,4 @@
-"""Sealed boxes of a sum: exactly the bytes that are stated, who can read whose answer, and a
-coordinator that swaps, mixes, replays or downgrades them."""
+"""Sealed boxes of a sum: exactly the bytes that are stated, and who can read whose answer."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from threshold_kit import (
     FOUR,
@@ -17,23 +15,21 @@ from threshold_kit import (
     failing,
     flipped,
     lose,
-    nothing_installed,
     started,
 )
 
 from fedshield.crypto.keys import RunKey, SigningKey
-from fedshield.crypto.public_keys import MLKEM_BYTES, PUBLIC_KEY_BYTES, PublicKey
+from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES
 from fedshield.encode_integers import encode_count
-from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import codec, envelope, messages
+from fedshield.errors import CryptoError
+from fedshield.protocol import envelope, messages
 from fedshield.protocol.channels import Channels
 from fedshield.protocol.ciphers import OneTimeKeys
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import upload_digest
 from fedshield.protocol.summation import Member, Summation
 from fedshield.quorum import resolve
 
@@ -132,45 +128,55 @@ def test_an_answer_needs_no_second_ciphertext() -> None:
     bank, clinic = pair()
     share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
     assert clinic.open_share(share, "bank", ABOUT) == b"share"
-    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=True)
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), first=False)
     assert len(answer) == len(b"answer") + OVERHEAD_BYTES
-    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=True) == b"answer"
+    assert clinic.open_answer(answer, "bank", ABOUT) == b"answer"
     assert (bank.peers, clinic.peers) == (("clinic",), ("bank",))
 
 
-def test_an_answer_from_outside_the_sum_brings_its_own() -> None:
+def test_an_answer_to_who_has_no_share_brings_the_ciphertext() -> None:
     bank, clinic = pair()
     share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
-    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=False)
+    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), first=True)
     assert answer[:CIPHERTEXT_BYTES] == share[:CIPHERTEXT_BYTES]  # one encapsulation for each pair
-    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=False) == b"answer"
-    with pytest.raises(CryptoError, match="its share never came"):
-        clinic.open_answer(answer[CIPHERTEXT_BYTES:], "bank", ABOUT, in_sum=True)
+    assert clinic.open_answer(answer, "bank", ABOUT) == b"answer"
+    with pytest.raises(CryptoError, match="sealed box"):
+        clinic.open_answer(answer[CIPHERTEXT_BYTES:], "bank", ABOUT)
 
 
-def test_a_share_that_does_not_open_still_brings_the_secret() -> None:
-    """Damaged at its dealer, which signed for it all the same: complained of, and its answer can
-    be read, unless it was the ciphertext that was damaged."""
+@pytest.mark.parametrize("at", [0, CIPHERTEXT_BYTES, -1], ids=["ciphertext", "salt", "box"])
+def test_who_complains_of_a_share_forgets_its_ciphertext(at: int) -> None:
+    """Both ends then know which form the answer has, whatever was wrong with the share."""
     bank, clinic = pair()
     share = bank.seal_share(b"share", "clinic", ABOUT, bytes(32))
-    answer = bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), in_sum=True)
+    short, long = (
+        bank.seal_answer(b"answer", "clinic", ABOUT, bytes(32), first=first)
+        for first in (False, True)
+    )
     with pytest.raises(CryptoError, match="does not open"):
-        clinic.open_share(flipped(share), "bank", ABOUT)
-    assert clinic.open_answer(answer, "bank", ABOUT, in_sum=True) == b"answer"
-    with pytest.raises(CryptoError, match="does not open"):
-        clinic.open_share(flipped(share, 0), "bank", ABOUT)
-    with pytest.raises(CryptoError, match="does not open"):
-        clinic.open_answer(answer, "bank", ABOUT, in_sum=True)
+        clinic.open_share(flipped(share, at), "bank", ABOUT)
+    assert clinic.open_answer(long, "bank", ABOUT) == b"answer"
+    assert clinic.open_share(share, "bank", ABOUT) == b"share"
+    assert clinic.open_answer(short, "bank", ABOUT) == b"answer"
+    for good, bad in ((True, long), (False, short)):
+        if not good:
+            clinic.forget("bank")  # its content was no share
+        with pytest.raises(CryptoError, match="sealed box"):
+            clinic.open_answer(bad, "bank", ABOUT)
 
 
-def bad_boxes(ours: Any, dealer: str, *holders: str) -> None:
-    """The dealer hands these holders boxes that it did not sign for."""
+def bad_boxes(ours: Any, dealer: str, *holders: str, way: str = "flipped") -> None:
+    """The dealer hands these holders boxes that it did not sign for, or none."""
 
     def tamper(site: str, method: str, data: bytes) -> bytes:
         if (site, method) != (dealer, "fetch-shares"):
             return data
         boxes = dict(body_of(data)["boxes"])
-        boxes |= {holder: flipped(boxes[holder]) for holder in holders}
+        for holder in holders:
+            if way == "missing":
+                del boxes[holder]
+            else:
+                boxes[holder] = flipped(boxes[holder], 0 if way == "ciphertext" else -1)
         _, binding, _, _ = ours.opened(data)
         body = messages.Shares(boxes).to_body()
         return envelope.seal("shares", binding, site, body, ours.keys[site].sign)
@@ -189,211 +195,71 @@ def test_a_site_that_is_not_in_the_sum_is_heard(federation: Any) -> None:
     outcome, contributors = lose(ours, 1, {"lab": ("quorum", "before")}, sites)
     assert contributors == {"bank", "hospital", "lab"}
     assert outcome.lost == {"lab": "quorum: no answer"}
-    answer = ours.opened(ours.wire.of("clinic", "quorum")[-1].reply)[3]
-    share = ours.opened(ours.wire.of("bank", "quorum")[-1].reply)[3]
-    lengths = [{len(box) for box in each["boxes"].values()} for each in (answer, share)]
-    assert lengths[0] == {length + CIPHERTEXT_BYTES for length in lengths[1]}
+    boxes = ours.opened(ours.wire.of("clinic", "quorum")[-1].reply)[3]["boxes"]
+    usual = len(ours.opened(ours.wire.of("bank", "quorum")[-1].reply)[3]["boxes"]["hospital"])
+    # The lab was handed a good share, which the others complained of.
+    assert {to: len(box) - usual for to, box in boxes.items()} == {
+        "bank": CIPHERTEXT_BYTES,
+        "hospital": CIPHERTEXT_BYTES,
+        "lab": 0,
+    }
 
 
-def test_whoever_lacks_a_share_of_the_sum_cannot_read_its_dealers_answer(federation: Any) -> None:
-    """The coordinator withholds one box: its holder is told why it opens nothing, the others go
-    on; with that dealer's answer beside three others' it opens."""
-    ours = started(federation, 5)
-    hand = Hand(ours).prepare().work().collect()
-    for site in hand.sites:
-        shares = hand.shares_for(site)
-        if site == "bank":
-            del shares["clinic"]
-        held = hand.send(site, messages.Hold(hand.uploads, shares))
-        assert held["complaints"] == ({"clinic": b"missing"} if site == "bank" else {})
-    blocks = hand.aggregate(hand.sites)
-    answers = hand.answers(hand.vote_on(hand.sites, hand.sites, blocks))
-    assert answers["bank"]["boxes"] == {}
-    for site in hand.sites:
-        hand.deliver(site, blocks)
-    everything = hand.opening("bank", answers).answers
-    few = {site: everything[site] for site in list(everything)[:3]}
-    assert "clinic" in few
-    participant = ours.participants["bank"]
-    current = participant._sum
-    vote = current._vote
-    about = vote.contributors + vote.aggregate
-    with pytest.raises(CryptoError, match="its share never came"):
-        current._channels.open_answer(few["clinic"], "clinic", about, in_sum=True)
-    assert hand.raw("hospital", hand.opening("hospital", answers))
-    threshold = ours.roster.rules.threshold
-    assert threshold == 4
-    with nothing_installed(ours, "bank"):
-        code, text = hand.refused("bank", messages.Open(everything))
-    assert code == "share"
-    assert text.endswith("expected 4 answers, got 3; unreadable from clinic")
+@pytest.mark.parametrize("way", ["flipped", "ciphertext", "missing", "content"])
+def test_who_complained_of_a_share_hears_its_dealer(
+    federation: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One holder has no good share of one dealer; enough others have, so the dealer stays in the
+    sum. Of the four answers that are needed two are lost, so that every one counts; the dealer's
+    answer to that holder brings the ciphertext, and no other does."""
+    ours = federation("rlwe", sites=6, weights="equal")
+    if way == "content":  # it opens, and is no share
+        seal_share = Channels.seal_share
 
+        def spoiled(self: Channels, share: bytes, holder: str, *rest: Any) -> bytes:
+            bad = (self._name, holder) == ("clinic", "bank")
+            return seal_share(self, share[:-1] if bad else share, holder, *rest)
 
-# -- a hostile coordinator -------------------------------------------------------------------
-
-
-def swapped(box: bytes, other: bytes) -> bytes:
-    """Under the other's ciphertext."""
-    return other[:CIPHERTEXT_BYTES] + box[CIPHERTEXT_BYTES:]
-
-
-def test_a_swapped_ciphertext_is_complained_of(federation: Any) -> None:
-    """Of another holder's box, another dealer's, an earlier round's, or the coordinator's own
-    encapsulation: none is the box that its dealer signed for."""
-    ours = started(federation)
-    first = Hand(ours).ready()
-    first.finish()
-    hand = Hand(ours, 2).prepare().work().collect()
-    good = hand.shares_for("bank")
-    key = PublicKey.from_bytes(body_of(hand.keys["bank"])["key"])
-    stranger = Channels("clinic", RunKey(bytes(32)), {"bank": key}, hand.binding.context)
-    made = stranger.seal_share(b"", "bank", b"", bytes(32))
-    for other in (
-        hand.boxes["clinic"]["lab"],
-        hand.boxes["lab"]["bank"],
-        first.boxes["clinic"]["bank"],
-        made,
-    ):
-        ours.participants["bank"]._sum._took_shares = False
-        shares = good | {"clinic": swapped(good["clinic"], other)}
-        held = hand.send("bank", messages.Hold(hand.uploads, shares))
-        assert held["complaints"] == {"clinic": b"share"}
-
-
-def test_a_swapped_ciphertext_opens_nothing_even_if_it_were_signed_for(federation: Any) -> None:
-    """Behind the digest stands the key, which the ciphertext is part of."""
-    ours = started(federation)
-    hand = Hand(ours).prepare().work().collect()
-    channels, boxes = ours.participants["bank"]._sum._channels, hand.boxes
-    digest = upload_of(hand, "clinic")
-    assert channels.open_share(boxes["clinic"]["bank"], "clinic", digest)
-    for box in (
-        swapped(boxes["clinic"]["bank"], boxes["clinic"]["lab"]),
-        swapped(boxes["clinic"]["bank"], boxes["lab"]["bank"]),
-        boxes["clinic"]["lab"],
-        boxes["lab"]["bank"],
-    ):
-        with pytest.raises(CryptoError, match="does not open"):
-            channels.open_share(box, "clinic", digest)
-
-
-def upload_of(hand: Hand, site: str) -> bytes:
-    """H(upload), which the site's shares speak of."""
-    return upload_digest(messages.Upload.from_body(body_of(hand.uploads[site])))
-
-
-def test_answers_that_are_mixed_up_are_not_read(federation: Any) -> None:
-    """Of another sum, another receiver, with a ciphertext where none belongs, or a share in its
-    place: T honest answers open the sum, and one fewer does not."""
-    ours = started(federation)
-    first = Hand(ours).ready()
-    earlier = first.answers(first.vote_on(FOUR, first.sites))
-    ours.coordinator = ours.another_coordinator()
+        monkeypatch.setattr(Channels, "seal_share", spoiled)
+    else:
+        bad_boxes(ours, "clinic", "bank", way=way)
+    sites = failing(ours)
     ours.coordinator.start()
+    needed = ours.roster.rules.threshold
+    gone = ours.names[-(len(ours.names) - 1 - needed) :]
+    assert "bank" not in gone
+    assert "clinic" not in gone
+    outcome, contributors = lose(ours, 1, dict.fromkeys(gone, ("quorum", "before")), sites)
+    assert contributors == set(ours.names)
+    assert set(outcome.lost) == set(gone)
+    code = b"missing" if way == "missing" else b"share"
+    held = ours.opened(ours.wire.of("bank", "hold")[-1].reply)[3]
+    assert held["complaints"] == {"clinic": code}
+    for site in set(ours.names) - {"bank", *gone}:
+        answer = ours.opened(ours.wire.of(site, "quorum")[-1].reply)[3]["boxes"]
+        least = min(map(len, answer.values()))
+        longer = {to for to, box in answer.items() if len(box) != least}
+        assert longer == ({"bank"} if site == "clinic" else set())
+    opened = ours.opened(ours.wire.of("bank", "open")[-1].command)[3]["answers"]
+    assert len(opened) == needed
+
+
+def test_only_sites_of_the_sum_can_be_unheard(federation: Any) -> None:
+    """And a site that is told so of another, or of none, is not read by it: no more than if the
+    coordinator had kept the answer."""
+    ours = started(federation)
     hand = Hand(ours).ready()
     blocks = hand.aggregate(FOUR)
-    answers = hand.answers(hand.vote_on(FOUR, hand.sites, blocks))
-    good = hand.opening("bank", answers).answers
+    votes = hand.vote_on(FOUR, hand.sites, blocks)
+    for stranger in ("coordinator", "nobody", ""):
+        code, text = hand.refused("clinic", messages.Quorum(votes, {stranger: b""}))
+        assert (code, f"{stranger!r} is not in this sum" in text) == ("not-in-set", True)
+    hand.unheard["clinic"] = ("bank",)
+    answers = hand.answers(votes)
     hand.deliver("bank", blocks)
+    good = hand.opening("bank", answers).answers
     current = ours.participants["bank"]._sum
     about = current._vote.contributors + current._vote.aggregate
-    share = hand.boxes["clinic"]["bank"]
-    mixed = [
-        earlier["clinic"]["boxes"]["bank"],
-        answers["clinic"]["boxes"]["lab"],
-        answers["lab"]["boxes"]["bank"],
-        share,
-        share[CIPHERTEXT_BYTES:],
-        share[:CIPHERTEXT_BYTES] + good["clinic"],
-        good["clinic"][:-1],
-    ]
-    for box in mixed:
-        with pytest.raises(CryptoError, match="sealed box"):
-            current._channels.open_answer(box, "clinic", about, in_sum=True)
-    with nothing_installed(ours):
-        code, text = hand.refused("bank", messages.Open({"clinic": mixed[0], "lab": good["lab"]}))
-        assert (code, "got 2; unreadable from clinic" in text) == ("share", True)
-
-
-def test_round_keys_are_the_sites_that_signed_them(federation: Any) -> None:
-    """The coordinator puts its own ML-KEM key beside the clinic's X25519 key: it cannot sign it."""
-    ours = started(federation)
-    hand = Hand(ours).prepare()
-    body = body_of(hand.keys["clinic"])
-    own = RunKey(bytes(32)).public
-    forged = body | {"key": own.mlkem + body["key"][MLKEM_BYTES:]}
-    by_coordinator = envelope.seal("round-key", hand.session, "clinic", forged, ours.server.sign)
-    with nothing_installed(ours):
-        code, _ = hand.refused("bank", messages.Work(hand.keys | {"clinic": by_coordinator}))
-    assert code == "signature"
-
-
-def older(roster: Roster) -> list[bytes]:
-    """This roster as it was before, and as one that offers less or more."""
-    value: Any = codec.decode(roster.encode())
-    assert value[0] == "fedshield roster 3"
-    assert value[-1] == 2
-    return [
-        codec.encode(["fedshield roster 2", *value[1:-1]]),
-        codec.encode([*value[:-1], 1]),
-        codec.encode([*value[:-1], 3]),
-        codec.encode(value[:-1]),
-    ]
-
-
-def test_no_session_offers_less(federation: Any) -> None:
-    """A roster of another sealing is not the site's own copy, whoever signs the invitation; and
-    who joins with X25519 alone is refused by every site."""
-    ours = federation("rlwe")
-    zero = Binding(bytes(32), 0, "setup")
-    for raw in older(ours.roster):
-        invite = messages.Invite(b"s" * 16, ours.plan.canonical(), raw)
-        data = envelope.seal("invite", zero, "coordinator", invite.to_body(), ours.server.sign)
-        for site in ours.participants.values():
-            with pytest.raises(ProtocolError, match="the coordinator's roster is not the one"):
-                site.handle("invite", data)
-
-    def alone(site: str, method: str, data: bytes) -> bytes:
-        if (site, method) != ("clinic", "invite"):
-            return data
-        kind, binding, sender, body = ours.opened(data)
-        body = body | {"run_key": body["run_key"][MLKEM_BYTES:]}
-        return envelope.seal(kind, binding, sender, body, ours.keys[site].sign)
-
-    ours.wire.to_coordinator = alone
-    with pytest.raises(RoundFailed, match="size: clinic: the run key is 1216 bytes"):
-        ours.coordinator.start()
-
-
-def test_a_box_of_the_run_keys_cannot_be_turned_into_a_share(federation: Any) -> None:
-    """Run keys and shares go under other keys, contexts and purposes."""
-    ours = started(federation)
-    hand = Hand(ours).prepare().work().collect()
-    sealed = ours.opened(ours.wire.of("bank", "make-key")[-1].reply)[3]["boxes"]["clinic"]
-    box = ours.opened(sealed)[3]["box"]
-    channels = ours.participants["clinic"]._sum._channels
     with pytest.raises(CryptoError, match="does not open"):
-        channels.open_share(box, "bank", upload_of(hand, "bank"))
-
-
-def test_sums_are_right_with_every_key_distinct(federation: Any) -> None:
-    """Over two rounds and the weights: no public key, ciphertext or salt appears twice."""
-    ours = federation("rlwe", weights="private").run(2)
-    keys: list[bytes] = []
-    ciphertexts: list[bytes] = []
-    salts: list[bytes] = []
-    for site in ours.names:
-        for method, field in (("invite", "run_key"), ("prepare", "key")):
-            for one in ours.wire.of(site, method):
-                public = PublicKey.from_bytes(ours.opened(one.reply)[3][field])
-                keys += [*public]
-        for one in ours.wire.of(site, "fetch-shares"):
-            for box in ours.opened(one.reply)[3]["boxes"].values():
-                ciphertexts.append(box[:CIPHERTEXT_BYTES])
-                salts.append(box[CIPHERTEXT_BYTES:][:32])
-        for one in ours.wire.of(site, "quorum"):
-            salts += [box[:32] for box in ours.opened(one.reply)[3]["boxes"].values()]
-    assert len(keys) == len(set(keys)) == 2 * 3 * 4
-    assert len(ciphertexts) == len(set(ciphertexts)) == 3 * 3 * 2
-    assert len(salts) == len(set(salts)) == 2 * 3 * 3 * 2
-    assert np.isfinite(ours.state().values).all()
+        current._channels.open_answer(good["clinic"], "clinic", about)
+    assert hand.raw("bank", messages.Open(good))  # three others are enough

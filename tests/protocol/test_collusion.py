@@ -302,7 +302,7 @@ class Observed:
         vote = messages.Vote.from_body(self.reply(holder, "announce"))
         about = vote.contributors + vote.aggregate
         channels = self.sums[self.colluders[0]]._channels
-        raw = channels.open_answer(box, holder, about, in_sum=True)
+        raw = channels.open_answer(box, holder, about)
         return sharing.from_bytes(raw, self.shape)
 
     def aggregate(self) -> bytes:
@@ -718,7 +718,7 @@ class Driven:
             boxes = ours.send(site, messages.Quorum(votes))[1]["boxes"]
             about = vote.contributors + vote.aggregate
             box = boxes[self.colluders[0]]
-            raw = spy._channels.open_answer(box, site, about, in_sum=site in sites)
+            raw = spy._channels.open_answer(box, site, about)
             found[ours.roster.index(site)] = sharing.from_bytes(raw, self.shape)
         return found
 

@@ -809,7 +809,7 @@ def test_shares_and_answers_from_a_malicious_site(federation: Any) -> None:
         if purpose == SHARE:
             raw: bytes = channels.open_share(box, sender, about)
         else:
-            raw = channels.open_answer(box, sender, about, in_sum=True)
+            raw = channels.open_answer(box, sender, about)
         mutator.remember(raw)
         return mutator.mangled(raw)
 
@@ -844,7 +844,7 @@ def test_shares_and_answers_from_a_malicious_site(federation: Any) -> None:
                 # The sender's own sum is over already where it opened first.
                 source = dealer or sums[sender]
                 box = source._channels.seal_answer(
-                    content, site, about, source._salt_key, in_sum=True
+                    content, site, about, source._salt_key, first=False
                 )
                 command = messages.Open({**body["answers"], sender: box}, body["tags"])
             with bounded(len(content)) as outcome:

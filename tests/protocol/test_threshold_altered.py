@@ -193,7 +193,7 @@ def lie(hand: Hand, to: str, by: int, holders: list[str]) -> tuple[bytes, bytes]
     about = summation._vote.contributors + summation._vote.aggregate
     content = sharing.to_bytes(sharing.Share(share, summation._own_answer.residues))
     box: bytes = summation._channels.seal_answer(
-        content, to, about, summation._salt_key, in_sum=True
+        content, to, about, summation._salt_key, first=False
     )
     tag = hand.signed_by(COLLUDER, messages.AnswerTag(summation._answer_tag(content)))
     return box, tag

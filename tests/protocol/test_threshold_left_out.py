@@ -195,6 +195,7 @@ def test_who_lacks_a_share_complains_and_does_not_answer(federation: Any, way: s
         assert held["complaints"] == ({GONE: code} if holder == "bank" else {})
     blocks = hand.aggregate(ours.names)
     votes = hand.vote_on(ours.names, ours.names, blocks)
+    hand.unheard[GONE] = ("bank",)
     answers = hand.answers(votes)
     assert answers["bank"] == {"boxes": {}, "share": b"", "tag": b""}
     assert all(set(answers[one]["boxes"]) == set(ours.names) - {one} for one in ours.names[1:])

@@ -72,8 +72,7 @@ class Attacker:
         found: dict[str, sharing.Share] = {}
         for holder, answer in answers.items():
             if first in answer["boxes"]:
-                box, in_sum = answer["boxes"][first], holder in uploads
-                raw = channels.open_answer(box, holder, about, in_sum=in_sum)
+                raw = channels.open_answer(answer["boxes"][first], holder, about)
                 found[holder] = sharing.from_bytes(raw, self.shape)
         return found
 

@@ -227,6 +227,8 @@ class Hand:
         self.uploads: dict[str, bytes] = {}
         self.boxes: dict[str, dict[str, bytes]] = {}
         self.blocks: dict[str, list[bytes]] = {}
+        #: Site -> who has no good share of it.
+        self.unheard: dict[str, tuple[str, ...]] = {}
 
     # -- sending
 
@@ -354,8 +356,12 @@ class Hand:
 
     def answers(self, votes: Mapping[str, bytes], *holders: str) -> dict[str, Any]:
         """The answers of `holders` (default: who voted), which are shown these votes."""
-        quorum = messages.Quorum(dict(votes))
-        return {site: self.send(site, quorum) for site in holders or votes}
+        return {
+            site: self.send(
+                site, messages.Quorum(dict(votes), dict.fromkeys(self.unheard.get(site, ()), b""))
+            )
+            for site in holders or votes
+        }
 
     def deliver(self, site: str, blocks: Sequence[bytes]) -> None:
         for index, block in enumerate(blocks):

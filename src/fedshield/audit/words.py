@@ -87,8 +87,8 @@ def who_learns_what(audit: Audit) -> list[Learns]:
         "their texts, without whose they are."
     )
     rows += [
-        Learns("rlwe", SERVER, sees, follows + "Ring-LWE, X25519 and the other primitives of "
-               "SECURITY.md; fresh randomness.", _evidence(audit, "rlwe", SERVER)),
+        Learns("rlwe", SERVER, sees, follows + "Ring-LWE, ML-KEM-768 or X25519, and the other "
+               "primitives of SECURITY.md; fresh randomness.", _evidence(audit, "rlwe", SERVER)),
         Learns("rlwe", SERVER_SUM, "The mean update of all sites, every round, and from it tokens "
                "of their texts, without whose they are.",
                "None: the plan opens each sum to the server (`open_to: server`).",

@@ -4,10 +4,10 @@ A site encapsulates once to each peer. The ciphertext travels in front of the sh
 under H(sealed shares); the answer between the same two sites is sealed with the same secret under
 its own purpose, and needs no second ciphertext.
 
-One answer does: that of a site whose upload is not in the sum. It holds shares of those that are,
-votes and answers, but nobody was given a share of its key (the coordinator left it out, or its
-shares were refused). Both ends know from the vote who that is, so its boxes, and only those, have
-the ciphertext in front.
+Unless its receiver has none: a site that was left out of the sum may have handed out no shares, and
+a holder that complained of one knows nothing of its dealer. The coordinator tells a site which of
+its peers these are, and the answers to them, and only to them, have the ciphertext in front. If it
+names others, their answers are not read, as if it had not passed them on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.public_keys import PublicKey
 from fedshield.crypto.seal import Channel, encapsulate, receive
-from fedshield.errors import CryptoError
 
 SHARE, ANSWER = "share", "answer"
 
@@ -48,30 +47,31 @@ class Channels:
         channel = self._channel_to(holder)
         return channel.ciphertext + channel.seal(share, SHARE, associated=about, salt_key=salt_key)
 
-    def open_share(self, box: bytes, dealer: str, about: bytes) -> bytes:
-        """What the dealer sealed; its answer opens by the same secret later, even where this box
-        does not. The box must be the one that it signed for. Raises `CryptoError`."""
-        channel, box = self._received(box, dealer)
+    def open_share(self, data: bytes, dealer: str, about: bytes) -> bytes:
+        """What the dealer sealed. Its answer opens with the same secret later, unless `forget`.
+        Raises `CryptoError`."""
+        channel, box = self._received(data, dealer)
+        share = channel.unseal(box, SHARE, associated=about)
         self._from[dealer] = channel
-        return channel.unseal(box, SHARE, associated=about)
+        return share
+
+    def forget(self, dealer: str) -> None:
+        """Its share was no good and is complained of: its answer will bring a ciphertext."""
+        self._from.pop(dealer, None)
 
     def seal_answer(
-        self, answer: bytes, peer: str, about: bytes, salt_key: bytes, *, in_sum: bool
+        self, answer: bytes, peer: str, about: bytes, salt_key: bytes, *, first: bool
     ) -> bytes:
-        """A box; ciphertext | box where this site is not in the sum."""
+        """A box. `first`: the peer has no share of this site, so the ciphertext comes in front."""
         channel = self._channel_to(peer)
         box = channel.seal(answer, ANSWER, associated=about, salt_key=salt_key)
-        return box if in_sum else channel.ciphertext + box
+        return channel.ciphertext + box if first else box
 
-    def open_answer(self, box: bytes, holder: str, about: bytes, *, in_sum: bool) -> bytes:
-        """What the holder sealed; `in_sum`: whether its upload is in the sum. Raises `CryptoError`,
-        also where its share never came and there is nothing to open its answer with."""
-        if not in_sum:
-            channel, box = self._received(box, holder)
-        elif holder in self._from:
-            channel = self._from[holder]
-        else:
-            raise CryptoError(f"answer of {holder}: its share never came, so it does not open")
+    def open_answer(self, data: bytes, holder: str, about: bytes) -> bytes:
+        """What the holder sealed. Raises `CryptoError`."""
+        if holder in self._from:
+            return self._from[holder].unseal(data, ANSWER, associated=about)
+        channel, box = self._received(data, holder)
         return channel.unseal(box, ANSWER, associated=about)
 
     def _channel_to(self, peer: str) -> Channel:

@@ -83,6 +83,8 @@ class Coordinator:
         self._threshold = plan.scheme.name == "rlwe"
         # Dealers that are left out of this sum because of their shares.
         self._blamed: dict[str, str] = {}
+        # Dealer -> who has a good share of it.
+        self._heard: dict[str, set[str]] = {}
 
     @property
     def active(self) -> list[str]:
@@ -320,7 +322,7 @@ class Coordinator:
         self, uploads: dict[str, messages.Upload], raw: Mapping[str, bytes]
     ) -> dict[str, messages.Upload]:
         """Every dealer's sealed shares to their holders; the dealers that remain in the sum."""
-        self._blamed = {}
+        self._blamed, self._heard = {}, {}
         if not self._threshold:
             return uploads
         fetched = self._calls.gather(
@@ -338,6 +340,9 @@ class Coordinator:
             hold[holder] = messages.Hold({site: raw[site] for site in dealers}, shares)
         held = self._calls.gather(hold, messages.Held)
         complaints = {site: set(reply.complaints) for site, (_, reply) in held.items()}
+        for holder in complaints:
+            for dealer in set(fetched) - complaints[holder] - {holder}:
+                self._heard.setdefault(dealer, set()).add(holder)
         content = [site for site in complaints if not complaints[site]]
         if len(content) >= self._least_answers:
             return dealers
@@ -400,8 +405,10 @@ class Coordinator:
         others = {site: "voted for another sum" for site in votes if site not in matching}
         self._calls.drop(others, "announce")
         self._calls.require("announce", len(matching), max(rules.votes, self._least_answers))
-        quorum = messages.Quorum(matching)
-        replies = self._calls.gather(dict.fromkeys(matching, quorum), messages.Answer)
+        replies = self._calls.gather(
+            {site: messages.Quorum(matching, self._unheard(site)) for site in matching},
+            messages.Answer,
+        )
         answers = {
             site: answer
             for site, (_, answer) in replies.items()
@@ -423,6 +430,12 @@ class Coordinator:
         for site in refused:
             del answers[site]
         self._calls.drop(refused, "quorum")
+
+    def _unheard(self, site: str) -> dict[str, bytes]:
+        """The others that have no good share of this site's, where there are shares."""
+        if not self._threshold or self._plan.scheme.open_to == "server":
+            return {}
+        return dict.fromkeys(set(self.active) - self._heard.get(site, set()) - {site}, b"")
 
     # -- calling ---------------------------------------------------------------------------
 

@@ -149,10 +149,14 @@ class Deliver(Message):
 
 @dataclass(frozen=True)
 class Quorum(Message):
-    """The signed `Vote`s for what was announced: answer with the share of the sum's key."""
+    """The signed `Vote`s for what was announced: answer with the share of the sum's key.
+
+    `unheard`: the peers that have no good share of this site's, so that its answers to them bring
+    the ML-KEM ciphertext (keys count, values are empty)."""
 
     kind = "quorum"
     votes: dict[str, bytes]
+    unheard: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ class Vote(Message):
 class Answer(Message):
     """The share of the sum's key: sealed to each peer, or in the clear where the plan opens to
     the server (`share`). `tag`: the signed `AnswerTag` of that share; all three are empty where
-    there is no share. A box has a ciphertext in front only if its sender is not in the sum."""
+    there is no share. Only boxes for who is `unheard` have a ciphertext in front."""
 
     kind = "answer"
     boxes: dict[str, bytes]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from fedshield.crypto import shares as sharing
@@ -128,7 +129,8 @@ class Summation:
 
     def contribute(self, encoded: Encoded) -> messages.Upload:
         """Encrypt, share the key out, journal, and say what will be handed over."""
-        if self._channels is None or self._upload is not None:
+        channels = self._channels
+        if channels is None or self._upload is not None:
             raise ProtocolError("repeated", "this site has an upload in this sum")
         context = self.binding.context
         sealed = self._cipher.encrypt(encoded, context)
@@ -139,7 +141,7 @@ class Summation:
             share_digests={},
         )
         if sealed.secret is not None:
-            self._share_out(sealed, encoded.layout, upload_digest(upload), self._channels)
+            self._share_out(sealed, encoded.layout, upload_digest(upload), channels)
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
             upload = messages.Upload(
                 upload.key_id, upload.layout_tag, upload.block_digests, digests
@@ -202,14 +204,14 @@ class Summation:
                 self._held_for[dealer] = upload_record(upload)
             except CryptoError:
                 complaints[dealer] = b"share"
+                self._sealing().forget(dealer)
         return messages.Held(complaints)
 
     def _open_share(self, box: bytes, dealer: str, upload: messages.Upload) -> sharing.Share:
         expected = upload.share_digests.get(self._member.name, b"")
         if not hmac.compare_digest(hashlib.sha256(box).digest(), expected):
             raise CryptoError(f"share of {dealer}: not the one that it signed for")
-        assert self._channels is not None
-        content = self._channels.open_share(box, dealer, upload_digest(upload))
+        content = self._sealing().open_share(box, dealer, upload_digest(upload))
         assert self._layout is not None
         return sharing.from_bytes(content, self._shape(self._layout))
 
@@ -282,6 +284,9 @@ class Summation:
             matching += 1
         if matching < rules.votes:
             raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {matching}")
+        for peer in command.unheard:
+            if not self._is_here(peer):
+                raise ProtocolError("not-in-set", f"{peer!r:.60} is not in this sum")
         about = vote.about
         lacking = [site for site in self.contributors if site not in self._held]
         boxes: dict[str, bytes] = {}
@@ -295,7 +300,7 @@ class Summation:
             if self._member.open_to == "server":
                 clear = content
             else:
-                boxes = self._sealed_answers(content, about)
+                boxes = self._sealed_answers(content, about, command.unheard)
         answer = messages.Answer(boxes, clear, signed_tag)
         self._member.journal.answer(
             self._session.context,
@@ -308,12 +313,13 @@ class Summation:
         self._held.clear()
         return answer
 
-    def _sealed_answers(self, content: bytes, about: bytes) -> dict[str, bytes]:
-        channels, salt_key = self._channels, self._salt_key
-        assert channels is not None
+    def _sealed_answers(
+        self, content: bytes, about: bytes, unheard: Collection[str]
+    ) -> dict[str, bytes]:
+        channels, salt_key = self._sealing(), self._salt_key
         assert salt_key is not None
         return {
-            peer: channels.seal_answer(content, peer, about, salt_key, in_sum=self.in_set)
+            peer: channels.seal_answer(content, peer, about, salt_key, first=peer in unheard)
             for peer in channels.peers
         }
 
@@ -411,10 +417,7 @@ class Summation:
         try:
             found = read_signed(signed, messages.AnswerTag, self.binding, holder, roster)
             if self._member.open_to == "peers":
-                assert self._channels is not None
-                content = self._channels.open_answer(
-                    content, holder, vote.about, in_sum=holder in self.contributors
-                )
+                content = self._sealing().open_answer(content, holder, vote.about)
             share = sharing.from_bytes(content, shape)
         except (CryptoError, ProtocolError):
             return UNREADABLE
@@ -431,11 +434,14 @@ class Summation:
         body = message.to_body()
         return envelope.seal(message.kind, self.binding, self._member.name, body, self._member.sign)
 
+    def _sealing(self) -> Channels:
+        if self._channels is None:
+            raise ProtocolError("repeated", "this site has not begun this sum")
+        return self._channels
+
     def _is_here(self, site: str) -> bool:
         """Whether it sent a key for this sum."""
-        return site == self._member.name or (
-            self._channels is not None and site in self._channels.peers
-        )
+        return site in (self._member.name, *self._sealing().peers)
 
     def _tag_in(self, binding: Binding, label: bytes, value: bytes) -> bytes:
         return tag(self._member.group_key, binding, label, value)
