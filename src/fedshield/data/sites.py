@@ -24,6 +24,9 @@ class SiteData:
     `duplicate_rows`: training rows equal to a held-out row; `no_response_rows`: nothing of the
     answer is left within max_length; `truncated_rows`, `truncated_tokens`: cut at max_length.
     `notes`: what else of the source was not used or not as it stands, one sentence each.
+    `records`: SHA-256 digests by which the raw records of `train` are known again (`data.records`),
+    each once, sorted; up to two of one record. They are for the site's own memory: they are not
+    keyed, and whoever has them can try texts. They are never written, logged or sent.
 
     A conversation is one example, but where the chat template rewrites earlier answers: then each
     of those is one too.
@@ -38,6 +41,7 @@ class SiteData:
     no_response_rows: int
     truncated_rows: int
     truncated_tokens: int
+    records: tuple[bytes, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
@@ -93,12 +97,16 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         )
     parts: dict[str, tuple[Tokens, ...]] = {}
     lost = cut_rows = cut_tokens = 0
+    records: set[bytes] = set()
     for part, examples in (("train", train), ("heldout", share.heldout)):
-        all_tokens = [
-            encode(tokenizer, passage, max_length)
-            for example in examples
-            for passage in example.passages
-        ]
+        all_tokens: list[Tokens] = []
+        for example in examples:
+            texts = [encode(tokenizer, passage, max_length) for passage in example.passages]
+            all_tokens += texts
+            # Held-out rows are in no sum: what is measured on them stays at the site, and nothing
+            # is chosen by it. A row of which no answer is left is in none either.
+            if part == "train" and any(tokens.num_response for tokens in texts):
+                records.update(example.row.records())
         kept = tuple(tokens for tokens in all_tokens if tokens.num_response)
         lost += len(all_tokens) - len(kept)
         cut_rows += sum(tokens.num_dropped > 0 for tokens in all_tokens)
@@ -119,6 +127,7 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         no_response_rows=lost,
         truncated_rows=cut_rows,
         truncated_tokens=cut_tokens,
+        records=tuple(sorted(records)),
         notes=(*share.notes, *_date_note(tokenizer), *_length_note(tokenizer, max_length)),
     )
 
