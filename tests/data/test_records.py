@@ -172,7 +172,7 @@ def test_another_separator_reads_the_same_lines(tmp_path: Path) -> None:
 
 def test_a_lone_quote_joins_records_and_loses_none(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
-    lines = [f'a {k},{5 if k % 4 else "5" + chr(34)} b {k}' for k in range(12)]
+    lines = [f"a {k},{5 if k % 4 else '5' + chr(34)} b {k}" for k in range(12)]
     path.write_text("\n".join(["prompt,response", *lines, ""]))
     one = load(path, columns=None)
     assert len(one.train) == 10

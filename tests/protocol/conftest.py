@@ -30,6 +30,7 @@ from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import read_round_keys, round_context
 from fedshield.protocol.sites import Replies
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
 
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n in range(11)))
@@ -188,6 +189,7 @@ class Federation:
             journal=Journal(self.folder / f"{name}.jsonl"),
             state=initial_state(self.spec) if state is None else state,
             completed_rounds=completed,
+            randomness=SiteRandomness.of_demonstration(self.plan.seed, name),
             memory=memory,
             observe=lambda record: self.seen.__setitem__(record.site, record),
         )

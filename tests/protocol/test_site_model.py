@@ -20,6 +20,7 @@ from fedshield.protocol import summation
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, parameters_of
 from fedshield.protocol.site_model import LEAST_WEIGHT, SiteModel, first_memory
 from fedshield.prune import rate_at
+from fedshield.seeds import SiteRandomness
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -35,6 +36,7 @@ WEIGHTS = {"bank": 0.2, "clinic": 0.5, "hospital": 0.3}
 SPEC = AdapterSpec((TensorSpec("a", (9, 4)), TensorSpec("b", (5, 5))), "00" * 32, 2.0)
 ROUNDS = 6
 ALL = set(NAMES)
+DRAWN = {name: SiteRandomness.of_demonstration(42, name) for name in NAMES}
 
 Values = np.ndarray[Any, Any]
 
@@ -137,6 +139,14 @@ class House:
 MakeHouse = Callable[..., House]
 
 
+def bank(ours: House, state: AdapterState, memory: SiteMemory) -> SiteModel:
+    """The bank's model after round 3."""
+    drawn = DRAWN["bank"]
+    return SiteModel(
+        "bank", ours.plan, Work("bank"), Disk(), state, 3, memory, None, randomness=drawn
+    )
+
+
 @pytest.fixture
 def house(tmp_path: Path) -> MakeHouse:
     """`house({'encoding': {'bits': 8}}, reach=0.3)`."""
@@ -159,7 +169,9 @@ def house(tmp_path: Path) -> MakeHouse:
         tasks = {name: Work(name, **works) for name in NAMES}
         disks = {name: Disk() for name in NAMES}
         models = {
-            name: SiteModel(name, plan, tasks[name], disks[name], state, 0, None, None)
+            name: SiteModel(
+                name, plan, tasks[name], disks[name], state, 0, None, None, randomness=DRAWN[name]
+            )
             for name in NAMES
         }
         zeros = {name: np.zeros(SPEC.num_values) for name in NAMES}
@@ -360,7 +372,15 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
         assert state is model.state
         assert memory is model.memory
         again = SiteModel(
-            name, ours.plan, ours.works[name], Disk(), state, 2, memory, heldout_loss=None
+            name,
+            ours.plan,
+            ours.works[name],
+            Disk(),
+            state,
+            2,
+            memory,
+            None,
+            randomness=DRAWN[name],
         )
         assert again.agreed() == model.agreed()
         one = again.contribution(3, ours.cipher, WEIGHTS[name])
@@ -370,7 +390,9 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
         np.testing.assert_array_equal(one.digits, other.digits)
         np.testing.assert_array_equal(one.residual, other.residual)
         # Without what it carried it would go on otherwise.
-        bare = SiteModel(name, ours.plan, ours.works[name], Disk(), state, 2, None, None)
+        bare = SiteModel(
+            name, ours.plan, ours.works[name], Disk(), state, 2, None, None, randomness=DRAWN[name]
+        )
         forgot = bare.contribution(3, ours.cipher, WEIGHTS[name])
         assert isinstance(forgot, EncodedIntegers)
         assert (forgot.digits != other.digits).any()
@@ -379,6 +401,36 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
 def test_a_disk_that_is_full_leaves_the_round_before(house: MakeHouse) -> None:
     ours = house()
     ours.round(1, ALL)
+def test_rounding_is_the_sites_own_and_repeats(house: MakeHouse) -> None:
+    """Plan, seed, round and adapter do not tell it; with the site's secret they do."""
+    ours = house()
+    model = ours.models["bank"]
+
+    def rounded(randomness: SiteRandomness, state: AdapterState, number: int = 1) -> bytes:
+        other = SiteModel(
+            "bank", ours.plan, Work("bank"), Disk(), state, 0, None, None, randomness=randomness
+        )
+        work = other.contribution(number, ours.cipher, WEIGHTS["bank"])
+        assert isinstance(work, EncodedIntegers)
+        return work.digits.tobytes()
+
+    moved = AdapterState(model.state.values + np.float32(1e-3), SPEC)
+    site, plan = SiteRandomness.of_site(b"s" * 32, ours.plan.sha256()), ours.plan
+    others = [SiteRandomness.of_demonstration(plan.seed, name) for name in NAMES]
+    others += [SiteRandomness.of_site(b"t" * 32, plan.sha256())]
+    others += [SiteRandomness.of_site(b"s" * 32, "00" * 32)]
+    assert rounded(site, model.state) == rounded(site, model.state)
+    assert rounded(site, model.state) not in [rounded(one, model.state) for one in others]
+    again = SiteRandomness.of_site(b"s" * 32, ours.plan.sha256())
+    assert rounded(again, model.state) == rounded(site, model.state)
+
+    def seed(number: int, state: AdapterState) -> int:
+        other = SiteModel("bank", plan, Work("bank"), Disk(), state, 0, None, None, randomness=site)
+        return other.rounding_seed(number)
+
+    assert len({seed(1, model.state), seed(2, model.state), seed(1, moved)}) == 3
+
+
     model = ours.models["bank"]
     state, memory = model.state, model.memory
     ours.disks["bank"].full = True
@@ -406,10 +458,10 @@ def test_sites_agree_on_clips_whatever_they_keep(house: MakeHouse) -> None:
         (SiteMemory(residual, {**shared, "score": ones}), False),
         (SiteMemory(residual, {**shared, "momentum": ones}), False),
     ):
-        other = SiteModel("bank", ours.plan, Work("bank"), Disk(), model.state, 3, memory, None)
+        other = bank(ours, model.state, memory)
         assert (other.agreed() == model.agreed()) == alike
     moved = AdapterState(model.state.values + np.float32(1e-3), SPEC)
-    other = SiteModel("bank", ours.plan, Work("bank"), Disk(), moved, 3, model.memory, None)
+    other = bank(ours, moved, model.memory)
     assert other.agreed() != model.agreed()
 
 

@@ -22,7 +22,13 @@ from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
 from fedshield.engines.local_sites import InProcessSites, Traffic
-from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
+from fedshield.engines.members import (
+    Enrolment,
+    Members,
+    demonstration,
+    enrolled,
+    randomness_of,
+)
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import cap_notes, prepare, standing_of
@@ -173,6 +179,9 @@ def _rounds(
             return
     if completed and not over:
         watch.note(f"going on after round {completed} of {plan.rounds}")
+    randomness = {
+        name: randomness_of(plan, members.roster, name, members.sites[name]) for name in names
+    }
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
 
@@ -184,6 +193,7 @@ def _rounds(
             host,
             base.pad_token_id,
             base.device,
+            randomness[name],
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
@@ -201,6 +211,7 @@ def _rounds(
             journal=Journal(folder.journal_path(name)),
             state=state,
             completed_rounds=stands,
+            randomness=randomness[name],
             memory=memory,
             observe=lambda record: seen.__setitem__(record.site, record),
             log=log(site_log(folder.path, name), name, members.sites[name]),

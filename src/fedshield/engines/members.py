@@ -13,6 +13,7 @@ from fedshield.enrolment import KeyFile, RosterError, SignedRoster
 from fedshield.plan import Plan
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.quorum import Rules
+from fedshield.seeds import SiteRandomness
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,14 @@ def enrolled(plan: Plan, where: Enrolment, base_model_sha256: str) -> Members:
         keys[name] = key
     coordinator = keys.pop(COORDINATOR)
     return Members(roster_of(plan, signed), keys, coordinator, signed.allowed.max_examples)
+
+
+def randomness_of(plan: Plan, roster: Roster, name: str, key: SiteKey) -> SiteRandomness:
+    """What a site's training draws from. Under a demonstration's roster, whose keys may be made for
+    one session, it is the plan's seed, so that a run repeats; else the site's own secret."""
+    if roster.demo:
+        return SiteRandomness.of_demonstration(plan.seed, name)
+    return SiteRandomness.of_site(key.secret, plan.sha256())
 
 
 def roster_of(plan: Plan, signed: SignedRoster) -> Roster:

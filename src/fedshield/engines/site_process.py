@@ -21,6 +21,7 @@ from fedshield.engines import progress, prometheus
 from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
+from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
 from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
@@ -246,6 +247,7 @@ class SiteProcess:
             party.roster,
             policy_sha256=party.policy_sha256,
         )
+        randomness = randomness_of(self._plan, party.roster, self.name, party.key)
         self._participant = Participant(
             name=self.name,
             plan=self._plan,
@@ -260,11 +262,13 @@ class SiteProcess:
                 work.host,
                 work.base.pad_token_id,
                 work.base.device,
+                randomness,
             ),
             store=store,
             journal=Journal(self._folder.journal_path(self.name)),
             state=state,
             completed_rounds=stands,
+            randomness=randomness,
             memory=memory,
             observe=self._observed,
             log=log.append,
