@@ -156,7 +156,10 @@ def house(tmp_path: Path) -> MakeHouse:
     ) -> House:
         raw: dict[str, Any] = {
             "rounds": ROUNDS,
-            "data": {"sites": {name: {"source": "sample:finance"} for name in NAMES}},
+            "data": {
+                "sites": {name: {"source": "sample:finance"} for name in NAMES},
+                "min_examples": 1000,
+            },
             "pruning": {"method": "none"},
             "training": {"learning_rate": 0.1, "steps": 10, "lr_schedule": "constant"},
             "scheme": {"name": "rlwe"},
@@ -398,9 +401,6 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
         assert (forgot.digits != other.digits).any()
 
 
-def test_a_disk_that_is_full_leaves_the_round_before(house: MakeHouse) -> None:
-    ours = house()
-    ours.round(1, ALL)
 def test_rounding_is_the_sites_own_and_repeats(house: MakeHouse) -> None:
     """Plan, seed, round and adapter do not tell it; with the site's secret they do."""
     ours = house()
@@ -431,6 +431,9 @@ def test_rounding_is_the_sites_own_and_repeats(house: MakeHouse) -> None:
     assert len({seed(1, model.state), seed(2, model.state), seed(1, moved)}) == 3
 
 
+def test_a_disk_that_is_full_leaves_the_round_before(house: MakeHouse) -> None:
+    ours = house()
+    ours.round(1, ALL)
     model = ours.models["bank"]
     state, memory = model.state, model.memory
     ours.disks["bank"].full = True
@@ -488,6 +491,28 @@ def test_before_the_first_round(house: MakeHouse) -> None:
     assert memory.clip.tolist() == [1.0, 1.0]
     assert model.memory.clip.tolist() == [1.0, 1.0]
     assert model.num_examples == 1200
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "cap", "told"),
+    [
+        (1234, 1000, None, 1200),
+        (1234, 100, None, 300),  # rule R6: three times the least
+        (1234, 100, 200, 200),  # the roster's cap
+        (1234, 100, 900, 300),
+        (1234, 65, None, 190),  # 195, in two digits and never more
+        (99, 50, 98, 98),
+    ],
+)
+def test_a_site_counts_for_the_least_of_its_rows_and_two_caps(
+    house: MakeHouse, rows: int, least: int, cap: int | None, told: int
+) -> None:
+    ours = house()
+    data = ours.plan.data.model_copy(update={"min_examples": least})
+    plan, state = ours.plan.model_copy(update={"data": data}), ours.models["bank"].state
+    work, drawn = Work("bank", rows), DRAWN["bank"]
+    model = SiteModel("bank", plan, work, Disk(), state, 0, None, None, cap, randomness=drawn)
+    assert model.num_examples == told
 
 
 def test_clips_follow_the_sum_and_at_most_double(house: MakeHouse) -> None:

@@ -202,7 +202,8 @@ def changed(plan: Plan, changes: dict[str, Any] | Any) -> Plan:
         for parent in parents:
             section = section[parent]
         if key == "scheme.name" and value != section["name"]:
-            raw["scheme"] = {"name": value, "weights": section["weights"]}
+            kept = {name: section[name] for name in ("weights", "max_weight")}
+            raw["scheme"] = {"name": value, **kept}
             if value == "rlwe" and len(plan.data.site_names()) == 2:
                 raw["scheme"]["max_colluding"] = 0
             continue

@@ -14,6 +14,7 @@ from fedshield.data.split import Share, shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, date_in, encode
 from fedshield.plan import Plan
+from fedshield.plan_floors import too_few
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def load_sites(
     only: str | None = None,
 ) -> dict[str, SiteData]:
     """Every site's data, by name, or that of one site: no other site's source is opened then,
-    but for a pool's, which all sites share. Raises `DataError`."""
+    but for a pool's, which all sites share. Raises `DataError`, also for a site with fewer rows
+    than the plan's sites have (rule R6): it is not to be trained on."""
     names = plan.data.site_names() if only is None else (only,)
     all_shares = shares(plan, tokenizer, names)
     sites: dict[str, SiteData] = {}
@@ -83,6 +85,8 @@ def load_sites(
         interrupt.check()
         say(f"tokenising {name}")
         sites[name] = tokenised(all_shares[name], tokenizer, plan.training.max_length)
+        if why := too_few(plan, name, len(sites[name].train)):
+            raise DataError(why)
     return sites
 
 

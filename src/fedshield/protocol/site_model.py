@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedshield import aggregate, encode, encode_integers, prune
+from fedshield import aggregate, encode, encode_integers, plan_floors, prune
 from fedshield.plan import Plan, learning_rate
 from fedshield.privacy import site_level
 from fedshield.privacy.discrete_gaussian import fresh_stream
@@ -110,8 +110,8 @@ class SiteModel:
     @property
     def num_examples(self) -> int:
         """Capped and rounded to two significant digits, as it is told to others."""
-        cap = self._example_cap or self._work.num_examples
-        return encode.round_count(min(self._work.num_examples, cap))
+        known = plan_floors.counted(self._plan, self._work.num_examples, self._example_cap)
+        return encode.round_count(known)
 
     def agreed(self) -> bytes:
         """What must be alike at all sites before a round: the adapter, and what they derived
