@@ -18,7 +18,6 @@ from live_consortium import SITES, Federation, Submission, federation, wait
 
 from fedshield.engines import inprocess
 from fedshield.engines.flare.session import admin_session
-from fedshield.engines.members import Enrolment
 from fedshield.enrolment import Allowed, Asked, Card, KeyFile, SignedRoster
 from fedshield.planfile import load_plan
 
@@ -53,11 +52,8 @@ def expected(live: Federation, plan: Path, tmp_path_factory: pytest.TempPathFact
     """The adapter that one process makes of this plan with the same keys: what a site's training
     draws at random comes from its own."""
     loaded, _ = load_plan(plan)
-    keys = tmp_path_factory.mktemp("keys")
-    for party in ("coordinator", *SITES):
-        shutil.copy2(live.folder / party / f"{party}.key", keys)
-    enrolment = Enrolment(live.folder / "coordinator" / "roster.json", keys)
-    folder = inprocess.run(loaded, tmp_path_factory.mktemp("alone") / "run", enrolment=enrolment)
+    alone = tmp_path_factory.mktemp("alone")
+    folder = inprocess.run(loaded, alone / "run", enrolment=live.enrolment(alone / "keys"))
     return str(folder.read_json("summary.json")["adapter_sha256"])
 
 

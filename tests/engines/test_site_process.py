@@ -76,3 +76,26 @@ def test_a_run_goes_on_under_the_roster_that_it_began_with(
     begins(b"two")
     with pytest.raises(UserError, match="expected the run's roster_sha256 74776f, got 6f6e65"):
         begins(b"one")
+
+
+def test_a_site_with_too_few_rows_refuses_before_it_sends(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule R6. Others learn that it refuses, and not how many rows it has."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan = make_plan({"data.min_examples": 17})
+    folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
+    admission = SimpleNamespace(
+        simulated=False,
+        local=lambda plan: plan,
+        not_used=lambda _: (),
+        admit=lambda *_: SimpleNamespace(example_cap=None),
+    )
+    site = SiteProcess("bank", plan, folder, admission)
+    reply = site.stand()
+    assert (reply.data, reply.code) == (b"", "refused")
+    told = (folder.path / "sites" / "bank" / "error.log").read_text()
+    assert "data.min_examples: expected at least 17 rows with loss at bank, got 16;" in told
+    assert "rule R6" in told
+    assert not folder.journal_path("bank").exists()
+    assert site.open(0).code == site.handle("invite", b"").code == "refused"
