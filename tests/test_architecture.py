@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
     {"", "types", "errors", "causes", "seeds", "durable", "notes", "interrupt", "site_names"},
-    {"plan", "plan_data", "plan_privacy", "plan_effect", "planfile", "quorum"},
+    {"plan", "plan_data", "plan_privacy", "plan_effect", "plan_floors", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment", "ledger"},

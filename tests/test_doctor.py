@@ -61,7 +61,7 @@ def plan(tmp_path: Path) -> Plan:
         "rounds": 2,
         "model": {"name": "tiny-llama"},
         "adapter": {"rank": 2},
-        "data": {"heldout_rows": 3, "sites": sites},
+        "data": {"heldout_rows": 3, "min_examples": 4, "sites": sites},
         "training": {"batch_size": 2, "max_length": 64},
     }
     return parse_plan(raw, base_dir=tmp_path / "elsewhere")
@@ -115,6 +115,18 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
     }
     assert found["data"].found == "9 to train on, 3 held out"
     assert tiny.sha256(tiny.build()) in found["model"].found
+
+
+def test_a_site_with_too_few_rows_or_rows_that_do_not_count(plan: Plan, kit: Path) -> None:
+    """Rule R6: the plan's floor refuses, its cap is told."""
+    least = {"data": plan.data.model_copy(update={"min_examples": 10})}
+    found = by_check(site(plan.model_copy(update=least).with_base_dir(plan.base_dir), kit))["data"]
+    assert found.state == "FAILED"
+    assert found.found.startswith("data.min_examples: expected at least 10 rows with loss at bank")
+    least = {"data": plan.data.model_copy(update={"min_examples": 2})}
+    found = by_check(site(plan.model_copy(update=least).with_base_dir(plan.base_dir), kit))["data"]
+    assert found.state == "warning"
+    assert "bank: 9 rows to train on count as 6 (rule R6: at least 2 rows" in found.found
 
 
 def test_what_was_not_given_is_said(plan: Plan, kit: Path) -> None:

@@ -34,6 +34,7 @@ from fedshield.errors import DataError, UserError
 from fedshield.model.base import inspect
 from fedshield.model.chat import Tokens, use_template
 from fedshield.plan import Plan
+from fedshield.plan_floors import cap_note
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -208,7 +209,8 @@ def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
         return
     rows: tuple[Tokens, ...] = ()
     if site.name is not None:
-        about_data, rows = data(here, site.name, tokenizer)
+        cap = None if signed is None else signed.allowed.max_examples
+        about_data, rows = data(here, site.name, tokenizer, cap)
         yield about_data
     if may_load:
         yield trial(here, rows)
@@ -252,9 +254,12 @@ def _policy(
         yield Finding("policy", "ok", "a plan that it takes", f"taken ({policy.sha256()[:16]})")
 
 
-def data(plan: Plan, name: str, tokenizer: Any) -> tuple[Finding, tuple[Tokens, ...]]:
-    """The site's rows, read, split and tokenised as a run would, and what is to be said of them."""
-    expected = f"readable rows of {name}"
+def data(
+    plan: Plan, name: str, tokenizer: Any, cap: int | None = None
+) -> tuple[Finding, tuple[Tokens, ...]]:
+    """The site's rows, read, split and tokenised as a run would, and what is to be said of them.
+    `cap`: the roster's `max_examples`."""
+    expected, whole = f"readable rows of {name}", plan
     try:
         if plan.data.split == "by-site":
             if name not in plan.data.sites:
@@ -269,7 +274,8 @@ def data(plan: Plan, name: str, tokenizer: Any) -> tuple[Finding, tuple[Tokens, 
     rows = f"{len(found.train)} to train on, {len(found.heldout)} held out"
     left = found.skipped_rows + found.no_response_rows
     more = f"; {left} left out, {found.truncated_rows} cut" if left + found.truncated_rows else ""
-    notes = "".join(f"; {note}" for note in found.notes)
+    counted = cap_note(whole, name, len(found.train), cap)
+    notes = "".join(f"; {note}" for note in (*found.notes, *([counted] if counted else [])))
     todo = "look at them: fedshield data shows rows, the run's report counts them too"
     state: State = "warning" if left or notes else "ok"
     finding = Finding("data", state, expected, rows + more + notes, todo if left or notes else "")

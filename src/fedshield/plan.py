@@ -25,6 +25,7 @@ from fedshield.plan_data import (
     Section,
     without_later_keys,
 )
+from fedshield.plan_floors import refuse_unmeetable
 from fedshield.plan_privacy import PrivacyPlan, refuse_unsound
 from fedshield.quorum import Membership, OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
@@ -194,6 +195,7 @@ class SchemePlan(Section):
     name: Literal["rlwe", "ckks", "plain"] = "rlwe"
     parameters: str | None = None
     weights: Literal["private", "public", "equal"] = "private"
+    max_weight: Annotated[float, Field(gt=0, lt=1)] = 0.75
     max_colluding: Annotated[int, Field(ge=0, lt=MAX_SITES)] | None = None
     threshold: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
     votes: Annotated[int, Field(ge=0, le=MAX_SITES)] | None = None
@@ -310,6 +312,7 @@ class Plan(Section):
             key, _, text = str(error).partition(": expected ")
             expected, _, got = text.partition(", got ")
             raise ValueError(f"{key}|{got}|{expected}") from None
+        refuse_unmeetable(self)
         if self.model.quantization != "none" and self.model.name in BUILT_IN:
             raise ValueError(
                 f"model.quantization|{self.model.quantization}|none for the built-in "
@@ -360,6 +363,8 @@ class Plan(Section):
         left_out = {"speed", "output"} | ({"privacy"} if self.privacy.unit == "none" else set())
         agreed = self.model_dump(mode="json", exclude=left_out)
         agreed["data"] = without_later_keys(agreed["data"])
+        if self.scheme.max_weight == SchemePlan.model_fields["max_weight"].default:
+            del agreed["scheme"]["max_weight"]  # came later
         return json.dumps(agreed, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def sha256(self) -> str:

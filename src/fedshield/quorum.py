@@ -78,6 +78,11 @@ class Rules:
         )
 
 
+def default_colluding(num_sites: int) -> int:
+    """c where nobody says: max(1, (K-1)//3), and none of two sites."""
+    return min(max(1, (num_sites - 1) // 3), max(0, num_sites - 2))
+
+
 def resolve(
     num_sites: int,
     *,

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from fedshield.engines.flare.kit import KIT
+from fedshield.engines.members import Enrolment
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 SITES = {"north": "medical", "south": "finance", "west": "maths"}
@@ -117,6 +118,14 @@ class Federation:
                     peers = ",".join(one for one in self.sites if one != site)
                     mine = line.replace(f"--confirm {','.join(others)}", f"--confirm {peers}")
                     yield re.sub(rf"\b{first}\b", site, mine)
+
+    def enrolment(self, keys: Path) -> Enrolment:
+        """The roster and everyone's keys, copied to the new folder `keys`: what one process needs
+        to draw as these sites do."""
+        keys.mkdir(mode=0o700)
+        for party in ("coordinator", *self.sites):
+            shutil.copy2(self.folder / party / f"{party}.key", keys)
+        return Enrolment(self.folder / "coordinator" / "roster.json", keys)
 
     def _here(self, line: str) -> str:
         return line.replace("fl.example.org", "localhost").replace("8502", str(self.port))

@@ -50,10 +50,12 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The adapter that one process makes of this plan."""
+def expected(live: Federation, plan: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The adapter that one process makes of this plan with the same keys: what a site's training
+    draws at random comes from its own."""
     loaded, _ = load_plan(plan)
-    folder = inprocess.run(loaded, tmp_path_factory.mktemp("alone") / "run")
+    alone = tmp_path_factory.mktemp("alone")
+    folder = inprocess.run(loaded, alone / "run", enrolment=live.enrolment(alone / "keys"))
     return str(folder.read_json("summary.json")["adapter_sha256"])
 
 

@@ -28,7 +28,7 @@ def four_sites() -> dict[str, Any]:
     """The tiny example, smaller still, and a fourth site."""
     raw: dict[str, Any] = yaml.safe_load(TINY.read_text())
     raw |= {"rounds": 3, "evaluation": {"prompts": []}}
-    raw["data"]["heldout_rows"] = 6
+    raw["data"] |= {"heldout_rows": 6, "min_examples": 14}
     raw["data"]["sites"]["lab"] = {"source": "sample:code"}
     for site in raw["data"]["sites"].values():
         site["rows"] = 40

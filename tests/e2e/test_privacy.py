@@ -32,7 +32,7 @@ def plan_of(privacy: dict[str, Any], rounds: int = 3, weights: str = "equal") ->
     raw = yaml.safe_load(TINY.read_text())
     raw |= {"rounds": rounds, "evaluation": {"prompts": []}, "privacy": privacy}
     raw["scheme"]["weights"] = weights
-    raw["data"]["heldout_rows"] = 4
+    raw["data"] |= {"heldout_rows": 4, "min_examples": 14}
     for number, site in enumerate(raw["data"]["sites"].values()):
         site["rows"] = 20 + 10 * number
     raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 64}

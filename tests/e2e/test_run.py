@@ -53,7 +53,7 @@ def small_plan(**changes: Any) -> Any:
     """The tiny example, smaller still."""
     raw = yaml.safe_load(TINY.read_text())
     raw |= {"rounds": 3, "evaluation": {"prompts": []}}
-    raw["data"]["heldout_rows"] = 6
+    raw["data"] |= {"heldout_rows": 6, "min_examples": 14}
     for site in raw["data"]["sites"].values():
         site["rows"] = 40
     raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 96}

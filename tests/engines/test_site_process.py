@@ -110,3 +110,26 @@ def test_whose_answer_was_wrong_is_said_to_the_sites_operator(
     ]
     rows = site_rows(site._folder, "bank")
     assert [row["faulty_answers"] for row in rows] == [{}, {"clinic": "tag", "bank": "share"}]
+
+
+def test_a_site_with_too_few_rows_refuses_before_it_sends(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule R6. Others learn that it refuses, and not how many rows it has."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan = make_plan({"data.min_examples": 17})
+    folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
+    admission = SimpleNamespace(
+        simulated=False,
+        local=lambda plan: plan,
+        not_used=lambda _: (),
+        admit=lambda *_: SimpleNamespace(example_cap=None),
+    )
+    site = SiteProcess("bank", plan, folder, admission)
+    reply = site.stand()
+    assert (reply.data, reply.code) == (b"", "refused")
+    told = (folder.path / "sites" / "bank" / "error.log").read_text()
+    assert "data.min_examples: expected at least 17 rows with loss at bank, got 16;" in told
+    assert "rule R6" in told
+    assert not folder.journal_path("bank").exists()
+    assert site.open(0).code == site.handle("invite", b"").code == "refused"

@@ -35,6 +35,7 @@ from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import read_round_keys, round_context
 from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.protocol.sites import Replies
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
 
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n in range(11)))
@@ -207,6 +208,7 @@ class Federation:
             start=standing_digest(first, first_memory(self.plan, first)),
             state=first if state is None else state,
             completed_rounds=completed,
+            randomness=SiteRandomness.of_demonstration(self.plan.seed, name),
             memory=memory,
             observe=lambda record: self.seen.__setitem__(record.site, record),
         )
@@ -359,7 +361,11 @@ def federation(tmp_path: Path) -> MakeFederation:
             changes = {"privacy": EXAMPLE_LEVEL, **changes, "adapter": adapter}
         raw: dict[str, Any] = {
             "rounds": 4,
-            "data": {"sites": {name: {"source": "sample:finance"} for name in names}},
+            "data": {
+                "sites": {name: {"source": "sample:finance"} for name in names},
+                # Of no effect on fake work but by rule R6: that no count is cut.
+                "min_examples": 5000,
+            },
             "pruning": {"method": "none"},
             # Fake training moves values by about one: clips must reach as far.
             "training": {"learning_rate": 0.5, "steps": 10, "lr_schedule": "constant"},

@@ -139,7 +139,7 @@ def sent_by(federation: Any, name: str) -> EncodedIntegers:
         model.parts(),
         site._weight,
         0.0 if model.terms is not None else model.record.train_loss,
-        encode_integers.rounding_seed(federation.plan, name, model.record.round_number),
+        model.rounding_seed(model.record.round_number),
     )
     return encoded
 

@@ -25,6 +25,7 @@ from fedshield.protocol.local import Contribution
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.site_model import SiteModel
 from fedshield.prune import num_sent
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState, Bool, Float32, Selection, SiteMemory
 
 
@@ -163,7 +164,8 @@ def _follow(
     travels follows from the sums before, as it does at a site."""
     names = plan.data.site_names()
     cipher = SharedKey(plan, scheme, len(names))
-    model = SiteModel("", plan, _NoWork(), _Nowhere(), start, 0, None, None)
+    nothing = SiteRandomness(bytes(32))  # what does not train rounds nothing
+    model = SiteModel("", plan, _NoWork(), _Nowhere(), start, 0, None, None, randomness=nothing)
     uploads: dict[int, list[Upload]] = {}
     for upload in view.uploads():
         uploads.setdefault(upload.round_number, []).append(upload)

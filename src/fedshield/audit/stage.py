@@ -1,8 +1,9 @@
 """The stage: a plan's own rounds, run again in this process with every party's view taken down.
 
 A run folder keeps no upload and no key, on purpose; so an audit runs the plan (or its first rounds)
-again, with the real messages, keys and bytes. Training repeats exactly from the plan's seed; keys
-are fresh. Whoever runs an audit needs what running the plan needs: all sites' data in one place.
+again, with the real messages, keys and bytes. Training draws from the plan's seed, as in a
+demonstration, and so repeats one exactly; keys are fresh. Whoever runs an audit needs what running
+the plan needs: all sites' data in one place.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ from fedshield.protocol.roster import Roster
 from fedshield.protocol.run_keys import RunKeys
 from fedshield.protocol.session import ROUND
 from fedshield.protocol.site_model import first_memory, standing_digest
-from fedshield.seeds import derive
-from fedshield.train import LocalTrainer
+from fedshield.seeds import SiteRandomness, derive
+from fedshield.train import LocalTrainer, rows_of_round
 from fedshield.types import AdapterState, AdapterUpdate, Float32, Selection, SiteMemory
 
 
@@ -136,6 +137,7 @@ def record(
                 start=start,
                 state=first,
                 completed_rounds=0,
+                randomness=SiteRandomness.of_demonstration(plan.seed, name),
             )
         tap = Tap(InProcessSites(watched), lambda site, method: watched[site].note(method))
         coordinator = Coordinator(plan, members.roster, tap, members.coordinator.sign)
@@ -154,21 +156,28 @@ def record(
 
 
 def trained_rows(
-    plan: Plan, name: str, scene: Scene, rounds: int | None = None
+    plan: Plan,
+    name: str,
+    scene: Scene,
+    randomness: SiteRandomness | None,
+    rounds: int | None = None,
 ) -> tuple[Tokens, ...]:
     """The different rows of a site that so many rounds (the plan's by default) really take; all of
     its rows where each is drawn by chance (`privacy.unit: example`), whose bound is about rows
-    that could be."""
-    if plan.privacy.unit == "example":
-        return tuple(dict.fromkeys(scene.data[name].train))
-    trainer = _trainer(plan, name, scene, {})
-    batches = trainer._batches(1)
-    limited = terms(plan, scene.host.spec, trainer.num_examples)
+    that could be. `randomness`: what the site's training drew from; None where that is not known
+    here: then also all of its rows."""
+    rows = scene.data[name].train
+    if plan.privacy.unit == "example" or randomness is None:
+        return tuple(dict.fromkeys(rows))
+    limited = terms(plan, scene.host.spec, len(rows))
     if rounds is None:
         rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
-    count = rounds * plan.training.steps * plan.training.gradient_accumulation
-    rows = [row for _ in range(count) for row in next(batches)]
-    return tuple(dict.fromkeys(rows))
+    taken = {
+        place
+        for number in range(1, rounds + 1)
+        for place in rows_of_round(plan, len(rows), randomness, number, "")
+    }
+    return tuple(dict.fromkeys(rows[place] for place in sorted(taken)))
 
 
 class _Watched(Participant):
@@ -243,7 +252,9 @@ def _trainer(
     plan: Plan, name: str, scene: Scene, truth: dict[tuple[str, int], tuple[Tokens, ...]]
 ) -> LocalTrainer:
     base = scene.base
-    return _Noted(name, plan, scene.data[name], scene.host, base.pad_token_id, base.device, truth)
+    randomness = SiteRandomness.of_demonstration(plan.seed, name)
+    data, pad, device = scene.data[name], base.pad_token_id, base.device
+    return _Noted(name, plan, data, scene.host, pad, device, randomness, truth)
 
 
 class _Noted(LocalTrainer):
@@ -257,9 +268,10 @@ class _Noted(LocalTrainer):
         host: AdapterHost,
         pad_token: int,
         device: str,
+        randomness: SiteRandomness,
         truth: dict[tuple[str, int], tuple[Tokens, ...]],
     ) -> None:
-        super().__init__(site, plan, data, host, pad_token, device)
+        super().__init__(site, plan, data, host, pad_token, device, randomness)
         self._truth = truth
         self._now: int | None = None
 

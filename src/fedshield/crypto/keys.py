@@ -43,6 +43,7 @@ class SigningKey:
 class SiteKey(SigningKey):
     """A party's long-term keys: the signing key, and a secret that is mixed into what a site
     derives its one-time keys from, so that a poor or repeated random draw alone gives none away.
+    What its training draws at random comes from the secret too (`seeds.SiteRandomness`).
     `SiteKey()` is fresh."""
 
     def __init__(self, seed: bytes | None = None, secret: bytes | None = None) -> None:

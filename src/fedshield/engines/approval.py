@@ -55,7 +55,7 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
     last = list(ledger.approvals.values())[-1:]
     before = dict(zip(LABELS, last[0].lines, strict=False)) if last else {}
     changed = {label for label, text in words if last and before.get(label) != text}
-    count = counted(len(shown.data.train), party.example_cap)
+    count = counted(plan, len(shown.data.train), party.example_cap)
     refusals = line.refusals_now(count)
     approval = approval_of(plan, party.roster, model_sha256)
     return Proposal(

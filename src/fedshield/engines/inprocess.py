@@ -30,7 +30,13 @@ from fedshield.engines.ledgers import (
     of_demonstration,
 )
 from fedshield.engines.local_sites import InProcessSites, Traffic
-from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
+from fedshield.engines.members import (
+    Enrolment,
+    Members,
+    demonstration,
+    enrolled,
+    randomness_of,
+)
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import cap_notes, prepare, standing_of
@@ -213,6 +219,9 @@ def _rounds(
             return
     if completed and not over:
         watch.note(f"going on after round {completed} of {plan.rounds}")
+    randomness = {
+        name: randomness_of(plan, members.roster, name, members.sites[name]) for name in names
+    }
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
 
@@ -224,6 +233,7 @@ def _rounds(
             host,
             base.pad_token_id,
             base.device,
+            randomness[name],
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
@@ -253,6 +263,7 @@ def _rounds(
             start=start,
             state=state,
             completed_rounds=stands,
+            randomness=randomness[name],
             memory=memory,
             observe=lambda record: seen.__setitem__(record.site, record),
             log=log(site_log(folder.path, name), name, members.sites[name]),

@@ -13,6 +13,7 @@ from fedshield.enrolment import KeyFile, RosterError, SignedRoster
 from fedshield.plan import Plan
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.quorum import Rules
+from fedshield.seeds import SiteRandomness
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,14 @@ def enrolled(plan: Plan, where: Enrolment, base_model_sha256: str) -> Members:
     coordinator = keys.pop(COORDINATOR)
     cap = signed.allowed.max_examples
     return Members(roster_of(plan, signed), keys, coordinator, cap, where.keys)
+
+
+def randomness_of(plan: Plan, roster: Roster, name: str, key: SiteKey) -> SiteRandomness:
+    """What a site's training draws from. Under a demonstration's roster, whose keys may be made for
+    one session, it is the plan's seed, so that a run repeats; else the site's own secret."""
+    if roster.demo:
+        return SiteRandomness.of_demonstration(plan.seed, name)
+    return SiteRandomness.of_site(key.secret, plan.sha256())
 
 
 def roster_of(plan: Plan, signed: SignedRoster) -> Roster:

@@ -28,6 +28,7 @@ from fedshield.engines.ledgers import (
     line_of,
     of_demonstration,
 )
+from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
 from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
@@ -282,6 +283,7 @@ class SiteProcess:
             party.roster,
             policy_sha256=party.policy_sha256,
         )
+        randomness = randomness_of(self._plan, party.roster, self.name, party.key)
         self._participant = Participant(
             name=self.name,
             plan=self._plan,
@@ -296,6 +298,7 @@ class SiteProcess:
                 work.host,
                 work.base.pad_token_id,
                 work.base.device,
+                randomness,
             ),
             store=store,
             journal=Journal(self._folder.journal_path(self.name)),
@@ -310,6 +313,7 @@ class SiteProcess:
             start=standing_digest(first, first_memory(self._plan, first)),
             state=state,
             completed_rounds=stands,
+            randomness=randomness,
             memory=memory,
             observe=self._observed,
             log=log.append,

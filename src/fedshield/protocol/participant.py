@@ -42,16 +42,18 @@ from fedshield.protocol.session import (
 )
 from fedshield.protocol.site_model import SiteModel
 from fedshield.protocol.summation import Member, Summation, tag
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterState, OpenedSum, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
 
 
 class Participant:
-    """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden every
-    key that it makes against a poor generator; `example_cap`: most examples that it counts for;
-    `line`: the rules over all sums of its records; `start`: digest of what the plan starts from;
-    `log`: takes what the site did and refused, before a reply leaves."""
+    """A site. `handle` is its only door. `randomness`: of its training and rounding; `secret`: 32
+    bytes of the site's own, which harden every key that it makes against a poor generator;
+    `example_cap`: most examples that it counts for; `line`: the rules over all sums of its records;
+    `start`: digest of what the plan starts from; `log`: takes what the site did and refused, before
+    a reply leaves."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Participant:
         line: Line,
         state: AdapterState,
         completed_rounds: int,
+        randomness: SiteRandomness,
         memory: SiteMemory | None = None,
         heldout_loss: float | None = None,
         secret: bytes | None = None,
@@ -77,7 +80,16 @@ class Participant:
             raise ProtocolError("context", "the roster's quorums are not the plan's")
         self.name = name
         self._model = SiteModel(
-            name, plan, work, store, state, completed_rounds, memory, heldout_loss, example_cap
+            name,
+            plan,
+            work,
+            store,
+            state,
+            completed_rounds,
+            memory,
+            heldout_loss,
+            example_cap,
+            randomness=randomness,
         )
         self._plan = plan
         self._roster = roster

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedshield import aggregate, encode, encode_integers, prune
+from fedshield import aggregate, encode, encode_integers, plan_floors, prune
 from fedshield.errors import CryptoError
 from fedshield.plan import Plan, learning_rate
 from fedshield.privacy import site_level
@@ -22,6 +22,7 @@ from fedshield.privacy.discrete_gaussian import fresh_stream
 from fedshield.privacy.terms import Terms, terms
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts
 from fedshield.protocol.local import Contribution, LocalWork, SiteRound, Store
+from fedshield.seeds import SiteRandomness
 from fedshield.types import (
     AdapterState,
     AdapterUpdate,
@@ -65,9 +66,10 @@ def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterStat
     return AdapterState(np.where(prune.own_places(plan, state.spec), own, state.values), state.spec)
 
 
-def counted(num_examples: int, cap: int | None) -> int:
-    """What so many examples count for: capped, and rounded to two significant digits."""
-    return encode.round_count(min(num_examples, cap or num_examples))
+def counted(plan: Plan, num_examples: int, cap: int | None) -> int:
+    """What so many rows count for: at most the plan's and the roster's cap, and rounded to two
+    significant digits, as others hear it."""
+    return encode.round_count(plan_floors.counted(plan, num_examples, cap))
 
 
 def standing_digest(state: AdapterState, memory: SiteMemory) -> str:
@@ -99,7 +101,8 @@ class _Made:
 
 class SiteModel:
     """The adapter of one site. `record` is what the site measured in the current round; `terms`:
-    what is promised of its data, None where nothing is. Raises `PlanError` where that cannot be."""
+    what is promised of its data, None where nothing is; `randomness`: what its rounding is drawn
+    from. Raises `PlanError` where a promise cannot be kept."""
 
     def __init__(
         self,
@@ -112,6 +115,8 @@ class SiteModel:
         memory: SiteMemory | None,
         heldout_loss: float | None,
         example_cap: int | None = None,
+        *,
+        randomness: SiteRandomness,
     ) -> None:
         self.state = state
         self.memory = memory or first_memory(plan, state)
@@ -123,6 +128,7 @@ class SiteModel:
         self._store = store
         self._heldout_loss = heldout_loss
         self._example_cap = example_cap
+        self._randomness = randomness
         self.terms: Terms | None = terms(plan, state.spec, work.num_examples)
         self._made: _Made | None = None
         self._selected: Selection | None = None
@@ -130,7 +136,7 @@ class SiteModel:
     @property
     def num_examples(self) -> int:
         """Capped and rounded to two significant digits, as it is told to others."""
-        return counted(self._work.num_examples, self._example_cap)
+        return counted(self._plan, self._work.num_examples, self._example_cap)
 
     def agreed(self) -> bytes:
         """What must be alike at all sites before a round: the adapter, and what they derived
@@ -247,7 +253,7 @@ class SiteModel:
         weight: float,
         train_loss: float,
     ) -> Encoded:
-        seed = encode_integers.rounding_seed(self._plan, self._name, round_number)
+        seed = self.rounding_seed(round_number)
         if self.terms is None:
             return cipher.encode_update(values, layout, self.parts(), weight, train_loss, seed)
         if self.terms.site is None:
@@ -259,6 +265,11 @@ class SiteModel:
         stream = fresh_stream("site noise", about + bounded.digits.tobytes())
         self.record = replace(self.record, clip_factor=bounded.factor)
         return site_level.encode_noised(bounded, mechanism, layout, weight, stream)
+
+    def rounding_seed(self, round_number: int) -> int:
+        """Of this round's stochastic rounding, from the adapter that it starts from: the site's
+        own, and the same when the round is made again."""
+        return self._randomness.seed("rounding", round_number, self.state.sha256())
 
     def _control_change(self, update: AdapterUpdate, round_number: int) -> Float32:
         """What this site's control variate changes by: SCAFFOLD (Karimireddy et al., ICML 2020),

@@ -129,7 +129,9 @@ def who_ran(facts: Facts) -> str:
         return (
             "This was a demonstration: all parties were simulated on one machine, under a roster "
             "that was made for the run. Nobody compared fingerprints, and whoever controls that "
-            "machine sees everything."
+            "machine sees everything. What training draws at random came from the plan's seed, "
+            "which is no secret, but for what differential privacy draws; enrolled sites draw from "
+            "secrets of their own."
         )
     if facts.parties == ENROLLED:
         return (

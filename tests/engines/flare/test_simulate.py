@@ -26,7 +26,7 @@ MEASURED = {"started", "finished", "wall_s", "rounds_s", "phase_s", "protection_
 def short_plan() -> Plan:
     raw = yaml.safe_load(EXAMPLE.read_text())
     raw |= {"rounds": 2, "evaluation": {"prompts": []}, "speed": {"threads": 1}}
-    raw["data"]["heldout_rows"] = 6
+    raw["data"] |= {"heldout_rows": 6, "min_examples": 14}
     for site in raw["data"]["sites"].values():
         site["rows"] = 40
     raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 96}
