@@ -313,6 +313,17 @@ class Plan(Section):
             expected, _, got = text.partition(", got ")
             raise ValueError(f"{key}|{got}|{expected}") from None
         refuse_unmeetable(self)
+        if (
+            (self.scheme.name, self.privacy.unit) == ("rlwe", "none")
+            and self.pruning.method != "none"
+            and self.pruning.mask == "local"
+        ):
+            # Who is in a coordinate's sum would differ by coordinate and round, and the rules
+            # across sums are about whole updates.
+            raise ValueError(
+                "pruning.mask|local|shared with scheme rlwe, unless privacy.unit protects what a "
+                "single site's values show (rule R9)"
+            )
         if self.model.quantization != "none" and self.model.name in BUILT_IN:
             raise ValueError(
                 f"model.quantization|{self.model.quantization}|none for the built-in "

@@ -123,7 +123,7 @@ def test_every_part_of_a_roster_is_under_its_hash() -> None:
     ]
     assert {item.name for item in fields(Roster)} == {
         # The first keys are under the charter.
-        *("sites", "coordinator", "rules", "demo", "charter", "first_keys")
+        *("sites", "coordinator", "rules", "demo", "charter", "chains")
     }
     assert {item.name for item in fields(Rules)} == {*NUMBERS, "server", "membership"}
     hashes = {roster.sha256() for roster in (ROSTER, *others)}

@@ -144,7 +144,7 @@ def record(
         coordinator.start()
         total = min(rounds or plan.rounds, plan.rounds)
         for number in range(1, total + 1):
-            if any(one.spent is not None and one.spent.exhausted for one in watched.values()):
+            if any(one.exhausted for one in watched.values()):
                 say(f"{plan.scheme.name}: no round {number}, which would exceed the plan's epsilon")
                 break
             coordinator.round(number)

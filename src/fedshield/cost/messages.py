@@ -60,7 +60,9 @@ class Sizes:
             return {other: value for other in names if other != name and self._shared}
 
         def upload(name: str) -> messages.Upload:
-            return messages.Upload(bytes(16), bytes(32), digests, others(name, bytes(32)))
+            return messages.Upload(
+                bytes(16), bytes(32), digests, others(name, bytes(32)), bytes(HEAD_BYTES)
+            )
 
         uploads = {name: bytes(self._size(upload(name), phase, name)) for name in names}
         round_keys, votes = self._signed(round_key, phase), self._signed(vote, phase)

@@ -55,6 +55,16 @@ class SiteData:
                 digest.update(row.tobytes())
         return digest.hexdigest()
 
+    def train_digest(self) -> bytes:
+        """Digest of the training rows as the model reads them, in whatever order, 32 bytes."""
+        rows = (
+            hashlib.sha256(
+                np.asarray([*row.input_ids, -1, *row.labels], dtype="<i4").tobytes()
+            ).digest()
+            for row in self.train
+        )
+        return hashlib.sha256(b"fedshield training rows 1" + b"".join(sorted(rows))).digest()
+
     def counts(self) -> dict[str, int | str]:
         return {
             "source": self.source,

@@ -327,11 +327,12 @@ def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
     """Why round `number` may not begin; '' if it may. A first round that may not is no run."""
     for name, participant in participants.items():
         spent = participant.spent
-        if spent is not None and spent.exhausted:
-            after = spent.terms.epsilon(spent.uploads + 1)
+        if spent is not None and participant.exhausted:
+            after = spent.epsilon_after(1)
             reason = (
                 f"{name} has spent epsilon {spent.epsilon:.4g} in {spent.uploads} uploads, and the "
-                f"next would make it {after:.4g}, over the plan's {spent.terms.limit:g}"
+                f"next would make it {'infinite' if after is None else f'{after:.4g}'} over all "
+                f"plans on its records, over the plan's {spent.terms.limit:g}"
             )
             if number == 1:
                 raise RoundFailed(

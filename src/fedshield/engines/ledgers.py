@@ -89,4 +89,6 @@ def line_of(
 ) -> Line:
     """The rules of a site's records in a run of a plan."""
     hashes = frozenset(record_hash(ledger.record_key, record) for record in data.records)
-    return Line(ledger, site, plan, roster, run, Records(hashes, len(data.train)))
+    return Line(
+        ledger, site, plan, roster, run, Records(hashes, len(data.train), data.train_digest())
+    )

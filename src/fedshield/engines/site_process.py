@@ -384,8 +384,7 @@ class SiteProcess:
         folder.write_state(state)
 
     def _exhausted(self) -> bool:
-        spent = None if self._participant is None else self._participant.spent
-        return spent is not None and spent.exhausted
+        return self._participant is not None and self._participant.exhausted
 
     def _spent(self) -> dict[str, Any] | None:
         spent = None if self._participant is None else self._participant.spent

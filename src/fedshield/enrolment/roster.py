@@ -298,7 +298,7 @@ class SignedRoster:
             self.demo,
             self.content_sha256(),
             # The keys of a demonstration are new in every session: its sites are known by name.
-            {} if self.demo else {card.name: card.first_public() for card in self.sites},
+            {} if self.demo else {card.name: card.chain() for card in self.sites},
         )
 
     # -- file --------------------------------------------------------------------------------

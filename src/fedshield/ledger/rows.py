@@ -7,7 +7,6 @@ was opened, whether or not it was.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -83,13 +82,13 @@ def record_hash(key: bytes, record: bytes) -> bytes:
     return hmac.digest(key, b"fedshield ledger record 1" + record, "sha256")[:RECORD_BYTES]
 
 
-def part_version(key: bytes, records: Collection[bytes], part: bytes) -> str:
-    """A site's version of what it puts in (R3), hex: HMAC under the ledger's key over the hashes of
-    the records that it uses and its part of the plan, so that it tells nobody which they are. The
-    key is that of the records: a site that replaces its signing key puts in the same as before."""
-    digest = hashlib.sha256(b"".join(sorted(records))).digest()
-    message = b"fedshield ledger part 1" + digest + hashlib.sha256(part).digest()
-    return hmac.digest(key, message, "sha256").hex()
+def part_version(key: bytes, part: bytes) -> str:
+    """A site's version of what it puts in (R3), hex: HMAC under the ledger's key of `part`, the
+    digest of the rows that it trains on as the model reads them, so that it tells nobody which they
+    are. So it changes if what enters changes, by whatever key of a plan, and only then: a setting
+    that alters nothing would let one site's real change pass for everyone's. The key is that of the
+    records: a site that replaces its signing key puts in the same as before."""
+    return hmac.digest(key, b"fedshield ledger part 1" + part, "sha256").hex()
 
 
 def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:

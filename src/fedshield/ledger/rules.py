@@ -112,6 +112,12 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
                 f"open, got {bare[0].unit} in {_named(bare[0])}; use membership fixed"
             )
         return ""
+    opened = [row for row in rows if row.membership == "open"]
+    if opened and request.unit != "example":
+        return (
+            "expected privacy.unit example in every sum of these records, since "
+            f"{_named(opened[0])} was with membership open, got {request.unit}"
+        )
     colluding = max([request.colluding, *(row.colluding for row in rows)])
     if len(request.batch) < colluding + 2:
         return (
@@ -141,18 +147,16 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
 
 
 def one_scale(rows: Sequence[Row], request: Row) -> str:
-    """R2: weights, own count and steps a round are those of the line's first row. One body of
+    """R2: weights, own count and steps a round are those of every row of the line. One body of
     numbers under two weightings is two equations."""
-    if not rows or rows[0].scale == request.scale:
-        return ""
-    before, now = rows[0].scale, request.scale
-    for name in ("weights", "count", "steps"):
-        old, new = getattr(before, name), getattr(now, name)
-        if old != new:
-            return (
-                f"expected {name} {old} as in the first sum of these records ({_named(rows[0])}), "
-                f"got {new}; keep it, or the two sums give single sites away"
-            )
+    for row in rows:
+        for name in ("weights", "count", "steps"):
+            old, new = getattr(row.scale, name), getattr(request.scale, name)
+            if old != new:
+                return (
+                    f"expected {name} {old} as in an earlier sum of these records "
+                    f"({_named(row)}), got {new}; keep it, or the two sums give single sites away"
+                )
     return ""
 
 

@@ -7,7 +7,7 @@ sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +18,7 @@ from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.rows import Consent, Row, Scale, Unit, line_curve, line_of, part_version
 from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
 from fedshield.plan import Plan
+from fedshield.plan_floors import min_examples
 from fedshield.privacy.accounting import WHOLE_ORDERS
 from fedshield.privacy.terms import Earlier, Spent
 from fedshield.privacy.terms import Terms as PrivacyTerms
@@ -32,10 +33,12 @@ HEAD_LABEL = "fedshield ledger head 1"
 @dataclass(frozen=True)
 class Records:
     """What of a site's records enters a plan's sums. `hashes`: of the raw records, keyed with the
-    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss."""
+    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss; `part`: digest of
+    these rows as the model reads them, 32 bytes."""
 
     hashes: frozenset[bytes] = field(repr=False)
     examples: int
+    part: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if not self.hashes:
@@ -57,9 +60,7 @@ class Line:
         self._roster = roster
         self._run = run
         self._records = records
-        self.version = bytes.fromhex(
-            part_version(ledger.record_key, records.hashes, own_part(plan, name))
-        )
+        self.version = bytes.fromhex(part_version(ledger.record_key, records.part))
 
     # -- what this site's records have been in ---------------------------------------------
 
@@ -112,13 +113,15 @@ class Line:
         rows = self.rows()
         spent = self.spent(terms)
         new = request.key not in {row.key for row in rows}
+        # Once it was opened, the same again is nothing new, and no line of the file.
+        repeats = request.key in self._ledger.receipts and request in rows
         counts = spent is not None and phase == ROUND
         approval = self._ledger.approvals.get(self._plan_sha256)
         refusal = first_refusal(
             rows,
             request,
             Terms(
-                min_examples=1,
+                min_examples=min_examples(self._plan),
                 examples=self._records.examples,
                 starts=self._ledger.results(self._plan_sha256) | {first},
                 limit=terms.limit if terms is not None and counts else None,
@@ -126,13 +129,14 @@ class Line:
             ),
             approval,
             roster_digest(self._roster),
-            self._ledger.tries(request.key),
+            0 if repeats else self._ledger.tries(request.key),
             Consent(part=approval is not None and approval.part),
             self._ledger.rows,
         )
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
-        self._ledger.add_row(request)
+        if not repeats:
+            self._ledger.add_row(request)
 
     def _request(
         self,
@@ -226,27 +230,21 @@ class Line:
         """Compare what the sites say of each other's ledgers. `own`: each site's statement of its
         own head now; `told`: each site's memory of the others'.
 
-        A statement that its site did not sign counts for nothing. Raises `ProtocolError`
-        ('ledger') where this site's chain does not hold a head that it once signed, where another
-        site's is shorter than one that it signed, and where a site signed two heads of one length.
+        A statement that its site did not sign counts for nothing; an earlier one may be signed
+        with a key that the site replaced since. Raises `ProtocolError` ('ledger') where this site's
+        chain does not hold a head that it once signed, where another site's is shorter than one
+        that it signed or this ledger remembers, and where a site signed two heads of one length.
         """
         for site, statement in own.items():
-            now = self._read(site, statement)
-            if now is None:
-                raise ProtocolError("ledger", f"{site} did not sign its ledger's head")
+            now = self._signed_now(site, statement)
             earlier = [told[teller].get(site, b"") for teller in told if teller != site]
-            heads = [head for one in earlier if (head := self._read(site, one)) is not None]
+            keys = self._roster.keys(site)
+            heads = [head for one in earlier if (head := _read(one, keys)) is not None]
             for head in heads:
                 if site == self._name:
                     self._check_own(head)
-                elif head.length > now.length or (
-                    head.length == now.length and head.digest != now.digest
-                ):
-                    raise ProtocolError(
-                        "ledger",
-                        f"{site}'s ledger is not the one that it signed before: it was restored "
-                        f"from a backup, or there are two of {site}; its operator must see to it",
-                    )
+                else:
+                    _check_follows(site, head, now)
             if len({(one.length, one.digest) for one in heads}) > len(
                 {one.length for one in heads}
             ):
@@ -267,37 +265,58 @@ class Line:
 
     def see(self, site: str, statement: bytes) -> None:
         """Remember another site's statement. Raises `ProtocolError` ('ledger') if it did not sign
-        it."""
+        it, or if it does not follow what this ledger remembers of it."""
         if site == self._name:
             return
-        head = self._read(site, statement)
+        head, one = self._signed_now(site, statement), self._roster.identity(site)
+        if one in self._ledger.peers:
+            # This memory needs no signature: it outlives the key that made it.
+            _check_follows(site, self._ledger.peers[one][0], head)
+        self._ledger.see_peer(one, head, statement)
+
+    def _signed_now(self, site: str, statement: bytes) -> Head:
+        head = _read(statement, (self._roster.public(site),))
         if head is None:
             raise ProtocolError("ledger", f"{site} did not sign its ledger's head")
-        self._ledger.see_peer(self._roster.identity(site), head, statement)
-
-    def _read(self, site: str, statement: bytes) -> Head | None:
-        """The head in a statement that `site` signed with its present key; None for any other."""
-        try:
-            value = codec.decode(statement)
-        except ProtocolError:
-            return None
-        if not (isinstance(value, list) and len(value) == 3):
-            return None
-        length, digest, signature = value
-        if not (
-            isinstance(length, int)
-            and isinstance(digest, bytes)
-            and isinstance(signature, bytes)
-            and length > 0
-        ):
-            return None
-        head = Head(length, digest.hex())
-        try:
-            public = Ed25519PublicKey.from_public_bytes(self._roster.public(site))
-            public.verify(signature, _head_message(head))
-        except (InvalidSignature, ValueError):
-            return None
         return head
+
+
+def _check_follows(site: str, before: Head, now: Head) -> None:
+    """Raises `ProtocolError` where a ledger that ended in `before` cannot end in `now`."""
+    if before.length > now.length or (before.length == now.length and before.digest != now.digest):
+        raise ProtocolError(
+            "ledger",
+            f"{site}'s ledger is not the one that it signed before: it was restored from a backup, "
+            f"or there are two of {site}; its operator must see to it",
+        )
+
+
+def _read(statement: bytes, keys: Sequence[bytes]) -> Head | None:
+    """The head in a statement that one of `keys` signed; None for any other."""
+    try:
+        value = codec.decode(statement)
+    except ProtocolError:
+        return None
+    if not (isinstance(value, list) and len(value) == 3):
+        return None
+    length, digest, signature = value
+    if not (
+        isinstance(length, int)
+        and isinstance(digest, bytes)
+        and isinstance(signature, bytes)
+        and length > 0
+    ):
+        return None
+    head = Head(length, digest.hex())
+    return head if any(_is_signed(head, signature, key) for key in keys) else None
+
+
+def _is_signed(head: Head, signature: bytes, public: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, _head_message(head))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def roster_digest(roster: Roster) -> str:
@@ -310,29 +329,5 @@ def tallies(plan: Plan) -> tuple[str, ...]:
     return (WEIGHTS,) if plan.scheme.weights == "private" else ()
 
 
-def own_part(plan: Plan, site: str) -> bytes:
-    """A site's part of a plan (R3): all that the plan says of its data but where they are."""
-    if plan.data.split == "by-site":
-        chosen = plan.data.sites[site].model_dump(mode="json")
-        for key in ("source", "heldout_source"):
-            chosen.pop(key, None)
-    else:
-        chosen = plan.data.model_dump(mode="json") | {"seed": plan.seed, "site": site}
-    return codec.encode(_as_value(chosen))
-
-
 def _head_message(head: Head) -> bytes:
     return codec.encode([HEAD_LABEL, head.length, bytes.fromhex(head.digest)])
-
-
-def _as_value(value: object) -> codec.Value:
-    """What `codec` encodes of a plan's JSON: numbers that are not whole, and nothing, as text."""
-    if isinstance(value, dict):
-        return {str(key): _as_value(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_value(item) for item in value]
-    if isinstance(value, bool) or value is None or isinstance(value, float):
-        return repr(value)
-    if isinstance(value, int | str):
-        return value
-    raise TypeError(type(value).__name__)

@@ -258,13 +258,15 @@ class RoundKey(Message):
 class Upload(Message):
     """What a site will hand over: journalled by the site before it is sent.
 
-    `share_digests`: holder -> SHA-256 of the sealed share for it."""
+    `share_digests`: holder -> SHA-256 of the sealed share for it; `head`: of the site's ledger,
+    signed, which holds this sum's row: every site has seen it before any votes."""
 
     kind = "upload"
     key_id: bytes
     layout_tag: bytes
     block_digests: tuple[bytes, ...]
     share_digests: dict[str, bytes]
+    head: bytes
 
 
 @dataclass(frozen=True)

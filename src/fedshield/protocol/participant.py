@@ -159,6 +159,15 @@ class Participant:
         plan protects no unit."""
         return self._line.spent(self._model.terms)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether the next round would exceed the plan's limit for these records (R5), whatever the
+        coordinator asks for. A round that was tried before was counted then."""
+        spent, number = self.spent, self.completed_rounds + 1
+        if spent is None or self._line.has_entered(Binding(bytes(32), number, ROUND)):
+            return False
+        return spent.exhausted
+
     # -- the door --------------------------------------------------------------------------
 
     def handle(self, method: str, data: bytes) -> bytes:
@@ -329,7 +338,11 @@ class Participant:
             encoded = cipher.encode_count(self._model.num_examples)
             content = encoded.sha256()
         else:
-            self._check_budget()
+            # Before anything is trained, or what was encoded before is forgotten.
+            if self.exhausted:
+                raise ProtocolError("budget", self._over_budget())
+            if self._line.has_entered(self._binding):
+                self._model.check_kept(self._binding.round_number, self._weight)
             base = self._model.standing()
             encoded = self._model.contribution(self._binding.round_number, cipher, self._weight)
             content = self._model.content_sha256(encoded)
@@ -349,16 +362,12 @@ class Participant:
         with self._model.timed("encrypt"):
             return current.contribute(encoded)
 
-    def _check_budget(self) -> None:
-        """Before anything is trained: the site's own limit, whatever the coordinator asks for."""
-        spent = self.spent
-        if spent is None or not spent.exhausted or self._line.has_entered(self._binding):
-            return
-        after = spent.epsilon_after(1)
-        raise ProtocolError(
-            "budget",
+    def _over_budget(self) -> str:
+        assert self.spent is not None
+        after = self.spent.epsilon_after(1)
+        return (
             f"R5: epsilon would be {'infinite' if after is None else f'{after:.4g}'} over all "
-            f"plans on these records, the plan's limit is {spent.terms.limit:g}",
+            f"plans on these records, the plan's limit is {self.spent.terms.limit:g}"
         )
 
     def _fetch(self, data: bytes) -> messages.Message:
@@ -405,13 +414,14 @@ class Participant:
         finally:
             self._noticed = self._faulty = current.faulty
         if weighing:
-            result, self._opened = self._weights_of(opened, current)
+            result, take = self._weights_of(opened, current)
         else:
-            result, self._opened = self._model.opened(
+            result, take = self._model.opened(
                 opened, self._binding.round_number, self._weight, current.contributors
             )
         # Signed once for ever: of two results of one sum, no two certificates can be made.
         self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
+        self._opened = take
         self._receipt_tag = self._tag(b"receipt", result.encode())
         return messages.Receipt(self._receipt_tag)
 

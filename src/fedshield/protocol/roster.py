@@ -22,8 +22,8 @@ COORDINATOR = "coordinator"
 class Roster:
     """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key; `rules`: who
     may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
-    nothing for a demonstration; `first_keys`: name -> the first key of the party's card, which
-    stays when a key is replaced (under the charter, so not encoded here).
+    nothing for a demonstration; `chains`: name -> every key of the site's card, the first one
+    and that of today at the ends (under the charter, so not encoded here).
 
     Raises `ProtocolError` ('sender') for a site with the coordinator's name, or a key that two
     parties have."""
@@ -33,7 +33,7 @@ class Roster:
     rules: Rules
     demo: bool
     charter: bytes = b""
-    first_keys: Mapping[str, bytes] = field(default_factory=dict)
+    chains: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Else the coordinator's key would speak for that site.
@@ -61,8 +61,12 @@ class Roster:
         """Whom a ledger knows `name` as: the first key of its card, hex; the name itself in a
         demonstration, whose keys are new in every session. Raises `ProtocolError`."""
         self.public(name)
-        first = self.first_keys.get(name)
-        return name if first is None else first.hex()
+        return self.chains[name][0].hex() if name in self.chains else name
+
+    def keys(self, name: str) -> tuple[bytes, ...]:
+        """Every key that a site ever signed with, as its card says: that of today is the last.
+        Raises `ProtocolError`."""
+        return self.chains.get(name, (self.public(name),))
 
     def encode(self) -> bytes:
         sites: dict[str, codec.Value] = dict(self.sites)

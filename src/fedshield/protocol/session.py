@@ -37,6 +37,8 @@ def session_context(setup: Binding, joins: dict[str, messages.Join]) -> bytes:
     for site in sorted(joins):
         join = joins[site]
         parts += [site.encode(), join.nonce, join.run_key, codec.encode(join.num_examples)]
+        heads: dict[str, codec.Value] = dict(join.heads)
+        parts += [join.version, join.head, codec.encode(heads)]
     return envelope.run_context("session", *parts)
 
 
@@ -147,9 +149,14 @@ def least_opened(rules: Rules) -> int:
 
 
 def upload_digest(upload: messages.Upload) -> bytes:
-    """H(upload): over the key id, the layout tag and every block's digest. What a sealed share
-    is bound to, so the shares themselves are not in it."""
-    value: list[codec.Value] = [upload.key_id, upload.layout_tag, list(upload.block_digests)]
+    """H(upload): over the key id, the layout tag, every block's digest and the ledger's head. What
+    a sealed share is bound to, so the shares themselves are not in it."""
+    value: list[codec.Value] = [
+        upload.key_id,
+        upload.layout_tag,
+        list(upload.block_digests),
+        upload.head,
+    ]
     return hashlib.sha256(codec.encode(value)).digest()
 
 

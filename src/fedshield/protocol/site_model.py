@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedshield import aggregate, encode, encode_integers, plan_floors, prune
-from fedshield.errors import CryptoError
+from fedshield.errors import CryptoError, ProtocolError
 from fedshield.plan import Plan, learning_rate
 from fedshield.privacy import site_level
 from fedshield.privacy.discrete_gaussian import fresh_stream
@@ -172,6 +172,22 @@ class SiteModel:
                 for number, part in selection.parts()
             ]
         return found
+
+    def check_kept(self, round_number: int, weight: float) -> None:
+        """Of a round that was entered before (R4). Raises `ProtocolError` ('rule') where what is
+        kept was made for another round, start or weight: it is sent again as it is, or not at all,
+        and nothing may take its place."""
+        kept = self._store.kept()
+        if kept is None:
+            return
+        fixed = self._plan.scheme.membership == "fixed"
+        wanted = (round_number, self.standing(), weight if fixed else kept.weight)
+        if (kept.round_number, kept.base, kept.weight) != wanted:
+            raise ProtocolError(
+                "rule",
+                f"R4: round {round_number} was tried before from another start, or with another "
+                "weight; go on where the run stands, with fedshield submit --resume",
+            )
 
     def contribution(self, round_number: int, cipher: Cipher, weight: float) -> Encoded:
         """Train, prune, encode; or what was encoded before, where this round was tried from the

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey
@@ -139,13 +139,12 @@ class Summation:
             layout_tag=self._tag_in(self.binding, b"layout", encoded.layout.sha256()),
             block_digests=tuple(hashlib.sha256(block).digest() for block in sealed.blocks),
             share_digests={},
+            head=self._member.line.statement(self._member.sign),
         )
         if sealed.secret is not None:
             self._share_out(sealed, encoded.layout, upload_digest(upload), channels)
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
-            upload = messages.Upload(
-                upload.key_id, upload.layout_tag, upload.block_digests, digests
-            )
+            upload = replace(upload, share_digests=digests)
         self._member.journal.upload(
             self._session.context,
             self._session.round_number,
@@ -226,6 +225,7 @@ class Summation:
                 raise ProtocolError("layout", f"{site} laid its values out differently")
             if upload.key_id != own.key_id:
                 raise ProtocolError("scheme", f"{site} encrypted under another key")
+            self._member.line.see(site, upload.head)
         mine = uploads.get(self._member.name)
         if mine is not None and mine != own:
             raise ProtocolError("digest", "this site's own upload was replaced")
