@@ -56,7 +56,7 @@ def _load(
 ) -> dict[str, SiteData]:
     raw = {
         "model": {"name": "tiny-llama", "chat_template": template},
-        "data": {"heldout_rows": 2, "on_bad_row": "skip", **data},
+        "data": {"heldout_rows": 2, "min_examples": 1, "on_bad_row": "skip", **data},
         "training": {"max_length": max_length},
         "scheme": {"name": "plain"},
     }

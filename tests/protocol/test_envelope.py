@@ -95,9 +95,9 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["run_key"]),
             join["completed_rounds"],
             join["num_examples"],
-            bytes(32),
-            b"",
-            {},
+            raw(join["version"]),
+            raw(join["head"]),
+            raw(join["heads"]),
         )
         for name, join in vector["joins"].items()
     }
@@ -119,6 +119,7 @@ def test_known_answers_for_digests() -> None:
             raw(one["layout_tag"]),
             tuple(raw(one["block_digests"])),
             raw(one["share_digests"]),
+            raw(one["head"]),
         )
         for name, one in vector["uploads"].items()
     }
@@ -337,7 +338,7 @@ class TestMessages:
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),
         messages.RoundKey(b"k", b"tag", {"a": b"", "b": b""}),
-        messages.Upload(b"id", b"tag", (b"d",), {"b": b"digest"}),
+        messages.Upload(b"id", b"tag", (b"d",), {"b": b"digest"}, b"head"),
         messages.Shares({"b": b"box"}),
         messages.Held({"a": b"missing"}),
         messages.Vote(b"set", b"sum", b"h"),

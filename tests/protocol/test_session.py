@@ -164,6 +164,9 @@ def test_every_part_of_a_session_is_in_its_context() -> None:
         replace(join, run_key=RUN_KEYS["bank"].mlkem + SUM_KEYS["bank"].x25519),
         replace(join, run_key=SUM_KEYS["bank"].mlkem + RUN_KEYS["bank"].x25519),
         replace(join, num_examples=11),
+        replace(join, version=b"another"),
+        replace(join, head=b"another"),
+        replace(join, heads={"clinic": b"another"}),
     ):
         found.append(session_context(SETUP, {**JOINS, "bank": changed}))
     found.append(session_context(replace(SETUP, context=bytes(32)), JOINS))
@@ -281,7 +284,7 @@ def test_every_part_of_a_sum_is_in_its_context() -> None:
     assert round_context(SESSION, {**ROUND_KEYS, "bank": bound}) == base
 
 
-UPLOAD = messages.Upload(b"key", b"tag", (b"1", b"2"), {"clinic": b"3", "hospital": b"4"})
+UPLOAD = messages.Upload(b"key", b"tag", (b"1", b"2"), {"clinic": b"3", "hospital": b"4"}, b"head")
 
 
 def test_uploads_are_read_under_the_keys_of_their_names() -> None:
@@ -305,6 +308,7 @@ OF_BLOCKS = (
     replace(UPLOAD, layout_tag=b"tah"),
     replace(UPLOAD, block_digests=(b"2", b"1")),
     replace(UPLOAD, block_digests=(b"12",)),
+    replace(UPLOAD, head=b"heae"),
 )
 OF_SHARES = (
     replace(UPLOAD, share_digests={}),

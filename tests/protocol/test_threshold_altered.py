@@ -290,7 +290,7 @@ def test_a_dealer_with_two_uploads(five: Hand) -> None:
     so with nothing if it was dealt the other's."""
     ours = five.federation
     own = messages.Upload.from_body(body_of(five.uploads[COLLUDER]))
-    other = messages.Upload(own.key_id, own.layout_tag, (bytes(32),), own.share_digests)
+    other = replace(own, block_digests=(bytes(32),))
     five.uploads[COLLUDER] = five.signed_by(COLLUDER, other)
     names = five.sites[:-1]
     blocks = five.aggregate(five.sites)
@@ -314,7 +314,7 @@ def test_boxes_that_a_dealer_did_not_sign_for(federation: Any) -> None:
     shares = hand.shares_for("bank") | {COLLUDER: second}
     held = hand.send("bank", messages.Hold(hand.uploads, shares))
     assert held["complaints"] == {COLLUDER: b"share"}
-    other = messages.Upload(own.key_id, own.layout_tag, (bytes(32),), own.share_digests)
+    other = replace(own, block_digests=(bytes(32),))
     uploads = hand.uploads | {COLLUDER: hand.signed_by(COLLUDER, other)}
     held = hand.send("lab", messages.Hold(uploads, hand.shares_for("lab")))
     assert held["complaints"] == {COLLUDER: b"share"}
@@ -338,7 +338,7 @@ def test_uploads_that_are_not_of_this_sum(four: Hand, command: str) -> None:
 
     def signed(site: str, **changes: Any) -> dict[str, bytes]:
         upload = own if site == VICTIM else theirs
-        changed = messages.Upload(**{**upload.__dict__, **changes})
+        changed = replace(upload, **changes)
         return four.uploads | {site: four.signed_by(site, changed)}
 
     with nothing_installed(ours):

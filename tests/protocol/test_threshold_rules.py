@@ -346,7 +346,7 @@ def replaced_entry(ours: Any, monkeypatch: pytest.MonkeyPatch, checked: bool) ->
     share = sharing.to_bytes(dealt[0])
     box = stolen._channels.seal_share(share, "bank", upload_digest(upload), stolen._salt_key)
     signed = {**upload.share_digests, "bank": hashlib.sha256(box).digest()}
-    false = messages.Upload(upload.key_id, upload.layout_tag, upload.block_digests, signed)
+    false = replace(upload, share_digests=signed)
     hand.uploads[VICTIM] = hand.signed_by(VICTIM, false)
     if not checked:
         read_uploads = Summation._read_uploads
