@@ -130,7 +130,11 @@ def known_sum() -> dict[str, Any]:
         (chunks[site],) = made.chunks()
         residues = made.residues()
         unshared = messages.Upload(
-            bytes(16), layout_tag, (hashlib.sha256(chunks[site]).digest(),), {}
+            key_id=bytes(16),
+            layout_tag=layout_tag,
+            block_digests=(hashlib.sha256(chunks[site]).digest(),),
+            share_digests={},
+            head=fixed(f"head {site}"),
         )
         share_seed = hmac.digest(seed, b"fedshield shares 2", "sha256")
         shares[site] = sharing.deal(secrets[site], residues, shape, share_seed)
@@ -146,12 +150,14 @@ def known_sum() -> dict[str, Any]:
             unshared.layout_tag,
             unshared.block_digests,
             {to: hashlib.sha256(one).digest() for to, one in boxes.items()},
+            unshared.head,
         )
         sites[site] = {
             "key_random": random_of[site].hex(),
             "public_key_sha256": sha256(keys[site].public),
             "random": random.hex(),
             "site_secret": site_secret.hex(),
+            "head": unshared.head.hex(),
             "digits": digits.tolist(),
             "reserved": reserved,
             "message_digest": rlwe.message_digest(digits, reserved).hex(),
@@ -175,7 +181,7 @@ def known_sum() -> dict[str, Any]:
     assert total is not None
     aggregate = adder.result(total)
     vote = messages.Vote(
-        contributors_digest(uploads), aggregate_digest((hashlib.sha256(aggregate).digest(),))
+        contributors_digest(uploads), aggregate_digest((hashlib.sha256(aggregate).digest(),)), b""
     )
     answers: dict[str, Any] = {}
     held: dict[int, sharing.Share] = {}

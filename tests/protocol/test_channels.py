@@ -11,6 +11,7 @@ import pytest
 from threshold_kit import (
     FOUR,
     Hand,
+    NoLedger,
     body_of,
     failing,
     flipped,
@@ -57,7 +58,8 @@ def test_what_mlkem_adds_to_a_sites_upload(num_sites: int, stated: int, tmp_path
     def site(name: str) -> Summation:
         journal = Journal(tmp_path / f"{name}.jsonl")
         secret = os.urandom(32)
-        member = Member(name, roster, "peers", journal, keys[name].sign, bytes(32), secret)
+        line: Any = NoLedger()
+        member = Member(name, roster, "peers", journal, line, keys[name].sign, bytes(32), secret)
         cipher = OneTimeKeys(packing, bytes(32), secret)
         return Summation(member, cipher, session, "base", b"")
 
@@ -257,9 +259,10 @@ def test_only_sites_of_the_sum_can_be_unheard(federation: Any) -> None:
     hand.unheard["clinic"] = ("bank",)
     answers = hand.answers(votes)
     hand.deliver("bank", blocks)
-    good = hand.opening("bank", answers).answers
+    opening = hand.opening("bank", answers)
+    good = opening.answers
     current = ours.participants["bank"]._sum
     about = current._vote.contributors + current._vote.aggregate
     with pytest.raises(CryptoError, match="does not open"):
         current._channels.open_answer(good["clinic"], "clinic", about)
-    assert hand.raw("bank", messages.Open(good))  # three others are enough
+    assert hand.raw("bank", messages.Open(good, opening.tags))  # three others are enough

@@ -88,7 +88,8 @@ def test_answers_that_are_mixed_up_are_not_read(federation: Any) -> None:
     hand = Hand(ours).ready()
     blocks = hand.aggregate(FOUR)
     answers = hand.answers(hand.vote_on(FOUR, hand.sites, blocks))
-    good = hand.opening("bank", answers).answers
+    opening = hand.opening("bank", answers)
+    good = opening.answers
     hand.deliver("bank", blocks)
     current = ours.participants["bank"]._sum
     about = current._vote.contributors + current._vote.aggregate
@@ -106,8 +107,9 @@ def test_answers_that_are_mixed_up_are_not_read(federation: Any) -> None:
         with pytest.raises(CryptoError, match="sealed box"):
             current._channels.open_answer(box, "clinic", about)
     with nothing_installed(ours):
-        code, text = hand.refused("bank", messages.Open({"clinic": mixed[0], "lab": good["lab"]}))
-        assert (code, "got 2; unreadable from clinic" in text) == ("share", True)
+        some = {"clinic": mixed[0], "lab": good["lab"]}
+        code, text = hand.refused("bank", messages.Open(some, opening.tags))
+        assert (code, "got 2; the answer of clinic cannot be read" in text) == ("share", True)
 
 
 def test_round_keys_are_the_sites_that_signed_them(federation: Any) -> None:

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlkem_reference import RepeatingPublicKey
+from threshold_kit import NoLedger
 
 from fedshield import encode_integers
 from fedshield.crypto import keys as keys_module
@@ -299,16 +300,6 @@ def fixed(label: str) -> bytes:
     return hashlib.sha256(b"fedshield sum vectors " + label.encode()).digest()
 
 
-class NoLine:
-    """No ledger: what is cloned here are keys and sums."""
-
-    def statement(self, sign: Any) -> bytes:
-        return b""
-
-    def see(self, site: str, statement: bytes) -> None:
-        return None
-
-
 class Federation:
     """The sums of three sites, driven step by step; every site may have clones. Every draw
     repeats, also what a site encapsulates: clones share ML-KEM secrets with their peers."""
@@ -332,12 +323,13 @@ class Federation:
         """A process of the site: all with the same keys, each with a disk of its own."""
         self._made += 1
         random = ephemeral or fixed(f"round key {name}") + fixed(f"more {name}")
+        line: Any = NoLedger(fixed(f"head {name}"))
         member = Member(
             name,
             self.roster,
             "peers",
             Journal(self._folder / f"{self._made}.jsonl"),
-            NoLine(),  # type: ignore[arg-type]  # a sum asks two things of it
+            line,
             self.keys[name].sign,
             self.group_key,
             fixed(f"site secret {name}"),
