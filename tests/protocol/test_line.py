@@ -1,0 +1,268 @@
+"""What a site asks its ledger, signs of it, and compares of the others' ledgers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshield.crypto.keys import SigningKey
+from fedshield.errors import ProtocolError
+from fedshield.ledger.file import Ledger
+from fedshield.ledger.rows import record_hash
+from fedshield.ledger.rules import MAX_TRIES, Approval
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.protocol.envelope import Binding
+from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import ROUND
+
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+SITES = ("bank", "clinic", "hospital")
+#: The key of the first card, the one in between, and today's.
+KEYS = {site: tuple(SigningKey() for _ in range(3)) for site in SITES}
+PART = b"rows of today".ljust(32, b"\0")
+START = "5" * 64
+
+
+class Site:
+    """A site's line of three records, with its plan approved."""
+
+    def __init__(self, folder: Path, name: str, plan: Plan) -> None:
+        self.name, self.plan, self.path = name, plan, folder / f"{name}.jsonl"
+        self.ledger = Ledger.create(self.path)
+        self.roster = roster_of(plan)
+        self.approve()
+        self.line = self.with_part(PART)
+
+    def approve(self) -> None:
+        about = (roster_digest(self.roster), "0" * 64, self.plan.rounds, tallies(self.plan))
+        self.ledger.approve(Approval(self.plan.sha256(), *about))
+
+    def with_part(self, part: bytes) -> Line:
+        hashes = {record_hash(self.ledger.record_key, bytes([k])) for k in range(3)}
+        records = Records(frozenset(hashes), 40, part)
+        return Line(self.ledger, self.name, self.plan, self.roster, "run", records)
+
+    def enter(self, content: str = "c" * 64, line: Line | None = None, **changes: Any) -> None:
+        mine = line or self.line
+        others = {site: site.encode() for site in SITES if site != self.name}
+        asked: dict[str, Any] = {
+            "phase": ROUND,
+            "round_number": 1,
+            "base": START,
+            "content": content,
+            "versions": {**others, self.name: mine.version},
+            "count": 1,
+            "first": START,
+            "terms": None,
+        }
+        mine.enter(**asked | changes)
+
+    def signed(self, key: SigningKey | None = None) -> bytes:
+        return self.line.statement((key or KEYS[self.name][-1]).sign)
+
+
+def roster_of(plan: Plan) -> Roster:
+    chains = {site: tuple(key.public for key in keys) for site, keys in KEYS.items()}
+    now = {site: chain[-1] for site, chain in chains.items()}
+    return Roster(now, bytes(32), plan.rules(), demo=False, charter=b"c" * 32, chains=chains)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    sites = {site: {"source": "sample:finance"} for site in SITES}
+    return parse_plan({"rounds": 2, "data": {"sites": sites}}, base_dir=tmp_path)
+
+
+@pytest.fixture
+def sites(tmp_path: Path, plan: Plan) -> Iterator[dict[str, Site]]:
+    made = {name: Site(tmp_path, name, plan) for name in SITES}
+    yield made
+    for one in made.values():
+        one.ledger.close()
+
+
+def code_of(act: Any, *args: Any) -> tuple[str, str]:
+    with pytest.raises(ProtocolError) as refused:
+        act(*args)
+    return refused.value.code, str(refused.value)
+
+
+# -- heads ------------------------------------------------------------------------------------
+
+
+def heads(sites: dict[str, Site]) -> dict[str, bytes]:
+    return {name: one.signed() for name, one in sites.items()}
+
+
+def told(sites: dict[str, Site]) -> dict[str, dict[str, bytes]]:
+    return {name: one.line.statements() for name, one in sites.items()}
+
+
+def met(sites: dict[str, Site]) -> None:
+    """A session begins: everyone compares what everyone says."""
+    own, known = heads(sites), told(sites)
+    for one in sites.values():
+        one.line.compare(own, known)
+
+
+def test_ledgers_that_grow_are_in_order(sites: dict[str, Site]) -> None:
+    met(sites)
+    for one in sites.values():
+        one.enter()
+    met(sites)
+    assert set(sites["bank"].line.statements()) == {"clinic", "hospital"}
+
+
+def test_a_restored_ledger_is_known_to_its_own_site_and_to_each_other(
+    sites: dict[str, Site], tmp_path: Path, plan: Plan
+) -> None:
+    bank = sites["bank"]
+    backup = bank.path.read_bytes()
+    bank.enter()
+    met(sites)
+    bank.ledger.close()
+    bank.path.write_bytes(backup)
+    bank.ledger = Ledger.open(bank.path)
+    bank.line = bank.with_part(PART)
+    own, known = heads(sites), told(sites)
+    code, why = code_of(bank.line.compare, own, known)
+    assert (code, "does not hold what it signed before" in why) == ("ledger", True)
+    # The others see it by their own memory, also where nobody hands anything back.
+    for name in ("clinic", "hospital"):
+        code, why = code_of(sites[name].line.compare, own, {site: {} for site in SITES})
+        assert (code, "bank's ledger is not the one" in why) == ("ledger", True)
+        assert code_of(sites[name].line.see, "bank", own["bank"])[0] == "ledger"
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["first key", "a key in between"])
+def test_a_replaced_key_does_not_hide_a_restored_ledger(sites: dict[str, Site], place: int) -> None:
+    """What a site signed with a key of its card's chain still counts, whoever hands it back."""
+    bank, old = sites["bank"], KEYS["bank"][place]
+    backup = bank.path.read_bytes()
+    bank.enter()
+    before = bank.signed(old)
+    bank.ledger.close()
+    bank.path.write_bytes(backup)
+    bank.ledger = Ledger.open(bank.path)
+    bank.line = bank.with_part(PART)
+    own = heads(sites)
+    handed = {"clinic": {"bank": before}, "hospital": {}, "bank": {}}
+    assert code_of(bank.line.compare, own, handed)[0] == "ledger"
+    assert code_of(sites["hospital"].line.compare, own, handed)[0] == "ledger"
+
+
+def test_two_ledgers_of_one_site_are_two(sites: dict[str, Site], tmp_path: Path) -> None:
+    twin_folder, fresh_folder = tmp_path / "twin", tmp_path / "fresh"
+    twin_folder.mkdir()
+    fresh_folder.mkdir()
+    bank = sites["bank"]
+    twin = Site(twin_folder, "bank", bank.plan)
+    handed = {"clinic": {"bank": bank.signed()}, "hospital": {"bank": twin.signed()}}
+    bank.enter()
+    # Each was told to another site, and a third has seen neither.
+    fresh = Site(fresh_folder, "clinic", bank.plan)
+    code, why = code_of(fresh.line.compare, {"bank": bank.signed()}, handed)
+    assert (code, "two of bank" in why) == ("ledger", True)
+    met(sites)
+    own = heads(sites) | {"bank": twin.signed()}
+    assert code_of(sites["clinic"].line.compare, own, told(sites))[0] == "ledger"
+    twin.ledger.close()
+    fresh.ledger.close()
+
+
+def test_what_a_site_did_not_sign_counts_for_nothing(sites: dict[str, Site]) -> None:
+    bank = sites["bank"]
+    bank.enter()
+    junk = [b"", b"junk", sites["clinic"].signed(), bank.signed(SigningKey())]
+    for one in junk:
+        handed: dict[str, dict[str, bytes]] = {"clinic": {"bank": one}, "hospital": {}, "bank": {}}
+        bank.line.compare(heads(sites), handed)
+        own = heads(sites) | {"bank": one}
+        code, why = code_of(sites["hospital"].line.compare, own, told(sites))
+        assert (code, "bank did not sign its ledger's head" in why) == ("ledger", True)
+    # A head is signed with today's key; an old one is good for the past only.
+    stale = heads(sites) | {"bank": bank.signed(KEYS["bank"][0])}
+    assert code_of(sites["hospital"].line.compare, stale, told(sites))[0] == "ledger"
+
+
+# -- rows -------------------------------------------------------------------------------------
+
+
+def test_the_row_is_on_disk_when_entering_returns(sites: dict[str, Site]) -> None:
+    bank = sites["bank"]
+    lines = len(bank.path.read_bytes().splitlines())
+    bank.enter()
+    found = bank.path.read_bytes().splitlines()[lines:]
+    assert any(b'"kind":"row"' in line for line in found)
+    assert bank.line.has_entered(Binding(bytes(32), 1, ROUND))
+    assert not bank.line.has_entered(Binding(bytes(32), 2, ROUND))
+
+
+def test_what_was_opened_is_repeated_without_a_line_or_a_try(sites: dict[str, Site]) -> None:
+    """So that neither sessions that go on use up the tries, nor the file grows at the
+    coordinator's will."""
+    bank = sites["bank"]
+    bank.enter()
+    bank.line.sign_receipt(ROUND, 1, "d" * 64)
+    size = bank.path.stat().st_size
+    for _ in range(2 * MAX_TRIES):
+        bank.enter()
+        bank.line.sign_receipt(ROUND, 1, "d" * 64)
+    assert bank.path.stat().st_size == size
+    # Nothing else passes for the same.
+    assert code_of(bank.enter, "e" * 64)[0] == "rule"
+
+
+def test_what_was_not_opened_is_tried_so_often_and_no_more(sites: dict[str, Site]) -> None:
+    bank = sites["bank"]
+    for _ in range(MAX_TRIES):
+        bank.enter()
+    code, why = code_of(bank.enter)
+    assert (code, "R8: expected at most 8 tries" in why) == ("rule", True)
+    bank.approve()
+    bank.enter()
+
+
+def test_of_two_results_of_one_sum_one_is_signed(sites: dict[str, Site]) -> None:
+    bank = sites["bank"]
+    bank.enter()
+    bank.line.sign_receipt(ROUND, 1, "d" * 64)
+    assert code_of(bank.line.sign_receipt, ROUND, 1, "e" * 64)[0] == "disagree"
+
+
+# -- this site's own part -----------------------------------------------------------------------
+
+
+def test_a_version_is_of_what_enters_and_keyed(sites: dict[str, Site]) -> None:
+    parts = [bytes([k]) * 32 for k in range(3)]
+    found = {one.with_part(part).version for one, part in itertools.product(sites.values(), parts)}
+    assert len(found) == 9
+    bank = sites["bank"]
+    assert bank.with_part(PART).version == bank.line.version
+
+
+def test_a_part_that_changed_alone_is_refused_in_any_plan(
+    sites: dict[str, Site], tmp_path: Path
+) -> None:
+    """Whatever changed it: records, columns, or a length that cuts this site's rows only."""
+    bank = sites["bank"]
+    bank.enter()
+    bank.plan = parse_plan(
+        {
+            "name": "another",
+            "data": {"sites": {site: {"source": "sample:finance"} for site in SITES}},
+        },
+        base_dir=tmp_path,
+    )
+    bank.approve()
+    changed = bank.with_part(b"cut".ljust(32, b"\0"))
+    code, why = code_of(lambda: bank.enter(line=changed))
+    assert (code, "R3: expected this site's part" in why) == ("rule", True)
+    bank.enter(line=bank.with_part(PART))
