@@ -77,6 +77,21 @@ def changed(raw: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dic
     return copy
 
 
+def test_local_masks_are_refused_where_only_a_sum_hides_a_site() -> None:
+    """Rule R9: membership would differ by coordinate and round."""
+    sites = {name: {"source": "sample:finance"} for name in ("a", "b", "c")}
+    raw = {"data": {"sites": sites}, "pruning": {"mask": "local"}, "scheme": {"name": "rlwe"}}
+    assert "pruning.mask: expected shared with scheme rlwe" in refused(raw)
+    unit = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0}
+    others: list[dict[str, Any]] = [
+        {"scheme": {"name": "ckks"}},
+        {"privacy": unit, "adapter": {"dropout": 0.0}},
+        {"pruning": {"mask": "local", "method": "none"}},
+    ]
+    for other in others:
+        parsed(raw | other)
+
+
 # -- the paper's setting -------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from fedshield.plan_effect import without_effect
 from fedshield.plan_floors import (
     cap_note,
     counted,
+    floor,
     in_words,
     min_examples,
     most_counted,
@@ -51,6 +52,13 @@ def test_the_least_is_the_plans_or_one_steps() -> None:
     assert min_examples(plan_of()) == 16
     training = {"batch_size": 6, "gradient_accumulation": 4}
     assert min_examples(plan_of(training=training)) == 24
+
+
+def test_where_nothing_is_hidden_few_rows_are_refused_if_the_plan_says_so() -> None:
+    plain = {"name": "plain"}
+    assert floor(plan_of(scheme=plain)) == 1
+    assert floor(plan_of(scheme=plain, least=7)) == 7
+    assert "at least 1 rows at every site, each" in in_words(plan_of(scheme=plain))
 
 
 def test_a_site_below_the_floor_is_refused_by_whoever_loads_its_rows(tmp_path: Path) -> None:
@@ -92,10 +100,10 @@ def test_rows_without_loss_do_not_count(tmp_path: Path) -> None:
     [
         (3, 100, {}, 300),  # c = 1: one other honest site
         (3, 100, {"max_weight": 0.9}, 900),
-        (3, 100, {"max_colluding": 0, "min_cohort": 3}, 600),
-        (3, 100, {"max_colluding": 0}, 300),  # a sum may be over two of them
-        (4, 100, {"min_cohort": 4}, 600),
-        (4, 100, {}, 300),  # a sum may be over three of them
+        (3, 100, {"max_colluding": 0}, 600),
+        (3, 100, {"max_colluding": 0, "membership": "open"}, 300),  # a sum may be over two of them
+        (4, 100, {}, 600),
+        (4, 100, {"membership": "open"}, 300),  # a sum may be over three of them
         (2, 100, {"max_colluding": 0}, 300),
         (2, 100, {"name": "plain"}, 300),
         (3, 100, {"name": "ckks"}, 300),  # as rlwe by default
@@ -109,7 +117,11 @@ def test_rows_without_loss_do_not_count(tmp_path: Path) -> None:
 def test_the_most_that_a_site_counts_for(
     num_sites: int, least: int, scheme: dict[str, Any], most: int | None
 ) -> None:
-    assert most_counted(plan_of(num_sites, least, scheme)) == most
+    more: dict[str, Any] = {}
+    if scheme.get("membership") == "open":
+        privacy = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0}
+        more = {"privacy": privacy, "adapter": {"dropout": 0.0}}
+    assert most_counted(plan_of(num_sites, least, scheme, **more)) == most
 
 
 @given(

@@ -42,9 +42,17 @@ def counted(plan: Plan, num_examples: int, cap: int | None = None) -> int:
     return min([num_examples, *limits])
 
 
+def floor(plan: Plan) -> int:
+    """The fewest rows with loss with which a site is not refused. Under scheme `plain`, which hides
+    no update, it is what the plan says, or one row."""
+    if plan.scheme.name == "plain":
+        return plan.data.min_examples or 1
+    return min_examples(plan)
+
+
 def too_few(plan: Plan, site: str, num_examples: int) -> str | None:
     """Why a site with so many rows cannot take part, in one line; None where it can."""
-    least = min_examples(plan)
+    least = floor(plan)
     if num_examples >= least:
         return None
     return (
@@ -72,10 +80,11 @@ def cap_note(plan: Plan, site: str, num_examples: int, cap: int | None = None) -
 
 def in_words(plan: Plan) -> str:
     """How sites are weighted, in one line."""
-    most, least = most_counted(plan), min_examples(plan)
+    most, least = most_counted(plan), floor(plan)
     weights = plan.scheme.weights
     text = "equal" if weights == "equal" else f"by rows, {weights}"
-    text += f"; at least {least:,} rows at every site{_unset(plan)}"
+    text += f"; at least {least:,} rows at every site"
+    text += "" if plan.scheme.name == "plain" else _unset(plan)
     return text if most is None else f"{text}, each counts for at most {most:,} (rule R6)"
 
 

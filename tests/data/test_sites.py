@@ -464,3 +464,28 @@ def test_what_is_not_used_of_a_pool_is_told_to_whoever_asks_for_one_site(
         unused,
     ]
     assert [site.notes for site in load_sites(plan, tokenizer).values()] == [unused, ()]
+
+
+def test_what_enters_has_a_digest_whatever_its_order(tmp_path: Path, tokenizer: Any) -> None:
+    """Rule R3: it changes with what the model reads of the training rows, and with nothing else."""
+    texts = [{"prompt": f"question {k}", "response": "word " * k} for k in range(1, 6)]
+
+    def digest(found: Sequence[dict[str, Any]], max_length: int = 96, **more: Any) -> bytes:
+        write(tmp_path, "a.jsonl", found)
+        write(tmp_path, "held.jsonl", rows(1, 2))
+        source = {"source": "a.jsonl", "heldout_source": "held.jsonl", **more}
+        data = {"sites": {"a": source}, "min_examples": 1}
+        return load(tmp_path, tokenizer, data, max_length=max_length)["a"].train_digest()
+
+    whole = digest(texts)
+    assert digest(texts[::-1]) == whole
+    assert digest(texts, rows=5) == whole  # a key of the plan that changes nothing
+    assert digest([{**text, "ward": "B"} for text in texts]) == whole
+    others = [
+        digest(texts, rows=4),
+        digest(texts, max_length=50),  # cuts the longest
+        digest(texts[:3]),
+        digest([*texts, texts[0]]),
+        digest(texts, columns={"prompt": "response", "response": "prompt"}),
+    ]
+    assert len({whole, *others}) == 6

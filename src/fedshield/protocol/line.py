@@ -18,7 +18,7 @@ from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.rows import Consent, Row, Scale, Unit, line_curve, line_of, part_version
 from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
 from fedshield.plan import Plan
-from fedshield.plan_floors import min_examples
+from fedshield.plan_floors import floor
 from fedshield.privacy.accounting import WHOLE_ORDERS
 from fedshield.privacy.terms import Earlier, Spent
 from fedshield.privacy.terms import Terms as PrivacyTerms
@@ -121,7 +121,7 @@ class Line:
             rows,
             request,
             Terms(
-                min_examples=min_examples(self._plan),
+                min_examples=floor(self._plan),
                 examples=self._records.examples,
                 starts=self._ledger.results(self._plan_sha256) | {first},
                 limit=terms.limit if terms is not None and counts else None,
