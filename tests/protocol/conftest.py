@@ -46,7 +46,7 @@ SPEC = AdapterSpec((TensorSpec("a", (30, 10)), TensorSpec("b", (10, 25))), "00" 
 LARGE = AdapterSpec((TensorSpec("a", (60, 50)), TensorSpec("b", (40, 50))), "00" * 32, 2.0)
 #: Three messages of rlwe, which never carry less than eight blocks of 4096 coefficients.
 HUGE = AdapterSpec((TensorSpec("a", (300, 500)), TensorSpec("b", (10, 50))), "00" * 32, 2.0)
-#: What membership open asks of a plan. Fake training adds no noise of its own.
+#: What membership open and local masks ask of a plan. Fake training adds no noise of its own.
 EXAMPLE_LEVEL = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 100.0}
 
 
@@ -360,7 +360,8 @@ def federation(tmp_path: Path) -> MakeFederation:
             and "privacy" not in changes
         ):
             given["membership"] = "open"
-        if given.get("membership") == "open":
+        masked = scheme == "rlwe" and changes.get("pruning", {}).get("mask") == "local"
+        if given.get("membership") == "open" or masked:
             adapter = {"dropout": 0.0} | changes.get("adapter", {})
             changes = {"privacy": EXAMPLE_LEVEL, **changes, "adapter": adapter}
         raw: dict[str, Any] = {

@@ -181,7 +181,11 @@ def house(tmp_path: Path) -> MakeHouse:
             "scheme": {"name": "rlwe"},
             "encoding": {"bits": 8},
         }
-        plan = parse_plan(raw | (changes or {}), base_dir=tmp_path)
+        raw |= changes or {}
+        if raw["pruning"].get("mask") == "local":  # then a unit is protected, by rule R9
+            raw["adapter"] = {**raw.get("adapter", {}), "dropout": 0.0}
+            raw["privacy"] = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 100.0}
+        plan = parse_plan(raw, base_dir=tmp_path)
         cipher = OneTimeKeys(parameters_of(plan), bytes(32), bytes(32))
         values = np.random.default_rng(1).standard_normal(SPEC.num_values).astype(np.float32)
         state = AdapterState(values, spec)

@@ -266,9 +266,11 @@ def test_a_tag_that_its_holder_did_not_sign(federation: Any, way: str) -> None:
         "cut": hand.signed_by("bank", messages.AnswerTag(right.tag[:-1])),
     }[way]
     summation = ours.participants[VICTIM]._sum
-    hand.raw(VICTIM, messages.Open(opening.answers, opening.tags | {"bank": wrong}))
+    opened = hand.raw(VICTIM, messages.Open(opening.answers, opening.tags | {"bank": wrong}))
     assert summation.faulty == {"bank": "tag" if way == "cut" else "unreadable"}
-    assert ours.participants[VICTIM].completed_rounds == 1
+    hand.deliver("lab", blocks)
+    other = hand.raw("lab", hand.opening("lab", answers))
+    assert body_of(opened)["model_tag"] == body_of(other)["model_tag"]
 
 
 # -- shares and uploads ---------------------------------------------------------------------
