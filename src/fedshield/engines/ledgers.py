@@ -41,6 +41,9 @@ def approval_of(plan: Plan, roster: Roster, model_sha256: str) -> Approval:
         model=model_sha256,
         rounds=plan.rounds,
         tallies=tallies(plan),
+        unit=plan.privacy.unit,
+        limit=plan.privacy.limit,
+        delta=plan.privacy.delta_in_force,
     )
 
 

@@ -28,7 +28,8 @@ class Approval:
     or 'demonstration'; `model`: the base model's SHA-256; `rounds`, `tallies`: the sums that it is
     for; `part`: the version of what this site puts in (`rows.part_version`), where the operator
     consented to it though only this site may have changed (R3), else ''; `lines`: what the operator
-    read, to mark what changes in the next plan; `unit`, `limit`: the plan's, None for no limit."""
+    read, to mark what changes in the next plan; `unit`, `limit` (None for none) and `delta`: the
+    plan's privacy."""
 
     plan: str
     roster: str
@@ -39,6 +40,7 @@ class Approval:
     lines: tuple[str, ...] = ()
     unit: Unit = "none"
     limit: float | None = None
+    delta: float = 0.0
 
 
 @dataclass(frozen=True)
