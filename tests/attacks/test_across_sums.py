@@ -120,8 +120,9 @@ def test_an_unapproved_plan_is_not_even_read(four: Consortium) -> None:
         ):
             four.session(raw, "trial-0001")
         assert not (folder / "runs").exists()
-    known = {"keys.seen.json", "victim.ledger"}  # the roster in force; the operator's approval
-    assert {path.name for path in set(folder.iterdir()) - set(before)} == known
+    # By the operator's hand: its approval, and the roster that it then put in force.
+    made = {path.name for path in set(folder.iterdir()) - set(before)}
+    assert made == {"keys.seen.json", "victim.ledger"}
     four.approve(raw, "victim")
     four.session(raw, "trial-0001")
     assert (folder / "runs" / "trial-0001" / "run.json").exists()

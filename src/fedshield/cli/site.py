@@ -138,11 +138,10 @@ def _ledger(kit: Kit) -> Ledger:
     path = kit.ledger_path()
     if path.exists():
         return Ledger.open(path)
-    runs = sorted((kit.path / "runs").glob("*")) if (kit.path / "runs").is_dir() else []
-    if runs:
+    if runs := kit.runs():
         raise LedgerError(
             f"{path}: expected the ledger of these records, found none though this kit has been "
-            f"in runs ({runs[0].name}); {RESTORE}"
+            f"in runs ({runs[0]}); {RESTORE}"
         )
     return Ledger.create(path)
 

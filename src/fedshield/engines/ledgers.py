@@ -3,9 +3,13 @@ for each run of a demonstration, whose sites one person plays."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from fedshield.data.sites import SiteData
 from fedshield.engines.admission import NotApproved
 from fedshield.errors import UserError
+from fedshield.ledger import heads
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rows import record_hash
 from fedshield.ledger.rules import Approval
@@ -31,6 +35,18 @@ def of_demonstration(folder: RunFolder, site: str) -> Ledger:
             "restore it, or start a new run"
         )
     return Ledger.create(path)
+
+
+def of_site(path: Path, runs: Sequence[str], plan: Plan) -> Ledger:
+    """The ledger of a site's records, which its first approval makes. `runs`: what the site's kit
+    has been in. Raises `LedgerError`, or `NotApproved` where nothing says that there ever was
+    one."""
+    if not (path.exists() or heads.place_beside(path).exists() or runs):
+        raise NotApproved(
+            f"R8: expected an approval of plan {plan.sha256()[:16]}, got none: this site has not "
+            "approved any; read it with: fedshield site approve PLAN"
+        )
+    return Ledger.open(path)
 
 
 def approval_of(plan: Plan, roster: Roster, model_sha256: str) -> Approval:
