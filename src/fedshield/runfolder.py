@@ -33,7 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedshield import interrupt
-from fedshield.durable import sync_folder
+from fedshield.durable import write_atomic as write_atomic
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
@@ -41,23 +41,6 @@ from fedshield.protocol.local import Contribution
 from fedshield.types import AdapterSpec, AdapterState, Float32, SiteMemory
 
 KEPT_STATES = 2
-
-
-def write_atomic(path: Path, data: bytes | str, mode: int = 0o666) -> None:
-    """Write a file whole or not at all, synced to disk. `mode`: before the umask."""
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.part")
-    with interrupt.held():
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from fedshield.engines.flare.kit import Kit
 from fedshield.engines.site_process import SiteProcess
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.terms import Allowed, Asked
+from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger
 from fedshield.plan import Plan
 from fedshield.protocol.coordinator import Coordinator
@@ -106,7 +107,7 @@ class Consortium:
     def site(self, name: str, raw: Mapping[str, Any], run: str) -> SiteProcess:
         kit = self.kit(name)
         plan = self.plan(raw, name)
-        process = SiteProcess(name, plan, kit.run_folder(run, plan), kit, kit)
+        process = SiteProcess(name, plan, kit.take_part(run, plan), kit, kit)
         self.processes.append(process)
         return process
 
@@ -119,7 +120,14 @@ class Consortium:
         spied: Callable[[dict[str, SiteProcess]], None] = lambda _: None,
     ) -> Session:
         """Sites that stand and are opened at `start`. Raises `Refused` where one does not."""
-        sites = {name: self.site(name, raw, run) for name in self.names if name not in absent}
+        sites: dict[str, SiteProcess] = {}
+        for name in self.names:
+            if name not in absent:
+                try:
+                    sites[name] = self.site(name, raw, run)
+                except UserError as error:
+                    self.close()
+                    raise Refused(name, str(error)) from None
         for name, process in sites.items():
             for reply in (process.stand(), process.open(start)):
                 if reply.code:

@@ -106,17 +106,26 @@ def test_two_processes_of_one_site(four: Consortium) -> None:
 
 
 def test_an_unapproved_plan_is_not_even_read(four: Consortium) -> None:
+    """And nothing of it is written: a run folder at the site would tell of a run that never was,
+    and no ledger is made where there were runs."""
     raw = raw_plan()
     four.approve(raw, "alpha", "beta", "mallory")
-    kit = four.kit("victim")
-    kit.ledger_path().touch()  # whatever is there
-    kit.ledger_path().unlink()
-    with pytest.raises(Refused, match=r"expected the ledger of these records, found none"):
-        four.session(raw, "trial-0001")
-    other = raw_plan(seed=8)
-    four.approve(other, "victim")
-    with pytest.raises(Refused, match=r"R8: expected an approval of plan .*fedshield site approve"):
-        four.session(raw, "trial-0001")
+    folder = four.root / "victim"
+    before = sorted(folder.iterdir())
+    for other in (None, raw_plan(seed=8)):
+        if other is not None:
+            four.approve(other, "victim")
+        with pytest.raises(
+            Refused, match=r"victim: R8: expected an approval of plan .*fedshield site approve"
+        ):
+            four.session(raw, "trial-0001")
+        assert not (folder / "runs").exists()
+    # By the operator's hand: its approval, and the roster that it then put in force.
+    made = {path.name for path in set(folder.iterdir()) - set(before)}
+    assert made == {"keys.seen.json", "victim.ledger"}
+    four.approve(raw, "victim")
+    four.session(raw, "trial-0001")
+    assert (folder / "runs" / "trial-0001" / "run.json").exists()
 
 
 def test_a_lost_ledger_is_not_made_anew(four: Consortium) -> None:

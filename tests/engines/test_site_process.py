@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from fedshield.engines.flare.kit import Kit
+from fedshield.engines.ledgers import approval_of
 from fedshield.engines.site_process import SiteProcess, site_rows
 from fedshield.errors import UserError
+from fedshield.ledger.file import Ledger
 from fedshield.plan import Plan
 from fedshield.protocol.local import SiteRound
 
@@ -119,11 +121,15 @@ def test_a_site_with_too_few_rows_refuses_before_it_sends(
     monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
     plan = make_plan({"data.min_examples": 17})
     folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
+    roster: Any = SimpleNamespace(charter=b"one")
+    with Ledger.create(tmp_path / "ledger") as ledger:
+        ledger.approve(approval_of(plan, roster, ""))
     admission = SimpleNamespace(
         simulated=False,
         local=lambda plan: plan,
         not_used=lambda _: (),
-        admit=lambda *_: SimpleNamespace(example_cap=None),
+        ledger_path=lambda: tmp_path / "ledger",
+        admit=lambda *_: SimpleNamespace(example_cap=None, roster=roster),
     )
     site = SiteProcess("bank", plan, folder, admission)
     reply = site.stand()
@@ -133,3 +139,30 @@ def test_a_site_with_too_few_rows_refuses_before_it_sends(
     assert "rule R6" in told
     assert not folder.journal_path("bank").exists()
     assert site.open(0).code == site.handle("invite", b"").code == "refused"
+
+
+def test_a_session_of_an_unapproved_plan_loads_nothing(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run's folder is there already, as after another roster: why is said to this site's
+    operator, and nothing else changes."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan = make_plan()
+    folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
+    one, two = (SimpleNamespace(charter=charter) for charter in (b"one", b"two"))
+    with Ledger.create(tmp_path / "ledger") as ledger:
+        ledger.approve(approval_of(plan, one, ""))  # type: ignore[arg-type]
+    before = (folder.path / "run.json").read_bytes(), (tmp_path / "ledger").read_bytes()
+    admission: Any = SimpleNamespace(
+        simulated=False,
+        local=lambda plan: plan,
+        ledger_path=lambda: tmp_path / "ledger",
+        admit=lambda *_: SimpleNamespace(example_cap=None, roster=two),
+    )
+    site = SiteProcess("bank", plan, folder, admission)
+    assert site.stand().code == "not-approved"
+    after = (folder.path / "run.json").read_bytes(), (tmp_path / "ledger").read_bytes()
+    assert after == before
+    mine = [path.name for path in (folder.path / "sites" / "bank").iterdir()]
+    assert mine == ["error.log"]
+    assert {path.name for path in folder.path.iterdir()} == {"plan.yaml", "run.json", "sites"}

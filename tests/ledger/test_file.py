@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 
 from fedshield.ledger.file import Head, Ledger, LedgerError, Receipt
 from fedshield.ledger.rows import Row, Scale
+from fedshield.ledger.rules import Approval
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 ROW = Row(
@@ -69,7 +72,7 @@ def test_the_file_is_the_owners_alone(path: Path) -> None:
 
 
 def test_a_ledger_is_never_made_anew_in_silence(path: Path) -> None:
-    with pytest.raises(LedgerError, match="found none; restore it"):
+    with pytest.raises(LedgerError, match="found none; restore the newest backup"):
         Ledger.open(path)
     Ledger.create(path).close()
     with pytest.raises(LedgerError, match="expected no ledger yet"):
@@ -164,3 +167,164 @@ def test_nothing_of_a_record_or_key_is_shown(path: Path) -> None:
     with Ledger.create(path) as ledger:
         assert ledger.record_key.hex() not in repr(ledger)
     assert "01234567" not in repr(ROW)
+
+
+def test_a_ledger_is_made_whole_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash while it is made leaves nothing by its name: an empty ledger would be refused for
+    ever, and a cut one would be another's to explain."""
+
+    def killed(*_: object) -> None:
+        assert not path.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Ledger.create(path)
+    assert list(path.parent.iterdir()) == []
+    with monkeypatch.context() as patched:
+
+        def full(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        patched.setattr(os, "write", full)
+        with pytest.raises(LedgerError, match="No space left on device"):
+            Ledger.create(path)
+    assert list(path.parent.iterdir()) == []
+    Ledger.create(path).close()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_ledger_is_locked_before_others_can_see_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    link = os.link
+
+    def linked(source: Path, target: Path) -> None:
+        link(source, target)
+        with pytest.raises(LedgerError) as refused:
+            Ledger.open(path)
+        seen.append(str(refused.value))
+
+    monkeypatch.setattr(os, "link", linked)
+    Ledger.create(path).close()
+    assert len(seen) == 1
+    assert "another process of this site holds the ledger" in seen[0]
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_ledger_that_was_replaced_under_a_running_site_is_refused(path: Path, how: str) -> None:
+    """Its rows would go where no later session reads them."""
+    with Ledger.create(path) as ledger:
+        ledger.add_row(ROW)
+        path.rename(path.with_name("moved"))
+        if how == "replaced":
+            shutil.copy(path.with_name("moved"), path)
+        before = path.with_name("moved").read_bytes()
+        with pytest.raises(LedgerError, match=r"expected the ledger that this process opened"):
+            ledger.add_row(replace(ROW, round_number=2))
+        with pytest.raises(LedgerError):  # also where the first refusal was passed over
+            ledger.add_row(replace(ROW, round_number=2))
+        with pytest.raises(LedgerError):
+            ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        assert path.with_name("moved").read_bytes() == before
+
+
+def test_a_ledger_that_is_replaced_as_it_is_opened_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is one of the file, and a name can come to mean another."""
+    Ledger.create(path).close()
+    other = path.with_name("other")
+    shutil.copy(path, other)
+    flock = fcntl.flock
+
+    def locked(*given: int) -> None:
+        flock(*given)
+        os.replace(other, path)
+
+    monkeypatch.setattr(fcntl, "flock", locked)
+    with pytest.raises(LedgerError, match="another in its place"):
+        Ledger.open(path)
+
+
+def test_heads_of_others_are_kept_beside_the_ledger(path: Path) -> None:
+    """A coordinator can begin as many sessions as it likes: the ledger does not grow by them."""
+    with Ledger.create(path) as ledger:
+        ledger.add_row(ROW)
+        before, head = path.read_bytes(), ledger.head
+        for length in (3, 5, 4):
+            ledger.see_peer(B, Head(length, "d" * 64), b"signed %d" % length)
+        ledger.see_peer(C, Head(2, "e" * 64), b"by c")
+        known = {B: (Head(5, "d" * 64), b"signed 5"), C: (Head(2, "e" * 64), b"by c")}
+        assert ledger.peers == known
+        assert (path.read_bytes(), ledger.head) == (before, head)
+    side = path.with_name("rows.ledger.jsonl.peers")
+    assert stat.S_IMODE(side.stat().st_mode) == 0o600
+    assert sorted(path.parent.iterdir()) == [path, side]
+    with Ledger.open(path) as ledger:
+        assert ledger.peers == known
+
+
+def test_lost_heads_of_others_are_refused_once_there_is_a_row(path: Path) -> None:
+    side = path.with_name("rows.ledger.jsonl.peers")
+    with Ledger.create(path) as ledger:
+        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+    side.unlink()
+    with Ledger.open(path) as ledger:
+        assert ledger.peers == {}
+        ledger.add_row(ROW)  # of a site that has met no other: still there is a file
+    with Ledger.open(path) as ledger:
+        assert ledger.peers == {}
+    side.unlink()
+    with pytest.raises(LedgerError, match="restore both from one backup"):
+        Ledger.open(path)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "emptied", "another ledger's"])
+def test_damaged_heads_of_others_are_refused(path: Path, damage: str) -> None:
+    side = path.with_name("rows.ledger.jsonl.peers")
+    with Ledger.create(path) as ledger:
+        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+    if damage == "another ledger's":
+        other = path.with_name("other")
+        with Ledger.create(other) as ledger:
+            ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        shutil.copy(other.with_name("other.peers"), side)
+    else:
+        whole = side.read_text()
+        changed = {"changed": whole.replace("dd", "de", 1), "cut": whole[:40], "emptied": ""}
+        side.write_text(changed[damage])
+    with pytest.raises(LedgerError, match="restore both from one backup"):
+        Ledger.open(path)
+
+
+def test_a_new_ledger_beside_what_is_left_of_another_is_refused(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+    path.unlink()
+    with pytest.raises(LedgerError, match="expected no earlier ledger"):
+        Ledger.create(path)
+
+
+def test_consent_and_limit_of_an_approval_are_kept(path: Path) -> None:
+    given = Approval("1" * 64, "2" * 64, "3" * 64, 3, ("weights",), "4" * 64, ("a",), "site", 2.5)
+    bare = Approval("5" * 64, "2" * 64, "3" * 64, 3, ())
+    with Ledger.create(path) as ledger:
+        ledger.approve(given)
+        ledger.approve(bare)
+    with Ledger.open(path) as ledger:
+        assert ledger.approvals == {given.plan: given, bare.plan: bare}
+    assert (bare.part, bare.unit, bare.limit) == ("", "none", None)
+
+
+def test_no_message_names_a_command_that_does_not_exist(path: Path) -> None:
+    with pytest.raises(LedgerError) as missing:
+        Ledger.open(path)
+    path.write_bytes(b"{}\n")
+    with pytest.raises(LedgerError) as damaged:
+        Ledger.open(path)
+    for error in (missing, damaged):
+        assert "recover" not in str(error.value)
+        assert "newest backup" in str(error.value)

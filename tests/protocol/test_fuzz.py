@@ -687,7 +687,10 @@ def fork_line(line: Any) -> Any:
         read = json.loads(json.dumps(entry))
         ledger._apply(read, ledger._digest(read))
 
-    ledger._append = append
+    def keep_peers(peers: Any) -> None:
+        ledger.peers = dict(peers)
+
+    ledger._append, ledger._keep_peers = append, keep_peers
     twin = copy.copy(line)
     twin._ledger = ledger
     return twin

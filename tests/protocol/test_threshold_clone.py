@@ -16,6 +16,7 @@ from fedshield.crypto import seal
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.errors import FedShieldError, ProtocolError
+from fedshield.ledger.heads import place_beside
 from fedshield.protocol import messages, participant, summation
 
 
@@ -34,7 +35,9 @@ class Clone:
         monkeypatch.setattr(summation, "RunKey", lambda secret: self._key("sum", secret))
         self._monkeypatch = monkeypatch
         self._fixed = fixed
-        self._ledger = (ours.folder / f"{SITE}.ledger").read_bytes()
+        ledger = ours.folder / f"{SITE}.ledger"
+        self._peers = place_beside(ledger)
+        self._ledger, self._had_peers = ledger.read_bytes(), self._peers.exists()
 
     def _bytes(self, count: int) -> bytes:
         return hashlib.shake_128(self.current.encode()).digest(count)
@@ -52,6 +55,8 @@ class Clone:
         self.ours.stores[SITE].contribution = None
         self.ours.ledgers[SITE].close()
         (self.ours.folder / f"{SITE}.ledger").write_bytes(self._ledger)
+        assert not self._had_peers
+        self._peers.unlink(missing_ok=True)
         self.ours.participants[SITE] = self.ours.participant(SITE, self.ours.roster)
         self.current = SITE
         for one in self.ours.wire.log:

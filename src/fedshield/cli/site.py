@@ -115,20 +115,16 @@ def approve(
             out_console.print("*  differs from the plan that was approved last", markup=False)
         if proposal.refusals:
             raise UserError(f"{proposal.refusals[0]} (this site's ledger; nothing was approved)")
+        for warning in proposal.warnings:
+            _say("warning", warning)
         _ask(
             f"Type the number of sites that are summed, this one with them, to approve "
             f"{plan.name}:",
             str(proposal.num_sites),
         )
         approval = proposal.approval
-        if proposal.alone:
-            _say(
-                "warning",
-                "what this site puts in is not what it put in before. If the others keep theirs, "
-                "what only you changed can be seen by subtracting two sums",
-            )
-            _ask(f"Type {name} to approve that too, or leave it empty:", name)
-            approval = dataclasses.replace(approval, part=True)
+        if proposal.part and _consents(name):
+            approval = dataclasses.replace(approval, part=proposal.part)
         ledger.approve(approval)
     _say("approved", f"{plan.name}, plan hash {approval.plan}, roster {approval.roster[:16]}")
 
@@ -137,24 +133,46 @@ def _ledger(kit: Kit) -> Ledger:
     """This site's ledger; made with the first approval, if nothing here has ever been in a run.
     Raises `LedgerError`."""
     from fedshield.ledger.file import Ledger, LedgerError
+    from fedshield.ledger.heads import RESTORE
 
     path = kit.ledger_path()
     if path.exists():
         return Ledger.open(path)
-    runs = sorted((kit.path / "runs").glob("*")) if (kit.path / "runs").is_dir() else []
-    if runs:
+    if runs := kit.runs():
         raise LedgerError(
             f"{path}: expected the ledger of these records, found none though this kit has been "
-            f"in runs ({runs[0].name}); restore it"
+            f"in runs ({runs[0]}); {RESTORE}"
         )
     return Ledger.create(path)
 
 
+def _consents(name: str) -> bool:
+    """Whether the operator lets out what only this site changed (R3). An empty answer is no
+    consent, and the plan is approved all the same. Raises `UserError` for any other."""
+    _say(
+        "warning",
+        "what this site puts in is not what it put in in an earlier sum. Where every site changes "
+        "its own, that needs no consent; if the others keep theirs, what changed here alone can be "
+        "seen by subtracting two sums",
+    )
+    given = _answer(f"Type {name} to consent to that, or leave it empty to refuse such sums:")
+    if given not in ("", name):
+        raise UserError(f"expected {name} or nothing, got {given[:40]!r}; nothing was approved")
+    if not given:
+        _say("consent", "without consent this site refuses sums where others kept their part (R3)")
+    return bool(given)
+
+
 def _ask(question: str, wanted: str) -> None:
     """Raises `UserError` for any other answer."""
-    given = typer.prompt(question, default="", show_default=False, prompt_suffix=" ").strip()
+    given = _answer(question)
     if given != wanted:
         raise UserError(f"expected {wanted}, got {given[:40]!r}; nothing was approved")
+
+
+def _answer(question: str) -> str:
+    given: str = typer.prompt(question, default="", show_default=False, prompt_suffix=" ")
+    return given.strip()
 
 
 def _say(label: str, text: str) -> None:

@@ -31,14 +31,17 @@ ROWS_SHOWN = 3
 class Proposal:
     """A plan as its approval would be. `lines`: the eight, by label; `changed`: labels of those
     that differ from the last approved plan's; `refusals`: rules that the plan breaks already, one
-    sentence each; `alone`: whether only this site changed what it puts in (R3)."""
+    sentence each; `warnings`: what no rule refuses and an operator should know first; `part`: the
+    version of what this site puts in (`Approval.part`), where this ledger holds a sum with another
+    one, else ''. Whether the others change theirs nobody can tell before a session (R3)."""
 
     approval: Approval
     num_sites: int
     lines: tuple[tuple[str, str], ...]
     changed: frozenset[str]
     refusals: tuple[str, ...]
-    alone: bool
+    warnings: tuple[str, ...]
+    part: str
     rows: tuple[ShownRow, ...] = field(repr=False)
 
 
@@ -64,7 +67,8 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
         words,
         frozenset(changed),
         refusals,
-        line.part_changed(),
+        _passed_limits(plan, ledger, line),
+        line.version.hex() if line.part_changed() else "",
         tuple(row for row in shown.rows if row.part == "train")[:ROWS_SHOWN],
     )
 
@@ -105,9 +109,35 @@ def _epsilon(plan: Plan, line: Line) -> str:
     if earlier.curve is None:
         return "infinite: a sum without such protection was made of these records before"
     limit = plan.privacy.limit
-    most = "no limit" if limit is None else f"at most {limit:g} over all plans"
-    spent = "nothing spent by other plans" if earlier == Earlier() else "other plans count with it"
+    most = "no limit" if limit is None else f"this plan stops at {limit:g}"
+    spent = "nothing spent by other plans" if earlier == Earlier() else "other plans' sums counted"
     return f"{most} for each {plan.privacy.unit}, {spent}"
+
+
+def _passed_limits(plan: Plan, ledger: Ledger, line: Line) -> tuple[str, ...]:
+    """Limits of earlier plans on these records which this plan's does not keep to: R5 holds a plan
+    to its own. As far as the ledger can tell: of plans that it holds a sum of."""
+    privacy = plan.privacy
+    ran = {row.plan for row in line.rows()} - {plan.sha256()}
+    found: list[str] = []
+    for before in ledger.approvals.values():
+        if before.plan not in ran or before.limit is None:
+            continue
+        # What protects a whole site protects each of its examples.
+        covered = before.unit == privacy.unit or (before.unit, privacy.unit) == ("example", "site")
+        delta = privacy.delta_in_force
+        if covered and privacy.limit is not None:
+            if privacy.limit <= before.limit and delta <= before.delta:
+                continue
+            now = f"{privacy.limit:g} at delta {delta:g} for each {privacy.unit}"
+        else:
+            now = "none" if privacy.limit is None else f"{privacy.limit:g} for each {privacy.unit}"
+        found.append(
+            f"plan {before.plan[:12]} on these records stopped at epsilon {before.limit:g} at "
+            f"delta {before.delta:g} for each {before.unit}; this plan's limit is {now}, so what "
+            "is spent in all may pass what was promised then"
+        )
+    return tuple(found)
 
 
 def _opening(plan: Plan, roster: Roster) -> str:

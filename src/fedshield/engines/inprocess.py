@@ -23,11 +23,13 @@ from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
 from fedshield.engines.ledgers import (
-    LEDGER,
     approval_of,
+    beside_keys,
+    check_kept,
     check_one_run,
     line_of,
     of_demonstration,
+    of_keys,
 )
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import (
@@ -75,7 +77,7 @@ def run(
     started = time.perf_counter()
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
-    _check_one_run(plan, members, out.name)
+    _check_ledgers(plan, members, out)
     parties = "demonstration" if members.roster.demo else "enrolled"
     state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
     state["engine"] = "inprocess"
@@ -90,15 +92,16 @@ def run(
     return folder
 
 
-def _check_one_run(plan: Plan, members: Members, run: str) -> None:
-    """Before a run folder is made: R4, at each enrolled site."""
+def _check_ledgers(plan: Plan, members: Members, out: Path) -> None:
+    """Before a run folder is made, at each enrolled site: that its ledger is not lost, and R4."""
     if members.keys is None:
         return
     for name in plan.data.site_names():
-        path = members.keys / f"{name}.{LEDGER}"
+        check_kept(members.keys, name, members.roster, out)
+        path = beside_keys(members.keys, name)
         if path.exists():
             with Ledger.open(path) as ledger:
-                check_one_run(ledger, plan, run)
+                check_one_run(ledger, plan, out.name)
 
 
 def _members(plan: Plan, enrolment: Enrolment | None, base: BaseModel) -> Members:
@@ -168,7 +171,7 @@ def _session(
     """From the last common round to the end of the run, or to what stops it."""
     with session(folder) as (state, elapsed), interrupt.at_once(), ExitStack() as open_ledgers:
         ledgers = {
-            name: open_ledgers.enter_context(_ledger(folder, name, members))
+            name: open_ledgers.enter_context(_ledger(folder, name, members, watch))
             for name in plan.data.site_names()
         }
         for ledger in ledgers.values():
@@ -179,13 +182,17 @@ def _session(
         finish(folder, plan, base, data, host, watch, state)
 
 
-def _ledger(folder: RunFolder, site: str, members: Members) -> Ledger:
+def _ledger(folder: RunFolder, site: str, members: Members, watch: Events) -> Ledger:
     """A demonstration's lies in its run folder; an enrolled site's beside its key file, so that
     all its runs share it."""
     if members.keys is None:
         return of_demonstration(folder, site)
-    path = members.keys / f"{site}.{LEDGER}"
-    return Ledger.open(path) if path.exists() else Ledger.create(path)
+    path = beside_keys(members.keys, site)
+    new = not path.exists()
+    ledger = of_keys(members.keys, site, members.roster, folder.path)
+    if new:
+        watch.note(f"{site}: made its ledger, {path}; keep it with its records")
+    return ledger
 
 
 def _rounds(

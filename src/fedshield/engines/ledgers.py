@@ -3,9 +3,14 @@ for each run of a demonstration, whose sites one person plays."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from fedshield.auditfile import ROSTERS_FILE, read_rosters
 from fedshield.data.sites import SiteData
 from fedshield.engines.admission import NotApproved
 from fedshield.errors import UserError
+from fedshield.ledger import heads
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rows import record_hash
 from fedshield.ledger.rules import Approval
@@ -33,6 +38,59 @@ def of_demonstration(folder: RunFolder, site: str) -> Ledger:
     return Ledger.create(path)
 
 
+def beside_keys(keys: Path, site: str) -> Path:
+    """Where the ledger of an enrolled site lies whose key file is here: all runs by it share it."""
+    return keys / f"{site}.{LEDGER}"
+
+
+def check_kept(keys: Path, site: str, roster: Roster, run: Path) -> None:
+    """Raises `LedgerError` where an enrolled site has no ledger beside its key, and has been in
+    `run` (a folder that may not be there yet), in a run beside that, or in one of the kit that the
+    key lies in."""
+    path = beside_keys(keys, site)
+    if path.exists():
+        return
+    own = {roster.sites[site], roster.first_keys.get(site, b"")}
+    around = [*run.resolve().parent.glob("*"), *(keys / "runs").glob("*")]
+    for folder in (run, *sorted(around)):
+        if _has_been(RunFolder(folder), site, own):
+            raise LedgerError(
+                f"{path}: expected the ledger of {site}, found none though it has been in "
+                f"{folder}; {heads.RESTORE}"
+            )
+
+
+def of_keys(keys: Path, site: str, roster: Roster, run: Path) -> Ledger:
+    """The ledger of an enrolled site, made with its first run. Raises `LedgerError`."""
+    check_kept(keys, site, roster, run)
+    path = beside_keys(keys, site)
+    return Ledger.open(path) if path.exists() else Ledger.create(path)
+
+
+def _has_been(folder: RunFolder, site: str, keys: Collection[bytes]) -> bool:
+    """Whether a site with one of these keys let something out in a run. A folder that does not say
+    by whose keys its sites ran is taken for one by these."""
+    rosters = folder.path / ROSTERS_FILE
+    if not (folder.site_store(site).rounds() or folder.journal_path(site).exists()):
+        return False
+    try:
+        return any(one.sites.get(site) in keys for one in read_rosters(rosters))
+    except UserError:
+        return True
+
+
+def of_site(path: Path, runs: Sequence[str], plan: Plan) -> Ledger:
+    """The ledger of a site's records, which its first approval makes. `runs`: what the site's kit
+    has been in. Raises `LedgerError`, or `NotApproved` where nothing says that there ever was
+    one."""
+    if not (path.exists() or heads.place_beside(path).exists() or runs):
+        raise NotApproved(
+            f"R8: expected an approval of plan {plan.sha256()[:16]}, got none: this site has not "
+            "approved any; read it with: fedshield site approve PLAN"
+        )
+    return Ledger.open(path)
+
+
 def approval_of(plan: Plan, roster: Roster, model_sha256: str) -> Approval:
     """What an operator approves of a plan under a roster, with this base model."""
     return Approval(
@@ -41,6 +99,9 @@ def approval_of(plan: Plan, roster: Roster, model_sha256: str) -> Approval:
         model=model_sha256,
         rounds=plan.rounds,
         tallies=tallies(plan),
+        unit=plan.privacy.unit,
+        limit=plan.privacy.limit,
+        delta=plan.privacy.delta_in_force,
     )
 
 

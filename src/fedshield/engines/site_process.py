@@ -187,8 +187,8 @@ class SiteProcess:
             here = self._admission.local(self._plan)
             date = chat_date(self._folder.state())
             party = self._admission.admit(self._plan, None)
-            self._show("stand")
             ledger = self._remember(party)
+            self._show("stand")
             for note in self._admission.not_used(self._plan):
                 self._events.note(f"note: {note}")
             base, data, host = prepare(here, self._events, only=self.name, date=date)

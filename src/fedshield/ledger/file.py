@@ -4,13 +4,12 @@ synced before anything that a line speaks of leaves the site.
 The file belongs to the records, not to a run or a kit. Its head (length and digest of the last
 line) is what peers remember: a site that was restored from a backup has a chain that does not hold
 the head that it once signed (`holds`). A last line that a crash cut was never acted on, and is
-dropped; any other damage refuses the ledger whole.
+dropped; any other damage refuses the ledger whole. `heads` has what lies beside it.
 """
 
 from __future__ import annotations
 
-import base64
-import dataclasses
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -22,24 +21,15 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from fedshield.durable import sync_folder
-from fedshield.errors import UserError
-from fedshield.ledger.rows import RECORD_BYTES, Row, Scale
+from fedshield.ledger import entries, heads
+from fedshield.ledger.heads import RESTORE, Head, LedgerError
+from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
+
+__all__ = ["Head", "Ledger", "LedgerError", "Receipt"]
 
 FORMAT = "fedshield ledger 1"
 KEY_BYTES = 32
-_FIELDS = {field.name for field in dataclasses.fields(Row)}
-
-
-class LedgerError(UserError):
-    """A ledger that is missing, damaged, held by another process, or cannot be written."""
-
-
-class Head(NamedTuple):
-    """Where a chain ends: its number of lines, and the digest of the last one, hex."""
-
-    length: int
-    digest: str
 
 
 class Receipt(NamedTuple):
@@ -74,22 +64,35 @@ class Ledger:
 
     @classmethod
     def create(cls, path: Path) -> Ledger:
-        """A new ledger, mode 0600, with a key of its own for the hashes of records. Raises
-        `LedgerError` if there is a file: a ledger is never made anew in silence."""
+        """A new ledger, mode 0600, with a key of its own for the hashes of records. It has its name
+        once it is whole. Raises `LedgerError` if there is a file, or what lay beside one: a ledger
+        is never made anew in silence."""
+        beside = heads.place_beside(path)
+        if beside.exists() and not path.exists():
+            raise LedgerError(f"{beside}: expected no earlier ledger, got its file; {RESTORE}")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+        ledger = made = None
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            ledger = cls(part, handle)
+            ledger._lock()
+            key = secrets.token_bytes(KEY_BYTES)
+            ledger._append({"kind": "begun", "format": FORMAT, "record_key": key.hex()})
+            os.link(part, path)
+            part.unlink()
+            sync_folder(path.parent)
+            made, ledger._path = ledger, path
         except FileExistsError:
             raise LedgerError(f"{path}: expected no ledger yet, got one; use it") from None
         except OSError as error:
-            raise LedgerError(
-                f"{path}: expected a place for a ledger, but {error.strerror}; choose another"
-            ) from None
-        ledger = cls(path, handle)
-        ledger._lock()
-        key = secrets.token_bytes(KEY_BYTES)
-        ledger._append({"kind": "begun", "format": FORMAT, "record_key": key.hex()})
-        sync_folder(path.parent)
-        return ledger
+            why = f"expected a place for a ledger, but {error.strerror}; choose another"
+            raise LedgerError(f"{path}: {why}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            if ledger is not None and made is None:
+                ledger.close()
+        return made
 
     @classmethod
     def open(cls, path: Path) -> Ledger:
@@ -97,15 +100,14 @@ class Ledger:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise LedgerError(
-                f"{path}: expected the ledger of these records, found none; restore it, or "
-                "rebuild it with: fedshield site ledger recover"
-            ) from None
+            missing = f"{path}: expected the ledger of these records, found none; {RESTORE}"
+            raise LedgerError(missing) from None
         except OSError as error:
             raise LedgerError(f"{path}: cannot be opened ({error.strerror}); mend it") from None
         ledger = cls(path, handle)
         try:
             ledger._lock()
+            ledger._check_place()
             ledger._load()
         except BaseException:
             ledger.close()
@@ -155,24 +157,23 @@ class Ledger:
 
     def approve(self, approval: Approval) -> None:
         """Record that this site's operator approved a plan; its sums may be tried anew."""
-        fields = dataclasses.asdict(approval)
-        self._append({"kind": "approval", **fields})
+        self._append(entries.of_approval(approval))
 
     def see_peer(self, name: str, head: Head, statement: bytes) -> None:
-        """Remember the head that another site signed, if it is a later one than the last."""
+        """Remember the head that another site signed, if it is a later one than the last. The chain
+        does not grow by it."""
         known = self.peers.get(name)
         if known is None or known[0].length < head.length:
-            entry = {"name": name, "length": head.length, "head": head.digest}
-            self._append({"kind": "peer", **entry, "statement": statement.hex()})
+            self._keep_peers(self.peers | {name: (head, statement)})
 
     def add_row(self, row: Row) -> Head:
         """Write and sync a row; the head after it. Call it before the upload leaves."""
+        if not heads.place_beside(self._path).exists():
+            self._keep_peers(self.peers)  # from the first row on there is one
         if row.records not in self._records.values():
-            packed = base64.b64encode(b"".join(sorted(row.records))).decode()
-            self._append({"kind": "records", "hashes": packed})
+            self._append(entries.of_records(row.records))
         named = next(name for name, known in self._records.items() if known == row.records)
-        fields = dataclasses.asdict(row) | {"records": named}
-        self._append({"kind": "row", **fields})
+        self._append(entries.of_row(row, named))
         return self.head
 
     def add_receipt(self, receipt: Receipt) -> Receipt:
@@ -190,10 +191,35 @@ class Ledger:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
-            raise LedgerError(
-                f"{self._path}: another process of this site holds the ledger; wait for its "
-                "run to end"
-            ) from None
+            held = "another process of this site holds the ledger; wait for its run to end"
+            raise LedgerError(f"{self._path}: {held}") from None
+
+    def _check_place(self) -> None:
+        """Raises `LedgerError` where the name has come to mean another file than the locked one."""
+        assert self._handle is not None
+        try:
+            if os.path.samestat(os.stat(self._path), os.fstat(self._handle)):
+                return
+            found = "another in its place"
+        except OSError as error:
+            found = str(error.strerror)
+        self._broken = True
+        raise LedgerError(
+            f"{self._path}: expected the ledger that this process opened, got {found}; nothing was "
+            "sent; see to it that nothing replaces the file, restore the newest, and resume"
+        )
+
+    def _keep_peers(self, peers: heads.Heads) -> None:
+        self._usable()
+        heads.write(heads.place_beside(self._path), self._digests[0], peers)
+        self.peers = dict(peers)
+
+    def _usable(self) -> int:
+        """The open file. Raises `LedgerError` where a line was lost, or the file was replaced."""
+        if self._broken or self._handle is None:
+            raise LedgerError(f"{self._path}: a line could not be written before; end the session")
+        self._check_place()
+        return self._handle
 
     def _load(self) -> None:
         assert self._handle is not None
@@ -213,12 +239,13 @@ class Ledger:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise LedgerError(
                 f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} does "
-                "not follow from those before; restore it, or rebuild it with: fedshield site "
-                "ledger recover"
+                f"not follow from those before; {RESTORE}"
             ) from None
         if cut:
             os.ftruncate(self._handle, len(data) - len(cut))
             os.fsync(self._handle)
+        beside = heads.place_beside(self._path)
+        self.peers = heads.read(beside, self._digests[0], needed=bool(self.rows))
 
     def _digest(self, entry: Mapping[str, Any]) -> str:
         before = self._digests[-1] if self._digests else FORMAT
@@ -226,19 +253,18 @@ class Ledger:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _append(self, entry: dict[str, Any]) -> None:
-        if self._broken or self._handle is None:
-            raise LedgerError(f"{self._path}: a line could not be written before; end the session")
+        handle = self._usable()
         entry = json.loads(json.dumps(entry))  # as it will be read
         digest = self._digest(entry)
         line = json.dumps({**entry, "digest": digest}, sort_keys=True, separators=(",", ":"))
         # Until it is known to be on disk, nobody can tell what the file holds.
         self._broken = True
         try:
-            os.lseek(self._handle, 0, os.SEEK_END)
+            os.lseek(handle, 0, os.SEEK_END)
             data = line.encode() + b"\n"
             while data:
-                data = data[os.write(self._handle, data) :]
-            os.fsync(self._handle)
+                data = data[os.write(handle, data) :]
+            os.fsync(handle)
         except OSError as error:
             raise LedgerError(
                 f"{self._path}: expected to write a line, but {error.strerror}; nothing was "
@@ -258,36 +284,16 @@ class Ledger:
             if len(self._record_key) != KEY_BYTES:
                 raise ValueError
         elif kind == "records":
-            packed = base64.b64decode(entry["hashes"], validate=True)
-            places = range(0, len(packed), RECORD_BYTES)
-            self._records[digest] = frozenset(packed[at : at + RECORD_BYTES] for at in places)
+            self._records[digest] = entries.to_records(entry)
         elif kind == "row":
-            self.rows.append(self._row(entry))
+            self.rows.append(entries.to_row(entry, self._records))
         elif kind == "approval":
-            given = {field.name: entry[field.name] for field in dataclasses.fields(Approval)}
-            texts = {name: tuple(given[name]) for name in ("tallies", "lines")}
-            approval = Approval(**given | texts)
+            approval = entries.to_approval(entry)
             self.approvals[approval.plan] = approval
             self._approved_at[approval.plan] = len(self.rows)
-        elif kind == "peer":
-            head = Head(int(entry["length"]), str(entry["head"]))
-            self.peers[str(entry["name"])] = head, bytes.fromhex(entry["statement"])
         elif kind == "receipt":
             receipt = Receipt(**{name: entry[name] for name in Receipt._fields})
             self.receipts[receipt[:3]] = receipt
         else:
             raise ValueError(kind)
         self._digests.append(digest)
-
-    def _row(self, entry: Mapping[str, Any]) -> Row:
-        fields = {name: entry[name] for name in _FIELDS}
-        return Row(
-            **fields
-            | {
-                "batch": tuple(fields["batch"]),
-                "sites": tuple(fields["sites"]),
-                "curve": tuple(fields["curve"]),
-                "scale": Scale(**fields["scale"]),
-                "records": self._records[fields["records"]],
-            }
-        )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedshield.ledger.rows import Consent, Row
+from fedshield.ledger.rows import Consent, Row, Unit
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).
@@ -26,16 +26,21 @@ MAX_WEIGHT = 0.75
 class Approval:
     """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex,
     or 'demonstration'; `model`: the base model's SHA-256; `rounds`, `tallies`: the sums that it is
-    for; `part`: whether the operator knows that only this site changed what it puts in (R3);
-    `lines`: what the operator read, to mark what changes in the next plan."""
+    for; `part`: the version of what this site puts in (`rows.part_version`), where the operator
+    consented to it though only this site may have changed (R3), else ''; `lines`: what the operator
+    read, to mark what changes in the next plan; `unit`, `limit` (None for none) and `delta`: the
+    plan's privacy."""
 
     plan: str
     roster: str
     model: str
     rounds: int
     tallies: tuple[str, ...]
-    part: bool = False
+    part: str = ""
     lines: tuple[str, ...] = ()
+    unit: Unit = "none"
+    limit: float | None = None
+    delta: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Line:
             approval,
             roster_digest(self._roster),
             0 if repeats else self._ledger.tries(request.key),
-            Consent(part=approval is not None and approval.part),
+            Consent(part=approval is not None and approval.part == self.version.hex()),
             self._ledger.rows,
         )
         if refusal is not None:
@@ -259,8 +259,9 @@ class Line:
             raise ProtocolError(
                 "ledger",
                 f"this site's ledger does not hold what it signed before (line {head.length}): it "
-                "was restored from a backup, or another copy of this site is at work; rebuild it "
-                "with: fedshield site ledger recover",
+                "was restored from a backup, or another copy of this site is at work; restore the "
+                "newest backup; if there is none, this site cannot go on with these records: stop, "
+                "and ask the other sites",
             )
 
     def see(self, site: str, statement: bytes) -> None:

@@ -1,0 +1,56 @@
+"""A ledger's lines as JSON, and back."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from fedshield.ledger.rows import RECORD_BYTES, Row, Scale
+from fedshield.ledger.rules import Approval
+
+_ROW = {field.name for field in dataclasses.fields(Row)}
+_APPROVAL = {field.name for field in dataclasses.fields(Approval)}
+
+
+def of_row(row: Row, records: str) -> dict[str, Any]:
+    """`records`: the digest of the line that holds the row's records."""
+    return {"kind": "row", **dataclasses.asdict(row), "records": records}
+
+
+def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Row:
+    """`records`: by the digest of their line. Raises `KeyError` or `TypeError` for another
+    entry."""
+    fields = {name: entry[name] for name in _ROW}
+    return Row(
+        **fields
+        | {
+            "batch": tuple(fields["batch"]),
+            "sites": tuple(fields["sites"]),
+            "curve": tuple(fields["curve"]),
+            "scale": Scale(**fields["scale"]),
+            "records": records[fields["records"]],
+        }
+    )
+
+
+def of_approval(approval: Approval) -> dict[str, Any]:
+    return {"kind": "approval", **dataclasses.asdict(approval)}
+
+
+def to_approval(entry: Mapping[str, Any]) -> Approval:
+    """Raises `KeyError` or `TypeError` for another entry."""
+    given = {name: entry[name] for name in _APPROVAL}
+    return Approval(**given | {name: tuple(given[name]) for name in ("tallies", "lines")})
+
+
+def of_records(records: Collection[bytes]) -> dict[str, Any]:
+    return {"kind": "records", "hashes": base64.b64encode(b"".join(sorted(records))).decode()}
+
+
+def to_records(entry: Mapping[str, Any]) -> frozenset[bytes]:
+    """Raises `KeyError`, `TypeError` or `ValueError` for another entry."""
+    packed = base64.b64decode(entry["hashes"], validate=True)
+    places = range(0, len(packed), RECORD_BYTES)
+    return frozenset(packed[at : at + RECORD_BYTES] for at in places)
