@@ -50,7 +50,7 @@ def check_kept(keys: Path, site: str, roster: Roster, run: Path) -> None:
     path = beside_keys(keys, site)
     if path.exists():
         return
-    own = {roster.sites[site], roster.first_keys.get(site, b"")}
+    own = set(roster.keys(site))
     around = [*run.resolve().parent.glob("*"), *(keys / "runs").glob("*")]
     for folder in (run, *sorted(around)):
         if _has_been(RunFolder(folder), site, own):
