@@ -186,13 +186,34 @@ def test_the_privacy_floor(tmp_path: Path, section: dict[str, Any], refused: boo
         ("data_path: x\nmodel_path: y", "ledger_path: expected a value, got nothing"),
         ("data_path: x\nledger_path: z\nmodel_path: y\nmin_cohrt: 3", "min_cohrt: unknown key"),
         ("data_path: x\nledger_path: z\nmodel_path: y\nmin_cohrt: 3", "did you mean min_cohort?"),
-        ("data_path: x\nmodel_path: y\nmin_cohort: '3'", "expected a whole number, got '3'"),
-        ("data_path: x\nmodel_path: y\nschemes: [rsa]", "schemes.0: expected one of 'rlwe'"),
-        ("data_path: x\nmodel_path: y\nschemes: []", "schemes: expected at least 1 entries"),
-        ("data_path: x\nmodel_path: y\ndevice: tpu", "device: expected text that matches"),
-        ("data_path: x\nmodel_path: y\nmodel_sha256: [abc]", "model_sha256.0: expected text"),
-        ("data_path: x\nmodel_path: y\nprivacy: {unit: site}", "privacy.max_epsilon: expected"),
-        ("data_path: x\nmodel_path: y\nprivacy: {unit: site, epsilon: 1}", "unknown key"),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nmin_cohort: '3'",
+            "expected a whole number, got '3'",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nschemes: [rsa]",
+            "schemes.0: expected one of 'rlwe'",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nschemes: []",
+            "schemes: expected at least 1 entries",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\ndevice: tpu",
+            "device: expected text that matches",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nmodel_sha256: [abc]",
+            "model_sha256.0: expected text",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nprivacy: {unit: site}",
+            "privacy.max_epsilon: expected",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nprivacy: {unit: site, epsilon: 1}",
+            "unknown key",
+        ),
         ('data_path: "a\\nb"\nmodel_path: y', "data_path: expected text that matches"),
         ("data_path: x\ndata_path: y", "is given twice"),
         ("- data_path", "expected a mapping of policy keys, got list"),
@@ -234,6 +255,7 @@ def test_data_model_and_device_are_the_policys_whatever_the_plan_says(tmp_path: 
         "model": {"name": "someone/else", "revision": "main", "config": "config.json"},
         "data": {
             "heldout_rows": 2,
+            "min_examples": 5,
             "sites": {
                 "bank": {"source": "/etc/passwd", "heldout_source": "/etc/shadow", "rows": 5},
                 "clinic": {"source": "sample:code"},

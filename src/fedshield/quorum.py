@@ -55,7 +55,8 @@ class Rules:
             else "no vote: the coordinator is trusted to follow the protocol (Q=0)"
         )
         return (
-            f"{k} sites. Together, {colluding} learn of an honest site's update no more than a "
+            f"{k} sites. {'Together' if self.membership == 'fixed' else 'In one sum, together'}, "
+            f"{colluding} learn of an honest site's update no more than a "
             f"sum that it is part of; with {beyond} colluding that no longer holds, and single "
             f"updates may be opened. A sum has at least min_cohort={self.min_cohort} contributors; "
             f"opening it takes T={self.threshold} answers, and {vote}. {self._lost_in_words()}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from consortium import Consortium, Refused, participant, raw_plan
+from consortium import NAMES, Consortium, Refused, participant, raw_plan
 
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing

@@ -331,6 +331,7 @@ def test_the_options_of_init_are_in_what_is_signed(enrolled: Run) -> None:
         "votes": 2,
         "min_cohort": 3,
         "server": "malicious",
+        "membership": "fixed",
         "in_words": "",
     }
     assert found["model_sha256"] == "ab" * 32

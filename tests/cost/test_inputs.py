@@ -115,7 +115,8 @@ def test_every_number_that_a_config_does_not_say_is_in_the_notes(
     (tmp_path / "bloom" / "config.json").write_text(json.dumps(config))
     sources = dict.fromkeys("abc", "a.jsonl") | {"b": "hub:a/b"}
     targets = {"targets": "all-linear", "dropout": 0.0}
-    plan = plan_of(tmp_path, sources, model={"name": "./bloom"}, adapter=targets)
+    training = {"max_length": 64, "batch_size": 4}
+    plan = plan_of(tmp_path, sources, model={"name": "./bloom"}, adapter=targets, training=training)
     outlook = look_ahead(plan)
     assert outlook.problems == ()
     assert outlook.notes == (

@@ -218,9 +218,11 @@ class Federation:
 
     # -- runs ------------------------------------------------------------------------------
 
-    def begin(self, plan: Path, *more: object) -> Submission:
+    def begin(
+        self, plan: Path, *more: object, then: Callable[[], object] = lambda: None
+    ) -> Submission:
         """Submit the plan under a name of its own (a plan has one run), which every site's operator
-        has approved."""
+        has approved. `then`: what happens between the two."""
         self._runs += 1
         out = self.folder / f"run-{self._runs}"
         raw = yaml.safe_load(plan.read_text())
@@ -228,6 +230,7 @@ class Federation:
         named = self.folder / f"plan-{self._runs}.yaml"
         named.write_text(yaml.safe_dump(raw))
         self.approve(named)
+        then()
         return Submission(self, out, ("submit", named, "--out", out, *more))
 
     def approve(self, plan: Path, *sites: str) -> None:

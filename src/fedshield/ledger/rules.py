@@ -124,7 +124,9 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
             f"{_named(opened[0])} was with membership open, got {request.unit}"
         )
     colluding = max([request.colluding, *(row.colluding for row in rows)])
-    if len(request.batch) < colluding + 2:
+    # A plan of one site hides it behind nobody, and says so. Its batch never changes all the same.
+    alone = request.batch == request.sites == (request.own,) and colluding == 0
+    if len(request.batch) < colluding + 2 and not alone:
         return (
             f"expected a batch of at least {colluding + 2} sites (c + 2, the largest c that these "
             f"records were used with), got {len(request.batch)}"

@@ -57,6 +57,8 @@ class Facts:
     train: str
     max_colluding: int | None
     quorums_in_words: str
+    #: Whether sums are over the whole roster (`fixed`), or any set (`open`); '' where not known.
+    membership: str
     privacy: Mapping[str, Any]
     rounds: int
     rounds_planned: int
@@ -98,6 +100,7 @@ def of_summary(summary: Mapping[str, Any]) -> Facts:
         train=str(mapping(summary.get("adapter")).get("train") or ""),
         max_colluding=None if colluding is None else int(colluding),
         quorums_in_words=str(summary.get("quorums_in_words") or ""),
+        membership=str(rules.get("membership") or ""),
         privacy=mapping(summary.get("privacy")),
         rounds=rounds,
         rounds_planned=int(units.number(summary.get("rounds_planned")) or rounds),
