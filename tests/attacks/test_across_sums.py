@@ -79,18 +79,29 @@ def test_a_rewind_with_one_digit_nudged(four: Consortium) -> None:
         participant(sites["mallory"])._line.sign_receipt = lambda *_: None
 
     before = dict(four.opened)
-    session = four.session(raw, "trial-0001", spied=nudge)
+    session = four.session(raw, "trial-0001", start=1, spied=nudge)
     session.coordinator.start()
     with pytest.raises(RoundFailed, match="open: no answer from"):
-        session.coordinator.round(1)
+        session.coordinator.round(2)
     assert session.link.codes["victim"] == "disagree"
-    assert "R4: round 1 (round): this site signed for another result before" in four.last_error(
+    assert "R4: round 2 (round): this site signed for another result before" in four.last_error(
         "victim", "trial-0001"
     )
     # What was opened again is what it was but for the nudge: nothing new of the victim.
-    again = four.opened["trial-0001", 1][0]
-    digits = np.abs(again - before["trial-0001", 1][0])
+    again = four.opened["trial-0001", 2][0]
+    digits = np.abs(again - before["trial-0001", 2][0])
     assert np.count_nonzero(digits) <= 1
+    four.close()
+
+    # Further back, what was sent is not kept any more: nothing is sent at all.
+    session = four.session(raw, "trial-0001", spied=nudge)
+    session.coordinator.start()
+    with pytest.raises(RoundFailed, match="work: no answer from"):
+        session.coordinator.round(1)
+    assert session.link.codes["victim"] == "rule"
+    assert "R4: round 1 was tried before from another start" in four.last_error(
+        "victim", "trial-0001"
+    )
 
 
 def test_two_processes_of_one_site(four: Consortium) -> None:
@@ -170,7 +181,7 @@ def test_one_set_under_two_weightings(three: Consortium) -> None:
     with pytest.raises(RoundFailed):
         session.run(1, 1)
     assert set(session.link.codes.values()) == {"rule"}
-    assert "R2: expected weights equal as in the first sum" in three.last_error("victim", "private")
+    assert "R2: expected weights equal as in an earlier sum" in three.last_error("victim", "private")
     assert ("private", 1) not in three.opened
 
 
