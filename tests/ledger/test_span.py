@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -93,17 +94,17 @@ class Consortium(RuleBasedStateMachine):
         self.consented: frozenset[int] = frozenset()
         everyone = Roster((tuple(range(num_sites)),), self.colluders, "fixed")
         self.rosters = [everyone]
-        self.plans = [Plan(everyone, "equal", 1, "none", frozenset(), frozenset())]
+        self.plans: list[Plan] = []
         self.opened: set[tuple[tuple[tuple[int, str], int], ...]] = set()
         self.bare: set[tuple[int, str]] = set()
 
     # -- what operators and the coordinator prepare ------------------------------------------
 
     @rule(
-        mask=masks,
+        mask=st.one_of(masks, st.just(2**10 - 1)),
         size=st.integers(2, 5),
         more=st.integers(0, 1),
-        membership=st.sampled_from(["fixed", "batches", "open"]),
+        membership=st.sampled_from(["fixed", "batches", "open", "open"]),
     )
     def sign_roster(self, mask: int, size: int, more: int, membership: Membership) -> None:
         """The colluders are in every roster: it says nothing of others."""
@@ -122,19 +123,27 @@ class Consortium(RuleBasedStateMachine):
 
     @rule(
         of=st.integers(0, 20),
-        weights=st.sampled_from(["equal", "equal", "private"]),
-        steps=st.sampled_from([1, 1, 2]),
         unit=st.sampled_from(["none", "none", "example", "site"]),
-        parts=st.one_of(few, st.just(2**10 - 1)),
-        muted=few,
+        twist=st.sampled_from(["", "", "", "weights", "steps", "parts", "all parts", "muted"]),
+        mask=masks,
     )
-    def approve_plan(
-        self, of: int, weights: str, steps: int, unit: Unit, parts: int, muted: int
-    ) -> None:
-        """Every operator approves it."""
+    def approve_plan(self, of: int, unit: Unit, twist: str, mask: int) -> None:
+        """Every operator approves it. `twist`: what it has that most have not."""
         roster = self.rosters[of % len(self.rosters)]
-        chosen = _chosen(parts, self.num_sites), _chosen(muted, self.num_sites)
-        self.plans.append(Plan(roster, weights, steps, unit, *chosen))
+        if roster.membership == "open" and unit == "none":
+            unit = "example"  # what no site enters shows nothing
+        chosen, nobody = _chosen(mask, self.num_sites), frozenset[int]()
+        if twist == "all parts":
+            chosen = frozenset(range(self.num_sites))
+        plan = Plan(
+            roster,
+            "private" if twist == "weights" else "equal",
+            2 if twist == "steps" else 1,
+            unit,
+            chosen if twist in ("parts", "all parts") else nobody,
+            chosen if twist == "muted" else nobody,
+        )
+        self.plans.append(plan)
 
     @rule(mask=few, body=st.integers(0, len(BODIES) - 1))
     def change_records(self, mask: int, body: int) -> None:
@@ -148,16 +157,19 @@ class Consortium(RuleBasedStateMachine):
 
     # -- sums ------------------------------------------------------------------------------
 
+    @precondition(lambda self: self.plans)
     @rule(which=whiches, number=st.integers(0, 2))
     def ask_for_a_whole_sum(self, which: int, number: int) -> None:
         """As an honest coordinator does; with the same plan and round it is a repetition."""
         self._ask(which, 0, number, 0, False, 0)
 
+    @precondition(lambda self: self.plans)
     @rule(which=whiches, number=st.integers(0, 2), absent=few, claims=few)
     def ask_for_a_sum(self, which: int, number: int, absent: int, claims: int) -> None:
         """Without those absent. `claims`: which colluders say that their part changed."""
         self._ask(which, 0, number, absent, False, claims)
 
+    @precondition(lambda self: self.plans)
     @rule(which=whiches, run=st.integers(0, 1), crafted=st.booleans(), claims=few)
     def ask_in_another_way(self, which: int, run: int, crafted: bool, claims: int) -> None:
         """In another run, or from a start that mutes all sites but one."""
