@@ -1,0 +1,126 @@
+"""The rules in every history of a small consortium: none violates the promise, and without any one
+rule one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from span import isolated
+
+from fedshield.ledger import rules
+from fedshield.ledger.file import Ledger, Receipt
+from fedshield.quorum import Rules
+from model import COLLUDING, Model
+
+#: Two votes of honest sites: then an honest site has seen the ledger's head of each member of a sum
+#: before the sum is opened.
+SEEN = COLLUDING + 2
+
+
+@pytest.mark.parametrize(
+    ("second", "rounds", "runs", "votes", "states"),
+    [
+        ("again", 1, 2, None, 1637),
+        ("again", 3, 1, None, 10775),
+        ("weights", 3, 2, None, 7541),
+        ("one muted", 3, 2, None, 680),
+        ("one changed", 1, 2, SEEN, 3015),
+        ("all changed", 1, 1, SEEN, 10347),
+        pytest.param("again", 3, 2, None, 11853, marks=pytest.mark.slow),
+        pytest.param("one changed", 3, 2, SEEN, 0, marks=pytest.mark.slow),
+        pytest.param("all changed", 1, 2, SEEN, 13302, marks=pytest.mark.slow),
+    ],
+)
+def test_no_history_of_three_sites_isolates_one_or_splits_them(
+    second: str, rounds: int, runs: int, votes: int | None, states: int
+) -> None:
+    """Complete. The number of states is there so that a model that misses some is seen to."""
+    outcome = Model(3, rounds, ("first", second), runs=runs, votes=votes).explore()
+    assert not outcome.violation, outcome.trace
+    assert outcome.states == states
+
+
+@pytest.mark.slow
+def test_no_history_of_four_sites_isolates_one_or_splits_them() -> None:
+    """Complete up to exchange of honest sites: two plans, two rounds."""
+    outcome = Model(4, 2, ("first", "again"), runs=1).explore()
+    assert not outcome.violation, outcome.trace
+    assert outcome.states == 95272
+
+
+def test_a_site_that_alone_heard_a_sum_and_is_restored_can_change_its_part() -> None:
+    """A limit, with Q = c + 1: one honest vote opens a sum, and nobody else has seen that voter's
+    row. Restored from a backup without it, it does not know that its part changed alone (R3), and
+    the others do not ask."""
+    outcome = Model(3, 1, ("first", "one changed"), runs=1).explore()
+    assert outcome.violation == "secrecy: site 0 alone"
+    assert not Model(3, 1, ("first", "one changed"), runs=1, votes=SEEN).explore().violation
+
+
+def test_a_backup_between_a_row_and_its_receipt_splits_four_sites() -> None:
+    """A limit: nobody has seen the head of the ledger that holds a receipt before the next session,
+    so a site restored from between the two signs for another result. If receipts carried that
+    head, it would be found out."""
+    outcome = Model(4, 1, ("first",), backups="any").explore()
+    assert outcome.violation.startswith("agreement")
+    sound = Model(4, 1, ("first",), backups="any", receipt_heads=True).explore()
+    assert not sound.violation, sound.trace
+
+
+def _lets_through(*_: Any) -> str:
+    return ""
+
+
+def _any_receipt(ledger: Ledger, receipt: Receipt) -> Receipt:
+    return receipt
+
+
+OFF: dict[str, tuple[object, str, object]] = {
+    "batch": (rules, "whole_batch", _lets_through),
+    "scale": (rules, "one_scale", _lets_through),
+    "part": (rules, "own_part", _lets_through),
+    "floors": (rules, "enough_examples", _lets_through),
+    "start": (rules, "known_start", _lets_through),
+    "certificate": (Rules, "certificate", property(lambda _: 2)),
+    "one receipt": (Ledger, "add_receipt", _any_receipt),
+    "heads": (Ledger, "holds", lambda *_: True),
+}
+
+
+@pytest.mark.parametrize(
+    ("off", "model", "violated"),
+    [
+        ("batch", lambda: Model(3, 1, ("first",)), "secrecy"),
+        ("scale", lambda: Model(3, 1, ("first", "weights")), "secrecy"),
+        ("part", lambda: Model(3, 1, ("first", "one changed"), votes=SEEN), "secrecy: site 0"),
+        ("floors", lambda: Model(3, 1, ("first", "one muted")), "secrecy"),
+        ("start", lambda: Model(3, 1, ("first",)), "secrecy"),
+        ("certificate", lambda: Model(3, 1, ("first",)), "agreement"),
+        ("one receipt", lambda: Model(3, 1, ("first",)), "receipts"),
+        ("heads", lambda: Model(4, 1, ("first",)), "agreement"),
+    ],
+)
+def test_without_any_one_rule_there_is_a_history_that_violates_the_promise(
+    off: str, model: Callable[[], Model], violated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = model().explore()
+    assert not sound.violation, sound.trace
+    monkeypatch.setattr(*OFF[off])
+    outcome = model().explore()
+    assert outcome.violation.startswith(violated), outcome
+    assert outcome.trace
+
+
+def test_isolated_reads_the_span_and_not_the_rows() -> None:
+    """Three sums, no two of which give a site away: seven sites, of which the last is left over."""
+    row = lambda *sites: {(site, ""): 1 for site in sites}  # noqa: E731
+    first, second, everyone = row(1, 2, 3), row(4, 5, 6), row(*range(1, 8))
+    assert isolated([first, second]) is None
+    assert isolated([first, everyone]) is None
+    assert isolated([first, second, everyone]) == 7
+    assert isolated([first, second, everyone], noised={(7, "")}) is None
+    assert isolated([{(1, "old"): 1, (2, ""): 1}, {(1, "new"): 1, (2, ""): 1}]) == 1
+    assert isolated([{(1, ""): 3, (2, ""): 5}, {(1, ""): 1, (2, ""): 1}]) == 1
+    assert isolated([{(1, ""): 3, (2, ""): 5}, {(1, ""): 6, (2, ""): 10}]) is None
