@@ -29,14 +29,14 @@ SEEN = COLLUDING + 2
         ("one changed", 1, 2, SEEN, 3015),
         ("all changed", 1, 1, SEEN, 10347),
         pytest.param("again", 3, 2, None, 11853, marks=pytest.mark.slow),
-        pytest.param("one changed", 3, 2, SEEN, 0, marks=pytest.mark.slow),
+        pytest.param("one changed", 2, 2, SEEN, 29477, marks=pytest.mark.slow),
         pytest.param("all changed", 1, 2, SEEN, 13302, marks=pytest.mark.slow),
     ],
 )
 def test_no_history_of_three_sites_isolates_one_or_splits_them(
     second: str, rounds: int, runs: int, votes: int | None, states: int
 ) -> None:
-    """Complete. The number of states is there so that a model that misses some is seen to."""
+    """Complete: two plans, in any order. The number of states is there so that a model that misses some is seen to."""
     outcome = Model(3, rounds, ("first", second), runs=runs, votes=votes).explore()
     assert not outcome.violation, outcome.trace
     assert outcome.states == states
