@@ -36,7 +36,7 @@ SEEN = COLLUDING + 2
 def test_no_history_of_three_sites_isolates_one_or_splits_them(
     second: str, rounds: int, runs: int, votes: int | None, states: int
 ) -> None:
-    """Complete: two plans, in any order. The number of states is there so that a model that misses some is seen to."""
+    """Complete. The number of states is there so that a model that misses some is seen to."""
     outcome = Model(3, rounds, ("first", second), runs=runs, votes=votes).explore()
     assert not outcome.violation, outcome.trace
     assert outcome.states == states
