@@ -181,7 +181,9 @@ def test_one_set_under_two_weightings(three: Consortium) -> None:
     with pytest.raises(RoundFailed):
         session.run(1, 1)
     assert set(session.link.codes.values()) == {"rule"}
-    assert "R2: expected weights equal as in an earlier sum" in three.last_error("victim", "private")
+    assert "R2: expected weights equal as in an earlier sum" in three.last_error(
+        "victim", "private"
+    )
     assert ("private", 1) not in three.opened
 
 

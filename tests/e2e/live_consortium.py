@@ -20,8 +20,10 @@ from typing import Any
 
 import yaml
 
+from fedshield.engines import inprocess
 from fedshield.engines.flare.kit import KIT
 from fedshield.engines.members import Enrolment
+from fedshield.planfile import load_plan
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 SITES = {"north": "medical", "south": "finance", "west": "maths"}
@@ -60,6 +62,7 @@ class Federation:
         self.port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._runs = 0
+        self._alone: dict[Path, str] = {}
 
     # -- making ----------------------------------------------------------------------------
 
@@ -118,6 +121,18 @@ class Federation:
                     peers = ",".join(one for one in self.sites if one != site)
                     mine = line.replace(f"--confirm {','.join(others)}", f"--confirm {peers}")
                     yield re.sub(rf"\b{first}\b", site, mine)
+
+    def alone(self, out: Path) -> str:
+        """The adapter that one process makes of the plan that was submitted to `out`, with the same
+        keys: what a site's training draws at random comes from its own, and from the plan."""
+        if out not in self._alone:
+            plan, _ = load_plan(self.folder / f"plan-{out.name.removeprefix('run-')}.yaml")
+            folder = self.folder / f"alone-{out.name}"
+            folder.mkdir()
+            enrolment = self.enrolment(folder / "keys")
+            done = inprocess.run(plan, folder / "run", enrolment=enrolment)
+            self._alone[out] = str(done.read_json("summary.json")["adapter_sha256"])
+        return self._alone[out]
 
     def enrolment(self, keys: Path) -> Enrolment:
         """The roster and everyone's keys, copied to the new folder `keys`: what one process needs
