@@ -64,7 +64,7 @@ def party(name: str) -> tuple[list[Any], list[dict[str, str]]]:
 
 def main() -> None:
     sites = [party(name)[0] for name in ("bank", "clinic", "hospital")]
-    rules = [3, 1, 2, 2, 3, "malicious", "fixed"]
+    rules = [3, 1, 2, 3, 3, "malicious", "fixed"]
     content = encode(
         [
             *("fedshield signed roster 2", 0, party("coordinator")[0], sites, rules, b""),

@@ -32,8 +32,8 @@ def allowed(
         return False
     if server == "semi-honest":
         return q >= 0
-    if cohort == k:  # one set only
-        return q >= c + 1
+    if cohort == k:  # one set only, and two honest votes
+        return q >= c + 2
     return 2 * q > k + c and 2 * t > k + c
 
 
@@ -108,7 +108,7 @@ def test_every_default_of_a_fixed_membership_follows_the_rules(k: int, server: S
         rules = resolve(k, max_colluding=c, server=server)
         expected = max(1, (k - 1) // 3) if c is None else c
         assert rules.threshold == max(2, expected + 1)
-        assert rules.votes == (0 if server == "semi-honest" else rules.threshold)
+        assert rules.votes == (0 if server == "semi-honest" else expected + 2)
         assert (rules.num_sites, rules.max_colluding, rules.min_cohort) == (k, expected, k)
         assert (rules.server, rules.membership) == (server, "fixed")
 
@@ -131,7 +131,7 @@ def test_every_default_of_an_open_membership_follows_the_rules(k: int, server: S
             assert rules.min_cohort == max(wanted, expected + 2)
         elif rules.min_cohort == k:
             assert max(general, expected + 2) >= k, "one set only, where another would do"
-            assert rules.threshold == rules.votes == max(2, expected + 1)
+            assert (rules.threshold, rules.votes) == (max(2, expected + 1), expected + 2)
         else:
             assert rules.threshold == rules.votes == general
             assert rules.min_cohort == max(general, expected + 2)
@@ -165,12 +165,12 @@ def test_one_number_changed_at_a_time(k: int, server: Server, membership: Member
 @pytest.mark.parametrize(
     ("k", "fixed", "open_"),
     [
-        (3, (1, 2, 2, 3), (1, 2, 2, 3)),
-        (4, (1, 2, 2, 4), (1, 3, 3, 3)),
-        (5, (1, 2, 2, 5), (1, 4, 4, 4)),
-        (7, (2, 3, 3, 7), (2, 5, 5, 5)),
-        (16, (5, 6, 6, 16), (5, 11, 11, 11)),
-        (64, (21, 22, 22, 64), (21, 43, 43, 43)),
+        (3, (1, 2, 3, 3), (1, 2, 3, 3)),
+        (4, (1, 2, 3, 4), (1, 3, 3, 3)),
+        (5, (1, 2, 3, 5), (1, 4, 4, 4)),
+        (7, (2, 3, 4, 7), (2, 5, 5, 5)),
+        (16, (5, 6, 7, 16), (5, 11, 11, 11)),
+        (64, (21, 22, 23, 64), (21, 43, 43, 43)),
     ],
 )
 def test_defaults_of_the_design(k: int, fixed: tuple[int, ...], open_: tuple[int, ...]) -> None:
@@ -187,7 +187,7 @@ def test_two_sites_are_told_what_it_means() -> None:
 
 def test_one_set_for_the_whole_roster_may_be_asked_for() -> None:
     open_ = partial(resolve, 16, min_cohort=16, membership="open")
-    assert open_() == Rules(16, 5, 6, 6, 16, membership="open")
+    assert open_() == Rules(16, 5, 6, 7, 16, membership="open")
     assert open_(threshold=11, votes=16) == Rules(16, 5, 11, 16, 16, membership="open")
 
 

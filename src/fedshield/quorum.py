@@ -9,8 +9,9 @@ them, checked before anything runs.
 
 The coordinator chooses who 'dropped out', so sets of sites differ at its will, and the difference
 of two sums is the sum over the sites by which their sets differ. With `membership: fixed` every
-sum is over the whole roster, so that there is no difference, and T = Q = c + 1 will do. With `open`
-any set of min_cohort sites may be summed. Two sets are then kept apart within one round only, by
+sum is over the whole roster, so that there is no difference, and T = c + 1 will do. Q = c + 2 has two
+honest sites see every ledger's head before a sum is opened, so that none is restored unseen. With
+`open` any set of min_cohort sites may be summed. Two sets are then kept apart within one round only, by
 quorums that share an honest site: it is for plans that protect each training row by itself.
 """
 
@@ -97,8 +98,8 @@ def resolve(
     """The rules of a federation; what is not given takes its default.
 
     Defaults: c = max(1, (K-1)//3); with membership fixed min_cohort = K, with open
-    max(T, c + 2). Against a malicious coordinator T = Q = max(2, c + 1), and with membership
-    open (K + c)//2 + 1, or max(2, c + 1) where min_cohort = K; against a semi-honest one
+    max(T, c + 2). Against a malicious coordinator T = max(2, c + 1) and Q = c + 2, and with
+    membership open T = Q = (K + c)//2 + 1 unless min_cohort = K; against a semi-honest one
     T = max(2, c + 1) and no vote. Raises `PlanError` for numbers that would let a tolerated
     coalition open a single update, or that no round could meet.
     """
@@ -127,7 +128,7 @@ def resolve(
         least_t, least_q = c + 1, 0
         default_t = max(2, c + 1)
     elif (min_cohort is None and max(general, c + 2) >= k) or min_cohort == k:
-        least_t = least_q = c + 1
+        least_t, least_q = c + 1, c + 2
         default_t = max(2, c + 1)
         min_cohort = k
     else:
@@ -138,7 +139,7 @@ def resolve(
             f"scheme.threshold: expected {least_t} to {k} for {k} sites with c={c} and a {server} "
             f"coordinator, got {t}; leave it out for {default_t}"
         )
-    default_q = 0 if server == "semi-honest" else t
+    default_q = 0 if server == "semi-honest" else max(t, least_q)
     q = default_q if votes is None else votes
     if not least_q <= q <= k:
         raise PlanError(

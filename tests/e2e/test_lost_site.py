@@ -52,7 +52,7 @@ def three_of_four() -> dict[str, Any]:
 def plan() -> Plan:
     found = parse_plan(four_sites(), base_dir=TINY.parent)
     rules = found.rules()
-    assert (rules.threshold, rules.votes, rules.min_cohort) == (2, 2, 4)
+    assert (rules.threshold, rules.votes, rules.min_cohort) == (2, 3, 4)
     return found
 
 
@@ -141,11 +141,9 @@ def test_a_run_that_loses_too_many_fails_and_is_resumed(
         with pytest.raises(RoundFailed) as failed:
             inprocess.run(plan, out)
     reason = str(failed.value)
-    # Two votes open a sum over all four; it takes three that open it to install it.
-    at = {"prepare": "prepare", "announce": "deliver"}[moment]
     left = {"prepare": "", "announce": " 2 of 3 needed are left;"}[moment]
     assert reason.startswith(
-        f"{at}: no answer from hospital (internal), lab (internal);{left} "
+        f"{moment}: no answer from hospital (internal), lab (internal);{left} "
         "the model of the last round is kept"
     )
     assert "hospital: ConnectionError: no route to host (see sites/hospital/error.log)" in reason

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 from model_sites import COLLUDING, COUNTS, KINDS, Ask, Entry, Site, Sites
@@ -53,7 +53,9 @@ class Model(Sites):
 
     def __post_init__(self) -> None:
         self.honest = tuple(range(self.num_sites - 1))
-        self.rules = resolve(self.num_sites, max_colluding=COLLUDING, votes=self.votes)
+        self.rules = resolve(self.num_sites, max_colluding=COLLUDING)
+        if self.votes is not None:  # fewer than a plan may have
+            self.rules = replace(self.rules, votes=self.votes)
         #: Sites that every plan treats alike may be exchanged: the places of each class.
         kinds = [KINDS[plan] for plan in self.plans]
         weighs = any(kind.weights == "private" for kind in kinds)

@@ -27,8 +27,8 @@ from fedshield.protocol.logcheck import cross_check, read_chain
 pytestmark = pytest.mark.usefixtures("unsynced")
 
 LIAR = "hospital"
-FOUR = {"max_colluding": 1, "threshold": 2, "votes": 2, "min_cohort": 4}
-THREE = {"max_colluding": 1, "threshold": 2, "votes": 2, "min_cohort": 3}
+FOUR = {"max_colluding": 1, "threshold": 2, "votes": 3, "min_cohort": 4}
+THREE = {"max_colluding": 1, "threshold": 2, "votes": 3, "min_cohort": 3}
 
 Lie = Callable[[sharing.Share], sharing.Share]
 

@@ -150,6 +150,12 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
                 f"expected the batch that these records were summed in before ({_named(row)}), got "
                 f"one that differs by {len(changed)} sites; whoever goes or joins must consent"
             )
+        # Else several exposures together could leave this site alone.
+        if changed and len(set(request.batch) - consent.exposed) < colluding + 2:
+            return (
+                f"expected {colluding + 2} sites of the batch that are not exposed, got "
+                f"{len(set(request.batch) - consent.exposed)}"
+            )
     return ""
 
 
