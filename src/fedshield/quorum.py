@@ -9,10 +9,11 @@ them, checked before anything runs.
 
 The coordinator chooses who 'dropped out', so sets of sites differ at its will, and the difference
 of two sums is the sum over the sites by which their sets differ. With `membership: fixed` every
-sum is over the whole roster, so that there is no difference, and T = c + 1 will do. Q = c + 2 has two
-honest sites see every ledger's head before a sum is opened, so that none is restored unseen. With
-`open` any set of min_cohort sites may be summed. Two sets are then kept apart within one round only, by
-quorums that share an honest site: it is for plans that protect each training row by itself.
+sum is over the whole roster, so that there is no difference, and T = c + 1 will do. Q = c + 2 has
+two honest sites see every ledger's head before a sum is opened, so that none is restored unseen.
+With `open` any set of min_cohort sites may be summed. Two sets are then kept apart within one round
+only, by quorums that share an honest site: it is for plans that protect each training row by
+itself.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class Sites:
     runs: int = 2
     votes: int | None = None
     backups: Literal["between", "any"] = "between"
-    receipt_heads: bool = False
+    receipt_heads: bool = True
     _things: list[Any] = field(default_factory=list)
     _numbers: dict[Any, int] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)

@@ -346,7 +346,7 @@ class TestMessages:
         messages.Answer({"b": b"box"}, b"", b"tag"),
         messages.AnswerTag(b"tag"),
         messages.Block(1, b"data"),
-        messages.Receipt(b"tag"),
+        messages.Receipt(b"tag", b"head"),
         messages.Done(),
     )
 

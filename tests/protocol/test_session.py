@@ -251,7 +251,7 @@ def test_round_keys_are_read() -> None:
         ({"bank": round_key("bank", replace(SESSION, context=bytes(32)))}, "context"),
         ({"bank": round_key("bank", replace(SESSION, round_number=5))}, "round"),
         ({"bank": round_key("bank", replace(SESSION, phase="weights"))}, "round"),
-        ({"bank": sign("bank", messages.Receipt(bytes(32)), SESSION)}, "kind"),
+        ({"bank": sign("bank", messages.Receipt(bytes(32), b""), SESSION)}, "kind"),
         ({"bank": round_key("bank", model_tag=b"")}, "size"),
     ],
 )

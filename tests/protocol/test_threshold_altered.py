@@ -262,7 +262,7 @@ def test_a_tag_that_its_holder_did_not_sign(federation: Any, way: str) -> None:
         "none": b"",
         "another's": opening.tags["lab"],
         "another sum's": envelope.seal(right.kind, hand.session, "bank", right.to_body(), sign),
-        "another kind": hand.signed_by("bank", messages.Receipt(right.tag)),
+        "another kind": hand.signed_by("bank", messages.Receipt(right.tag, b"")),
         "cut": hand.signed_by("bank", messages.AnswerTag(right.tag[:-1])),
     }[way]
     summation = ours.participants[VICTIM]._sum

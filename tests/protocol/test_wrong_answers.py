@@ -193,7 +193,7 @@ def test_one_liar_of_four(federation: Any, story: str) -> None:
         body_of(one.reply)
         for name in ours.names
         for one in ours.wire.of(name, "open")[-1:]
-        if set(body_of(one.reply)) == {"model_tag"}
+        if set(body_of(one.reply)) == {"model_tag", "head"}
     ]
     assert len(receipts) == 4
     assert len({one["model_tag"] for one in receipts}) == 1
@@ -461,7 +461,7 @@ def test_what_is_noticed_is_of_one_command(federation: Any) -> None:
 
 # -- those who agree on a lie -----------------------------------------------------------------
 
-SEVEN = {"max_colluding": 2, "threshold": 3, "votes": 3, "min_cohort": 7}
+SEVEN = {"max_colluding": 2, "threshold": 3, "votes": 4, "min_cohort": 7}
 COLLUDERS, ALONG = ("ward-00", "ward-01"), ("bank", "clinic")
 
 

@@ -66,7 +66,7 @@ class Sizes:
 
         uploads = {name: bytes(self._size(upload(name), phase, name)) for name in names}
         round_keys, votes = self._signed(round_key, phase), self._signed(vote, phase)
-        receipts = self._signed(messages.Receipt(bytes(32)), phase)
+        receipts = self._signed(messages.Receipt(bytes(32), bytes(HEAD_BYTES)), phase)
         tags = self._signed(answer_tag, phase)
         up = down = 0
         for name in names:
@@ -87,7 +87,7 @@ class Sizes:
             if self._shared:
                 replies += [messages.Shares(shares), messages.Held({})]
                 commands += [messages.FetchShares(), messages.Hold(uploads, shares)]
-            replies += [messages.Receipt(bytes(32)), messages.Done()]
+            replies += [messages.Receipt(bytes(32), bytes(HEAD_BYTES)), messages.Done()]
             commands += [messages.Install(receipts)]
             if phase == "round":
                 replies += [messages.Done()]
@@ -126,7 +126,9 @@ class Sizes:
             before = "weights"
             up_weights, down_weights = self.summed(weights, "weights")
             up, down = up + up_weights, down + down_weights
-        finish = messages.Finish(self._signed(messages.Receipt(bytes(32)), "round"))
+        finish = messages.Finish(
+            self._signed(messages.Receipt(bytes(32), bytes(HEAD_BYTES)), "round")
+        )
         for name in names:
             up += self._size(join, "setup", name)
             up += self._size(messages.Ready(bytes(32)), "setup", name)

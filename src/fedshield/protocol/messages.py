@@ -331,10 +331,12 @@ class Block(Message):
 
 @dataclass(frozen=True)
 class Receipt(Message):
-    """A keyed tag of what was opened: equal at all sites, and nothing to the coordinator."""
+    """A keyed tag of what was opened: equal at all sites, and nothing to the coordinator. `head`:
+    of the site's ledger, signed, which holds this receipt: whoever takes the result has seen it."""
 
     kind = "receipt"
     model_tag: bytes
+    head: bytes
 
 
 @dataclass(frozen=True)

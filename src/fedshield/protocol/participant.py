@@ -423,7 +423,7 @@ class Participant:
         self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
         self._opened = take
         self._receipt_tag = self._tag(b"receipt", result.encode())
-        return messages.Receipt(self._receipt_tag)
+        return messages.Receipt(self._receipt_tag, self._line.statement(self._key.sign))
 
     def _install(self, data: bytes) -> messages.Message:
         """Take what was opened, once enough sites signed that they opened the same."""
@@ -486,6 +486,7 @@ class Participant:
             receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
+            self._line.see(site, receipt.head)
         if len(receipts) < least:
             raise ProtocolError(
                 "disagree",
