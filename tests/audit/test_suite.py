@@ -114,6 +114,18 @@ def test_updates_of_no_row_are_left_out_and_told(staged: Any) -> None:
     assert skipped == {"plain, server": "updates left out because no row was drawn: 6"}
 
 
+def test_a_guess_says_whose_rows_are_of_the_kind_that_it_was_made_from(staged: Any) -> None:
+    """Token counts of the samples are a better guess of sites whose rows are samples too."""
+    found = staged()
+    alike = ", from which the rows of bank, hospital, school are as well"
+    own = {"bank": dataclasses.replace(found.scene.data["bank"], source="notes.jsonl")}
+    for scene, more in ((found.scene, alike), (dataclasses.replace(found.scene, data=own), "")):
+        attacker = on_updates.Attacker(found.plan, scene, ["tokens"], {})
+        (guess, *_) = attacker.from_public_text(found.recording)
+        start = "guessed by how frequent tokens are in the built-in public samples"
+        assert guess.note == start + more
+
+
 def test_the_noise_of_sites_is_only_measured_where_it_is_added() -> None:
     plan = make(**SITE)
     skipped: dict[str, str] = {}

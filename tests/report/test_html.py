@@ -244,18 +244,12 @@ def test_the_table_of_rounds_has_a_number_in_every_cell(tmp_path: Path) -> None:
     assert "not recorded" not in [cell for row in rounds for cell in row]
 
 
-def printed(text: str) -> str:
-    """What of the page's style is for paper, with the rules that come before it left out."""
-    style = text[text.index("<style>") : text.index("</style>")]
-    return style[style.index("@page") :]
-
-
 def test_in_print_nothing_is_folded_dark_or_torn(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path)).read_text(encoding="utf-8")
     style = text[: text.index("</style>")]
     # The later rule counts: a reader's dark screen makes no dark paper.
     assert style.index("prefers-color-scheme: dark") < style.index("@media print {\n  :root {")
-    paper = printed(text)
+    paper = style[style.index("@page") :]
     assert "details::details-content { content-visibility: visible; display: block; }" in paper
     unknown = paper[paper.index("@supports not selector(details::details-content)") :]
     assert "details:not([open]) summary::after { content: " in unknown

@@ -114,10 +114,9 @@ def _rounds_run(audit: Audit) -> str:
         return "This plan's one round was run"
     if audit.rounds >= planned:
         return f"All {planned} rounds of this plan were run"
-    first = "first round" if audit.rounds == 1 else f"first {audit.rounds}"
-    return (
-        f"The {first} of this plan's {planned} rounds {'was' if audit.rounds == 1 else 'were'} run"
-    )
+    if audit.rounds == 1:
+        return f"The first round of this plan's {planned} rounds was run"
+    return f"The first {audit.rounds} of this plan's {planned} rounds were run"
 
 
 def _rows(audit: Audit, attack: str) -> list[tuple[str, ...]]:

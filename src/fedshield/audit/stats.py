@@ -36,6 +36,11 @@ class Measure:
         """Whether guessing is within the interval."""
         return self.chance is not None and self.low <= self.chance <= self.high
 
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the whole interval is above what guessing gives."""
+        return self.low > (self.chance or 0.0)
+
 
 def clopper_pearson(hits: int, trials: int, chance: float | None = None) -> Measure:
     """The exact interval of a rate. Raises `ValueError` unless 0 <= hits <= trials, trials > 0."""

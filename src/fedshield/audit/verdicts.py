@@ -97,7 +97,7 @@ def _from_ciphertexts(audit: Audit, who: str, measure: Measure) -> Verdict:
     """Of the token attack, and of the one that names the silo of an update."""
     verdict = _from_tokens(audit, who, measure)
     silo = words.find(audit, audit.run_scheme, SERVER, words.SILO)
-    if silo is None or silo.measure.low <= (silo.measure.chance or 0.0):
+    if silo is None or not silo.measure.beats_chance:
         return verdict
     text = (
         f"{verdict.text} The silo attack named the site of {percent(silo.measure)} of the updates, "
@@ -111,7 +111,7 @@ def _from_tokens(audit: Audit, who: str, measure: Measure) -> Verdict:
     rests = "That it reads no update rests on ring-LWE encryption and the assumptions below."
     named, chance = percent(measure), measure.chance or 0.0
     clear = words.find(audit, "plain", SERVER, words.SHARE)
-    if measure.low > chance:
+    if measure.beats_chance:
         text = (
             f"From what it sees the token attack named {named} of the text's tokens, from random "
             f"numbers {100 * chance:.0f}{SPACE}%. Encryption should leave no difference: find out "
@@ -238,12 +238,8 @@ def _secrets(audit: Audit) -> Verdict | None:
         return None
     bits = f"{most.what.capitalize()}: {words.number(most.measure)}, in bits."
     bits += words.never_planted(audit)
+    bound = _bound(audit, of_many_rows=True)
     if most.measure.low <= words.unplanted_bits(audit):
-        text = f"{bits} That is no better than for a secret never planted, and no evidence that "
-        text += "none are kept. "
-        return Verdict(
-            HOLDER, "Secrets: no evidence", text + _bound(audit, of_many_rows=True), NO_EVIDENCE
-        )
-    return Verdict(
-        HOLDER, "Repeated secrets show", f"{bits} {_bound(audit, of_many_rows=True)}", READS
-    )
+        bits += " That is no better than for a secret never planted, and no evidence that none are "
+        return Verdict(HOLDER, "Secrets: no evidence", f"{bits}kept. {bound}", NO_EVIDENCE)
+    return Verdict(HOLDER, "Repeated secrets show", f"{bits} {bound}", READS)

@@ -134,9 +134,8 @@ def how_to_read(audit: Audit) -> Iterator[str]:
     if guessed is not None:
         floor = max(floor, guessed.measure.value)
         yield (
-            "With no view at all, by how frequent tokens are in the built-in samples, anyone names "
-            f"a share of {number(guessed.measure)}. A view tells something only beyond that."
-            + (f" Here {guessed.note}." if guessed.note else "")
+            f"With no view at all, {guessed.note}, anyone names a share of "
+            f"{number(guessed.measure)}. A view tells something only beyond that."
         )
     if clear.measure.low <= floor:
         yield (
@@ -154,7 +153,7 @@ def how_to_read(audit: Audit) -> Iterator[str]:
             "it is the adapter of every scheme, up to the rounding of its integers."
         )
     silo, hidden = find(audit, "plain", SERVER, SILO), find(audit, "rlwe", SERVER, SILO)
-    if silo is not None and hidden is not None and silo.measure.low > (silo.measure.chance or 0.0):
+    if silo is not None and hidden is not None and silo.measure.beats_chance:
         yield (
             f"Which silo an update comes from: {number(silo.measure)} without protection, "
             f"{number(hidden.measure)} from what the server has under rlwe."

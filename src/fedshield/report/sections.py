@@ -228,7 +228,9 @@ def time_section(run: Run) -> Row:
     ]
     guarded = [(name, seconds) for name, seconds in phases if name in GUARDING and seconds > 0]
     guarded_seconds = sum(seconds for _, seconds in guarded)
-    at_once = "where sites work at the same time, and "
+    differ = "by waiting and writing."
+    if run.summary.get("engine") != "inprocess":  # there sites take turns
+        differ = f"where sites work at the same time, and {differ}"
     alt = "Time by phase. " + "; ".join(
         f"{row['phase']}: {row['seconds']}, {row['share']}" for row in rows
     )
@@ -236,8 +238,7 @@ def time_section(run: Run) -> Row:
         "figure": _both(figures.phase_bar, phases, ident="time", alt=alt),
         "rows": rows,
         "total": units.human_seconds(total),
-        # In one process sites take turns.
-        "differ": at_once * (run.summary.get("engine") != "inprocess") + "by waiting and writing.",
+        "differ": differ,
         "over": "this site's rounds" if run.summary.get("figures_of") else "sites and rounds",
         "guarded": _sentence_list([doing[name] for name, _ in guarded]),
         "guarded_share": units.percent(guarded_seconds, total),

@@ -15,6 +15,12 @@ from fedshield.errors import RoundFailed, UserError
 from fedshield.plan import SpeedPlan
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the word of an abort: tests/engines/flare/test_link.py has a clock for that."""
+    monkeypatch.setattr(link, "ABORT_WORD_S", 0.0)
+
+
 def test_too_little_room_is_told_with_the_limit_and_what_is_needed() -> None:
     limit = TaskLimit(700, 450, "the container's pids.max")
     assert limits.too_few(limit, 250, "the server") == ""
@@ -102,12 +108,6 @@ def test_no_site_is_blamed_for_threads_that_cannot_be_started(
         "in use; no site is to blame: raise the limit at the coordinator, or end what else runs "
         "under it, until there is room for 400 (docs/deploy.md), then go on"
     )
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the word of an abort: tests/engines/flare/test_link.py has a clock for that."""
-    monkeypatch.setattr(link, "ABORT_WORD_S", 0.0)
 
 
 class OutOfThreads(Failing):

@@ -132,9 +132,11 @@ def test_a_site_that_an_abort_ended_first_is_not_lost(
         raise RuntimeError("the runtime is shutting down")
 
     answers = {"a": Proxy(good()), "b": Proxy(ended)}
-    sites = FlareSites(answers, SPEED, lambda: clock.monotonic() >= word_after > 0)
-    if word_after == 0:
-        sites = FlareSites(answers, SPEED, lambda: bool(answers["b"].timeouts))
+
+    def told() -> bool:
+        return bool(answers["b"].timeouts) and clock.monotonic() >= word_after
+
+    sites = FlareSites(answers, SPEED, told)
     if aborted:
         with pytest.raises(RoundFailed, match="aborted by whoever submitted it"):
             sites.call("fetch", {"a": b"", "b": b""})
