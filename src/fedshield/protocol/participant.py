@@ -138,9 +138,9 @@ class Participant:
         self._left_out_of_weights = False
         self._receipt_tag = b""
         self._versions: dict[str, bytes] = {}
-        # The result that is not taken yet, and what takes it; whether this site signed for it.
-        self._opened: tuple[str, Callable[[], None]] | None = None
-        self._signed = False
+        # What takes the sum that was opened last; its result, and whether this site signed for it.
+        self._opened: Callable[[], None] | None = None
+        self._result, self._signed = "", False
         self._faulty = {}
 
     @property
@@ -423,7 +423,7 @@ class Participant:
             )
         # Kept before it is signed for: a site that signed for another result before sends no receipt
         # now, and takes this one only by those of the others.
-        self._opened, self._signed = (result, take), False
+        self._opened, self._result, self._signed = take, result, False
         self._receipt_tag = self._tag(b"receipt", result.encode())
         # Signed once for ever: of two results of one sum, no two certificates can be made.
         self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
@@ -436,11 +436,11 @@ class Participant:
         if self._opened is None:
             raise ProtocolError("repeated", "there is nothing opened to take")
         self._check_receipts(command.receipts, self._binding)
-        result, install = self._opened
         if not self._signed:
             # First: its own receipt is for another result, and the next round starts from this one.
-            self._line.take_certified(self._binding.phase, self._binding.round_number, result)
-        self._opened = None
+            number = self._binding.round_number
+            self._line.take_certified(self._binding.phase, number, self._result)
+        install, self._opened = self._opened, None
         install()
         return messages.Done()
 
