@@ -255,7 +255,12 @@ LIES: list[tuple[str, str, Any, str]] = [
     ("plain ckks rlwe", "fetch", lambda body: b"FSHD\x01" + bytes(100), "signature"),
     ("plain ckks", "announce", lambda body: {"more": 1}, "malformed"),
     ("plain ckks", "quorum", lambda body: {"boxes": {}}, "malformed"),
-    ("plain ckks rlwe", "open", lambda body: body | {"model_tag": bytes(32)}, "opened different sums"),
+    (
+        "plain ckks rlwe",
+        "open",
+        lambda body: body | {"model_tag": bytes(32)},
+        "opened different sums",
+    ),
     ("plain ckks", "open", lambda body: b"x" * 200, "signature"),
     ("plain ckks rlwe", "prepare", lambda body: body | {"key": b"short"}, "refused: size: clinic"),
     ("plain ckks rlwe", "prepare", lambda body: body | {"model_tag": b""}, "refused: size: clinic"),

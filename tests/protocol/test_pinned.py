@@ -231,9 +231,7 @@ def test_three_sites_need_every_receipt(federation: Any, scheme: str) -> None:
     line.sign_receipt(ROUND, 2, "d" * 64)
     with pytest.raises(RoundFailed, match=r"open: no answer from bank \(disagree\)"):
         ours.coordinator.round(2)
-    receipts = {
-        site: ours.wire.of(site, "open")[-1].reply for site in ours.names if site != PINNED
-    }
+    receipts = {site: ours.wire.of(site, "open")[-1].reply for site in ours.names if site != PINNED}
     with nothing_installed(ours, PINNED):
         assert ours.refused(PINNED, messages.Install(receipts)) == "disagree"
 

@@ -37,7 +37,7 @@ class Ledger:
     """One site's ledger, open and locked. Make it with `create` or `open`; it is a context manager.
 
     `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
-    of others, where this site's own is for another; `approvals`: the last of each plan;
+    of others, where this site's own is for another; `approvals`: the last of each plan, in order;
     `peers`: the last head that each other site signed, by its first key, and the signed statement.
     Raises `LedgerError`."""
 
@@ -290,6 +290,7 @@ class Ledger:
             self.rows.append(entries.to_row(entry, self._records))
         elif kind == "approval":
             approval = entries.to_approval(entry)
+            self.approvals.pop(approval.plan, None)  # approved again, it is the last
             self.approvals[approval.plan] = approval
             self._approved_at[approval.plan] = len(self.rows)
         elif kind == "receipt":

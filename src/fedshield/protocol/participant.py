@@ -421,8 +421,8 @@ class Participant:
             result, take = self._model.opened(
                 opened, self._binding.round_number, self._weight, current.contributors
             )
-        # Kept before it is signed for: a site that signed for another result before sends no receipt
-        # now, and takes this one only by those of the others.
+        # Kept before it is signed for: a site that signed for another result before sends no
+        # receipt now, and takes this one only by those of the others.
         self._opened, self._result, self._signed = take, result, False
         self._receipt_tag = self._tag(b"receipt", result.encode())
         # Signed once for ever: of two results of one sum, no two certificates can be made.
