@@ -232,7 +232,8 @@ class Model(Sites):
         self, sites: list[int], ask: Ask, voting: Sequence[int]
     ) -> Iterator[tuple[list[int], bool, tuple[object, ...]]]:
         """Each of `voting` opens one of two results and signs for it, unless it signed for another
-        before or is killed first. Then any of those with a certificate take theirs."""
+        before or is killed first. Then any of those with a certificate take theirs, and with them
+        any that signed for another before and opened this one now."""
         path = ask.base or (ask.plan if ask.number else f"tally of {ask.plan}")
         named = [Receipt(ask.plan, ask.phase, ask.number, f"{path}/{place}") for place in (0, 1)]
         # Two results that no ledger knows of are alike.
@@ -254,6 +255,13 @@ class Model(Sites):
                 if len(of) + COLLUDING >= least_opened(self.rules)
                 for index in of
             ]
+            certain += [
+                (index, receipt)
+                for receipt, of in signers.items()
+                if len(of) + COLLUDING >= least_opened(self.rules)
+                for index in set(voting) - {one for some in signers.values() for one in some}
+                if self.once(self._take_certified, index, sites[index], receipt) is not None
+            ]
             for size in range(len(certain) + 1):
                 for taking in combinations(certain, size):
                     yield self._taken(signed, signers, taking), True, (signers, taking)
@@ -266,7 +274,10 @@ class Model(Sites):
     ) -> list[int]:
         after = list(sites)
         for index, receipt in taking:
-            after[index] = self.once(self._take, after[index], receipt)
+            if index in signers[receipt]:
+                after[index] = self.once(self._take, after[index], receipt)
+            else:
+                after[index] = self.once(self._take_certified, index, after[index], receipt)
             for other in signers[receipt] if self.receipt_heads else ():
                 if other != index:
                     after[other] = self.once(self._seen, after[other])

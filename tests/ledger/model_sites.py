@@ -67,8 +67,16 @@ class Ask(NamedTuple):
         return "round" if self.number else "weights"
 
 
-#: A line of a site's ledger: a row, or the result that a receipt was signed for.
-Entry = Ask | Receipt
+class Certified(NamedTuple):
+    """A result that a site took by the receipts of others, its own being for another."""
+
+    kind: str
+    result: Receipt
+
+
+#: A line of a site's ledger: a row, the result that a receipt was signed for, or one that was taken
+#: without.
+Entry = Ask | Receipt | Certified
 Chain = tuple[Entry, ...]
 
 
@@ -140,14 +148,15 @@ class Sites:
         site = self._things[number]
         found = []
         for lines in range(len(site.ledger)):
-            if self.backups == "between" and isinstance(site.ledger[lines], Receipt):
+            if self.backups == "between" and not isinstance(site.ledger[lines], Ask):
                 continue  # a session writes its row before each receipt
             ledger = site.ledger[:lines]
             seen = self.ledger(index, site.ledger[: site.seen])
             if not self.ledger(index, ledger).holds(seen.head):
                 continue
-            signed = {one for one in ledger if isinstance(one, Receipt)}
-            restored = self._no_more_backups(self.number(Site(ledger, site.taken & signed)))
+            known = {one for one in ledger if isinstance(one, Receipt)}
+            known |= {one.result for one in ledger if isinstance(one, Certified)}
+            restored = self._no_more_backups(self.number(Site(ledger, site.taken & known)))
             restored = self.number(self._things[restored]._replace(restored=True))
             found.append((lines, restored))
         return found
@@ -185,6 +194,21 @@ class Sites:
             return found  # it signed for this before: to do so again only adds to what it may take
         return [(None, number), *found]
 
+    def _take_certified(self, index: int, number: int, wanted: Receipt) -> int | None:
+        """The site after it took a result that others signed for; None where it signed for this one
+        itself, or for none, or took another so before."""
+        site = self._things[number]
+        ledger = MemoryLedger()
+        known = self.ledger(index, site.ledger)
+        if known.receipts.get(wanted.key, wanted) == wanted:
+            return None
+        ledger.certified = dict(known.certified)
+        if ledger.add_certified(wanted) != wanted:
+            return None
+        line = Certified("certified", wanted)
+        lines = () if line in site.ledger else (line,)
+        return self._take(self.number(site._replace(ledger=(*site.ledger, *lines))), wanted)
+
     def _take(self, number: int, receipt: Receipt) -> int:
         site = self._things[number]
         return self.number(site._replace(taken=site.taken | {receipt}))
@@ -200,8 +224,10 @@ class Sites:
         for line in lines:
             if isinstance(line, Ask):
                 ledger._append(entries.of_row(self.row(index, line), records))
-            else:
+            elif isinstance(line, Receipt):
                 ledger._append({"kind": "receipt", **line._asdict()})
+            else:
+                ledger._append({"kind": "certified", **line.result._asdict()})
         return ledger
 
     def row(self, index: int, ask: Ask) -> Row:

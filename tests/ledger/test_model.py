@@ -15,6 +15,7 @@ from fedshield.ledger.file import Ledger, Receipt
 from fedshield.ledger.rows import Version
 from fedshield.quorum import Rules
 from model import COLLUDING, Model
+from model_sites import Certified, Site
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,18 @@ def test_without_heads_in_receipts_a_backup_splits_four_sites() -> None:
     assert blind.violation.startswith("agreement")
     sound = Model(4, 1, ("first",), backups="any").explore()
     assert not sound.violation, sound.trace
+
+
+def test_of_four_sites_one_that_signed_for_another_result_takes_that_of_the_others() -> None:
+    """In histories of this model too, and no two results are installed for it. Three sites cannot:
+    two others are no certificate."""
+    for num_sites, takes in ((3, False), (4, True)):
+        model = Model(num_sites, 1, ("first",))
+        outcome = model.explore()
+        assert not outcome.violation, outcome.trace
+        sites = [one for one in model._things if isinstance(one, Site)]
+        certified = [line for one in sites for line in one.ledger if isinstance(line, Certified)]
+        assert bool(certified) == takes
 
 
 def _lets_through(*_: Any) -> str:

@@ -255,7 +255,12 @@ LIES: list[tuple[str, str, Any, str]] = [
     ("plain ckks rlwe", "fetch", lambda body: b"FSHD\x01" + bytes(100), "signature"),
     ("plain ckks", "announce", lambda body: {"more": 1}, "malformed"),
     ("plain ckks", "quorum", lambda body: {"boxes": {}}, "malformed"),
-    ("plain ckks rlwe", "open", lambda body: {"model_tag": bytes(32)}, "opened different sums"),
+    (
+        "plain ckks rlwe",
+        "open",
+        lambda body: body | {"model_tag": bytes(32)},
+        "opened different sums",
+    ),
     ("plain ckks", "open", lambda body: b"x" * 200, "signature"),
     ("plain ckks rlwe", "prepare", lambda body: body | {"key": b"short"}, "refused: size: clinic"),
     ("plain ckks rlwe", "prepare", lambda body: body | {"model_tag": b""}, "refused: size: clinic"),
@@ -561,7 +566,7 @@ def test_receipts_that_are_missing_old_or_forged(federation: Any, scheme: str) -
     older = {name: ours.wire.of(name, "open")[0].reply for name in ours.names}
     _, binding, sender, body = ours.opened(receipts[BAD])
     forged = envelope.seal("receipt", binding, sender, body, SigningKey().sign)
-    other = {"model_tag": bytes([body["model_tag"][0] ^ 1]) + body["model_tag"][1:]}
+    other = {**body, "model_tag": bytes([body["model_tag"][0] ^ 1]) + body["model_tag"][1:]}
     lied = envelope.seal("receipt", binding, sender, other, ours.keys[BAD].sign)
     stranger = envelope.seal("receipt", binding, "lab", body, SigningKey().sign)
     cases: list[tuple[dict[str, bytes], str]] = [

@@ -16,9 +16,10 @@ from fedshield.model.base import inspect
 from fedshield.model.chat import use_template
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Earlier
-from fedshield.protocol.line import Line
+from fedshield.protocol.line import Line, tallies
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.site_model import counted
+from fedshield.quorum import Rules
 
 #: Names of the eight lines, in their order.
 LABELS = (
@@ -55,11 +56,11 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
     use_template(tokenizer, plan.model.chat_template)
     shown = preview(here, tokenizer, kit.name, ROWS_SHOWN)
     line = line_of(ledger, kit.name, plan, party.roster, "", shown.data)
-    words = _lines(kit.name, plan, party.roster, model_sha256, shown, line)
+    count = counted(plan, len(shown.data.train), party.example_cap)
+    words = _lines(plan, kit.name, party.roster, model_sha256, shown, line, count)
     last = list(ledger.approvals.values())[-1:]
     before = dict(zip(LABELS, last[0].lines, strict=False)) if last else {}
     changed = {label for label, text in words if last and before.get(label) != text}
-    count = counted(plan, len(shown.data.train), party.example_cap)
     refusals = line.refusals_now(count)
     approval = approval_of(plan, party.roster, model_sha256)
     return Proposal(
@@ -75,32 +76,70 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
 
 
 def _lines(
-    name: str, plan: Plan, roster: Roster, model_sha256: str, shown: Preview, line: Line
+    plan: Plan, name: str, roster: Roster, model_sha256: str, shown: Preview, line: Line, count: int
 ) -> tuple[tuple[str, str], ...]:
+    """`count`: what this site's rows count for."""
     rules = roster.rules
-    others = [site for site in roster.names() if site != name]
-    rounds = plan.rounds + (plan.scheme.weights == "private")
-    before = len({row.key for row in line.rows()})
-    everyone = "always all of them" if rules.membership == "fixed" else "or fewer of them"
     texts: Sequence[str] = (
-        f"{', '.join(others)}: {len(others) + 1} sites with this one, {everyone}",
-        _share(plan, len(others) + 1),
+        _summed(name, roster.names(), rules),
+        _share(plan, rules, len(shown.data.train), count),
         f"{len(shown.data.train):,} with loss, of {shown.data.source}",
-        f"{rounds:,} of this plan ({plan.rounds:,} rounds), {before + rounds:,} in all on these "
-        "records",
+        _sums(plan, line),
         _epsilon(plan, line),
-        _opening(plan, roster),
+        _opening(plan, rules),
         f"the adapter that the plan's seed gives, on the base model {model_sha256[:16]}",
         _leaving(plan),
     )
     return tuple(zip(LABELS, texts, strict=True))
 
 
-def _share(plan: Plan, num_sites: int) -> str:
-    if plan.scheme.weights == "equal":
-        return f"1 of {num_sites}, whatever the number of rows"
-    known = "told to all" if plan.scheme.weights == "public" else "kept to itself"
-    return f"by number of rows, which each site has {known}"
+def _whole(rules: Rules) -> bool:
+    """Whether every sum is over all sites."""
+    return rules.min_cohort == rules.num_sites
+
+
+def _summed(name: str, names: Sequence[str], rules: Rules) -> str:
+    others = ", ".join(site for site in names if site != name)
+    if _whole(rules):
+        which = "always all of them"
+    else:
+        which = f"or any set of at least {rules.min_cohort} of them"
+    return f"{others}: {len(names)} sites with this one, {which}"
+
+
+def _share(plan: Plan, rules: Rules, rows: int, count: int) -> str:
+    weights, name = plan.scheme.weights, plan.scheme.name
+    if weights == "equal":
+        sites = f"{rules.num_sites}" if _whole(rules) else "the sites in the sum"
+        return f"1 of {sites}, whatever the number of rows"
+    by = f"by number of rows: this site's {rows:,} count as {count:,}, which is"
+    if weights == "public":
+        return f"{by} told to all sites and the coordinator"
+    if name == "plain":
+        return f"{by} not encrypted: the coordinator reads every site's count"
+    told = f"{by} encrypted as the updates are; the total of all sites is opened"
+    if rules.num_sites == 2:
+        return f"{told}, which tells each of two sites the other's count"
+    if not _whole(rules):
+        return f"{told}, and the difference of totals over two sets can tell a site's count"
+    return told
+
+
+def _sums(plan: Plan, line: Line) -> str:
+    """Each sum once, however often its plan was approved or the sum was tried."""
+    own = plan.rounds + len(tallies(plan))
+    entered = {row.key for row in line.rows()}
+    before = {key for key in entered if key[0] == plan.sha256()}
+    of_plan = f"{plan.rounds:,} rounds"
+    if tallies(plan):
+        of_plan += " and the total of the counts"
+        if plan.scheme.membership == "open":
+            of_plan += ", which can be over another set in each session"
+    done = f", {len(before):,} of them entered before" if before else ""
+    return (
+        f"{own:,} of this plan ({of_plan}){done}; {len(entered - before) + own:,} in all on these "
+        "records"
+    )
 
 
 def _epsilon(plan: Plan, line: Line) -> str:
@@ -141,19 +180,61 @@ def _passed_limits(plan: Plan, ledger: Ledger, line: Line) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _opening(plan: Plan, roster: Roster) -> str:
-    rules = roster.rules
-    if plan.scheme.name != "rlwe":
-        return "each site opens every sum" + (
-            ", and the coordinator every update" if plan.scheme.name == "plain" else ""
+def _opening(plan: Plan, rules: Rules) -> str:
+    """Who comes to read what of the updates: SECURITY.md, by scheme, in one line."""
+    if plan.scheme.name == "plain":
+        return (
+            "nothing is encrypted: the coordinator reads every site's update and every sum; each "
+            f"site reads every sum{_of_two(rules)}"
         )
-    who = "the server" if plan.scheme.open_to == "server" else "the sites"
+    if plan.scheme.name == "ckks":
+        return (
+            "each site opens every sum; the coordinator reads nothing only while it follows the "
+            "protocol and no site colludes with it: with any one site it can read every site's "
+            f"update{_of_two(rules)}"
+        )
+    server = plan.scheme.open_to == "server"
+    who = "the coordinator and each site open" if server else "each site opens"
+    opened = f"{who} every sum, and no update alone, with {rules.threshold} answers"
+    colluding = "the coordinator alone learns"
+    if rules.max_colluding:
+        colluding = f"up to {rules.max_colluding} colluding sites and the coordinator learn"
+    if rules.server == "malicious":
+        return f"{opened}; {colluding} no more{_of_sets(rules)}{_of_two(rules)}"
     return (
-        f"{who}, the sum only, with {rules.threshold} of {rules.num_sites} answers; up to "
-        f"{rules.max_colluding} colluding sites and the coordinator learn no more"
+        f"{opened}; {colluding} no more only while the coordinator follows the protocol "
+        "(semi-honest: no votes on who is in a sum): else it may have more opened"
+        f"{_of_sets(rules)}{_of_two(rules)}"
     )
 
 
+def _of_sets(rules: Rules) -> str:
+    """What subtraction shows where sums are over several sets (R1: under unit example only)."""
+    if _whole(rules):
+        return ""
+    return (
+        "; but the difference of two sums over different sets can be this site's own update, with "
+        "its noise"
+    )
+
+
+def _of_two(rules: Rules) -> str:
+    return "; of two sites each learns the other's update" if rules.num_sites == 2 else ""
+
+
 def _leaving(plan: Plan) -> str:
-    bits = f", {plan.encoding.bits} bits a value" if plan.scheme.name == "rlwe" else ""
-    return f"one encrypted update a round ({plan.scheme.name}{bits}), signed counts and digests"
+    scheme = plan.scheme
+    if scheme.name == "plain":
+        update = "one update a round, not encrypted (plain)"
+    elif scheme.name == "ckks":
+        update = f"one encrypted update a round (ckks, {scheme.parameter_set})"
+    else:
+        update = f"one encrypted update a round (rlwe, {plan.encoding.bits} bits a value)"
+        if plan.privacy.unit == "none":
+            update += ", the training loss with it"
+    counts = {
+        "equal": "no count",
+        "public": "its count, signed and in the clear",
+        "private": "its count, " + ("not encrypted" if scheme.name == "plain" else "encrypted"),
+    }
+    return f"{update}; {counts[scheme.weights]}; signed digests"

@@ -5,10 +5,26 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedshield.ledger.rows import RECORD_BYTES, Row, Scale, Version
 from fedshield.ledger.rules import Approval
+
+
+class Receipt(NamedTuple):
+    """A result of a sum. What this site signed for (R4: one for each key, for ever), or what it
+    took since enough others signed for it."""
+
+    plan: str
+    phase: str
+    round_number: int
+    result: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The sum that it is the result of."""
+        return self[:3]
+
 
 _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
@@ -46,6 +62,11 @@ def to_approval(entry: Mapping[str, Any]) -> Approval:
     lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
     part = given["part"] and Version(*given["part"])
     return Approval(**given | lists | {"part": part})
+
+
+def to_receipt(entry: Mapping[str, Any]) -> Receipt:
+    """Raises `KeyError` for another entry."""
+    return Receipt(**{name: entry[name] for name in Receipt._fields})
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

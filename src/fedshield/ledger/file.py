@@ -18,10 +18,11 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from fedshield.durable import sync_folder
 from fedshield.ledger import entries, heads
+from fedshield.ledger.entries import Receipt
 from fedshield.ledger.heads import RESTORE, Head, LedgerError
 from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
@@ -32,19 +33,11 @@ FORMAT = "fedshield ledger 1"
 KEY_BYTES = 32
 
 
-class Receipt(NamedTuple):
-    """What this site signed for a result (R4: one for each key, for ever), and the result."""
-
-    plan: str
-    phase: str
-    round_number: int
-    result: str
-
-
 class Ledger:
     """One site's ledger, open and locked. Make it with `create` or `open`; it is a context manager.
 
-    `rows`, `receipts`: what it holds, the oldest first; `approvals`: the last of each plan;
+    `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
+    of others, where this site's own is for another; `approvals`: the last of each plan, in order;
     `peers`: the last head that each other site signed, by its first key, and the signed statement.
     Raises `LedgerError`."""
 
@@ -57,6 +50,7 @@ class Ledger:
         self._broken = False
         self.rows: list[Row] = []
         self.receipts: dict[tuple[str, str, int], Receipt] = {}
+        self.certified: dict[tuple[str, str, int], Receipt] = {}
         self.approvals: dict[str, Approval] = {}
         self.peers: dict[str, tuple[Head, bytes]] = {}
         # Where the rows stood when each plan was last approved.
@@ -152,8 +146,10 @@ class Ledger:
         return sum(row.key == key for row in self.rows[since:])
 
     def results(self, plan: str) -> frozenset[str]:
-        """The digests of this plan's results that this site signed a receipt for."""
-        return frozenset(one.result for one in self.receipts.values() if one.plan == plan)
+        """The digests of this plan's results: those that this site signed a receipt for, but where
+        it took another one since enough others signed for it."""
+        results = (self.receipts | self.certified).values()
+        return frozenset(one.result for one in results if one.plan == plan)
 
     def approve(self, approval: Approval) -> None:
         """Record that this site's operator approved a plan; its sums may be tried anew."""
@@ -178,10 +174,15 @@ class Ledger:
 
     def add_receipt(self, receipt: Receipt) -> Receipt:
         """The receipt to sign for this key: the first one that was ever added, whatever comes."""
-        known = self.receipts.get(receipt[:3])
-        if known is None:
+        if receipt.key not in self.receipts:
             self._append({"kind": "receipt", **receipt._asdict()})
-        return known or receipt
+        return self.receipts[receipt.key]
+
+    def add_certified(self, receipt: Receipt) -> Receipt:
+        """The result to take by the receipts of others: the first one that was ever added."""
+        if receipt.key not in self.certified:
+            self._append({"kind": "certified", **receipt._asdict()})
+        return self.certified[receipt.key]
 
     # -- the file --------------------------------------------------------------------------
 
@@ -289,11 +290,15 @@ class Ledger:
             self.rows.append(entries.to_row(entry, self._records))
         elif kind == "approval":
             approval = entries.to_approval(entry)
+            self.approvals.pop(approval.plan, None)  # approved again, it is the last
             self.approvals[approval.plan] = approval
             self._approved_at[approval.plan] = len(self.rows)
         elif kind == "receipt":
-            receipt = Receipt(**{name: entry[name] for name in Receipt._fields})
-            self.receipts[receipt[:3]] = receipt
+            receipt = entries.to_receipt(entry)
+            self.receipts[receipt.key] = receipt
+        elif kind == "certified":
+            receipt = entries.to_receipt(entry)
+            self.certified[receipt.key] = receipt
         else:
             raise ValueError(kind)
         self._digests.append(digest)

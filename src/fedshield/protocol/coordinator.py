@@ -266,13 +266,16 @@ class Coordinator:
                 if holder != site and (answer.share or site in answer.boxes)
             }
             opening[site] = messages.Open(boxes, {holder: answers[holder].tag for holder in boxes})
-        receipts = self._calls.gather(opening, messages.Receipt)
-        self._calls.require("open", len(receipts), self._least_opened)
+        # A site that signed for another result before has no receipt to give now. It takes this one
+        # by the others' receipts, if they are enough.
+        receipts = self._calls.gather(opening, messages.Receipt, but="disagree")
+        unsigned = dict.fromkeys(set(self.active) - set(receipts), "disagree")
+        self._calls.require("open", len(receipts), self._least_opened, unsigned)
         self._receipts = {site: data for site, (data, _) in receipts.items()}
         if len({receipt.model_tag for _, receipt in receipts.values()}) != 1:
             raise RoundFailed("the sites opened different sums; no site takes its own")
         install = messages.Install(self._receipts)
-        self._calls.gather(dict.fromkeys(self._receipts, install), messages.Done)
+        self._calls.gather(self._calls.everyone(install), messages.Done)
         self._calls.require("install", len(self.active), self._least_left)
         summed: dict[str, codec.Value] = {
             "contributors": contributors_digest(found).hex(),

@@ -34,7 +34,7 @@ from fedshield.privacy.terms import Terms as PrivacyTerms
 from fedshield.protocol import codec
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import ROUND, WEIGHTS
+from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
 
 HEAD_LABEL = "fedshield ledger head 1"
 
@@ -217,16 +217,32 @@ class Line:
 
     def sign_receipt(self, phase: str, round_number: int, result: str) -> None:
         """Record the result that this site is about to sign for, once for ever. Raises
-        `ProtocolError` ('disagree') if it signed for another before. With membership open a tally
-        of another session can be over another set, and have another total."""
+        `ProtocolError` ('disagree') if it signed for another before: then `take_certified` is the
+        only way to this one. With membership open a tally of another session can be over another
+        set, and have another total."""
         if self._roster.rules.membership == "open" and phase != ROUND:
             return
         wanted = Receipt(self._plan_sha256, phase, round_number, result)
         if self._ledger.add_receipt(wanted) != wanted:
+            least, others = least_opened(self._roster.rules), len(self._roster.sites) - 1
             raise ProtocolError(
                 "disagree",
                 f"R4: round {round_number} ({phase}): this site signed for another result before; "
-                "find out why the sum opened differently before the run goes on",
+                f"it signs for no second one, and takes this one only if {least} other sites sign "
+                f"for it (there are {others}); find out why the sum opened differently",
+            )
+
+    def take_certified(self, phase: str, round_number: int, result: str) -> None:
+        """Record the result of a sum that this site is about to take by the receipts of others,
+        since its own is for another. Raises `ProtocolError` ('disagree') if it recorded another
+        one so before: of two certificates one is false."""
+        wanted = Receipt(self._plan_sha256, phase, round_number, result)
+        if self._ledger.add_certified(wanted) != wanted:
+            raise ProtocolError(
+                "disagree",
+                f"R4: round {round_number} ({phase}): expected the result that others signed for "
+                "before, got another with as many receipts: more sites lie than the plan's "
+                "max_colluding; stop, and ask the other sites",
             )
 
     # -- heads -----------------------------------------------------------------------------

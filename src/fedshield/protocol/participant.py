@@ -139,7 +139,9 @@ class Participant:
         self._left_out_of_weights = False
         self._receipt_tag = b""
         self._versions: dict[str, Version] = {}
+        # What takes the sum that was opened last; its result, and whether this site signed for it.
         self._opened: Callable[[], None] | None = None
+        self._result, self._signed = "", False
         self._faulty = {}
 
     @property
@@ -420,18 +422,25 @@ class Participant:
             result, take = self._model.opened(
                 opened, self._binding.round_number, self._weight, current.contributors
             )
+        # Kept before it is signed for: a site that signed for another result before sends no
+        # receipt now, and takes this one only by those of the others.
+        self._opened, self._result, self._signed = take, result, False
+        self._receipt_tag = self._tag(b"receipt", result.encode())
         # Signed once for ever: of two results of one sum, no two certificates can be made.
         self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
-        self._opened = take
-        self._receipt_tag = self._tag(b"receipt", result.encode())
+        self._signed = True
         return messages.Receipt(self._receipt_tag, self._line.statement(self._key.sign))
 
     def _install(self, data: bytes) -> messages.Message:
-        """Take what was opened, once enough sites signed that they opened the same."""
+        """Take what this site opened itself, once enough sites signed that they opened the same."""
         command = self._read(messages.Install, data)
         if self._opened is None:
             raise ProtocolError("repeated", "there is nothing opened to take")
         self._check_receipts(command.receipts, self._binding)
+        if not self._signed:
+            # First: its own receipt is for another result, and the next round starts from this one.
+            number = self._binding.round_number
+            self._line.take_certified(self._binding.phase, number, self._result)
         install, self._opened = self._opened, None
         install()
         return messages.Done()
@@ -481,8 +490,10 @@ class Participant:
 
     def _check_receipts(self, receipts: dict[str, bytes], binding: Binding) -> None:
         """A certificate of this site's own result: receipts of so many distinct sites that no other
-        result can have one."""
+        result can have one. Without this site's, where it signed for another result before."""
         least = least_opened(self._roster.rules)
+        if self.name in receipts and not self._signed:
+            raise ProtocolError("disagree", "this site signed no receipt of this sum, but got one")
         for site in sorted(receipts):
             receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
