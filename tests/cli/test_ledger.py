@@ -93,8 +93,8 @@ def test_the_ledger_is_shown_without_a_secret(
     said = run("show")
     for line in (
         f"ledger        {path}: 5 lines, the last ",
-        f"plan          {PLAN[:16]}: approved under roster {'4' * 16} for 3 rounds; sums entered: 1, "
-        "in 2 tries; results signed: 0",
+        f"plan          {PLAN[:16]}: approved under roster {'4' * 16} for 3 rounds; sums "
+        "entered: 1, in 2 tries; results signed: 0",
         f"alpha         its ledger had 7 lines, the last {'a' * 16}; key 1, {ids['alpha'][:16]}",
         f"beta          its ledger had 1,000,000 lines, the last {'b' * 16}; key 1, ",
         f"victim        no head remembered; key 1, {ids['victim'][:16]}",

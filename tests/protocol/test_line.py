@@ -221,6 +221,16 @@ def test_a_head_that_was_seen_is_forgotten_by_hand_only(sites: dict[str, Site]) 
     assert code_of(clinic.line.see, "bank", far)[0] == "ledger"
 
 
+def test_two_ledgers_are_two_across_a_replaced_key(sites: dict[str, Site]) -> None:
+    """What this site saw under the old key and what another was told under the new one."""
+    bank, clinic = sites["bank"], sites["clinic"]
+    bank.enter()
+    clinic.ledger.see_peer(bank.identity, Head(3, "e" * 64), b"signed by an old key")
+    handed = {"hospital": {"bank": head_of(KEYS["bank"][-1], 3)}, "clinic": {}, "bank": {}}
+    code, why = code_of(clinic.line.compare, heads(sites), handed)
+    assert (code, "(line 3, remembered by this site and hospital)" in why) == ("ledger", True)
+
+
 def test_a_head_is_told_under_the_key_that_came_last(sites: dict[str, Site]) -> None:
     """Though the ledger did not grow since the key was replaced."""
     bank, clinic = sites["bank"], sites["clinic"]
