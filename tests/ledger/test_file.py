@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.ledger.file import Head, Ledger, LedgerError, Receipt
+from fedshield.ledger.file import Forgotten, Head, Ledger, LedgerError, Receipt
 from fedshield.ledger.rows import Row, Scale, Version
 from fedshield.ledger.rules import Approval
 
@@ -267,6 +267,58 @@ def test_heads_of_others_are_kept_beside_the_ledger(path: Path) -> None:
         assert ledger.peers == known
 
 
+def test_keys_of_others_are_kept_beside_the_ledger(path: Path) -> None:
+    bank = (b"\x0b" * 32, b"\x0c" * 32)
+    with Ledger.create(path) as ledger:
+        head = ledger.head
+        ledger.see_keys({"bank": bank[:1], "clinic": (b"\x0d" * 32,)})
+        ledger.see_keys({"bank": bank})
+        assert ledger.head == head
+        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        before = ledger.chains
+    assert before == {"0b" * 32: ("0b" * 32, "0c" * 32), "0d" * 32: ("0d" * 32,)}
+    with Ledger.open(path) as ledger:
+        assert ledger.chains == before
+        ledger.see_keys({})
+        assert ledger.peers == {B: (Head(3, "d" * 64), b"signed")}
+
+
+def test_a_head_that_is_forgotten_is_told_of_for_ever(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        ledger.see_keys({"bank": (b"\x0b" * 32,)})
+        ledger.see_peer(B, Head(9, "d" * 64), b"signed")
+        ledger.see_peer(C, Head(2, "e" * 64), b"by c")
+        length = ledger.head.length
+        done = ledger.forget_peer(B, "2026-03-01")
+        assert done == Forgotten(B, 9, "d" * 64, "2026-03-01")
+        assert ledger.head.length == length + 1
+        with pytest.raises(KeyError):
+            ledger.forget_peer(B, "2026-03-01")
+    with Ledger.open(path) as ledger:
+        assert ledger.forgotten == [done]
+        assert ledger.peers == {C: (Head(2, "e" * 64), b"by c")}
+        assert list(ledger.chains) == ["0b" * 32]
+        ledger.see_peer(B, Head(3, "f" * 64), b"signed anew")
+        assert ledger.peers[B] == (Head(3, "f" * 64), b"signed anew")
+
+
+def test_a_crash_while_a_head_is_forgotten_keeps_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ledger.create(path) as ledger:
+        ledger.see_peer(B, Head(9, "d" * 64), b"signed")
+
+        def killed(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("fedshield.ledger.heads.write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.forget_peer(B, "2026-03-01")
+    with Ledger.open(path) as ledger:
+        assert len(ledger.forgotten) == 1  # what was meant is told; what is remembered still counts
+        assert ledger.peers == {B: (Head(9, "d" * 64), b"signed")}
+
+
 def test_lost_heads_of_others_are_refused_once_there_is_a_row(path: Path) -> None:
     side = path.with_name("rows.ledger.jsonl.peers")
     with Ledger.create(path) as ledger:
@@ -282,7 +334,7 @@ def test_lost_heads_of_others_are_refused_once_there_is_a_row(path: Path) -> Non
         Ledger.open(path)
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut", "emptied", "another ledger's"])
+@pytest.mark.parametrize("damage", ["changed", "cut", "emptied", "another ledger's", "earlier"])
 def test_damaged_heads_of_others_are_refused(path: Path, damage: str) -> None:
     side = path.with_name("rows.ledger.jsonl.peers")
     with Ledger.create(path) as ledger:
@@ -295,6 +347,7 @@ def test_damaged_heads_of_others_are_refused(path: Path, damage: str) -> None:
     else:
         whole = side.read_text()
         changed = {"changed": whole.replace("dd", "de", 1), "cut": whole[:40], "emptied": ""}
+        changed["earlier"] = whole.replace("peers 2", "peers 1")
         side.write_text(changed[damage])
     with pytest.raises(LedgerError, match="restore both from one backup"):
         Ledger.open(path)

@@ -12,13 +12,15 @@ import pytest
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
-from fedshield.ledger.file import Ledger
+from fedshield.ledger.file import Head, Ledger
+from fedshield.ledger.heads import MAX_LINES
 from fedshield.ledger.rows import Version, record_hash
 from fedshield.ledger.rules import MAX_TRIES, Approval
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
+from fedshield.protocol import codec
 from fedshield.protocol.envelope import Binding
-from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from fedshield.protocol.line import HEAD_LABEL, Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND
 
@@ -38,6 +40,7 @@ class Site:
         self.name, self.plan, self.path = name, plan, folder / f"{name}.jsonl"
         self.ledger = Ledger.create(self.path)
         self.roster = roster_of(plan)
+        self.identity = self.roster.identity(name)
         self.approve()
         self.line = self.with_part(PART)
 
@@ -47,8 +50,8 @@ class Site:
 
     def with_part(self, part: bytes) -> Line:
         hashes = {record_hash(self.ledger.record_key, bytes([k])) for k in range(3)}
-        records = Records(frozenset(hashes), 40, part, part)
-        return Line(self.ledger, self.name, self.plan, self.roster, "run", records)
+        self.records = Records(frozenset(hashes), 40, part, part)
+        return Line(self.ledger, self.name, self.plan, self.roster, "run", self.records)
 
     def enter(self, content: str = "c" * 64, line: Line | None = None, **changes: Any) -> None:
         mine = line or self.line
@@ -144,19 +147,161 @@ def test_a_restored_ledger_is_known_to_its_own_site_and_to_each_other(
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first key", "a key in between"])
 def test_a_replaced_key_does_not_hide_a_restored_ledger(sites: dict[str, Site], place: int) -> None:
-    """What a site signed with a key of its card's chain still counts, whoever hands it back."""
-    bank, old = sites["bank"], KEYS["bank"][place]
+    """Whoever saw what the site signed with a key of its card's chain still remembers it."""
+    bank, hospital = sites["bank"], sites["hospital"]
     backup = bank.path.read_bytes()
     bank.enter()
-    before = bank.signed(old)
+    before = bank.ledger.head
+    hospital.ledger.see_peer(bank.identity, before, bank.signed(KEYS["bank"][place]))
     bank.ledger.close()
     bank.path.write_bytes(backup)
     bank.ledger = Ledger.open(bank.path)
     bank.line = bank.with_part(PART)
-    own = heads(sites)
-    handed = {"clinic": {"bank": before}, "hospital": {}, "bank": {}}
-    assert code_of(bank.line.compare, own, handed)[0] == "ledger"
-    assert code_of(sites["hospital"].line.compare, own, handed)[0] == "ledger"
+    code, why = code_of(hospital.line.compare, heads(sites), told(sites))
+    assert (code, "bank's ledger is not the one that it signed before" in why) == ("ledger", True)
+    assert f"(line {before.length}, remembered by this site; now {before.length - 2})" in why
+
+
+def head_of(key: SigningKey, length: int) -> bytes:
+    """A head of this length that no ledger has, signed as `Line.statement` does."""
+    digest = b"d" * 32
+    signed = key.sign(codec.encode([HEAD_LABEL, length, digest]))
+    return codec.encode([length, digest, signed])
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["first key", "a key in between"])
+@pytest.mark.parametrize("length", [3, 10**9])
+def test_a_stolen_key_that_was_replaced_locks_nobody(
+    sites: dict[str, Site], place: int, length: int
+) -> None:
+    """A colluder would hand back what it signed with that key for ever."""
+    met(sites)
+    handed = told(sites)
+    handed["clinic"]["bank"] = head_of(KEYS["bank"][place], length)
+    for one in sites.values():
+        one.line.compare(heads(sites), handed)
+        one.line.compare(heads(sites), told(sites))
+
+
+def test_who_told_a_head_is_named(sites: dict[str, Site]) -> None:
+    met(sites)
+    handed = told(sites)
+    handed["clinic"]["bank"] = head_of(KEYS["bank"][-1], 1000)
+    code, why = code_of(sites["bank"].line.compare, heads(sites), handed)
+    assert (code, "(line 1000, remembered by clinic)" in why) == ("ledger", True)
+    code, why = code_of(sites["hospital"].line.compare, heads(sites), handed)
+    assert (code, "(line 1000, remembered by clinic; now 2)" in why) == ("ledger", True)
+
+
+@pytest.mark.parametrize("length", [MAX_LINES + 1, 2**62])
+def test_a_head_that_no_ledger_reaches_counts_for_nothing(
+    sites: dict[str, Site], length: int
+) -> None:
+    far = head_of(KEYS["bank"][-1], length)
+    handed = {"clinic": {"bank": far}, "hospital": {}, "bank": {}}
+    for one in sites.values():
+        one.line.compare(heads(sites), handed)
+    code, why = code_of(sites["clinic"].line.see, "bank", far)
+    assert (code, "bank did not sign its ledger's head" in why) == ("ledger", True)
+    assert sites["clinic"].ledger.peers[sites["bank"].identity][0] == sites["bank"].ledger.head
+
+
+def test_a_head_that_was_seen_is_forgotten_by_hand_only(sites: dict[str, Site]) -> None:
+    """The thief came as the bank before the key was replaced. The bank with its new key is refused,
+    until an operator forgets it; what that old key signed does not come back then."""
+    bank, clinic = sites["bank"], sites["clinic"]
+    far = head_of(KEYS["bank"][1], 10**6)
+    clinic.ledger.see_peer(bank.identity, Head(10**6, (b"d" * 32).hex()), far)
+    code, why = code_of(clinic.line.compare, heads(sites), told(sites))
+    assert (code, "line 1000000, remembered by this site" in why) == ("ledger", True)
+    clinic.ledger.forget_peer(bank.identity, "today")
+    handed = {"hospital": {"bank": far}, "clinic": {}, "bank": {}}
+    clinic.line.compare(heads(sites), handed)
+    assert clinic.ledger.peers[bank.identity][0] == bank.ledger.head
+    assert code_of(clinic.line.see, "bank", far)[0] == "ledger"
+
+
+def test_two_ledgers_are_two_across_a_replaced_key(sites: dict[str, Site]) -> None:
+    """What this site saw under the old key and what another was told under the new one."""
+    bank, clinic = sites["bank"], sites["clinic"]
+    bank.enter()
+    clinic.ledger.see_peer(bank.identity, Head(3, "e" * 64), b"signed by an old key")
+    handed = {"hospital": {"bank": head_of(KEYS["bank"][-1], 3)}, "clinic": {}, "bank": {}}
+    code, why = code_of(clinic.line.compare, heads(sites), handed)
+    assert (code, "(line 3, remembered by this site and hospital)" in why) == ("ledger", True)
+
+
+def test_a_head_is_told_under_the_key_that_came_last(sites: dict[str, Site]) -> None:
+    """Though the ledger did not grow since the key was replaced."""
+    bank, clinic = sites["bank"], sites["clinic"]
+    clinic.ledger.see_peer(bank.identity, bank.ledger.head, bank.signed(KEYS["bank"][1]))
+    clinic.line.see("bank", bank.signed())
+    assert clinic.line.statements()["bank"] == bank.signed()
+
+
+# -- keys -------------------------------------------------------------------------------------
+
+
+def with_keys(site: Site, keys: dict[str, tuple[SigningKey, ...]]) -> Line:
+    """The site's line under a roster in which sites have these keys."""
+    chains = {name: tuple(key.public for key in some) for name, some in (KEYS | keys).items()}
+    now = {name: chain[-1] for name, chain in chains.items()}
+    roster = replace(site.roster, sites=now, chains=chains)
+    return Line(site.ledger, site.name, site.plan, roster, "run", site.records)
+
+
+@pytest.mark.parametrize("how", ["fork of the first", "fork of the second", "older"])
+def test_keys_that_do_not_go_on_from_those_remembered_are_refused(
+    sites: dict[str, Site], how: str
+) -> None:
+    """Whoever has an old key of the bank can sign a successor with it, and its first key is the
+    bank's."""
+    met(sites)
+    first, second, last = KEYS["bank"]
+    forged = {
+        "fork of the first": (first, SigningKey()),
+        "fork of the second": (first, second, SigningKey(), SigningKey()),
+        "older": (first, second),
+    }[how]
+    hospital = sites["hospital"]
+    line = with_keys(hospital, {"bank": forged})
+    own = heads(sites) | {"bank": sites["bank"].signed(forged[-1])}
+    code, why = code_of(line.compare, own, {site: {} for site in SITES})
+    assert code == "ledger"
+    for part in (
+        "expected the keys of bank to begin with the 3 that this ledger remembers, up to "
+        f"{last.public.hex()[:16]}, got {len(forged)} up to {forged[-1].public.hex()[:16]}",
+        "ask bank's operator",
+    ):
+        assert part in why
+    # Nothing of it is remembered, also after a restart.
+    hospital.ledger.close()
+    with Ledger.open(hospital.path) as ledger:
+        assert ledger.chains[first.public.hex()][-1] == last.public.hex()
+        assert ledger.peers[first.public.hex()][0] == sites["bank"].ledger.head
+
+
+def test_keys_that_go_on_are_remembered(sites: dict[str, Site]) -> None:
+    met(sites)
+    longer = (*KEYS["bank"], SigningKey())
+    line = with_keys(sites["hospital"], {"bank": longer})
+    own = heads(sites) | {"bank": sites["bank"].signed(longer[-1])}
+    line.compare(own, {site: {} for site in SITES})
+    # The key of before is an old one from now on.
+    assert code_of(sites["hospital"].line.compare, heads(sites), told(sites))[0] == "ledger"
+
+
+def test_a_new_first_key_is_another_site(sites: dict[str, Site]) -> None:
+    """It inherits no head, and no batch (R1)."""
+    met(sites)
+    sites["hospital"].enter()
+    new = SigningKey()
+    line = with_keys(sites["hospital"], {"bank": (new,)})
+    own = heads(sites) | {"bank": head_of(new, 1)}
+    line.compare(own, {site: {} for site in SITES})
+    assert "bank" in line.statements()
+    (why,) = line.refusals_now(1)
+    assert why.startswith("R1: expected the batch that these records were summed in before")
 
 
 def test_two_ledgers_of_one_site_are_two(sites: dict[str, Site], tmp_path: Path) -> None:

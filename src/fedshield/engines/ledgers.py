@@ -148,7 +148,10 @@ def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
 def line_of(
     ledger: Ledger, site: str, plan: Plan, roster: Roster, run: str, data: SiteData
 ) -> Line:
-    """The rules of a site's records in a run of a plan."""
+    """The rules of a site's records in a run of a plan. Raises `LedgerError` for a roster in which
+    a site's keys do not go on from those that the ledger remembers."""
+    if why := heads.forked(ledger.chains, roster.chains):
+        raise LedgerError(why)
     hashes = frozenset(record_hash(ledger.record_key, record) for record in data.records)
     records = Records(hashes, len(data.train), data.sources, data.train_digest())
     return Line(ledger, site, plan, roster, run, records)

@@ -183,8 +183,9 @@ class SignedRoster:
         """With this card in place of its party's, and without any countersignature: each was over
         the old key. `key_lost`: the party cannot sign with its old key, and comes as a new one.
 
-        Raises `RosterError` for a party that is not in the roster, and for a card that the key in
-        the roster did not sign, unless that is lost."""
+        Raises `RosterError` for a party that is not in the roster, for a card that the key in the
+        roster did not sign, unless that is lost, and then for one with any key of the card there:
+        a new party inherits nothing."""
         if card.name not in (COORDINATOR, *self.names()):
             raise RosterError(
                 f"expected a card of a party of the roster (coordinator, {', '.join(self.names())})"
@@ -207,6 +208,12 @@ class SignedRoster:
                 f"({current.public.hex()[:16]}) signed, got one that it did not; make it with "
                 f"fedshield keygen {card.name} --replaces OLD.key, or give --key-lost if nobody "
                 "has the old key any more"
+            )
+        if not card.follows(current) and not set(card.chain()).isdisjoint(current.chain()):
+            raise RosterError(
+                f"--key-lost: expected a card of {card.name} with new keys only, got one that goes "
+                "another way from an old key; who has that one could come as this party: make it "
+                f"without --replaces: fedshield keygen {card.name}"
             )
         coordinator = card if card.name == COORDINATOR else self.coordinator
         sites = tuple(card if site.name == card.name else site for site in self.sites)

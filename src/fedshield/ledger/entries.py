@@ -30,6 +30,15 @@ _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
 
+class Forgotten(NamedTuple):
+    """A head that this site's operator had it forget: whose (its first key), which, and when."""
+
+    site: str
+    length: int
+    head: str
+    when: str
+
+
 def of_row(row: Row, records: str) -> dict[str, Any]:
     """`records`: the digest of the line that holds the row's records."""
     return {"kind": "row", **dataclasses.asdict(row), "records": records}
@@ -78,3 +87,12 @@ def to_records(entry: Mapping[str, Any]) -> frozenset[bytes]:
     packed = base64.b64decode(entry["hashes"], validate=True)
     places = range(0, len(packed), RECORD_BYTES)
     return frozenset(packed[at : at + RECORD_BYTES] for at in places)
+
+
+def of_forgotten(forgotten: Forgotten) -> dict[str, Any]:
+    return {"kind": "forgotten", **forgotten._asdict()}
+
+
+def to_forgotten(entry: Mapping[str, Any]) -> Forgotten:
+    """Raises `KeyError` for another entry."""
+    return Forgotten(**{name: entry[name] for name in Forgotten._fields})

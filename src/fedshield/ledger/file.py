@@ -15,19 +15,19 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fedshield.durable import sync_folder
 from fedshield.ledger import entries, heads
-from fedshield.ledger.entries import Receipt
+from fedshield.ledger.entries import Forgotten, Receipt
 from fedshield.ledger.heads import RESTORE, Head, LedgerError
 from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
 
-__all__ = ["Head", "Ledger", "LedgerError", "Receipt"]
+__all__ = ["Forgotten", "Head", "Ledger", "LedgerError", "Receipt"]
 
 FORMAT = "fedshield ledger 1"
 KEY_BYTES = 32
@@ -38,8 +38,9 @@ class Ledger:
 
     `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
     of others, where this site's own is for another; `approvals`: the last of each plan, in order;
-    `peers`: the last head that each other site signed, by its first key, and the signed statement.
-    Raises `LedgerError`."""
+    `peers`: the last head that each other site signed, by its first key, and the signed statement;
+    `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
+    it forget. Raises `LedgerError`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
@@ -53,6 +54,8 @@ class Ledger:
         self.certified: dict[tuple[str, str, int], Receipt] = {}
         self.approvals: dict[str, Approval] = {}
         self.peers: dict[str, tuple[Head, bytes]] = {}
+        self.chains: dict[str, tuple[str, ...]] = {}
+        self.forgotten: list[Forgotten] = []
         # Where the rows stood when each plan was last approved.
         self._approved_at: dict[str, int] = {}
 
@@ -156,16 +159,38 @@ class Ledger:
         self._append(entries.of_approval(approval))
 
     def see_peer(self, name: str, head: Head, statement: bytes) -> None:
-        """Remember the head that another site signed, if it is a later one than the last. The chain
-        does not grow by it."""
+        """Remember the head that another site signed, if it is a later one than the last, or the
+        same under another key. The chain does not grow by it."""
         known = self.peers.get(name)
-        if known is None or known[0].length < head.length:
-            self._keep_peers(self.peers | {name: (head, statement)})
+        if (
+            known is None
+            or known[0].length < head.length
+            or (known[0] == head and known[1] != statement)
+        ):
+            self._keep_beside(self.peers | {name: (head, statement)}, self.chains)
+
+    def see_keys(self, keys: Mapping[str, Sequence[bytes]]) -> None:
+        """Remember every key of these sites, by name, the first one first. They go on from those
+        that are known (`heads.forked`)."""
+        chains = self.chains | heads.to_chains(keys)
+        if chains != self.chains:
+            self._keep_beside(self.peers, chains)
+
+    def forget_peer(self, name: str, when: str) -> Forgotten:
+        """Forget the last head of the site with this first key, by the operator's hand. A line of
+        the chain says so first, and for ever; the site's keys stay remembered. `when`: the time,
+        for people. Raises `KeyError` where no head is remembered."""
+        head = self.peers[name][0]
+        forgotten = Forgotten(name, *head, when)
+        self._append(entries.of_forgotten(forgotten))
+        others = {site: kept for site, kept in self.peers.items() if site != name}
+        self._keep_beside(others, self.chains)
+        return forgotten
 
     def add_row(self, row: Row) -> Head:
         """Write and sync a row; the head after it. Call it before the upload leaves."""
         if not heads.place_beside(self._path).exists():
-            self._keep_peers(self.peers)  # from the first row on there is one
+            self._keep_beside(self.peers, self.chains)  # from the first row on there is one
         if row.records not in self._records.values():
             self._append(entries.of_records(row.records))
         named = next(name for name, known in self._records.items() if known == row.records)
@@ -210,10 +235,10 @@ class Ledger:
             "sent; see to it that nothing replaces the file, restore the newest, and resume"
         )
 
-    def _keep_peers(self, peers: heads.Heads) -> None:
+    def _keep_beside(self, peers: heads.Heads, chains: heads.Chains) -> None:
         self._usable()
-        heads.write(heads.place_beside(self._path), self._digests[0], peers)
-        self.peers = dict(peers)
+        heads.write(heads.place_beside(self._path), self._digests[0], peers, chains)
+        self.peers, self.chains = dict(peers), dict(chains)
 
     def _usable(self) -> int:
         """The open file. Raises `LedgerError` where a line was lost, or the file was replaced."""
@@ -246,7 +271,7 @@ class Ledger:
             os.ftruncate(self._handle, len(data) - len(cut))
             os.fsync(self._handle)
         beside = heads.place_beside(self._path)
-        self.peers = heads.read(beside, self._digests[0], needed=bool(self.rows))
+        self.peers, self.chains = heads.read(beside, self._digests[0], needed=bool(self.rows))
 
     def _digest(self, entry: Mapping[str, Any]) -> str:
         before = self._digests[-1] if self._digests else FORMAT
@@ -299,6 +324,8 @@ class Ledger:
         elif kind == "certified":
             receipt = entries.to_receipt(entry)
             self.certified[receipt.key] = receipt
+        elif kind == "forgotten":
+            self.forgotten.append(entries.to_forgotten(entry))
         else:
             raise ValueError(kind)
         self._digests.append(digest)

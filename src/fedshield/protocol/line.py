@@ -7,13 +7,15 @@ sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.errors import ProtocolError
+from fedshield.ledger import heads
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.rows import (
     Consent,
@@ -37,6 +39,8 @@ from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
 
 HEAD_LABEL = "fedshield ledger head 1"
+#: Among who remembers a head: the ledger that asks.
+OWN_MEMORY = "this site"
 
 
 @dataclass(frozen=True)
@@ -262,38 +266,63 @@ class Line:
         """Compare what the sites say of each other's ledgers. `own`: each site's statement of its
         own head now; `told`: each site's memory of the others'.
 
-        A statement that its site did not sign counts for nothing; an earlier one may be signed
-        with a key that the site replaced since. Raises `ProtocolError` ('ledger') where this site's
+        What others remember counts under the site's key of today only: who stole an earlier key
+        could sign a head that no ledger reaches, and have it handed back for ever. Of the past this
+        ledger's own memory counts, whatever key signed it. Raises `ProtocolError` ('ledger') where
+        a site's keys are not those that this ledger remembers or go on from them, where this site's
         chain does not hold a head that it once signed, where another site's is shorter than one
-        that it signed or this ledger remembers, and where a site signed two heads of one length.
+        that it signed, and where a site signed two heads of one length.
         """
+        self._check_keys()
         for site, statement in own.items():
             now = self._signed_now(site, statement)
-            earlier = [told[teller].get(site, b"") for teller in told if teller != site]
-            keys = self._roster.keys(site)
-            heads = [head for one in earlier if (head := _read(one, keys)) is not None]
-            for head in heads:
+            lengths: dict[int, tuple[str, str]] = {}
+            for teller, head in self._remembered(site, told):
                 if site == self._name:
-                    self._check_own(head)
+                    self._check_own(head, teller)
                 else:
-                    _check_follows(site, head, now)
-            if len({(one.length, one.digest) for one in heads}) > len(
-                {one.length for one in heads}
-            ):
-                raise ProtocolError(
-                    "ledger", f"{site} signed two ledgers of one length: there are two of {site}"
-                )
+                    _check_follows(site, head, now, teller)
+                other, digest = lengths.setdefault(head.length, (teller, head.digest))
+                if digest != head.digest:
+                    raise ProtocolError(
+                        "ledger",
+                        f"{site} signed two ledgers of one length (line {head.length}, remembered "
+                        f"by {other} and {teller}): there are two of {site}; its operator must "
+                        "see to it",
+                    )
+        self._ledger.see_keys(self._roster.chains)
         for site, statement in own.items():
             self.see(site, statement)
 
-    def _check_own(self, head: Head) -> None:
+    def _remembered(
+        self, site: str, told: Mapping[str, Mapping[str, bytes]]
+    ) -> Iterator[tuple[str, Head]]:
+        """Who remembers which head of `site`: this site's ledger, then what was told, as far as the
+        site signed it with its key of today."""
+        if (mine := self._ledger.peers.get(self._roster.identity(site))) is not None:
+            yield OWN_MEMORY, mine[0]
+        for teller in sorted(told):
+            if teller != site:
+                head = _read(told[teller].get(site, b""), self._roster.public(site))
+                if head is not None:
+                    yield teller, head
+
+    def _check_keys(self) -> None:
+        """Raises `ProtocolError` for a fork: the identity is the first key's, and who holds that
+        one could make another successor."""
+        if why := heads.forked(self._ledger.chains, self._roster.chains):
+            raise ProtocolError("ledger", why)
+
+    def _check_own(self, head: Head, teller: str) -> None:
         if not self._ledger.holds(head):
             raise ProtocolError(
                 "ledger",
-                f"this site's ledger does not hold what it signed before (line {head.length}): it "
-                "was restored from a backup, or another copy of this site is at work; restore the "
-                "newest backup; if there is none, this site cannot go on with these records: stop, "
-                "and ask the other sites",
+                "this site's ledger does not hold what it signed before "
+                f"(line {head.length}, remembered by {teller}): it was restored from a backup, or "
+                "another copy of this site is at work; restore the newest backup; if there is "
+                "none, this site cannot go on with these records: stop, and ask the other sites; "
+                "if this ledger is whole and the key was stolen, replace the key: what is told of "
+                "an old key's counts for nothing",
             )
 
     def see(self, site: str, statement: bytes) -> None:
@@ -304,28 +333,38 @@ class Line:
         head, one = self._signed_now(site, statement), self._roster.identity(site)
         if one in self._ledger.peers:
             # This memory needs no signature: it outlives the key that made it.
-            _check_follows(site, self._ledger.peers[one][0], head)
+            _check_follows(site, self._ledger.peers[one][0], head, OWN_MEMORY)
         self._ledger.see_peer(one, head, statement)
 
     def _signed_now(self, site: str, statement: bytes) -> Head:
-        head = _read(statement, (self._roster.public(site),))
+        head = _read(statement, self._roster.public(site))
         if head is None:
-            raise ProtocolError("ledger", f"{site} did not sign its ledger's head")
+            raise ProtocolError(
+                "ledger",
+                f"{site} did not sign its ledger's head, or one of more than {heads.MAX_LINES} "
+                "lines",
+            )
         return head
 
 
-def _check_follows(site: str, before: Head, now: Head) -> None:
-    """Raises `ProtocolError` where a ledger that ended in `before` cannot end in `now`."""
+def _check_follows(site: str, before: Head, now: Head, teller: str) -> None:
+    """Raises `ProtocolError` where a ledger that ended in `before` cannot end in `now`. `teller`:
+    who remembers `before`."""
     if before.length > now.length or (before.length == now.length and before.digest != now.digest):
+        way = ""
+        if teller == OWN_MEMORY:
+            way = f"; if the key was stolen, and replaced: fedshield site ledger forget {site}"
         raise ProtocolError(
             "ledger",
-            f"{site}'s ledger is not the one that it signed before: it was restored from a backup, "
-            f"or there are two of {site}; its operator must see to it",
+            f"{site}'s ledger is not the one that it signed before (line {before.length}, "
+            f"remembered by {teller}; now {now.length}): it was restored from a backup, there are "
+            f"two of {site}, or its key was stolen; its operator must see to it{way}",
         )
 
 
-def _read(statement: bytes, keys: Sequence[bytes]) -> Head | None:
-    """The head in a statement that one of `keys` signed; None for any other."""
+def _read(statement: bytes, public: bytes) -> Head | None:
+    """The head in a statement that this key signed; None for any other, and for one that no ledger
+    reaches."""
     try:
         value = codec.decode(statement)
     except ProtocolError:
@@ -336,12 +375,13 @@ def _read(statement: bytes, keys: Sequence[bytes]) -> Head | None:
     if not (
         isinstance(length, int)
         and isinstance(digest, bytes)
+        and len(digest) == hashlib.sha256().digest_size
         and isinstance(signature, bytes)
-        and length > 0
+        and 0 < length <= heads.MAX_LINES
     ):
         return None
     head = Head(length, digest.hex())
-    return head if any(_is_signed(head, signature, key) for key in keys) else None
+    return head if _is_signed(head, signature, public) else None
 
 
 def _is_signed(head: Head, signature: bytes, public: bytes) -> bool:
