@@ -141,7 +141,8 @@ def _ledger(kit: Kit) -> Ledger:
     if runs := kit.runs():
         raise LedgerError(
             f"{path}: expected the ledger of these records, found none though this kit has been "
-            f"in runs ({runs[0]}); {RESTORE}"
+            f"in runs ({runs[0]}); {RESTORE} (if all were of a version without ledgers: make a new "
+            "kit, for records that were in none of them)"
         )
     return Ledger.create(path)
 

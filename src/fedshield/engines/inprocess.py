@@ -57,7 +57,7 @@ from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
 from fedshield.protocol.site_model import first_memory, standing_digest
-from fedshield.runfolder import RunFolder, chat_date, write_atomic
+from fedshield.runfolder import ANEW, RunFolder, chat_date, write_atomic
 from fedshield.seeds import derive
 
 # -- running -------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def resume(
             if state["data_sha256"][site] != found.sha256():
                 raise RunFolderError(
                     f"{path}: expected {site}'s data as the run began with, got other rows; "
-                    "restore them, or start a new run"
+                    f"restore them or {ANEW}"
                 )
         members = _members(plan, enrolment, base)
         check_charter(folder, state, members.roster.charter.hex())
@@ -343,7 +343,9 @@ def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
             )
             if number == 1:
                 raise RoundFailed(
-                    f"{reason}; no round was completed, start a new run", resumable=False
+                    f"{reason}; no round was completed, agree on a plan with a higher limit or "
+                    "more noise",
+                    resumable=False,
                 )
             return reason
     return ""

@@ -205,8 +205,8 @@ class Ledger:
             found = str(error.strerror)
         self._broken = True
         raise LedgerError(
-            f"{self._path}: expected the ledger that this process opened, got {found}; nothing was "
-            "sent; see to it that nothing replaces the file, restore the newest, and resume"
+            f"{self._path}: expected the ledger that this process opened, got {found}; nothing "
+            "more was sent; see to it that nothing replaces the file, restore the newest, and resume"
         )
 
     def _keep_peers(self, peers: heads.Heads) -> None:
@@ -267,8 +267,8 @@ class Ledger:
             os.fsync(handle)
         except OSError as error:
             raise LedgerError(
-                f"{self._path}: expected to write a line, but {error.strerror}; nothing was "
-                "sent; make room and resume"
+                f"{self._path}: expected to write a line, but {error.strerror}; nothing "
+                "more was sent; make room and resume"
             ) from None
         self._broken = False
         self._apply(entry, digest)

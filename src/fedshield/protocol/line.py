@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Head, Ledger, Receipt
+from fedshield.ledger.heads import RESTORE
 from fedshield.ledger.rows import Consent, Row, Scale, Unit, line_curve, line_of, part_version
 from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
 from fedshield.plan import Plan
@@ -259,9 +260,7 @@ class Line:
             raise ProtocolError(
                 "ledger",
                 f"this site's ledger does not hold what it signed before (line {head.length}): it "
-                "was restored from a backup, or another copy of this site is at work; restore the "
-                "newest backup; if there is none, this site cannot go on with these records: stop, "
-                "and ask the other sites",
+                f"was restored from a backup, or another copy of this site is at work; {RESTORE}",
             )
 
     def see(self, site: str, statement: bytes) -> None:
