@@ -181,6 +181,10 @@ def report(out: Path) -> None:
         "Made by `python benchmarks/privacy.py report` from privacy.jsonl. Values with 95 %",
         "intervals; in brackets after them, what chance gives. Attacks, parties and limits:",
         "[docs/audit.md](../audit.md).",
+        # Until they are measured anew.
+        "The rows were measured by 2026-11-26 and not since: before counts were cut to what",
+        "`data.min_examples` allows, and before orders, dropout and rounding came from a site's",
+        "own secret (in an audit, as in a demonstration, from the plan's seed still).",
         "",
         "## Tokens of the training text, from one update",
         "",

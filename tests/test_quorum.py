@@ -315,7 +315,9 @@ def test_the_words_are_true() -> None:
         if rules.membership == "fixed":
             assert before == 0
             assert "the run stops without a site that is lost before its upload" in text
-            assert (f"A round that loses {after} after the upload still ends" in text) == (after > 0)
+            assert (f"A round that loses {after} after the upload still ends" in text) == (
+                after > 0
+            )
             assert ("So it does without one that is lost after it." in text) == (after == 0)
         else:
             assert f"survives {before} lost before uploading and {after} lost after" in text

@@ -42,7 +42,7 @@ from fedshield.protocol.local import Contribution
 from fedshield.types import AdapterSpec, AdapterState, Float32, SiteMemory
 
 KEPT_STATES = 2
-#: What is left where a run cannot go on as it began. Enrolled sites refuse a plan's second run (R4).
+#: What is left where a run cannot go on. Enrolled sites refuse a plan's second run (R4).
 ANEW = "start a new run (where its sites are enrolled: of another plan, for a plan has one run)"
 
 

@@ -42,7 +42,13 @@ from fedshield.engines.members import (
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import cap_notes, prepare, standing_of
-from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFolderError
+from fedshield.errors import (
+    FedShieldError,
+    ProtocolError,
+    ResourceError,
+    RoundFailed,
+    RunFolderError,
+)
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
@@ -368,9 +374,14 @@ def _with_site_errors(
     causes = [cause for error in errors.values() if (cause := cause_of(error)) is not None]
     if causes:
         return ResourceError(line, resumable=all(cause.resumable for cause in causes))
-    # The same rows in the same order: training that failed would fail again.
-    trained_in_vain = any(isinstance(error, RoundFailed) for error in errors.values())
-    return RoundFailed(line, resumable=failure.resumable and not trained_in_vain)
+    # The same rows in the same order: training that failed would fail again. So would a sum that a
+    # rule of a ledger forbids.
+    in_vain = any(
+        isinstance(error, RoundFailed)
+        or (isinstance(error, ProtocolError) and error.code in ("rule", "budget"))
+        for error in errors.values()
+    )
+    return RoundFailed(line, resumable=failure.resumable and not in_vain)
 
 
 def _told(folder: RunFolder, site: str, error: Exception) -> str:

@@ -128,9 +128,7 @@ def check_one_run(ledger: Ledger, plan: Plan, run: str) -> None:
     plan_sha256 = plan.sha256()
     others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
     if others:
-        raise UserError(
-            f"R4: expected the run {others.pop()} of this plan, got {run}: {ONE_RUN}"
-        )
+        raise UserError(f"R4: expected the run {others.pop()} of this plan, got {run}: {ONE_RUN}")
 
 
 def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:

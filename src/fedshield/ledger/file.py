@@ -95,10 +95,11 @@ class Ledger:
         return made
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
-        """The ledger in `path`, locked against every other process."""
+    def open(cls, path: Path, *, look_only: bool = False) -> Ledger:
+        """The ledger in `path`, locked against every other process; with `look_only` neither locked
+        nor mended, and it takes no line."""
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            handle = os.open(path, (os.O_RDONLY if look_only else os.O_RDWR) | os.O_CLOEXEC)
         except FileNotFoundError:
             missing = f"{path}: expected the ledger of these records, found none; {RESTORE}"
             raise LedgerError(missing) from None
@@ -106,8 +107,10 @@ class Ledger:
             raise LedgerError(f"{path}: cannot be opened ({error.strerror}); mend it") from None
         ledger = cls(path, handle)
         try:
-            ledger._lock()
-            ledger._check_place()
+            if not look_only:
+                ledger._lock()
+                ledger._check_place()
+            ledger._broken = look_only
             ledger._load()
         except BaseException:
             ledger.close()
@@ -206,7 +209,7 @@ class Ledger:
         self._broken = True
         raise LedgerError(
             f"{self._path}: expected the ledger that this process opened, got {found}; nothing "
-            "more was sent; see to it that nothing replaces the file, restore the newest, and resume"
+            "more was sent; see that nothing replaces the file, restore the newest, and resume"
         )
 
     def _keep_peers(self, peers: heads.Heads) -> None:
@@ -241,7 +244,7 @@ class Ledger:
                 f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} does "
                 f"not follow from those before; {RESTORE}"
             ) from None
-        if cut:
+        if cut and not self._broken:
             os.ftruncate(self._handle, len(data) - len(cut))
             os.fsync(self._handle)
         beside = heads.place_beside(self._path)

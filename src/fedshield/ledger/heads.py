@@ -20,8 +20,8 @@ FORMAT = "fedshield ledger peers 1"
 #: What a site does whose ledger is not what it was. There is no way yet to rebuild one, and a new
 #: one, for other records too, does not hold what this site signed to its peers.
 RESTORE = (
-    "restore the ledger's newest backup; if there is none, this site cannot go on, with other records "
-    "neither: stop, and ask the other sites"
+    "restore the ledger's newest backup; if there is none, this site cannot go on, with other "
+    "records neither: stop, and ask the other sites"
 )
 
 

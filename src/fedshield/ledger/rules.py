@@ -194,8 +194,8 @@ def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
         if kept:
             return (
                 f"expected this site's part as in {_named(row)}, or everyone's changed, got it "
-                f"changed where {len(kept)} of the batch kept theirs; put it back, or have every site "
-                "change its own: what changed here alone can be seen by subtraction (to let it, in "
+                f"changed where {len(kept)} of the batch kept theirs; put it back, or have every "
+                "site change its own: what changed here alone can be seen by subtraction (to let it, in "
                 "a kit: fedshield site approve PLAN --kit KIT; run --keys takes no consent)"
             )
     return ""
@@ -207,9 +207,7 @@ def once(rows: Sequence[Row], request: Row) -> str:
     site is the site's update, which is the same and was counted (R5)."""
     for row in rows:
         if row.plan == request.plan and row.run != request.run:
-            return (
-                f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
-            )
+            return f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
         if row.key != request.key:
             continue
         compared = [

@@ -20,9 +20,10 @@ CODES = {
     "unreachable": "it cannot be reached any more",
     "malformed": "its answer was malformed",
     "refused": "it refused; its own error.log says why",
-    "not-approved": "its operator has not approved this plan (fedshield site approve PLAN --kit KIT)",
-    "rule": "a rule of its ledger forbids this sum, and would again; its own error.log names it, "
-    "and what to do is in docs/deploy.md",
+    "not-approved": "its operator has not approved this plan (fedshield site approve PLAN "
+    "--kit KIT)",
+    "rule": "a rule of its ledger forbids this sum until what its own error.log names is mended "
+    "(docs/deploy.md says how)",
     "ledger": "its ledger, or another site's, is not the one that was signed before; its own "
     "error.log says whose",
     "internal": "an error at the site; its own error.log says which",
