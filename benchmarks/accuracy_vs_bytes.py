@@ -219,10 +219,10 @@ def report(args: argparse.Namespace) -> None:
         "reference adapter's CKKS `paper` ciphertexts: all bytes, and those of updates alone.",
         "'Pruning, encoding': their part of the rounds' wall time.",
         # Until they are measured anew.
-        "The rows were measured by 2026-11-26 and not since: before boxes were sealed under ML-",
-        "KEM-768 too (3,360 bytes more up for each site and sum at three sites), before the",
-        "order of a site's rows came from its own secret, and before counts were cut to what",
-        "`data.min_examples` allows. What is sent and learnt now differs a little.",
+        "The rows were measured by 2026-11-26 and not since: before boxes were sealed under",
+        "ML-KEM-768 too (3,360 bytes more up for each site and sum at three sites), before rows",
+        "came in today's order, and before counts were cut to what `data.min_examples` allows.",
+        "What is sent and learnt now differs a little.",
         "",
     ]
     for study, split in dict.fromkeys((row["study"], row["split"]) for row in rows):

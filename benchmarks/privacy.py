@@ -183,8 +183,8 @@ def report(out: Path) -> None:
         "[docs/audit.md](../audit.md).",
         # Until they are measured anew.
         "The rows were measured by 2026-11-26 and not since: before counts were cut to what",
-        "`data.min_examples` allows, and before orders, dropout and rounding came from a site's",
-        "own secret (in an audit, as in a demonstration, from the plan's seed still).",
+        "`data.min_examples` allows, and before order of rows, dropout and rounding were",
+        "derived as they are today.",
         "",
         "## Tokens of the training text, from one update",
         "",

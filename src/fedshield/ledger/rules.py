@@ -195,8 +195,8 @@ def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
             return (
                 f"expected this site's part as in {_named(row)}, or everyone's changed, got it "
                 f"changed where {len(kept)} of the batch kept theirs; put it back, or have every "
-                "site change its own: what changed here alone can be seen by subtraction (to let it, in "
-                "a kit: fedshield site approve PLAN --kit KIT; run --keys takes no consent)"
+                "site change its own: what changed here alone can be seen by subtraction (to let "
+                "it, in a kit: fedshield site approve PLAN --kit KIT; run --keys takes no consent)"
             )
     return ""
 
