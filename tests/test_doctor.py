@@ -109,7 +109,9 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
     found = by_check(site(plan, kit))
     assert {name: one.state for name, one in found.items()} == {
         **dict.fromkeys(("python", "packages", "clock", "disk", "memory", "key file"), "ok"),
-        **dict.fromkeys(("plan and roster", "model", "policy", "data", "max_length"), "ok"),
+        **dict.fromkeys(
+            ("plan and roster", "model", "policy", "ledger", "data", "max_length"), "ok"
+        ),
         "model on a row": "ok",
         "roster": "warning",  # a demonstration
     }
@@ -293,6 +295,19 @@ def test_columns_that_are_not_used_are_told(plan: Plan, kit: Path) -> None:
     assert found.state == "warning"
     assert found.found.endswith("3 held out; column `ward` not used (12 rows)")
     assert "fedshield data" in found.todo
+
+
+def test_a_ledger_that_is_lost_or_damaged_is_told_and_left(plan: Plan, kit: Path) -> None:
+    for alone in (False, True):
+        asked = Site(policy=kit / "bank.policy.yaml") if alone else site(plan, kit)
+        assert by_check(asked)["ledger"].found.startswith("none yet")
+        (kit / "runs" / "trial").mkdir(parents=True)
+        assert "found none" in by_check(asked)["ledger"].found
+        (kit / "ledger").write_text("damaged\n")
+        found = by_check(asked)["ledger"]
+        assert (found.state, (kit / "ledger").read_text()) == ("FAILED", "damaged\n")
+        (kit / "ledger").unlink()
+        (kit / "runs" / "trial").rmdir()
 
 
 def test_keys_without_effect_are_told(
@@ -579,7 +594,7 @@ def test_the_command(
     code, out, err = run("--key", str(kit / "bank.key"))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert all(re.match(r"(ok|warning|not checked) {2,}\S", line) for line in lines)
     code, out, err = run("--key", str(kit / "clinic.key"), "--json")
     found = json.loads(out)

@@ -328,6 +328,24 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> object:
     return stopped.value.code
 
 
+def test_the_command_refuses_where_the_ledger_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, policy = tmp_path / "plan.yaml", tmp_path / "bank.policy.yaml"
+    plan.write_text(plan_of().to_yaml())
+    policy.write_text(yaml.safe_dump(BARE))
+    (tmp_path / "runs" / "trial").mkdir(parents=True)
+    args = ("site", "check", str(plan), "--policy", str(policy))
+    assert run(monkeypatch, *args) == 0
+    assert "the ledger (--site)" in capsys.readouterr().out
+    assert run(monkeypatch, *args, "--site", "bank") == 2
+    out, err = capsys.readouterr()
+    assert "accepted" not in out
+    assert "expected the ledger of these records, found none" in err
+    assert run(monkeypatch, *args, "--site", "bank", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["accepted"] is False
+
+
 def test_the_command_says_yes_or_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,6 +367,7 @@ def test_the_command_says_yes_or_what_is_missing(
     assert run(monkeypatch, *args, "--json") == 2
     found = json.loads(capsys.readouterr().out)
     assert (found["accepted"], len(found["violations"])) == (False, 2)
+    assert found["ledger"].startswith("none yet")
     assert run(monkeypatch, *args, "--model-sha256", "12") == 2
     assert "--model-sha256: expected 64 digits" in capsys.readouterr().err
 

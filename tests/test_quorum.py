@@ -314,17 +314,19 @@ def test_the_words_are_true() -> None:
         after = max(n for n in range(k + 1) if n == 0 or survives(rules, 0, n))
         if rules.membership == "fixed":
             assert before == 0
-            assert "a round waits for a site that is lost before its upload" in text
-            assert f"and survives {after} lost after" in text
+            assert "the run stops without a site that is lost before its upload" in text
+            assert (f"A round that loses {after} after the upload still ends" in text) == (
+                after > 0
+            )
+            assert ("So it does without one that is lost after it." in text) == (after == 0)
         else:
             assert f"survives {before} lost before uploading and {after} lost after" in text
             assert "a site's own update" in text
 
 
-def test_three_sites_wait_for_one_that_is_lost_and_four_can_spare_one_at_the_end() -> None:
-    waits = "waits for a site that is lost before its upload, and survives"
-    assert f"{waits} 0 lost after" in resolve(3).in_words()
-    assert f"{waits} 1 lost after" in resolve(4).in_words()
+def test_three_sites_stop_without_one_and_four_can_spare_one_at_the_end_of_a_run() -> None:
+    assert resolve(3).in_words().endswith("So it does without one that is lost after it.")
+    assert resolve(4).in_words().endswith("repeats it, unless it was the last.")
     open_ = resolve(16, membership="open").in_words()
     assert "survives 5 lost before uploading and 5 lost after" in open_
 

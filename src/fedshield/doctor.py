@@ -21,6 +21,7 @@ from fedshield.doctor_machine import (
     clock,
     context,
     disk,
+    ledger,
     memory,
     packages,
     refusal,
@@ -76,7 +77,7 @@ def examine(site: Site) -> Iterator[Finding]:
         yield roster(site.roster, site.key)
     if site.plan is None:
         if site.policy is not None:
-            yield policy_file(site.policy)
+            yield from policy_file(site.policy)
         return
     room = memory(site.plan)
     yield room
@@ -172,14 +173,16 @@ def roster(path: Path, key: Path | None) -> Finding:
     return Finding("roster", state, expected, words, "enrol the sites" if signed.demo else "")
 
 
-def policy_file(path: Path) -> Finding:
+def policy_file(path: Path) -> Iterator[Finding]:
     """Alone: whether it takes a plan is asked with one."""
     expected = "one that can be read"
     try:
         found = Policy.read(path)
     except UserError as error:
-        return refusal("policy", expected, error)
-    return Finding("policy", "ok", expected, f"read ({found.sha256()[:16]})")
+        yield refusal("policy", expected, error)
+        return
+    yield Finding("policy", "ok", expected, f"read ({found.sha256()[:16]})")
+    yield ledger(found, path.parent)
 
 
 def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
@@ -193,6 +196,7 @@ def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
         except UserError as error:
             yield refusal("policy", "one that can be read", error)
             return
+        yield ledger(policy, site.policy.parent)
     try:
         tokenizer, digest = inspect(here)
     except UserError as error:

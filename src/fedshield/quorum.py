@@ -70,9 +70,15 @@ class Rules:
         after = max(self.threshold, self.votes, self.certificate)
         lost_before, lost_after = k - max(self.min_cohort, after), k - after
         if self.membership == "fixed":
+            after_words = (
+                f"A round that loses {lost_after} after the upload still ends at the others; the "
+                "resumed run repeats it, unless it was the last."
+                if lost_after
+                else "So it does without one that is lost after it."
+            )
             return (
-                "Every sum is over all of them (membership fixed): a round waits for a site that "
-                f"is lost before its upload, and survives {lost_after} lost after."
+                "Every sum is over all of them (membership fixed): the run stops without a site "
+                "that is lost before its upload, and is resumed once that is back. " + after_words
             )
         return (
             f"Sums are over any such set (membership open): a round survives {lost_before} lost "

@@ -8,7 +8,8 @@
     adapter/           the global adapter, PEFT format, with a model card
     report.html        one self-contained page
     journal/SITE.jsonl what each site has let out
-    sites/SITE/        each site's global adapter of the last two rounds, and its audit log
+    sites/SITE/        each site's global adapter of the last two rounds, its audit log, and in a
+                       demonstration its ledger
     coordinator.audit.jsonl, rosters.json  the coordinator's, and public keys to check all by
 
 No private key is ever written here.
@@ -41,6 +42,8 @@ from fedshield.protocol.local import Contribution
 from fedshield.types import AdapterSpec, AdapterState, Float32, SiteMemory
 
 KEPT_STATES = 2
+#: What is left where a run cannot go on. Enrolled sites refuse a plan's second run (R4).
+ANEW = "start a new run (where its sites are enrolled: of another plan, for a plan has one run)"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -168,7 +171,7 @@ class RunFolder:
         if not isinstance(state, dict) or not {"status", "plan_sha256"} <= state.keys():
             raise RunFolderError(
                 f"{self.path / 'run.json'}: expected the state of a run, got something else; "
-                "restore it or start a new run"
+                f"restore it or {ANEW}"
             )
         return state
 
@@ -182,7 +185,7 @@ class RunFolder:
         if plan.sha256() != state.get("plan_sha256"):
             raise RunFolderError(
                 f"{self.path / 'plan.yaml'}: expected the plan of this run, got a changed one; "
-                "restore it, or start a new run"
+                f"restore it or {ANEW}"
             )
         return plan.with_base_dir(Path(state.get("base_dir", ".")))
 
@@ -193,7 +196,7 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: expected {name}, found none") from None
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"{self.path / name}: cannot be read ({error}); restore it or start a new run"
+                f"{self.path / name}: cannot be read ({error}); restore it or {ANEW}"
             ) from None
 
     # -- metrics ---------------------------------------------------------------------------

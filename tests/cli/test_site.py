@@ -100,6 +100,8 @@ def test_an_empty_answer_is_no_consent(
 def test_no_ledger_is_made_where_there_was_one(three: Consortium, approve: Approve) -> None:
     raw, path = raw_plan(NAMES), three.kit("victim").ledger_path()
     (three.root / "victim" / "runs" / "trial").mkdir(parents=True)
-    with pytest.raises(LedgerError, match=r"has been in runs \(trial\); restore the newest backup"):
+    with pytest.raises(
+        LedgerError, match=r"has been in runs \(trial\); restore the ledger's newest"
+    ):
         approve(raw, "3")
     assert not path.exists()

@@ -12,7 +12,7 @@ from consortium import Consortium, raw_plan
 from fedshield.auditfile import keep_roster
 from fedshield.engines import inprocess
 from fedshield.engines.members import Enrolment
-from fedshield.errors import UserError
+from fedshield.errors import RoundFailed, UserError
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -87,6 +87,23 @@ def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
     said = Said()
     inprocess.run(plan(tmp_path, "two"), out, said, enrolment)  # type: ignore[arg-type]
     assert not any("made its ledger" in note for note in said.notes)
+
+
+def test_what_a_rule_refuses_is_no_run_to_go_on_with(tmp_path: Path, enrolment: Enrolment) -> None:
+    """Another number of steps is another scale (R2), and a plan has one run (R4): neither is mended
+    by going on."""
+    inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
+    raw = raw_plan(NAMES, name="two", rounds=1)
+    raw["training"]["steps"] += 1
+    with pytest.raises(RoundFailed, match="R2: expected steps") as refused:
+        inprocess.run(
+            parse_plan(raw, base_dir=tmp_path), tmp_path / "runs" / "two", None, enrolment
+        )
+    assert not refused.value.resumable
+    again = tmp_path / "runs" / "again"
+    with pytest.raises(UserError, match=r"R4: .*one run; --resume that one if it is not finished"):
+        inprocess.run(plan(tmp_path, "one"), again, None, enrolment)
+    assert not again.exists()
 
 
 def test_runs_of_other_keys_do_not_stand_in_the_way(tmp_path: Path, enrolment: Enrolment) -> None:

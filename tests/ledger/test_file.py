@@ -72,7 +72,7 @@ def test_the_file_is_the_owners_alone(path: Path) -> None:
 
 
 def test_a_ledger_is_never_made_anew_in_silence(path: Path) -> None:
-    with pytest.raises(LedgerError, match="found none; restore the newest backup"):
+    with pytest.raises(LedgerError, match="found none; restore the ledger's newest"):
         Ledger.open(path)
     Ledger.create(path).close()
     with pytest.raises(LedgerError, match="expected no ledger yet"):
@@ -157,7 +157,7 @@ def test_nothing_is_written_after_a_line_that_failed(
 
         with monkeypatch.context() as patched:
             patched.setattr(os, "write", full)
-            with pytest.raises(LedgerError, match="No space left on device; nothing was sent"):
+            with pytest.raises(LedgerError, match="No space left on device; nothing more was"):
                 ledger.add_row(ROW)
         with pytest.raises(LedgerError, match="could not be written before"):
             ledger.add_row(ROW)
@@ -330,7 +330,7 @@ def test_lost_heads_of_others_are_refused_once_there_is_a_row(path: Path) -> Non
     with Ledger.open(path) as ledger:
         assert ledger.peers == {}
     side.unlink()
-    with pytest.raises(LedgerError, match="restore both from one backup"):
+    with pytest.raises(LedgerError, match="restore this file alone"):
         Ledger.open(path)
 
 
@@ -349,7 +349,7 @@ def test_damaged_heads_of_others_are_refused(path: Path, damage: str) -> None:
         changed = {"changed": whole.replace("dd", "de", 1), "cut": whole[:40], "emptied": ""}
         changed["earlier"] = whole.replace("peers 2", "peers 1")
         side.write_text(changed[damage])
-    with pytest.raises(LedgerError, match="restore both from one backup"):
+    with pytest.raises(LedgerError, match="restore this file alone"):
         Ledger.open(path)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import model_sites
 import pytest
+from model_sites import Certified, Site
 from span import isolated
 
 from fedshield.ledger import rules
@@ -15,7 +16,6 @@ from fedshield.ledger.file import Ledger, Receipt
 from fedshield.ledger.rows import Version
 from fedshield.quorum import Rules
 from model import COLLUDING, Model
-from model_sites import Certified, Site
 
 
 @pytest.mark.parametrize(

@@ -238,8 +238,8 @@ def not_protected(audit: Audit) -> Iterator[str]:
         )
     yield "From the coordinator: who takes part, when, sizes, accept or reject (SECURITY.md)."
     yield (
-        "Over many rounds with changing membership, sums can single out a site (So et al., arXiv "
-        "2106.03328): not measured here."
+        "Over many rounds sums can single out a site, of one set of sites by side knowledge, of "
+        "several sets by subtraction (So et al., arXiv 2106.03328): not measured here."
     )
     yield (
         "Attacks only get better: a number at chance says that these attacks found nothing, not "

@@ -27,7 +27,13 @@ ColludingOption = Annotated[
     int | None, typer.Option(help="c: sites that may collude with the coordinator.")
 ]
 ThresholdOption = Annotated[int | None, typer.Option(help="T: answers that open a sum.")]
-VotesOption = Annotated[int | None, typer.Option(help="Q: matching votes before any site answers.")]
+VotesOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Q: matching votes before any site answers. Left out: T, and at least c + 2 where a "
+        "sum is over all sites; none with --server semi-honest."
+    ),
+]
 CohortOption = Annotated[int | None, typer.Option(help="Least number of contributors of a sum.")]
 ServerOption = Annotated[
     str, typer.Option(help="What the coordinator is taken for: malicious or semi-honest.")

@@ -25,7 +25,8 @@ def run(
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
     roster: Annotated[Path | None, typer.Option(help="A countersigned roster.")] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="The folder of its parties' keys, and ledgers.")
+        Path | None,
+        typer.Option(help="The folder of its parties' keys; in one process, of their ledgers too."),
     ] = None,
     engine: Annotated[
         str, typer.Option(help="inprocess, or flare: a process for each site, NVIDIA FLARE.")

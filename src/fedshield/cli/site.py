@@ -39,6 +39,8 @@ def check(
 ) -> None:
     """Check a plan against this site's policy. Exit status 2 if the site would refuse it."""
     from fedshield.enrolment import Policy, SignedRoster
+    from fedshield.ledger.file import LedgerError
+    from fedshield.ledger.inspection import inspected, runs_kept
     from fedshield.planfile import load_plan
 
     if model_sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", model_sha256) is None:
@@ -56,15 +58,24 @@ def check(
             known = dataclasses.replace(known, rules=loaded.rules())
     here = None if site is None else rules.local_plan(loaded, site)
     found = rules.violations(loaded, known, model_sha256)
+    lost: LedgerError | None = None
+    ledger = "not checked"
+    if here is not None:
+        try:
+            ledger = inspected(rules.ledger_place(), runs_kept(policy.parent))
+        except LedgerError as error:
+            lost, ledger = error, str(error)
     unchecked = [
         *(["the base model's SHA-256"] if rules.model_sha256 and model_sha256 is None else []),
         *(["the roster"] if roster is None else []),
+        *(["the ledger (--site)"] if site is None else []),
     ]
     if as_json:
         text = json.dumps(
             {
-                "accepted": not found,
+                "accepted": not found and lost is None,
                 "violations": found,
+                "ledger": ledger,
                 "not_checked": unchecked,
                 "policy_sha256": rules.sha256(),
                 "plan_sha256": loaded.sha256(),
@@ -80,12 +91,15 @@ def check(
             source = here.data.sites[site]
             _say("data", f"{source.source} (the policy's, whatever the plan says)")
             _say("model", f"{here.model.name} on {here.speed.device}")
+            _say("ledger", ledger)
             print_notes(rules.not_used(loaded, site))
         if unchecked:
             _say("not checked", ", ".join(unchecked))
-        if not found:
+        if not found and lost is None:
             _say("accepted", f"{loaded.name}, plan hash {loaded.sha256()}")
     rules.check(loaded, known, model_sha256)
+    if lost is not None:
+        raise lost
 
 
 @site_app.command("approve")
@@ -141,7 +155,8 @@ def _ledger(kit: Kit) -> Ledger:
     if runs := kit.runs():
         raise LedgerError(
             f"{path}: expected the ledger of these records, found none though this kit has been "
-            f"in runs ({runs[0]}); {RESTORE}"
+            f"in runs ({runs[0]}); {RESTORE} (if all were of a version without ledgers: make a new "
+            "kit, for records that were in none of them)"
         )
     return Ledger.create(path)
 

@@ -5,17 +5,20 @@ A record is known by two SHA-256 digests. It is the same record where one of the
 The *source's*: over what the file holds for it, before `columns`, `rows`, `separator`, `encoding`,
 the chat template and every cut. Of a text file these are the record's bytes, without white space
 around them: a line, an item of a JSON list, the lines of a CSV record. Of Parquet files and hub
-sets it is every column that holds text, whichever are asked for. No plan changes it. (With an
-encoding that has two byte forms for one character, as some East Asian ones, it is over the form
-that the encoding writes.)
+sets it is every column that holds text, whichever are asked for. A plan changes it only by an
+encoding that is not the file's: one that ends lines elsewhere (cp500) or takes bytes together
+(UTF-16) makes other records of the file, of text that nobody wrote. (With an encoding that has two
+byte forms for one character, as some East Asian ones, it is over the form that the encoding
+writes.)
 
 The *conversation's*: over roles, texts and tools as they are read, before the chat template. So a
 record is known again where its operator converts the file, renames, adds or drops a column that
 is not read, or moves the row. It changes with the columns that a plan reads: by itself it would
 not do.
 
-Both are new only where the operator rewrites the file and the plan reads other columns too. The
-digests are not keyed: whoever has them can try texts. They stay in memory.
+Else both are new only where the operator rewrites the file and the plan reads other columns too.
+The digests are not keyed: whoever has them can try texts. They stay in memory; a ledger keeps keyed
+hashes of them, beside the key.
 """
 
 from __future__ import annotations

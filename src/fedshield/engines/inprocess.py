@@ -42,7 +42,13 @@ from fedshield.engines.members import (
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import cap_notes, prepare, standing_of
-from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFolderError
+from fedshield.errors import (
+    FedShieldError,
+    ProtocolError,
+    ResourceError,
+    RoundFailed,
+    RunFolderError,
+)
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
@@ -57,7 +63,7 @@ from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
 from fedshield.protocol.site_model import first_memory, standing_digest
-from fedshield.runfolder import RunFolder, chat_date, write_atomic
+from fedshield.runfolder import ANEW, RunFolder, chat_date, write_atomic
 from fedshield.seeds import derive
 
 # -- running -------------------------------------------------------------------------------
@@ -140,7 +146,7 @@ def resume(
             if state["data_sha256"][site] != found.sha256():
                 raise RunFolderError(
                     f"{path}: expected {site}'s data as the run began with, got other rows; "
-                    "restore them, or start a new run"
+                    f"restore them or {ANEW}"
                 )
         members = _members(plan, enrolment, base)
         check_charter(folder, state, members.roster.charter.hex())
@@ -343,7 +349,9 @@ def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
             )
             if number == 1:
                 raise RoundFailed(
-                    f"{reason}; no round was completed, start a new run", resumable=False
+                    f"{reason}; no round was completed, agree on a plan with a higher limit or "
+                    "more noise",
+                    resumable=False,
                 )
             return reason
     return ""
@@ -366,9 +374,14 @@ def _with_site_errors(
     causes = [cause for error in errors.values() if (cause := cause_of(error)) is not None]
     if causes:
         return ResourceError(line, resumable=all(cause.resumable for cause in causes))
-    # The same rows in the same order: training that failed would fail again.
-    trained_in_vain = any(isinstance(error, RoundFailed) for error in errors.values())
-    return RoundFailed(line, resumable=failure.resumable and not trained_in_vain)
+    # The same rows in the same order: training that failed would fail again. So would a sum that a
+    # rule of a ledger forbids.
+    in_vain = any(
+        isinstance(error, RoundFailed)
+        or (isinstance(error, ProtocolError) and error.code in ("rule", "budget"))
+        for error in errors.values()
+    )
+    return RoundFailed(line, resumable=failure.resumable and not in_vain)
 
 
 def _told(folder: RunFolder, site: str, error: Exception) -> str:

@@ -13,7 +13,7 @@ from fedshield.errors import UserError
 from fedshield.ledger import heads
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rows import record_hash
-from fedshield.ledger.rules import Approval
+from fedshield.ledger.rules import ONE_RUN, Approval
 from fedshield.plan import Plan
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
@@ -86,7 +86,7 @@ def of_site(path: Path, runs: Sequence[str], plan: Plan) -> Ledger:
     if not (path.exists() or heads.place_beside(path).exists() or runs):
         raise NotApproved(
             f"R8: expected an approval of plan {plan.sha256()[:16]}, got none: this site has not "
-            "approved any; read it with: fedshield site approve PLAN"
+            "approved any; read it with: fedshield site approve PLAN --kit KIT"
         )
     return Ledger.open(path)
 
@@ -113,12 +113,12 @@ def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None
     if approval is None:
         raise NotApproved(
             f"R8: expected an approval of plan {plan_sha256[:16]}, got none; read it with: "
-            "fedshield site approve PLAN"
+            "fedshield site approve PLAN --kit KIT"
         )
     if approval.roster != roster_digest(roster):
         raise NotApproved(
             "R8: expected the roster that the plan was approved under, got another; approve again "
-            "with: fedshield site approve PLAN"
+            "with: fedshield site approve PLAN --kit KIT"
         )
     check_one_run(ledger, plan, run)
 
@@ -128,10 +128,7 @@ def check_one_run(ledger: Ledger, plan: Plan, run: str) -> None:
     plan_sha256 = plan.sha256()
     others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
     if others:
-        raise UserError(
-            f"R4: expected the run {others.pop()} of this plan, got {run}: a plan has one run; go "
-            "on with it by: fedshield submit --resume"
-        )
+        raise UserError(f"R4: expected the run {others.pop()} of this plan, got {run}: {ONE_RUN}")
 
 
 def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
@@ -141,7 +138,7 @@ def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
         raise UserError(
             f"R7: expected the base model that the plan was approved with ({approved[:16]}), got "
             f"{model_sha256[:16]}; put it in place, or approve again with: fedshield site approve "
-            "PLAN"
+            "PLAN --kit KIT"
         )
 
 

@@ -47,6 +47,7 @@ from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.runfolder import (
+    ANEW,
     RunFolder,
     append_rows,
     chat_date,
@@ -242,7 +243,7 @@ class SiteProcess:
             if began.get(key) != value:
                 raise UserError(
                     f"{self._folder.path}: expected the run's {key} {str(began.get(key))[:16]}, "
-                    f"got {value[:16]}; restore it, or start a new run"
+                    f"got {value[:16]}; restore it or {ANEW}"
                 )
 
     def _has_sent(self) -> bool:

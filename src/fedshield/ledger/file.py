@@ -92,10 +92,11 @@ class Ledger:
         return made
 
     @classmethod
-    def open(cls, path: Path) -> Ledger:
-        """The ledger in `path`, locked against every other process."""
+    def open(cls, path: Path, *, look_only: bool = False) -> Ledger:
+        """The ledger in `path`, locked against every other process; with `look_only` neither locked
+        nor mended, and it takes no line."""
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            handle = os.open(path, (os.O_RDONLY if look_only else os.O_RDWR) | os.O_CLOEXEC)
         except FileNotFoundError:
             missing = f"{path}: expected the ledger of these records, found none; {RESTORE}"
             raise LedgerError(missing) from None
@@ -103,8 +104,10 @@ class Ledger:
             raise LedgerError(f"{path}: cannot be opened ({error.strerror}); mend it") from None
         ledger = cls(path, handle)
         try:
-            ledger._lock()
-            ledger._check_place()
+            if not look_only:
+                ledger._lock()
+                ledger._check_place()
+            ledger._broken = look_only
             ledger._load()
         except BaseException:
             ledger.close()
@@ -231,8 +234,8 @@ class Ledger:
             found = str(error.strerror)
         self._broken = True
         raise LedgerError(
-            f"{self._path}: expected the ledger that this process opened, got {found}; nothing was "
-            "sent; see to it that nothing replaces the file, restore the newest, and resume"
+            f"{self._path}: expected the ledger that this process opened, got {found}; nothing "
+            "more was sent; see that nothing replaces the file, restore the newest, and resume"
         )
 
     def _keep_beside(self, peers: heads.Heads, chains: heads.Chains) -> None:
@@ -267,7 +270,7 @@ class Ledger:
                 f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} does "
                 f"not follow from those before; {RESTORE}"
             ) from None
-        if cut:
+        if cut and not self._broken:
             os.ftruncate(self._handle, len(data) - len(cut))
             os.fsync(self._handle)
         beside = heads.place_beside(self._path)
@@ -293,8 +296,8 @@ class Ledger:
             os.fsync(handle)
         except OSError as error:
             raise LedgerError(
-                f"{self._path}: expected to write a line, but {error.strerror}; nothing was "
-                "sent; make room and resume"
+                f"{self._path}: expected to write a line, but {error.strerror}; nothing "
+                "more was sent; make room and resume"
             ) from None
         self._broken = False
         self._apply(entry, digest)

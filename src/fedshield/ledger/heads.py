@@ -24,10 +24,11 @@ from fedshield.errors import UserError
 FORMAT = "fedshield ledger peers 2"
 #: No ledger has more lines: at one a second it would be 136 years old. A longer head is a lie.
 MAX_LINES = 2**32
-#: What a site does whose ledger is not what it was. There is no way yet to rebuild one.
+#: What a site does whose ledger is not what it was. There is no way yet to rebuild one, and a new
+#: one, for other records too, does not hold what this site signed to its peers.
 RESTORE = (
-    "restore the newest backup; if there is none, this site cannot go on with these records: stop, "
-    "and ask the other sites"
+    "restore the ledger's newest backup; if there is none, this site cannot go on, with other "
+    "records neither: stop, and ask the other sites"
 )
 
 
@@ -94,8 +95,8 @@ def write(path: Path, ledger: str, heads: Heads, chains: Chains) -> None:
         write_atomic(path, text + "\n", mode=0o600)
     except OSError as error:
         raise LedgerError(
-            f"{path}: expected to write what other sites signed, but {error.strerror}; nothing was "
-            "sent; make room and resume"
+            f"{path}: expected to write what other sites signed, but {error.strerror}; nothing "
+            "more was sent; make room and resume"
         ) from None
 
 
@@ -122,8 +123,8 @@ def read(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         found = "got a damaged file, another ledger's, or one of an earlier version"
     raise LedgerError(
-        f"{path}: expected what other sites signed, kept with the ledger, {found}; restore both "
-        "from one backup, the newest"
+        f"{path}: expected what other sites signed, kept with the ledger, {found}; restore this "
+        "file alone from its newest backup, and leave the ledger, if it is the right one"
     )
 
 

@@ -18,6 +18,8 @@ from fedshield.ledger.rows import Consent, Row, Unit, Version
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).
 MAX_TRIES = 8
+#: What follows where a plan has been run before (R4).
+ONE_RUN = "a plan has one run; --resume that one if it is not finished, else agree on another plan"
 #: Largest share of a batch's honest weight that one site may have (R6).
 MAX_WEIGHT = 0.75
 
@@ -143,7 +145,7 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
     if missing:
         return (
             f"expected a sum over this site's whole batch of {len(request.batch)}, got one without "
-            f"{missing} of them; the round waits until they are back"
+            f"{missing} of them; go on with --resume once they are back"
         )
     if request.membership == "fixed" and set(request.batch) != set(request.sites):
         return "expected a sum over one batch with membership fixed, got more sites than it has"
@@ -154,7 +156,8 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
         if changed and not changed <= consent.exposed:
             return (
                 f"expected the batch that these records were summed in before ({_named(row)}), got "
-                f"one that differs by {len(changed)} sites; whoever goes or joins must consent"
+                f"one that differs by {len(changed)} sites; have the same sites back, under keys "
+                "that their first ones signed, or use records that were in no sum, at every site"
             )
         # Else several exposures together could leave this site alone.
         if changed and len(set(request.batch) - consent.exposed) < colluding + 2:
@@ -205,8 +208,10 @@ def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
             if kept:
                 return (
                     f"expected this site's {name} as in {_named(row)}, or everyone's changed, got "
-                    f"them changed where {len(kept)} of the batch kept theirs; what changed here "
-                    "alone can be seen by subtraction: consent with fedshield site approve PLAN"
+                    f"them changed where {len(kept)} of the batch kept theirs; put them back, or "
+                    "have every site change its own: what changed here alone can be seen by "
+                    "subtraction (to let it, in a kit: fedshield site approve PLAN --kit KIT; run "
+                    "--keys takes no consent)"
                 )
     return ""
 
@@ -217,10 +222,7 @@ def once(rows: Sequence[Row], request: Row) -> str:
     site is the site's update, which is the same and was counted (R5)."""
     for row in rows:
         if row.plan == request.plan and row.run != request.run:
-            return (
-                f"expected the run {row.run} of this plan, got {request.run}: a plan has one run; "
-                "go on with it by fedshield submit --resume"
-            )
+            return f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
         if row.key != request.key:
             continue
         compared = [
@@ -290,12 +292,12 @@ def approved(request: Row, approval: Approval | None, roster: str, tries: int) -
     if approval is None or approval.plan != request.plan:
         return (
             f"expected an approval of plan {request.plan[:16]}, got none; read it with: fedshield "
-            "site approve PLAN"
+            "site approve PLAN --kit KIT"
         )
     if approval.roster != roster:
         return (
             "expected the roster that the plan was approved under, got another; approve again "
-            "with: fedshield site approve PLAN"
+            "with: fedshield site approve PLAN --kit KIT"
         )
     if request.phase == "round":
         if not 1 <= request.round_number <= approval.rounds:
@@ -305,7 +307,7 @@ def approved(request: Row, approval: Approval | None, roster: str, tries: int) -
     if tries >= MAX_TRIES:
         return (
             f"expected at most {MAX_TRIES} tries of {_named(request)}, got one more; find out "
-            "why they failed, then approve again"
+            "why they failed, then approve again with: fedshield site approve PLAN --kit KIT"
         )
     return ""
 

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedshield.errors import ProtocolError
 from fedshield.ledger import heads
 from fedshield.ledger.file import Head, Ledger, Receipt
+from fedshield.ledger.heads import RESTORE
 from fedshield.ledger.rows import (
     Consent,
     Row,
@@ -319,10 +320,8 @@ class Line:
                 "ledger",
                 "this site's ledger does not hold what it signed before "
                 f"(line {head.length}, remembered by {teller}): it was restored from a backup, or "
-                "another copy of this site is at work; restore the newest backup; if there is "
-                "none, this site cannot go on with these records: stop, and ask the other sites; "
-                "if this ledger is whole and the key was stolen, replace the key: what is told of "
-                "an old key's counts for nothing",
+                f"another copy of this site is at work; {RESTORE}; if this ledger is whole and the "
+                "key was stolen, replace the key: what is told of an old key's counts for nothing",
             )
 
     def see(self, site: str, statement: bytes) -> None:

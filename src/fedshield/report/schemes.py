@@ -166,8 +166,7 @@ RLWE = Protection(
         "statement above does not hold.",
         "The coordinator with any one site learns the sum, as does every site; the released "
         "adapter gives it to anyone.",
-        "Sums over many rounds with changing membership, very small groups and side knowledge "
-        "can still single out a site.",
+        "Sums over many rounds, very small groups and side knowledge can still single out a site.",
         "Shares of keys are sealed under ML-KEM-768 and X25519 together: a break of both, not of "
         "one, opens recorded rounds. Signatures are not post-quantum.",
         "The composition has had no outside review. The code is not fully constant-time, and "

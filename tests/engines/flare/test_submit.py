@@ -136,7 +136,10 @@ def test_the_roll_tells_once_who_goes_and_who_comes_back(monkeypatch: pytest.Mon
     roll.call(session, watch)
     (gone,) = watch.notes
     assert gone.startswith("s2 does not answer")
-    assert "the run stops; go on with --resume (2 sites are left, 3 are needed)" in gone
+    assert (
+        "the run stops before its next round; go on with --resume (2 sites are left, 3 are needed)"
+        in gone
+    )
     session.states["s2"] = "started"
     roll.call(session, watch)
     assert watch.notes[-1].startswith("s2 answers again")

@@ -28,6 +28,7 @@ from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 from fedshield.enrolment.seen import put_in_force
 from fedshield.errors import FedShieldError, UserError
+from fedshield.ledger.inspection import runs_kept
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol.roster import COORDINATOR
@@ -125,8 +126,7 @@ class Kit(Quiet):
 
     def runs(self) -> tuple[str, ...]:
         """Names of the runs that this party has kept."""
-        found = (path.name for path in (self.path / "runs").glob("*"))
-        return tuple(sorted(name for name in found if not name.startswith(".")))
+        return runs_kept(self.path)
 
     def _place(self, run: str) -> Path:
         if not _RUN_NAME.fullmatch(run):

@@ -140,6 +140,7 @@ def _kits(plan: Plan, enrolment: Enrolment | None) -> Iterator[Path]:
                     rules.votes,
                     rules.min_cohort,
                     rules.server,
+                    rules.membership,
                 )
             roster, keys = demonstration_roster(names, asked, Allowed((scheme.name,)))
         else:

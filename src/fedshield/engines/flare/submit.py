@@ -223,7 +223,11 @@ class _Roll:
         for site in sorted(self._missing - set(missing)):
             watch.note(f"{site} answers again; if the run went on without it, --resume takes it in")
         left = len(self._sites) - len(missing)
-        after = "goes on without it" if left >= self._needed else "stops; go on with --resume"
+        after = (
+            "goes on without it"
+            if left >= self._needed
+            else "stops before its next round; go on with --resume"
+        )
         for site in sorted(set(missing) - self._missing):
             watch.note(
                 f"{site} {missing[site]}; if it is not back within its deadline (at most "
