@@ -92,15 +92,18 @@ class MixedRun:
         self._state = first
         self.ledgers: list[Ledger] = []
         self.own = {name: self._participant(name) for name in names if name != independent}
-        self.other = self._independent(independent)
-        both: dict[str, Any] = {independent: self.other, **self.own}
+        self._name = independent
+        (folder / independent).mkdir()
+        self.start_again()
+
+    def start_again(self) -> None:
+        """The independent site's process anew, and a coordinator that knows nothing."""
+        self.other = self._independent(self._name)
+        both: dict[str, Any] = {self._name: self.other, **self.own}
         self.sites = InProcessSites(both)
-        sign = self.server.sign
-        self.coordinator = Coordinator(plan, self.roster, self.sites, sign)
+        self.coordinator = Coordinator(self.plan, self.roster, self.sites, self.server.sign)
 
     def _independent(self, name: str) -> IndependentSite:
-        folder = self.folder / name
-        folder.mkdir()
         layers = {
             layer.removeprefix("base_model.model."): module.base_layer.weight.detach().numpy()
             for layer, module in self.host.model.named_modules()
@@ -115,7 +118,7 @@ class MixedRun:
             self.roster.encode(),
             spec_of(yaml.safe_load(plan), self.base.sha256, layers),
             12,
-            folder,
+            self.folder / name,
         )
 
     def _participant(self, name: str) -> Participant:
@@ -150,9 +153,9 @@ class MixedRun:
         )
 
     def run(self, rounds: int) -> None:
-        """A session of so many rounds. Raises `RoundFailed`."""
+        """A session up to this round. Raises `RoundFailed`."""
         self.coordinator.start()
-        for number in range(1, rounds + 1):
+        for number in range(self.coordinator.completed_rounds + 1, rounds + 1):
             self.coordinator.round(number)
         self.coordinator.finish()
 
@@ -174,4 +177,4 @@ def mixed(plan: Plan, folder: Path, independent: str = "school") -> Iterator[Mix
 
 def moved(made: MixedRun) -> bool:
     """Whether the run changed the model."""
-    return bool(np.any(made.other.values))
+    return bool(np.any(made.other.model.standing.values))

@@ -106,7 +106,9 @@ class Ledger:
             self.receipts[entry["of"]] = entry["result"]
 
     def approve(self, plan: str, roster: str, rounds: int) -> None:
-        self._chain.add({"kind": "approval", "plan": plan, "roster": roster, "rounds": rounds})
+        entry = {"kind": "approval", "plan": plan, "roster": roster, "rounds": rounds}
+        if self._approved.get(plan) != entry:
+            self._chain.add(entry)
 
     def enter(self, row: dict[str, Any], roster: str, everyone: list[str], first: str) -> None:
         """The row of a sum, before its upload leaves; `first`: what the plan starts from."""

@@ -91,12 +91,11 @@ def _dealt(values: Array, shape: Shape, modulus: int, share_seed: bytes) -> list
 
 def _elements(stream: Stream, count: int) -> Array:
     """64-bit words cut to 31 bits, all ones passed over."""
-    taken: list[int] = []
-    while len(taken) < count:
-        word = int(stream.numbers("<u8", 1)[0]) & FIELD
-        if word != FIELD:
-            taken.append(word)
-    return np.array(taken, dtype=np.int64)
+    taken = np.zeros(0, dtype=np.int64)
+    while taken.size < count:
+        words = stream.numbers("<u8", count - taken.size) & np.uint64(FIELD)
+        taken = np.concatenate([taken, words[words != FIELD].astype(np.int64)])
+    return taken
 
 
 def read_share(data: bytes, shape: Shape) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
 """A site of a run, from docs/protocol.md alone: plain Python, numpy and `cryptography`. It knows
-scheme `rlwe`, membership `fixed`, weights `private` and `equal`, no `privacy.unit`; it trains
-nothing: its updates are small random numbers."""
+scheme `rlwe`, opened to peers, membership `fixed`, weights `private` and `equal`, and no
+`privacy.unit`. What it puts in is no training's (page_model)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from page_adapter import (
-    UPDATE_RESERVED,
-    WEIGHTS_RESERVED,
-    Spec,
-    adapter_digest,
-    first_values,
-    layout_digest,
-    parts_of,
-    selection_digest,
-    shared_digest,
-    standing_digest,
-    travelling,
-)
-from page_learning import counted, digits_of, next_clip, next_score, num_sites, reach, stepped
+from page_adapter import Spec
+from page_learning import counted, num_sites
 from page_memory import Journal, Ledger
+from page_model import Model
 from page_seal import CIPHERTEXT, check_keys, new_key, receiving, sending
-from page_shares import Shape
-from page_streams import packing
-from page_sum_of_site import Me, Rules, Sum, Work, no_digits, tag
+from page_sum_of_site import Me, Rules, Sum, tag
 from page_wire import (
     NONCE,
     Binding,
@@ -62,7 +48,7 @@ class IndependentSite:
         folder: Path,
     ) -> None:
         self.name, self._plan_bytes, self._roster_bytes = name, plan, roster
-        self.plan, self.spec = json.loads(plan), spec
+        self.plan = json.loads(plan)
         _, sites, self._coordinator, rules, charter, _, sealing = decode(roster)
         key = Ed25519PrivateKey.from_private_bytes(seed)
         ledger = Ledger(folder / "ledger.jsonl", key, sha256(b"rows of " + name.encode()))
@@ -73,12 +59,8 @@ class IndependentSite:
         ledger.approve(sha256(plan).hex(), self._charter, self.plan["rounds"])
         honest = self._me.rules.sites - self._me.rules.colluding
         self.count = counted(self.plan, rows, honest)
-        encoding = self.plan["encoding"]
-        self._packing = packing(len(sites), encoding["bits"], encoding["headroom"])
-        self.values, self.completed = first_values(self.plan, spec), 0
-        clip = reach(self.plan, 1, self.values, spec).astype(np.float32)
-        self.shared: dict[str, Any] = {"clip": clip}
-        self._first = self._standing()
+        self.model = Model(name, self.plan, spec, self._me.rules.threshold, folder)
+        self._plan_sha256 = sha256(plan)
         self._session: Binding | None = None
         self._binding = Binding(NOTHING, 0, "setup")
         self._commands: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]] = {
@@ -117,7 +99,11 @@ class IndependentSite:
 
     def digest(self) -> str:
         """Of the adapter."""
-        return adapter_digest(self.spec, self.values).hex()
+        return self.model.digest().hex()
+
+    @property
+    def completed(self) -> int:
+        return self.model.standing.completed
 
     def handle(self, method: str, data: bytes) -> bytes:
         """The signed reply to a signed command."""
@@ -145,7 +131,7 @@ class IndependentSite:
             "head": ledger.statement(),
             "heads": dict(ledger.peers),
         }
-        context = setup_context(sha256(self._plan_bytes), self._roster_bytes, body["session"])
+        context = setup_context(self._plan_sha256, self._roster_bytes, body["session"])
         self._binding = Binding(context, 0, "setup")
         return "join", self._join
 
@@ -210,8 +196,7 @@ class IndependentSite:
     def _prepare(self, _: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         self._binding = of = self._next_sum()
         base = f"weights {of.context.hex()}" if of.phase == "weights" else f"round {self.digest()}"
-        agreed = adapter_digest(self.spec, self.values) + shared_digest(self.shared)
-        agreed += self._total.to_bytes(8, "big")
+        agreed = self.model.agreed() + self._total.to_bytes(8, "big")
         self._current = Sum(self._me, self._group_key, of, agreed, base)
         return "round-key", self._current.prepare()
 
@@ -224,50 +209,22 @@ class IndependentSite:
         current = self._sum()
         sites = current.begin(body["round_keys"])
         self._binding, number = current.binding, current.binding.round_number
-        work = self._count() if current.binding.phase == "weights" else self._update(number)
+        weighing = current.binding.phase == "weights"
+        work = self.model.count(self.count) if weighing else self.model.update(self._weight)
         if not set(sites) <= set(self._joins):
             raise Refused("not-in-set")
         row = {
             "kind": "row",
-            "plan": sha256(self._plan_bytes).hex(),
+            "plan": self._plan_sha256.hex(),
             "phase": current.binding.phase,
             "round": number,
-            "base": self._standing() if number else "",
+            "base": "" if weighing else self.model.standing_digest(self.model.standing),
             "sites": sites,
-            "content": sha256(
-                work.layout, work.digits.tobytes(), repr(work.reserved).encode()
-            ).hex(),
+            "content": work.digest(),
             "versions": {site: self._joins[site]["version"].hex() for site in sites},
         }
-        self._me.ledger.enter(row, self._charter, sorted(self._me.keys), self._first)
+        self._me.ledger.enter(row, self._charter, sorted(self._me.keys), self.model.first)
         return "upload", current.work(work)
-
-    def _count(self) -> Work:
-        layout = layout_digest(self._packing, "weights", 0, WEIGHTS_RESERVED)
-        return Work(no_digits(), [1, self.count], layout, self._shape(0, WEIGHTS_RESERVED))
-
-    def _update(self, number: int) -> Work:
-        self._places = travelling(self.plan, self.spec, self.shared.get("score"), number)
-        draw = np.random.default_rng([number, *self.name.encode()])
-        parts = self._parts()
-        values = np.zeros(self._places.size, dtype=np.float32)
-        for part, clip in parts:
-            values[part] = clip * draw.uniform(-0.5, 0.5, part.stop - part.start)
-        if self.plan["adapter"]["exchange"] == "parameters":
-            values = values / 2 + self.values[self._places]
-        digits = digits_of(values, parts, self._packing, self._weight, draw)
-        reserved = [1, round(self._weight * 2**30), round(self._weight * 1.5 * 2**20)]
-        what = selection_digest(self.spec, self._places)
-        layout = layout_digest(self._packing, what, digits.size, UPDATE_RESERVED)
-        return Work(digits, reserved, layout, self._shape(digits.size, UPDATE_RESERVED))
-
-    def _parts(self) -> list[tuple[slice, float]]:
-        clip = self.shared["clip"]
-        return [(part, float(clip[k])) for k, part in parts_of(self.spec, self._places)]
-
-    def _shape(self, values: int, reserved: Mapping[str, int]) -> Shape:
-        rules = self._me.rules
-        return Shape(self._packing, values, len(reserved), rules.sites, rules.threshold)
 
     def _fetch(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "block", {"index": body["index"], "data": self._sum().chunks[body["index"]]}
@@ -285,39 +242,13 @@ class IndependentSite:
                 raise Refused("weight: less than this site's own")
             result, taken = sha256(reserved[1].to_bytes(8, "big")).hex(), reserved[1]
         else:
-            taken = self._next(sums, reserved)
-            result = standing_digest(self.spec, *taken)
-        known = f"{sha256(self._plan_bytes).hex()} {of.phase} {of.round_number}"
+            taken = self.model.next(sums, reserved, self._weight)
+            result = self.model.standing_digest(taken)
+        known = f"{self._plan_sha256.hex()} {of.phase} {of.round_number}"
         self._me.ledger.sign_receipt(known, result)
         self._taken = taken
         self._receipt = tag(self._group_key, "receipt tag", of, result.encode())
         return "receipt", {"model_tag": self._receipt, "head": self._me.ledger.statement()}
-
-    def _next(self, sums: Any, reserved: list[int]) -> tuple[Any, dict[str, Any]]:
-        """Adapter and what goes with it, after this round."""
-        total = reserved[1] * 2.0**-30
-        if not max(self._weight, 0.25) - 2.0**-20 <= total <= 1 + 2.0**-20:
-            raise Refused("weight")
-        mean = sums.astype(np.float64)
-        for part, clip in self._parts():
-            mean[part] *= clip / self._packing.largest
-        mean = mean / total
-        places, before, clip = self._places, self.values, self.shared["clip"]
-        after, shared = stepped(self.plan, before, places, mean, self.shared)
-        number = self.completed + 1
-        args = (self.plan, self.spec, clip, before, after, places, mean, number)
-        shared["clip"] = next_clip(*args)
-        pruning = self.plan["pruning"]
-        if pruning["method"] != "none" and pruning["mask"] == "shared":
-            moved = mean
-            if self.plan["adapter"]["exchange"] == "parameters":
-                moved = mean - before[places]
-            old = self.shared.get("score")
-            shared["score"] = next_score(old, before.size, places, moved)
-        return after, shared
-
-    def _standing(self) -> str:
-        return standing_digest(self.spec, self.values, self.shared)
 
     def _certificate(self, receipts: Mapping[str, bytes]) -> None:
         for site, data in receipts.items():
@@ -337,8 +268,7 @@ class IndependentSite:
             self._total = self._taken
             self._weight = self.count / self._total
         else:
-            self.values, self.shared = self._taken
-            self.completed += 1
+            self.model.take(self._taken)
         self._taken = None
         return "done", {}
 

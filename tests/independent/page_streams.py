@@ -40,13 +40,12 @@ class Stream:
 
     def residues(self, q: int, count: int, above: int = 0) -> Array:
         """Accepted residues, those below `above` passed over as well."""
-        taken: list[int] = []
-        mask = (1 << q.bit_length()) - 1
-        while len(taken) < count:
-            word = int(self.numbers("<u8", 1)[0]) & mask
-            if above <= word < q:
-                taken.append(word)
-        return np.array(taken, dtype=np.int64)
+        taken = np.zeros(0, dtype=np.int64)
+        mask = np.uint64((1 << q.bit_length()) - 1)
+        while taken.size < count:
+            words = (self.numbers("<u8", count - taken.size) & mask).astype(np.int64)
+            taken = np.concatenate([taken, words[(words >= above) & (words < q)]])
+        return taken
 
 
 class Packing(NamedTuple):
@@ -142,13 +141,16 @@ def roots(q: int) -> tuple[Array, Array, Array]:
 
 
 def _cyclic(values: Array, powers: Array, q: int) -> Array:
-    """Sum of values[j] w^(jk), w = powers[2]."""
-    if values.size == 1:
-        return values
-    even, odd = _cyclic(values[::2], powers, q), _cyclic(values[1::2], powers, q)
-    half = values.size // 2
-    turned = times(odd, powers[np.arange(half) * (2 * DEGREE // values.size)], q)
-    return np.concatenate([(even + turned) % q, (even - turned) % q])
+    """Sum of values[j] w^(jk), w = powers[2]; by halves, the shortest first."""
+    found, width = values[roots(q)[2]], 1
+    while width < DEGREE:
+        pairs = found.reshape(-1, 2, width)
+        turns = powers[np.arange(width) * (DEGREE // width)]
+        turned = times(pairs[:, 1], np.broadcast_to(turns, pairs[:, 1].shape), q)
+        even = pairs[:, 0]
+        found = np.stack([(even + turned) % q, (even - turned) % q], axis=1).reshape(-1)
+        width *= 2
+    return found
 
 
 def transformed(values: Array, q: int) -> Array:
@@ -180,7 +182,7 @@ def matrix(context: bytes, q: int, num_blocks: int) -> list[Array]:
             numbers |= stream.numbers("u1", size).astype(np.int64) << 48
         numbers &= (1 << q.bit_length()) - 1
         outside = np.flatnonzero(numbers >= q)
-        numbers[outside] = Stream("matrix again", context, group).residues(q, outside.size)
+        numbers[outside] = Stream(b"matrix-again", context, group).residues(q, outside.size)
         blocks += [numbers[k::GROUP] for k in range(GROUP)]
     return blocks[:num_blocks]
 

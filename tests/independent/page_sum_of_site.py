@@ -7,12 +7,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from page_memory import Journal, Ledger
+from page_model import Work
 from page_seal import CIPHERTEXT, Channel, check_keys, hkdf, new_key, receiving, sending
-from page_shares import Shape, add_shares, deal, read_share
+from page_shares import add_shares, deal, read_share
 from page_sum import encrypt, open_sum
 from page_wire import (
     LABELS,
@@ -67,19 +67,6 @@ class Me(NamedTuple):
 def tag(group_key: bytes, label: str, binding: Binding, value: bytes) -> bytes:
     number = binding.round_number.to_bytes(8, "big")
     return hmac.digest(group_key, LABELS[label] + binding.context + number + value, "sha256")
-
-
-class Work(NamedTuple):
-    """What a site puts in."""
-
-    digits: Array
-    reserved: list[int]
-    layout: bytes
-    shape: Shape
-
-    def digest(self) -> str:
-        numbers = np.array([*self.digits, *self.reserved], dtype="<i8")
-        return sha256(self.layout, numbers.tobytes()).hex()
 
 
 class Sum:
@@ -302,7 +289,3 @@ class Sum:
     def _see(self, site: str, head: bytes) -> None:
         if site != self._me.name:
             self._me.ledger.see(site, head, self._me.keys[site])
-
-
-def no_digits() -> Array:
-    return np.zeros(0, dtype=np.int64)

@@ -26,7 +26,6 @@ LABELS = {
     "answer": b"answer",
     "stream": b"fedshield stream 2",
     "matrix": b"matrix",
-    "matrix again": b"matrix-again",
     "tag": b"fedshield tag 1",
     "tag stream": b"tag",
     "layout": b"fedshield layout 1",
