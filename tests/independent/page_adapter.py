@@ -1,4 +1,4 @@
-"""docs/protocol.md, section 8: the adapter, its digests, how it begins and which coordinates
+"""docs/protocol.md, section 7c: the adapter, its digests, how it begins and which coordinates
 travel, from the page alone. `plan` is the canonical JSON, read."""
 
 from __future__ import annotations

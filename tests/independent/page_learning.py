@@ -1,4 +1,4 @@
-"""docs/protocol.md, section 8: what a site counts for, clips, scores and the server's optimisers,
+"""docs/protocol.md, section 7c: what a site counts for, clips, scores and the server's optimisers,
 from the page alone. `plan` is the canonical JSON, read."""
 
 from __future__ import annotations

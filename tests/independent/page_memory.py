@@ -1,4 +1,4 @@
-"""docs/protocol.md, section 9: what a site remembers, from the page alone. The journal's rules and
+"""docs/protocol.md, section 8: what a site remembers, from the page alone. The journal's rules and
 those of the ledger that bear on membership `fixed` without a `privacy.unit`."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""docs/protocol.md, sections 7 and 8: a site's model from round to round, from the page alone. It
+"""docs/protocol.md, sections 7 and 7c: a site's model from round to round, from the page alone. It
 trains nothing: its updates are small random numbers."""
 
 from __future__ import annotations
