@@ -63,7 +63,7 @@ class Bench:
         self.heldout = rows(5, start=50)
         self.host = AdapterHost(tiny.build(), self.plan.adapter, "ab" * 32)
         self.host.model.eval()
-        data = SiteData("test", self.train_rows, self.heldout, 0, "", 0, 0, 0, 0, ())
+        data = SiteData("test", self.train_rows, self.heldout, 0, "", 0, 0, 0, 0, (), bytes(32))
         self.trainer = LocalTrainer(
             self.site,
             self.plan,
@@ -358,7 +358,7 @@ def test_rounds_leave_no_hooks_behind(make_plan: MakePlan) -> None:
     bench.train(1)
     first = hooks()
     bench.train(2)
-    data = SiteData("", bench.train_rows, bench.heldout, 0, "", 0, 0, 0, 0, ())
+    data = SiteData("", bench.train_rows, bench.heldout, 0, "", 0, 0, 0, 0, (), bytes(32))
     drawn = SiteRandomness.of_demonstration(bench.plan.seed, "bank")
     other = LocalTrainer("bank", bench.plan, data, bench.host, PAD, "cpu", drawn)  # same model
     other.train(bench.start, 2)

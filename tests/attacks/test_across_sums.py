@@ -200,7 +200,7 @@ def test_a_plan_with_one_row_fewer_at_one_site(four: Consortium) -> None:
         session.run(1, 1)
     assert session.link.codes["victim"] == "rule"
     line = four.last_error("victim", "second")
-    assert "R2: expected count" in line or "R3: expected this site's part" in line
+    assert "R2: expected count" in line or "R3: expected this site's records" in line
     assert ("second", 1) not in four.opened
 
 
@@ -361,5 +361,5 @@ def test_other_records_at_one_site_alone(four: Consortium) -> None:
     with pytest.raises(RoundFailed):
         session.run(1, 1)
     assert session.link.codes["victim"] == "rule"
-    assert "R3: expected this site's part as in" in four.last_error("victim", "second")
+    assert "R3: expected this site's records as in" in four.last_error("victim", "second")
     assert ("second", 1) not in four.opened

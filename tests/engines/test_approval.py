@@ -15,6 +15,7 @@ from fedshield.engines.approval import Proposal, propose
 from fedshield.engines.ledgers import line_of
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Ledger
+from fedshield.ledger.rows import Version
 from fedshield.model.base import inspect
 from fedshield.model.chat import use_template
 from fedshield.protocol.line import Line
@@ -50,7 +51,10 @@ def line(three: Consortium, ledger: Ledger, **changes: Any) -> Line:
     return line_of(ledger, "victim", plan, kit.admit(plan, None).roster, "run", data)
 
 
-def enter(mine: Line, others: bytes = b"\1" * 32) -> None:
+OTHERS = Version("1", "1")
+
+
+def enter(mine: Line, others: Version = OTHERS) -> None:
     """A first round, as the site enters it: `others` is what all others say they put in."""
     versions = dict.fromkeys(NAMES, others) | {"victim": mine.version}
     mine.enter("round", 1, "2" * 64, "3" * 64, versions, 8, "2" * 64, None)
@@ -66,12 +70,12 @@ def test_consent_is_asked_for_only_where_the_ledger_can_tell_a_change(
     three: Consortium, ledger: Ledger
 ) -> None:
     first = proposed(three, ledger)
-    assert first.part == ""
+    assert first.part is None
     ledger.approve(first.approval)
     enter(line(three, ledger))
-    assert proposed(three, ledger, name="again").part == ""
+    assert proposed(three, ledger, name="again").part is None
     changed = line(three, ledger, **fewer_rows(36))
-    assert proposed(three, ledger, **fewer_rows(36)).part == changed.version.hex()
+    assert proposed(three, ledger, **fewer_rows(36)).part == changed.version
 
 
 def test_consent_to_one_part_is_none_to_another(three: Consortium, ledger: Ledger) -> None:
@@ -81,10 +85,10 @@ def test_consent_to_one_part_is_none_to_another(three: Consortium, ledger: Ledge
     other = proposed(three, ledger, **fewer_rows(36))
     changed = line(three, ledger, **fewer_rows(36))
     elsewhere = proposed(three, ledger, **fewer_rows(32)).part
-    assert elsewhere not in ("", other.part)
-    for given in ("", elsewhere):
+    assert elsewhere not in (None, other.part)
+    for given in (None, elsewhere):
         ledger.approve(replace(other.approval, part=given))
-        with pytest.raises(ProtocolError, match="R3: expected this site's part as in round 1"):
+        with pytest.raises(ProtocolError, match="R3: expected this site's records as in round 1"):
             enter(changed)
     ledger.approve(replace(other.approval, part=other.part))
     enter(changed)
@@ -94,7 +98,7 @@ def test_everyones_change_needs_no_consent(three: Consortium, ledger: Ledger) ->
     ledger.approve(proposed(three, ledger).approval)
     enter(line(three, ledger))
     ledger.approve(proposed(three, ledger, **fewer_rows(36)).approval)
-    enter(line(three, ledger, **fewer_rows(36)), b"\2" * 32)
+    enter(line(three, ledger, **fewer_rows(36)), Version("2", "2"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from fedshield.plan import Plan
 
 def data_of(rows: int) -> SiteData:
     row = Tokens((1,), (1,), 0)
-    return SiteData("x", (row,) * rows, (row,), 0, "", 0, 0, 0, 0, ())
+    return SiteData("x", (row,) * rows, (row,), 0, "", 0, 0, 0, 0, (), bytes(32))
 
 
 def test_rows_that_do_not_count_are_told(make_plan: Callable[..., Plan]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from fedshield.ledger import entries
 from fedshield.ledger.file import FORMAT, KEY_BYTES, Ledger, Receipt
-from fedshield.ledger.rows import Row, Scale
+from fedshield.ledger.rows import Row, Scale, Version
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
 COLLUDING = 1
@@ -26,11 +26,13 @@ COUNTS = {3: (3, 5), 4: (3, 3, 5)}
 
 
 class Kind(NamedTuple):
-    """What a plan asks of the sites. `changed`: whose part is another version under it; `muted`:
-    whose part has too few rows, so that it puts in nothing."""
+    """What a plan asks of the sites. `changed`: whose part is another version under it; `worded`:
+    whether it also changes a word in every site's rows, which changes no update; `muted`: whose
+    part has too few rows, so that it puts in nothing."""
 
     weights: str = "equal"
     changed: frozenset[int] = frozenset()
+    worded: bool = False
     muted: frozenset[int] = frozenset()
 
 
@@ -39,9 +41,14 @@ KINDS = {
     "again": Kind(),
     "weights": Kind(weights="private"),
     "one changed": Kind(changed=frozenset({0})),
+    "one changed, all worded": Kind(changed=frozenset({0}), worded=True),
     "all changed": Kind(changed=frozenset({0, 1, 2})),
     "one muted": Kind(muted=frozenset({0})),
 }
+
+
+def _version(records: str, worded: bool) -> Version:
+    return Version(records, f"{records}, worded" if worded else records)
 
 
 class Ask(NamedTuple):
@@ -215,7 +222,10 @@ class Sites:
             scale=Scale(
                 kind.weights, COUNTS[self.num_sites][index] if kind.weights == "private" else 0, 1
             ),
-            versions={str(one): "new" if one in changed else "old" for one in ask.members},
+            versions={
+                str(one): _version("new" if one in changed else "old", kind.worded)
+                for one in ask.members
+            },
             content="the same in every sum",
             records=RECORDS,
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedshield.ledger.file import Head, Ledger, LedgerError, Receipt
-from fedshield.ledger.rows import Row, Scale
+from fedshield.ledger.rows import Row, Scale, Version
 from fedshield.ledger.rules import Approval
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -31,7 +31,7 @@ ROW = Row(
     colluding=1,
     membership="fixed",
     scale=Scale("equal", 40, 4),
-    versions={A: "va", B: "vb", C: "vc"},
+    versions={A: Version("a", "va"), B: Version("b", "vb"), C: Version("c", "vc")},
     content="3" * 64,
     records=frozenset({b"01234567", b"89abcdef"}),
 )
@@ -309,14 +309,15 @@ def test_a_new_ledger_beside_what_is_left_of_another_is_refused(path: Path) -> N
 
 
 def test_consent_and_limit_of_an_approval_are_kept(path: Path) -> None:
-    given = Approval("1" * 64, "2" * 64, "3" * 64, 3, ("weights",), "4" * 64, ("a",), "site", 2.5)
+    about = ("1" * 64, "2" * 64, "3" * 64, 3, ("weights",))
+    given = Approval(*about, Version("4" * 64, "5" * 64), ("a",), "site", 2.5)
     bare = Approval("5" * 64, "2" * 64, "3" * 64, 3, ())
     with Ledger.create(path) as ledger:
         ledger.approve(given)
         ledger.approve(bare)
     with Ledger.open(path) as ledger:
         assert ledger.approvals == {given.plan: given, bare.plan: bare}
-    assert (bare.part, bare.unit, bare.limit) == ("", "none", None)
+    assert (bare.part, bare.unit, bare.limit) == (None, "none", None)
 
 
 def test_no_message_names_a_command_that_does_not_exist(path: Path) -> None:

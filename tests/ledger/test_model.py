@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import model_sites
 import pytest
 from span import isolated
 
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger, Receipt
+from fedshield.ledger.rows import Version
 from fedshield.quorum import Rules
 from model import COLLUDING, Model
 
@@ -23,6 +25,7 @@ from model import COLLUDING, Model
         ("weights", 3, 2, 4822),
         ("one muted", 3, 2, 501),
         ("one changed", 1, 2, 2553),
+        ("one changed, all worded", 1, 2, 2553),
         ("all changed", 1, 1, 8074),
         pytest.param("again", 3, 2, 7565, marks=pytest.mark.slow),
         pytest.param("one changed", 2, 2, 25529, marks=pytest.mark.slow),
@@ -72,10 +75,17 @@ def _any_receipt(ledger: Ledger, receipt: Receipt) -> Receipt:
     return receipt
 
 
+def _one_version(records: str, worded: bool) -> Version:
+    """Of the rows that the model reads, in both halves."""
+    rows = f"{records}, worded" if worded else records
+    return Version(rows, rows)
+
+
 OFF: dict[str, tuple[object, str, object]] = {
     "batch": (rules, "whole_batch", _lets_through),
     "scale": (rules, "one_scale", _lets_through),
     "part": (rules, "own_part", _lets_through),
+    "halves": (model_sites, "_version", _one_version),
     "floors": (rules, "enough_examples", _lets_through),
     "start": (rules, "known_start", _lets_through),
     "certificate": (Rules, "certificate", property(lambda _: 2)),
@@ -90,6 +100,7 @@ OFF: dict[str, tuple[object, str, object]] = {
         ("batch", lambda: Model(3, 1, ("first",)), "secrecy"),
         ("scale", lambda: Model(3, 1, ("first", "weights")), "secrecy"),
         ("part", lambda: Model(3, 1, ("first", "one changed")), "secrecy: site 0"),
+        ("halves", lambda: Model(3, 1, ("first", "one changed, all worded")), "secrecy: site 0"),
         ("floors", lambda: Model(3, 1, ("first", "one muted")), "secrecy"),
         ("start", lambda: Model(3, 1, ("first",)), "secrecy"),
         ("certificate", lambda: Model(3, 1, ("first",)), "agreement"),

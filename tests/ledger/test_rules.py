@@ -11,6 +11,7 @@ from fedshield.ledger.rows import (
     Consent,
     Row,
     Scale,
+    Version,
     line_curve,
     line_of,
     part_version,
@@ -19,6 +20,13 @@ from fedshield.ledger.rows import (
 from fedshield.ledger.rules import Approval, Terms
 
 A, B, C, D, E, F = (letter * 64 for letter in "abcdef")
+
+
+def part(rows: str, sources: str = "") -> Version:
+    """Other records, where not said otherwise."""
+    return Version(sources or f"records of {rows}", rows)
+
+
 ROW = Row(
     plan="1" * 64,
     run="trial",
@@ -31,7 +39,7 @@ ROW = Row(
     colluding=1,
     membership="fixed",
     scale=Scale("equal", 40, 4),
-    versions={A: "va", B: "vb", C: "vc"},
+    versions={A: part("a"), B: part("b"), C: part("c")},
     content="3" * 64,
     records=frozenset({b"record 1"}),
 )
@@ -59,7 +67,19 @@ def test_r1_every_set_but_the_whole_batch_is_refused() -> None:
 
 def test_r1_a_batch_is_large_enough_for_the_largest_c_of_the_line() -> None:
     assert "at least 4 sites" in rules.whole_batch([], replace(ROW, colluding=2), NO)
-    assert "at least 4 sites" in rules.whole_batch([replace(ROW, colluding=2)], LATER, NO)
+
+
+def test_r1_a_line_holds_against_as_many_colluders_as_it_ever_did() -> None:
+    """Fewer answers open a sum under a smaller c: those whom the earlier sums hold against could
+    open this one's updates by themselves. Nor may a plan without secrecy follow."""
+    before = replace(ROW, colluding=2)
+    said = rules.whole_batch([before], LATER, NO)
+    assert "hold against 2 colluding sites" in said
+    assert "got 1" in said
+    assert "got 0" in rules.whole_batch([ROW], replace(LATER, colluding=0), NO)
+    opened = replace(LATER, membership="open", unit="example", curve=(1.0,))
+    assert "got 1" in rules.whole_batch([replace(opened, colluding=2)], opened, NO)
+    assert rules.whole_batch([replace(ROW, colluding=0)], LATER, NO) == ""
 
 
 def test_r1_a_batch_never_changes_on_a_line_but_by_consent() -> None:
@@ -110,20 +130,58 @@ def test_r2_the_scale_of_a_line_never_changes(scale: Scale, word: str) -> None:
     assert f"expected {word}" in rules.one_scale([ROW], replace(LATER, scale=scale))
 
 
+def changed(**versions: Version) -> Row:
+    """A later row, in which these sites put in something else."""
+    sites = {"A": A, "B": B, "C": C}
+    return replace(LATER, versions={**ROW.versions, **{sites[k]: v for k, v in versions.items()}})
+
+
 def test_r3_nobody_changes_its_part_alone() -> None:
     assert rules.own_part([ROW], LATER, NO) == ""
-    alone = replace(LATER, versions={A: "new", B: "vb", C: "vc"})
+    alone = changed(A=part("a2"))
+    assert "this site's records as in" in rules.own_part([ROW], alone, NO)
     assert "2 of the batch kept theirs" in rules.own_part([ROW], alone, NO)
-    nearly = replace(LATER, versions={A: "new", B: "new b", C: "vc"})
+    nearly = changed(A=part("a2"), B=part("b2"))
     assert "1 of the batch kept theirs" in rules.own_part([ROW], nearly, NO)
-    everyone = replace(LATER, versions={A: "new", B: "new b", C: "new c"})
+    everyone = changed(A=part("a2"), B=part("b2"), C=part("c2"))
     assert rules.own_part([ROW], everyone, NO) == ""
-    assert rules.own_part([ROW], alone, Consent(part=True)) == ""
+
+
+def test_r3_a_plan_that_changes_everyones_rows_hides_nobodys_change_of_records() -> None:
+    """A word more in the template changes the rows of all; only A has other records."""
+    worded = {site: part(f"{site} again", ROW.versions[site].sources) for site in (A, B, C)}
+    everyone = replace(LATER, versions=worded)
+    assert rules.own_part([ROW], everyone, NO) == ""
+    attacked = replace(everyone, versions={**worded, A: part("a2")})
+    said = rules.own_part([ROW], attacked, NO)
+    assert "records as in" in said
+    assert "2 of the batch kept theirs" in said
+    # Nor does a change of files at everyone hide that only A's rows changed.
+    files = {site: part(ROW.versions[site].rows, f"file of {site}") for site in (B, C)}
+    attacked = replace(LATER, versions={**files, A: part("a2")})
+    assert "rows as the model reads them as in" in rules.own_part([ROW], attacked, NO)
+
+
+def test_r3_other_bytes_of_a_file_that_enter_nothing_are_no_change() -> None:
+    assert rules.own_part([ROW], changed(A=part("a", "the file written anew")), NO) == ""
+
+
+def test_r3_consent_is_to_what_enters_and_to_nothing_else() -> None:
+    alone = changed(A=part("a2"))
+    assert rules.own_part([ROW], alone, Consent(part=part("a2"))) == ""
+    assert "records as in" in rules.own_part([ROW], alone, Consent(part=part("a3")))
+    # The day in a template changes everyone's rows after the consent, and not the records.
+    dated = {site: part(f"{site} today", ROW.versions[site].sources) for site in (B, C)}
+    dated[A] = part("a2 today", "records of a2")
+    assert rules.own_part([ROW], replace(LATER, versions=dated), Consent(part=part("a2"))) == ""
+    mine = {A: dated[A], B: ROW.versions[B], C: ROW.versions[C]}
+    said = rules.own_part([ROW], replace(LATER, versions=mine), Consent(part=part("a2")))
+    assert "rows as the model reads them as in" in said
 
 
 def test_r3_compares_with_every_row_and_not_only_the_last() -> None:
-    everyone = replace(LATER, versions={A: "new", B: "new b", C: "new c"})
-    back = replace(LATER, round_number=2, versions={A: "new", B: "vb", C: "vc"})
+    everyone = changed(A=part("a2"), B=part("b2"), C=part("c2"))
+    back = replace(changed(A=part("a2")), round_number=2)
     assert rules.own_part([ROW, everyone], back, NO) != ""
 
 
@@ -223,7 +281,14 @@ def test_a_line_is_what_shares_a_record_however_far_round() -> None:
 def test_versions_and_hashes_tell_nothing_without_the_secret() -> None:
     hashes = [record_hash(b"k" * 32, text) for text in (b"one", b"two")]
     assert len({*hashes, record_hash(b"x" * 32, b"one")}) == 3
-    version = part_version(b"s" * 32, b"rows")
-    assert version == part_version(b"s" * 32, b"rows")
-    assert version != part_version(b"s" * 32, b"rowt")
-    assert version != part_version(b"t" * 32, b"rows")
+    version = part_version(b"s" * 32, b"records", b"rows")
+    assert version == part_version(b"s" * 32, b"records", b"rows")
+    rest = [
+        part_version(b"s" * 32, b"recordt", b"rows"),
+        part_version(b"s" * 32, b"records", b"rowt"),
+        part_version(b"t" * 32, b"records", b"rows"),
+    ]
+    assert [one.sources == version.sources for one in rest] == [False, True, False]
+    assert [one.rows == version.rows for one in rest] == [True, False, False]
+    assert part_version(b"s" * 32, b"x", b"x").sources != part_version(b"s" * 32, b"x", b"x").rows
+    assert Version.from_bytes(version.to_bytes()) == version

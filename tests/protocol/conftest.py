@@ -233,7 +233,7 @@ class Federation:
         part = hashlib.sha256(name.encode()).digest()
         # Fake work has fewer rows than rule R6 asks for.
         examples = max(self.works[name].num_examples, min_examples(self.plan))
-        records = Records(frozenset(hashes), examples, part)
+        records = Records(frozenset(hashes), examples, part, part)
         return Line(ledger, name, self.plan, roster, "run", records)
 
     def head_of(self, name: str) -> bytes:

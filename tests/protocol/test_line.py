@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Ledger
-from fedshield.ledger.rows import record_hash
+from fedshield.ledger.rows import Version, record_hash
 from fedshield.ledger.rules import MAX_TRIES, Approval
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -46,12 +47,12 @@ class Site:
 
     def with_part(self, part: bytes) -> Line:
         hashes = {record_hash(self.ledger.record_key, bytes([k])) for k in range(3)}
-        records = Records(frozenset(hashes), 40, part)
+        records = Records(frozenset(hashes), 40, part, part)
         return Line(self.ledger, self.name, self.plan, self.roster, "run", records)
 
     def enter(self, content: str = "c" * 64, line: Line | None = None, **changes: Any) -> None:
         mine = line or self.line
-        others = {site: site.encode() for site in SITES if site != self.name}
+        others = {site: Version(site, site) for site in SITES if site != self.name}
         asked: dict[str, Any] = {
             "phase": ROUND,
             "round_number": 1,
@@ -237,6 +238,24 @@ def test_of_two_results_of_one_sum_one_is_signed(sites: dict[str, Site]) -> None
     assert code_of(bank.line.sign_receipt, ROUND, 1, "e" * 64)[0] == "disagree"
 
 
+@pytest.mark.parametrize("unit", ["site", "example"])
+def test_a_site_as_a_unit_adds_up_over_all_its_records(
+    sites: dict[str, Site], unit: Literal["site", "example"]
+) -> None:
+    """R5: with other records it is the same site; an example is of its own line only."""
+    bank = sites["bank"]
+    bank.enter()
+    spent = replace(bank.ledger.rows[0], plan="7" * 64, unit=unit, curve=(1.0, 2.0), distance=0.5)
+    others = {record_hash(bank.ledger.record_key, b"another record")}
+    with Ledger.create(bank.path.with_name("other.jsonl")) as ledger:
+        ledger.add_row(spent)
+        records = Records(frozenset(others), 40, PART, PART)
+        elsewhere = Line(ledger, "bank", bank.plan, bank.roster, "run", records)
+        assert elsewhere.rows() == ()
+        counted = ((1.0, 2.0), 0.5) if unit == "site" else ((), 0.0)
+        assert astuple(elsewhere.earlier(unit)) == counted
+
+
 # -- this site's own part -----------------------------------------------------------------------
 
 
@@ -264,5 +283,5 @@ def test_a_part_that_changed_alone_is_refused_in_any_plan(
     bank.approve()
     changed = bank.with_part(b"cut".ljust(32, b"\0"))
     code, why = code_of(lambda: bank.enter(line=changed))
-    assert (code, "R3: expected this site's part" in why) == ("rule", True)
+    assert (code, "R3: expected this site's records" in why) == ("rule", True)
     bank.enter(line=bank.with_part(PART))

@@ -39,7 +39,7 @@ SETUP = Binding(setup_context("00" * 32, ROSTER, b"session"), 0, "setup")
 RUN_KEYS, SUM_KEYS = ({name: RunKey(bytes(32)).public for name in KEYS} for _ in range(2))
 JOINS = {
     name: messages.Join(
-        bytes([number]) * 32, RUN_KEYS[name].to_bytes(), 0, 10 * number, bytes(32), b"", {}
+        bytes([number]) * 32, RUN_KEYS[name].to_bytes(), 0, 10 * number, bytes(64), b"", {}
     )
     for number, name in enumerate(KEYS, start=1)
 }
@@ -203,6 +203,7 @@ def test_joins_are_read() -> None:
         ({"bank": sign("bank", JOINS["bank"], Binding(bytes(32), 0, "setup"))}, "context"),
         ({"bank": sign("bank", messages.Ready(bytes(32)))}, "kind"),
         ({"bank": sign("bank", replace(JOINS["bank"], nonce=bytes(31)))}, "size"),
+        ({"bank": sign("bank", replace(JOINS["bank"], version=bytes(32)))}, "size"),
         ({"bank": sign("bank", replace(JOINS["bank"], num_examples=-1))}, "malformed"),
         ({"bank": sign("bank", replace(JOINS["bank"], completed_rounds=-1))}, "malformed"),
         ({"bank": sign("bank", replace(JOINS["bank"], nonce=JOINS["clinic"].nonce))}, "repeated"),

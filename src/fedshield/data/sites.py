@@ -28,6 +28,8 @@ class SiteData:
     `records`: SHA-256 digests by which the raw records of `train` are known again (`data.records`),
     each once, sorted; up to two of one record. They are for the site's own memory: they are not
     keyed, and whoever has them can try texts. They are never written, logged or sent.
+    `sources`: digest of what the source holds for the rows of `train`, in whatever order, 32
+    bytes. It does not change with what a plan reads of them.
 
     A conversation is one example, but where the chat template rewrites earlier answers: then each
     of those is one too.
@@ -43,6 +45,7 @@ class SiteData:
     truncated_rows: int
     truncated_tokens: int
     records: tuple[bytes, ...] = field(repr=False)
+    sources: bytes = field(repr=False)
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
@@ -112,6 +115,7 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
     parts: dict[str, tuple[Tokens, ...]] = {}
     lost = cut_rows = cut_tokens = 0
     records: set[bytes] = set()
+    sources: list[bytes] = []
     for part, examples in (("train", train), ("heldout", share.heldout)):
         all_tokens: list[Tokens] = []
         for example in examples:
@@ -121,6 +125,8 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
             # is chosen by it. A row of which no answer is left is in none either.
             if part == "train" and any(tokens.num_response for tokens in texts):
                 records.update(example.row.records())
+                # Not of the conversation: a plan's columns change that, at every site.
+                sources.append(example.row.source_digest)
         kept = tuple(tokens for tokens in all_tokens if tokens.num_response)
         lost += len(all_tokens) - len(kept)
         cut_rows += sum(tokens.num_dropped > 0 for tokens in all_tokens)
@@ -142,6 +148,7 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         truncated_rows=cut_rows,
         truncated_tokens=cut_tokens,
         records=tuple(sorted(records)),
+        sources=hashlib.sha256(b"fedshield sources 1" + b"".join(sorted(sources))).digest(),
         notes=(*share.notes, *_date_note(tokenizer), *_length_note(tokenizer, max_length)),
     )
 

@@ -10,6 +10,7 @@ from fedshield.data.preview import Preview, ShownRow, preview
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.ledgers import approval_of, line_of
 from fedshield.ledger.file import Ledger
+from fedshield.ledger.rows import Version
 from fedshield.ledger.rules import Approval
 from fedshield.model.base import inspect
 from fedshield.model.chat import use_template
@@ -33,7 +34,7 @@ class Proposal:
     that differ from the last approved plan's; `refusals`: rules that the plan breaks already, one
     sentence each; `warnings`: what no rule refuses and an operator should know first; `part`: the
     version of what this site puts in (`Approval.part`), where this ledger holds a sum with another
-    one, else ''. Whether the others change theirs nobody can tell before a session (R3)."""
+    one, else None. Whether the others change theirs nobody can tell before a session (R3)."""
 
     approval: Approval
     num_sites: int
@@ -41,7 +42,7 @@ class Proposal:
     changed: frozenset[str]
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
-    part: str
+    part: Version | None
     rows: tuple[ShownRow, ...] = field(repr=False)
 
 
@@ -68,7 +69,7 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
         frozenset(changed),
         refusals,
         _passed_limits(plan, ledger, line),
-        line.version.hex() if line.part_changed() else "",
+        line.version if line.part_changed() else None,
         tuple(row for row in shown.rows if row.part == "train")[:ROWS_SHOWN],
     )
 

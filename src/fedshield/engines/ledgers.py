@@ -150,6 +150,5 @@ def line_of(
 ) -> Line:
     """The rules of a site's records in a run of a plan."""
     hashes = frozenset(record_hash(ledger.record_key, record) for record in data.records)
-    return Line(
-        ledger, site, plan, roster, run, Records(hashes, len(data.train), data.train_digest())
-    )
+    records = Records(hashes, len(data.train), data.sources, data.train_digest())
+    return Line(ledger, site, plan, roster, run, records)

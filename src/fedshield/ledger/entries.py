@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from fedshield.ledger.rows import RECORD_BYTES, Row, Scale
+from fedshield.ledger.rows import RECORD_BYTES, Row, Scale, Version
 from fedshield.ledger.rules import Approval
 
 _ROW = {field.name for field in dataclasses.fields(Row)}
@@ -30,6 +30,7 @@ def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) ->
             "sites": tuple(fields["sites"]),
             "curve": tuple(fields["curve"]),
             "scale": Scale(**fields["scale"]),
+            "versions": {site: Version(*one) for site, one in fields["versions"].items()},
             "records": records[fields["records"]],
         }
     )
@@ -42,7 +43,9 @@ def of_approval(approval: Approval) -> dict[str, Any]:
 def to_approval(entry: Mapping[str, Any]) -> Approval:
     """Raises `KeyError` or `TypeError` for another entry."""
     given = {name: entry[name] for name in _APPROVAL}
-    return Approval(**given | {name: tuple(given[name]) for name in ("tallies", "lines")})
+    lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
+    part = given["part"] and Version(*given["part"])
+    return Approval(**given | lists | {"part": part})
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

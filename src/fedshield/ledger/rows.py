@@ -11,13 +11,34 @@ import hmac
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 Unit = Literal["none", "example", "site"]
 Membership = Literal["fixed", "batches", "open"]
 
+#: Bytes of each half of a version.
+HALF_BYTES = 32
 #: Bytes of a record's keyed hash: 8, so that 2^20 records collide with chance 2^-25.
 RECORD_BYTES = 8
+
+
+class Version(NamedTuple):
+    """What a site puts into a sum (R3), hex: HMACs of the source records that it trains on, and of
+    the rows that the model reads of them. They are two, because a plan can change the rows of
+    every site by a word of its template, while one site alone changes its records."""
+
+    sources: str
+    rows: str
+
+    @classmethod
+    def from_bytes(cls, raw: bytes) -> Self:
+        """As it travels: both halves, 32 bytes each. Raises `ValueError`."""
+        if len(raw) != 2 * HALF_BYTES:
+            raise ValueError(len(raw))
+        return cls(raw[:HALF_BYTES].hex(), raw[HALF_BYTES:].hex())
+
+    def to_bytes(self) -> bytes:
+        return bytes.fromhex(self.sources + self.rows)
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class Row:
     colluding: int
     membership: Membership
     scale: Scale
-    versions: Mapping[str, str]
+    versions: Mapping[str, Version]
     content: str
     unit: Unit = "none"
     curve: tuple[float, ...] = ()
@@ -68,11 +89,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Consent:
-    """What a site's own operator agreed to, by hand, at the site's terminal. `part`: its part of
-    the plan changed alone (R3); `exposed`: sites whose update the operator knows to become
-    visible."""
+    """What a site's own operator agreed to, by hand, at the site's terminal. `part`: what it may
+    put in though only this site may have changed that (R3), half by half; `exposed`: sites whose
+    update the operator knows to become visible."""
 
-    part: bool = False
+    part: Version | None = None
     exposed: frozenset[str] = frozenset()
 
 
@@ -82,13 +103,16 @@ def record_hash(key: bytes, record: bytes) -> bytes:
     return hmac.digest(key, b"fedshield ledger record 1" + record, "sha256")[:RECORD_BYTES]
 
 
-def part_version(key: bytes, part: bytes) -> str:
-    """A site's version of what it puts in (R3), hex: HMAC under the ledger's key of `part`, the
-    digest of the rows that it trains on as the model reads them, so that it tells nobody which they
-    are. So it changes if what enters changes, by whatever key of a plan, and only then: a setting
-    that alters nothing would let one site's real change pass for everyone's. The key is that of the
-    records: a site that replaces its signing key puts in the same as before."""
-    return hmac.digest(key, b"fedshield ledger part 1" + part, "sha256").hex()
+def part_version(key: bytes, sources: bytes, rows: bytes) -> Version:
+    """A site's version of what it puts in (R3): HMACs under the ledger's key of two digests, of the
+    source records that it trains on and of the rows as the model reads them, so that it tells
+    nobody which they are. So it changes if what enters changes, by whatever key of a plan, and only
+    then: a setting that alters nothing would let one site's real change pass for everyone's. The
+    key is that of the records: a site that replaces its signing key puts in the same as before."""
+    return Version(
+        hmac.digest(key, b"fedshield ledger sources 1" + sources, "sha256").hex(),
+        hmac.digest(key, b"fedshield ledger rows 1" + rows, "sha256").hex(),
+    )
 
 
 def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:

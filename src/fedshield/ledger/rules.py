@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedshield.ledger.rows import Consent, Row, Unit
+from fedshield.ledger.rows import Consent, Row, Unit, Version
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).
@@ -27,16 +27,16 @@ class Approval:
     """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex,
     or 'demonstration'; `model`: the base model's SHA-256; `rounds`, `tallies`: the sums that it is
     for; `part`: the version of what this site puts in (`rows.part_version`), where the operator
-    consented to it though only this site may have changed (R3), else ''; `lines`: what the operator
-    read, to mark what changes in the next plan; `unit`, `limit` (None for none) and `delta`: the
-    plan's privacy."""
+    consented to it though only this site may have changed (R3), else None; `lines`: what the
+    operator read, to mark what changes in the next plan; `unit`, `limit` (None for none) and
+    `delta`: the plan's privacy."""
 
     plan: str
     roster: str
     model: str
     rounds: int
     tallies: tuple[str, ...]
-    part: str = ""
+    part: Version | None = None
     lines: tuple[str, ...] = ()
     unit: Unit = "none"
     limit: float | None = None
@@ -109,6 +109,13 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
     """
     if request.own not in request.sites:
         return "expected a sum that this site is in, got one without it"
+    colluding = max([request.colluding, *(row.colluding for row in rows)])
+    if request.colluding < colluding:
+        # Else the coalition that the earlier sums hold against opens this one's updates by itself.
+        return (
+            f"expected to hold against {colluding} colluding sites and the coordinator, as earlier "
+            f"sums of these records did, got {request.colluding} (scheme, max_colluding)"
+        )
     if request.membership == "open":
         bare = [row for row in (*rows, request) if row.unit != "example"]
         if bare:
@@ -123,7 +130,6 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
             "expected privacy.unit example in every sum of these records, since "
             f"{_named(opened[0])} was with membership open, got {request.unit}"
         )
-    colluding = max([request.colluding, *(row.colluding for row in rows)])
     # A plan of one site hides it behind nobody, and says so. Its batch never changes all the same.
     alone = request.batch == request.sites == (request.own,) and colluding == 0
     if len(request.batch) < colluding + 2 and not alone:
@@ -176,24 +182,32 @@ def one_scale(rows: Sequence[Row], request: Row) -> str:
 def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
     """R3: between two rows either nobody in the batch changes what it puts in, or everyone does.
     What only this site changed can be seen by subtraction, other records too: `rows` are those of
-    all lines."""
-    if consent.part:
-        return ""
+    all lines. Source records and rows of the model are compared each by itself: a plan can change
+    the latter at everyone. How much each changed no version says, so another's change of one
+    record counts as much as this site's of all of them."""
+    ours = request.versions[request.own]
     for row in rows:
         before = row.versions.get(request.own)
-        if before is None or before == request.versions[request.own]:
-            continue
-        kept = [
-            member
-            for member in request.batch
-            if member != request.own and row.versions.get(member) == request.versions.get(member)
-        ]
-        if kept:
-            return (
-                f"expected this site's part as in {_named(row)}, or everyone's changed, got it "
-                f"changed where {len(kept)} of the batch kept theirs; what changed here alone can "
-                "be seen by subtraction: consent with fedshield site approve"
-            )
+        if before is None or before.rows == ours.rows:
+            continue  # other bytes of the file, and nothing else enters
+        for half, name in enumerate(("records", "rows as the model reads them")):
+            if before[half] == ours[half]:
+                continue
+            if consent.part is not None and consent.part[half] == ours[half]:
+                continue
+            kept = [
+                member
+                for member in request.batch
+                if member != request.own
+                and member in row.versions
+                and row.versions[member][half] == request.versions[member][half]
+            ]
+            if kept:
+                return (
+                    f"expected this site's {name} as in {_named(row)}, or everyone's changed, got "
+                    f"them changed where {len(kept)} of the batch kept theirs; what changed here "
+                    "alone can be seen by subtraction: consent with fedshield site approve PLAN"
+                )
     return ""
 
 

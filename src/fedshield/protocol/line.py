@@ -15,7 +15,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Head, Ledger, Receipt
-from fedshield.ledger.rows import Consent, Row, Scale, Unit, line_curve, line_of, part_version
+from fedshield.ledger.rows import (
+    Consent,
+    Row,
+    Scale,
+    Unit,
+    Version,
+    line_curve,
+    line_of,
+    part_version,
+)
 from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
 from fedshield.plan import Plan
 from fedshield.plan_floors import floor
@@ -33,12 +42,13 @@ HEAD_LABEL = "fedshield ledger head 1"
 @dataclass(frozen=True)
 class Records:
     """What of a site's records enters a plan's sums. `hashes`: of the raw records, keyed with the
-    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss; `part`: digest of
-    these rows as the model reads them, 32 bytes."""
+    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss; `sources`, `rows`:
+    digests of the raw records that these are made of, and of them as the model reads them."""
 
     hashes: frozenset[bytes] = field(repr=False)
     examples: int
-    part: bytes = field(repr=False)
+    sources: bytes = field(repr=False)
+    rows: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
         if not self.hashes:
@@ -60,7 +70,7 @@ class Line:
         self._roster = roster
         self._run = run
         self._records = records
-        self.version = bytes.fromhex(part_version(ledger.record_key, records.part))
+        self.version = part_version(ledger.record_key, records.sources, records.rows)
 
     # -- what this site's records have been in ---------------------------------------------
 
@@ -72,14 +82,20 @@ class Line:
         """What these records have spent: in this plan's rounds, and in all others (R5)."""
         if terms is None:
             return None
-        own = {row.round_number for row in self.rows() if self._is_round(row)}
-        return Spent(terms, len(own), self.earlier("site" if terms.site is not None else "example"))
+        unit: Unit = "site" if terms.site is not None else "example"
+        own = {row.round_number for row in self._bearing(unit) if self._is_round(row)}
+        return Spent(terms, len(own), self.earlier(unit))
 
     def earlier(self, unit: Unit) -> Earlier:
         """What other plans released of these records, as far as it bears on `unit`."""
-        others = [row for row in self.rows() if not self._is_round(row)]
+        others = [row for row in self._bearing(unit) if not self._is_round(row)]
         found = line_curve(others, unit)
         return Earlier(None) if found is None else Earlier(*found)
+
+    def _bearing(self, unit: Unit) -> Sequence[Row]:
+        """The rows that spend of what protects `unit`: this line's, and for a whole site every
+        one of the ledger, for a site is one whatever records of it a plan reads."""
+        return self._ledger.rows if unit == "site" else self.rows()
 
     def _is_round(self, row: Row) -> bool:
         return row.plan == self._plan_sha256 and row.phase == ROUND
@@ -97,7 +113,7 @@ class Line:
         round_number: int,
         base: str,
         content: str,
-        versions: Mapping[str, bytes],
+        versions: Mapping[str, Version],
         count: int,
         first: str,
         terms: PrivacyTerms | None,
@@ -130,7 +146,7 @@ class Line:
             approval,
             roster_digest(self._roster),
             0 if repeats else self._ledger.tries(request.key),
-            Consent(part=approval is not None and approval.part == self.version.hex()),
+            Consent(part=approval.part if approval is not None else None),
             self._ledger.rows,
         )
         if refusal is not None:
@@ -144,7 +160,7 @@ class Line:
         round_number: int,
         base: str,
         content: str,
-        versions: Mapping[str, bytes],
+        versions: Mapping[str, Version],
         count: int,
         terms: PrivacyTerms | None,
     ) -> Row:
@@ -170,7 +186,7 @@ class Line:
                 0 if plan.scheme.weights == "equal" else count,
                 plan.training.steps,
             ),
-            versions={roster.identity(site): one.hex() for site, one in versions.items()},
+            versions={roster.identity(site): one for site, one in versions.items()},
             content=content,
             unit=plan.privacy.unit,
             curve=curve,
@@ -194,7 +210,7 @@ class Line:
         """Whether this site puts in something else than in an earlier sum (R3)."""
         own = self._roster.identity(self._name)
         return any(
-            row.versions.get(own) != self.version.hex()
+            row.versions.get(own) != self.version
             for row in self._ledger.rows
             if own in row.versions
         )

@@ -202,9 +202,10 @@ class Join(Message):
     """A site's fresh nonce, its public keys for the session (ML-KEM-768 | X25519) and the round
     that it stands at.
 
-    `num_examples` is zero unless the plan makes weights public. `version`: of the records and
-    settings that the site puts in, keyed, 32 bytes; `head`: its ledger's head, signed; `heads`:
-    the last head that it saw of each other site, as that site signed it."""
+    `num_examples` is zero unless the plan makes weights public. `version`: of what the site puts
+    in, keyed: 32 bytes of its source records, 32 of its rows as the model reads them; `head`: its
+    ledger's head, signed; `heads`: the last head that it saw of each other site, as that site
+    signed it."""
 
     kind = "join"
     nonce: bytes

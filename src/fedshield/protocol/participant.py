@@ -19,6 +19,7 @@ from typing import TypeVar
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
+from fedshield.ledger.rows import Version
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Spent
 from fedshield.protocol import auditlog, envelope, messages, run_keys
@@ -137,7 +138,7 @@ class Participant:
         self._weights_total = 0
         self._left_out_of_weights = False
         self._receipt_tag = b""
-        self._versions: dict[str, bytes] = {}
+        self._versions: dict[str, Version] = {}
         self._opened: Callable[[], None] | None = None
         self._faulty = {}
 
@@ -218,7 +219,7 @@ class Participant:
             run_key=self._run_key.public.to_bytes(),
             completed_rounds=self.completed_rounds,
             num_examples=self._model.num_examples if public else 0,
-            version=self._line.version,
+            version=self._line.version.to_bytes(),
             head=self._line.statement(self._key.sign),
             heads=self._line.statements(),
         )
@@ -239,7 +240,7 @@ class Participant:
             {site: join.head for site, join in joins.items()},
             {site: join.heads for site, join in joins.items()},
         )
-        self._versions = {site: join.version for site, join in joins.items()}
+        self._versions = {site: Version.from_bytes(join.version) for site, join in joins.items()}
         self._peer_keys = {site: PublicKey.from_bytes(join.run_key) for site, join in joins.items()}
         self._session = Binding(session_context(self._binding, joins), 0, SETUP)
         self._binding = self._session

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES, PublicKey
 from fedshield.errors import CryptoError, ProtocolError
+from fedshield.ledger.rows import HALF_BYTES
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import Roster
@@ -19,7 +20,7 @@ _M = TypeVar("_M", bound=messages.Message)
 
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
 NONCE_BYTES = 32
-VERSION_BYTES = 32
+VERSION_BYTES = 2 * HALF_BYTES
 #: Of a signed statement of a ledger's head: three items of a list.
 HEAD_BYTES = 5 + 9 + (5 + 32) + (5 + 64)
 
