@@ -78,10 +78,13 @@ class Journal:
 
 
 class Ledger:
-    """Rows, receipts and heads of one body of records. `key`: of the site."""
+    """Rows, receipts and heads of one body of records. `key`: of the site; `sources`, `rows`:
+    digests of the records that it trains on, and of what is read of them."""
 
-    def __init__(self, path: Path, key: Ed25519PrivateKey, rows_digest: bytes) -> None:
-        self._key = key
+    def __init__(
+        self, path: Path, name: str, key: Ed25519PrivateKey, sources: bytes, rows: bytes
+    ) -> None:
+        self._name, self._key = name, key
         self.rows: list[dict[str, Any]] = []
         self.receipts: dict[str, str] = {}
         self._approved: dict[str, dict[str, Any]] = {}
@@ -91,9 +94,8 @@ class Ledger:
         self._chain = Chain(path, FORMAT, self._take)
         if not self._record_key:
             self._chain.add({"kind": "begun", "format": FORMAT, "record_key": os.urandom(32).hex()})
-        self.version = hmac.digest(
-            self._record_key, b"fedshield ledger part 1" + rows_digest, "sha256"
-        )
+        parts = (b"fedshield ledger sources 1" + sources, b"fedshield ledger rows 1" + rows)
+        self.version = b"".join(hmac.digest(self._record_key, part, "sha256") for part in parts)
 
     def _take(self, entry: dict[str, Any]) -> None:
         if entry["kind"] == "begun":
@@ -124,10 +126,19 @@ class Ledger:
             same = [other[name] == row[name] for name in ("plan", "round", "phase")]
             if all(same) and other != row:
                 raise Refused("R4: this sum was tried before with something else")
-            changed = [other["versions"][site] != row["versions"][site] for site in everyone]
-            if any(changed) and not all(changed):
-                raise Refused("R3: some changed what they put in, and some did not")
+            self._check_part(row["versions"], other["versions"], everyone)
         self._chain.add(row)
+
+    def _check_part(
+        self, now: Mapping[str, str], before: Mapping[str, str], everyone: list[str]
+    ) -> None:
+        """R3, of the records and of the rows, where the rows changed here."""
+        if before[self._name][64:] == now[self._name][64:]:
+            return
+        for half in (slice(0, 64), slice(64, 128)):
+            kept = [site for site in everyone if now[site][half] == before[site][half]]
+            if kept and self._name not in kept:
+                raise Refused("R3: this site changed what others kept")
 
     def sign_receipt(self, of: str, result: str) -> None:
         """One for each sum, for ever."""

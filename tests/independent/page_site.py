@@ -51,7 +51,8 @@ class IndependentSite:
         self.plan = json.loads(plan)
         _, sites, self._coordinator, rules, charter, _, sealing = decode(roster)
         key = Ed25519PrivateKey.from_private_bytes(seed)
-        ledger = Ledger(folder / "ledger.jsonl", key, sha256(b"rows of " + name.encode()))
+        rows_digest = sha256(b"rows of " + name.encode())
+        ledger = Ledger(folder / "ledger.jsonl", name, key, rows_digest, rows_digest)
         journal = Journal(folder / "journal.jsonl")
         self._me = Me(name, key, secret, sites, Rules(*rules), journal, ledger)
         self._check_rules(sealing)
@@ -145,6 +146,8 @@ class IndependentSite:
             raise Refused("cohort")
         if joins.get(self.name) != self._join:
             raise Refused("disagree: my join was replaced")
+        if {len(join["version"]) for join in joins.values()} != {64}:
+            raise Refused("size")
         if {join["completed_rounds"] for join in joins.values()} != {self.completed}:
             raise Refused("round")
         if len({join["nonce"] for join in joins.values()}) != len(joins):
