@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
-from page_wire import LABELS
+from page_wire import LABELS, Refused
 
 Array = NDArray[Any]
 DEGREE, GROUP = 4096, 8
@@ -80,9 +80,12 @@ class Packing(NamedTuple):
 
     def limit(self, weight: float) -> int:
         """L."""
+        weight = min(weight, 1.0) * (1 + 2.0**-50)
         if self.headroom:
-            return 1 + math.floor(weight * (1 + 2.0**-50) * (self.largest - self.sites))
-        return max(4, math.floor(weight * (1 + 2.0**-50) * self.largest))
+            return 1 + math.floor(weight * (self.largest - self.sites))
+        if (limit := math.floor(weight * self.largest)) < 4:
+            raise Refused("fewer than four steps")
+        return limit
 
 
 #: The largest prime = 1 mod 8192 below 2^42, 2^43, ...
