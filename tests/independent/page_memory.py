@@ -193,4 +193,4 @@ def read_head(statement: bytes, key: bytes) -> tuple[int, bytes] | None:
         Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
     except (Refused, ValueError, TypeError, AttributeError, InvalidSignature):
         return None
-    return length, digest
+    return (length, digest) if 0 < length <= 2**32 else None
