@@ -4,16 +4,18 @@ are FedShield's own."""
 from __future__ import annotations
 
 import functools
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import yaml
 from page_adapter import spec_of
 from page_site import IndependentSite
+from page_wire import Refused
 
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
@@ -22,6 +24,7 @@ from fedshield.engines.ledgers import approval_of, line_of
 from fedshield.engines.local_sites import InProcessSites
 from fedshield.engines.members import randomness_of
 from fedshield.engines.workplace import prepare
+from fedshield.errors import CryptoCode, ProtocolCode, ProtocolError
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
@@ -38,6 +41,7 @@ from fedshield.train import LocalTrainer
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 RUN, RANK = "run", 4
+CODES = {*get_args(ProtocolCode), *get_args(CryptoCode), "internal"}
 
 
 def plan_of(**changes: Any) -> Plan:
@@ -69,9 +73,32 @@ def plan_of(**changes: Any) -> Plan:
 
 
 @functools.cache
-def _prepared(adapter: str) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
-    """By the adapter's part of a plan, which is all that these plans differ in here."""
-    return prepare(plan_of(adapter=yaml.safe_load(adapter)), Quiet())
+def _prepared(canonical: bytes) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
+    """Of a plan that has what is loaded for others as well."""
+    return prepare(parse_plan(json.loads(canonical), base_dir=QUICKSTART.parent), Quiet())
+
+
+def prepared(plan: Plan) -> tuple[BaseModel, dict[str, SiteData], AdapterHost]:
+    """By adapter and sites, which is all that these plans load differently."""
+    sites = {name: source.model_dump() for name, source in plan.data.sites.items()}
+    like = plan_of(adapter=plan.adapter.model_dump(), data__sites=sites)
+    return _prepared(like.canonical())
+
+
+class Door:
+    """What an engine does at a site's door: its refusals go on as codes."""
+
+    def __init__(self, site: IndependentSite) -> None:
+        self._site = site
+
+    def handle(self, method: str, data: bytes) -> bytes:
+        try:
+            return self._site.handle(method, data)
+        except Refused as error:
+            if error.code not in CODES:
+                raise
+            text = str(error).partition(": ")[2]
+            raise ProtocolError(cast(ProtocolCode, error.code), text) from None
 
 
 class MixedRun:
@@ -79,7 +106,7 @@ class MixedRun:
 
     def __init__(self, plan: Plan, folder: Path, independent: str) -> None:
         self.plan, self.folder = plan, folder
-        self.base, self.data, self.host = _prepared(plan.adapter.model_dump_json())
+        self.base, self.data, self.host = prepared(plan)
         names = plan.data.site_names()
         self.keys = {name: SiteKey() for name in names}
         self.server = SiteKey()
@@ -99,7 +126,7 @@ class MixedRun:
     def start_again(self) -> None:
         """The independent site's process anew, and a coordinator that knows nothing."""
         self.other = self._independent(self._name)
-        both: dict[str, Any] = {self._name: self.other, **self.own}
+        both: dict[str, Any] = {self._name: Door(self.other), **self.own}
         self.sites = InProcessSites(both)
         self.coordinator = Coordinator(self.plan, self.roster, self.sites, self.server.sign)
 

@@ -144,7 +144,7 @@ def travelling(plan: Mapping[str, Any], spec: Spec, score: Array | None, number:
         return np.concatenate(groups)
     pruning = plan["pruning"]
     if pruning["mask"] != "shared":
-        raise Refused("this site knows shared masks only")
+        raise Refused("internal: this site knows shared masks only")
     if pruning["ranking"] == "global":
         groups = [np.concatenate(groups)]
     kept = [

@@ -140,7 +140,7 @@ def _vector(shared: Mapping[str, Array], name: str, size: int) -> Array:
 
 def _narrow(values: Array) -> Array:
     if not np.abs(values).max(initial=0) <= np.finfo(np.float32).max:
-        raise Refused("a step that float32 does not hold")
+        raise Refused("weight: a step that float32 does not hold")
     return values.astype(np.float32)
 
 
@@ -154,7 +154,7 @@ def counted(plan: Mapping[str, Any], rows: int, honest: int) -> int:
         training["batch_size"] * training["gradient_accumulation"]
     )
     if rows < least:
-        raise Refused("R6: too few rows")
+        raise Refused("rule: R6: too few rows")
     share = Fraction(str(plan["scheme"].get("max_weight", 0.75)))
     most = _down(int((honest - 1) * _down(least) * share / (1 - share)))
     count = min(rows, most)

@@ -27,7 +27,7 @@ class Chain:
         for line in lines:
             entry = json.loads(line)
             if entry.pop("digest") != self._digest(entry):
-                raise Refused("a damaged file")
+                raise Refused("journal: a damaged file")
             self._take(entry)
 
     def _digest(self, entry: Mapping[str, Any]) -> str:
@@ -66,9 +66,9 @@ class Journal:
         """Before it leaves. `of`: session, round and phase."""
         known, own = f"{kind} {of}", what.hex()
         if self._left.get(known, own) != own:
-            raise Refused(f"another {kind} has been sent")
+            raise Refused(f"repeated: another {kind} has been sent")
         if base and self._sets.get(base, sorted(sites)) != sorted(sites):
-            raise Refused("another set was voted for from this model")
+            raise Refused("repeated: another set was voted for from this model")
         if known not in self._left:
             more = {"base": base, "sites": sorted(sites)} if base else {}
             self._chain.add({"of": known, "what": own} | more)
@@ -87,6 +87,7 @@ class Ledger:
         self._name, self._key = name, key
         self.rows: list[dict[str, Any]] = []
         self.receipts: dict[str, str] = {}
+        self.certified: dict[str, str] = {}
         self._approved: dict[str, dict[str, Any]] = {}
         self._record_key = b""
         #: Site -> the last statement of its head.
@@ -105,7 +106,8 @@ class Ledger:
         elif entry["kind"] == "row":
             self.rows.append(entry)
         else:
-            self.receipts[entry["of"]] = entry["result"]
+            kept = self.certified if entry["kind"] == "certified" else self.receipts
+            kept[entry["of"]] = entry["result"]
 
     def approve(self, plan: str, roster: str, rounds: int) -> None:
         entry = {"kind": "approval", "plan": plan, "roster": roster, "rounds": rounds}
@@ -116,16 +118,16 @@ class Ledger:
         """The row of a sum, before its upload leaves; `first`: what the plan starts from."""
         approval = self._approved.get(row["plan"])
         if approval is None or approval["roster"] != roster or row["round"] > approval["rounds"]:
-            raise Refused("R8: not approved")
-        starts = {first, *self.receipts.values()}
+            raise Refused("rule: R8: not approved")
+        starts = {first, *(self.receipts | self.certified).values()}
         if row["round"] and row["base"] not in starts:
-            raise Refused("R7: a start that is not this ledger's")
+            raise Refused("rule: R7: a start that is not this ledger's")
         if row["sites"] != everyone:
-            raise Refused("R1: not the whole roster")
+            raise Refused("rule: R1: not the whole roster")
         for other in self.rows:
             same = [other[name] == row[name] for name in ("plan", "round", "phase")]
             if all(same) and other != row:
-                raise Refused("R4: this sum was tried before with something else")
+                raise Refused("rule: R4: this sum was tried before with something else")
             self._check_part(row["versions"], other["versions"], everyone)
         self._chain.add(row)
 
@@ -138,14 +140,21 @@ class Ledger:
         for half in (slice(0, 64), slice(64, 128)):
             kept = [site for site in everyone if now[site][half] == before[site][half]]
             if kept and self._name not in kept:
-                raise Refused("R3: this site changed what others kept")
+                raise Refused("rule: R3: this site changed what others kept")
 
     def sign_receipt(self, of: str, result: str) -> None:
         """One for each sum, for ever."""
         if self.receipts.get(of, result) != result:
-            raise Refused("R4: another result was signed")
+            raise Refused("disagree: R4: another result was signed")
         if of not in self.receipts:
             self._chain.add({"kind": "receipt", "of": of, "result": result})
+
+    def certify(self, of: str, result: str) -> None:
+        """A result that is taken by others' receipts, in place of what this site signed for."""
+        if self.certified.get(of, result) != result:
+            raise Refused("disagree: R4: another result was certified")
+        if of not in self.certified:
+            self._chain.add({"kind": "certified", "of": of, "result": result})
 
     # -- heads -------------------------------------------------------------------------------
 
@@ -161,27 +170,27 @@ class Ledger:
         for site, join in joins.items():
             now = read_head(join["head"], keys[site])
             if now is None:
-                raise Refused(f"{site} did not sign its head: ledger")
+                raise Refused(f"ledger: {site} did not sign its head")
             told = [other["heads"].get(site, b"") for one, other in joins.items() if one != site]
             earlier = [head for one in told if (head := read_head(one, keys[site])) is not None]
             for length, digest in earlier:
                 if site == name:
                     if self._chain.digests[length : length + 1] != [digest.hex()]:
-                        raise Refused("this ledger does not hold what it signed: ledger")
+                        raise Refused("ledger: this one does not hold what it signed")
                 elif (length, digest) != now and length >= now[0]:
-                    raise Refused(f"{site} goes back: ledger")
+                    raise Refused(f"ledger: {site} goes back")
             if len(set(earlier)) > len({length for length, _ in earlier}):
-                raise Refused(f"{site} signed two heads of one length: ledger")
+                raise Refused(f"ledger: {site} signed two heads of one length")
             if site != name:
                 self.see(site, join["head"], keys[site])
 
     def see(self, site: str, statement: bytes, key: bytes) -> None:
         now = read_head(statement, key)
         if now is None:
-            raise Refused(f"{site} did not sign its head: ledger")
+            raise Refused(f"ledger: {site} did not sign its head")
         before = read_head(self.peers.get(site, b""), key)
         if before is not None and before != now and before[0] >= now[0]:
-            raise Refused(f"{site} goes back: ledger")
+            raise Refused(f"ledger: {site} goes back")
         self.peers[site] = statement
 
 

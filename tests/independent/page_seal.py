@@ -52,19 +52,19 @@ def check_keys(keys: Mapping[str, bytes]) -> None:
     """Of all sites of a session or sum."""
     for site, key in keys.items():
         if len(key) != PUBLIC_KEY:
-            raise Refused(f"{site}: size")
+            raise Refused(f"size: {site}")
         # FIPS 203, section 7.2: twelve bits a coefficient, lowest bits first; 32 bytes of seed.
         packed = np.frombuffer(key[: MLKEM_KEY - 32], dtype=np.uint8)
         bits = np.unpackbits(packed, bitorder="little").reshape(-1, 12)
         if int((bits @ (1 << np.arange(12))).max()) >= MODULUS:
-            raise Refused(f"{site}: malformed")
+            raise Refused(f"malformed: {site}")
         try:  # of low order: every exchange gives zeros
             X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key[MLKEM_KEY:]))
         except ValueError:
-            raise Refused(f"{site}: malformed") from None
+            raise Refused(f"malformed: {site}") from None
     for half in (slice(0, MLKEM_KEY), slice(MLKEM_KEY, None)):
         if len({key[half] for key in keys.values()}) != len(keys):
-            raise Refused("two sites sent one key: repeated")
+            raise Refused("repeated: two sites sent one key")
 
 
 class Channel:
@@ -90,7 +90,7 @@ class Channel:
         try:
             return cipher.decrypt(bytes(12), box[SALT:], associated)
         except (InvalidTag, ValueError):
-            raise Refused("a box that does not open") from None
+            raise Refused("crypto: a box that does not open") from None
 
 
 def sending(
@@ -108,7 +108,7 @@ def receiving(
 ) -> Channel:
     """The channel from a site."""
     if len(ciphertext) != CIPHERTEXT:
-        raise Refused("a box without its ciphertext")
+        raise Refused("crypto: a box without its ciphertext")
     secret = own.decapsulated(ciphertext) + own.shared(sender)
     return Channel(secret, names, _keys(sender, own.public, ciphertext), context)
 

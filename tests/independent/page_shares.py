@@ -101,11 +101,11 @@ def _elements(stream: Stream, count: int) -> Array:
 def read_share(data: bytes, shape: Shape) -> tuple[Array, Array]:
     cut = 4 * shape.elements
     if len(data) != cut + 8 * shape.residues:
-        raise Refused("a share of another length")
+        raise Refused("share: of another length")
     elements = np.frombuffer(data[:cut], dtype="<u4").astype(np.int64)
     residues = np.frombuffer(data[cut:], dtype="<u8")
     if elements.max() >= FIELD or residues.max() >= shape.packing.q:
-        raise Refused("a share out of range")
+        raise Refused("share: out of range")
     return elements, residues.astype(np.int64)
 
 
@@ -150,7 +150,7 @@ def open_keys(
     keys = {x: one for x, (one, _) in read.items()}
     spare = len(answers) - shape.threshold
     if spare < 0:
-        raise Refused("too few answers")
+        raise Refused("share: too few answers")
     most = spare // 2 if fits else max(0, min(spare // 2, spare - colluding))
     found = _agreed(keys, shape.threshold, most, FIELD)
     off: list[int] = []
@@ -170,7 +170,7 @@ def open_keys(
         shape.packing.q,
     )
     if residues is None:
-        raise Refused("residues that do not fit: key-sum")
+        raise Refused("key-sum: residues that do not fit")
     return secret, residues[0]
 
 
@@ -187,7 +187,7 @@ def _tried(
                 off = [x for x in keys if not np.array_equal(_at(chosen, x, FIELD), keys[x])]
                 passed[secret.tobytes()] = secret, off
     if len(passed) != 1:
-        raise Refused("keys that do not fit: residual" if fits else "key-sum")
+        raise Refused("residual: keys that do not fit" if fits else "key-sum")
     return next(iter(passed.values()))
 
 

@@ -178,7 +178,7 @@ class IndependentSite:
         maker = min(self._joins)
         found = unseal(body["box"], "key-box", self._binding, maker, self._me.keys[maker])
         if self._group_key or found["receiver"] != self.name or found["key_id"] != bytes(16):
-            raise Refused("repeated, or another site's keys")
+            raise Refused("repeated: or another site's keys")
         names, box = (maker, self.name), found["box"]
         public, context = self._joins[maker]["run_key"], self._binding.context
         channel = receiving(self._run_key, names, public, context, box[:CIPHERTEXT])
@@ -247,17 +247,23 @@ class IndependentSite:
         else:
             taken = self.model.next(sums, reserved, self._weight)
             result = self.model.standing_digest(taken)
-        known = f"{self._plan_sha256.hex()} {of.phase} {of.round_number}"
-        self._me.ledger.sign_receipt(known, result)
-        self._taken = taken
+        # What was signed for before stands; this one is taken by others' receipts, or not at all.
+        self._taken, self._result, self._signed = taken, result, False
         self._receipt = tag(self._group_key, "receipt tag", of, result.encode())
+        self._me.ledger.sign_receipt(self._sum_key(), result)
+        self._signed = True
         return "receipt", {"model_tag": self._receipt, "head": self._me.ledger.statement()}
 
+    def _sum_key(self) -> str:
+        return f"{self._plan_sha256.hex()} {self._binding.phase} {self._binding.round_number}"
+
     def _certificate(self, receipts: Mapping[str, bytes]) -> None:
+        if self.name in receipts and not self._signed:
+            raise Refused("disagree: a receipt that this site did not sign")
         for site, data in receipts.items():
             receipt = unseal(data, "receipt", self._binding, site, self._me.keys[site])
             if receipt["model_tag"] != self._receipt:
-                raise Refused(f"{site} opened another model: disagree")
+                raise Refused(f"disagree: {site} opened another model")
             if site != self.name:
                 self._me.ledger.see(site, receipt["head"], self._me.keys[site])
         if len(receipts) < self._me.rules.certificate:
@@ -267,6 +273,8 @@ class IndependentSite:
         if self._taken is None:
             raise Refused("repeated: nothing to take")
         self._certificate(body["receipts"])
+        if not self._signed:
+            self._me.ledger.certify(self._sum_key(), self._result)
         if self._binding.phase == "weights":
             self._total = self._taken
             self._weight = self.count / self._total

@@ -84,7 +84,7 @@ class Packing(NamedTuple):
         if self.headroom:
             return 1 + math.floor(weight * (self.largest - self.sites))
         if (limit := math.floor(weight * self.largest)) < 4:
-            raise Refused("fewer than four steps")
+            raise Refused("crypto: fewer than four steps")
         return limit
 
 

@@ -123,7 +123,7 @@ def rest_of(
     p = shape.packing
     data, size = b"".join(chunks), DEGREE * p.sum_bits // 8
     if len(data) != shape.packs * size:
-        raise Refused("a sum of another length")
+        raise Refused("crypto: a sum of another length")
     words = [unpack(data[size * j : size * (j + 1)], p.sum_bits) for j in range(packs)]
     y = np.concatenate(words) * 2**p.dropped + number * (2**p.dropped - 1) // 2
     v = (y - _masks(shape, context, secret, packs)) % p.q

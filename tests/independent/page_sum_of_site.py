@@ -160,7 +160,7 @@ class Sum:
 
     def _share(self, dealer: str, upload: Mapping[str, Any], box: bytes) -> bytes:
         if upload["share_digests"].get(self._me.name) != sha256(box):
-            raise Refused("not the one that its dealer signed for")
+            raise Refused("share: not the one that its dealer signed for")
         channel = self._from(dealer, box[:CIPHERTEXT])
         content = channel.open(box[CIPHERTEXT:], "share", upload_digest(upload))
         read_share(content, self._work.shape)
@@ -180,11 +180,11 @@ class Sum:
         found = {site: self._signed("upload", site, data) for site, data in raw.items()}
         for site, upload in found.items():
             if site != self._me.name and site not in self._others:
-                raise Refused(f"{site}: not-in-set")
+                raise Refused(f"not-in-set: {site}")
             if upload["layout_tag"] != self._upload["layout_tag"]:
-                raise Refused(f"{site}: layout")
+                raise Refused(f"layout: {site}")
             if upload["key_id"] != self._upload["key_id"]:
-                raise Refused(f"{site}: scheme")
+                raise Refused(f"scheme: {site}")
             self._see(site, upload["head"])
         if found.get(self._me.name, self._upload) != self._upload:
             raise Refused("digest: my upload was replaced")
@@ -216,7 +216,7 @@ class Sum:
         for site, data in votes.items():
             vote = self._signed("vote", site, data)
             if vote["contributors"] + vote["aggregate"] != self._about():
-                raise Refused(f"{site}: vote")
+                raise Refused(f"vote: {site}")
             self._see(site, vote["head"])
         if len(votes) < self._me.rules.votes:
             raise Refused("vote: too few")
@@ -272,7 +272,7 @@ class Sum:
         read_share(content, self._work.shape)
         body = self._signed("answer-tag", holder, signed)
         if body["tag"] != tag(self._group_key, "answer tag", self.binding, content):
-            raise Refused("not the answer that its holder signed")
+            raise Refused("share: not the answer that its holder signed")
         return content
 
     # -- helpers ---------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class Sum:
 
     def _signed(self, kind: str, site: str, data: bytes) -> dict[str, Any]:
         if site not in self._me.keys:
-            raise Refused(f"{site}: sender")
+            raise Refused(f"sender: {site}")
         return unseal(data, kind, self.binding, site, self._me.keys[site])
 
     def _see(self, site: str, head: bytes) -> None:

@@ -92,7 +92,11 @@ MESSAGES: dict[str, dict[str, type]] = {
 
 
 class Refused(Exception):
-    """What this site does not go along with."""
+    """What this site does not go along with: a code of section 9, and for its own operator why."""
+
+    @property
+    def code(self) -> str:
+        return str(self).partition(":")[0]
 
 
 # -- section 1 -------------------------------------------------------------------------------
@@ -122,7 +126,7 @@ def sized(data: bytes) -> bytes:
 def decode(data: bytes) -> Any:
     value, end = _decode(data, 0, 0)
     if end != len(data):
-        raise Refused("bytes after the value")
+        raise Refused("malformed: bytes after the value")
     return value
 
 
@@ -130,26 +134,26 @@ def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     tag, at = data[at : at + 1], at + 1
     size = 8 if tag == b"I" else 4
     if depth > 8 or tag not in (b"I", b"S", b"B", b"L", b"M") or at + size > len(data):
-        raise Refused("not a value")
+        raise Refused("malformed: not a value")
     if tag == b"I":
         return struct.unpack_from(">q", data, at)[0], at + 8
     (count,) = struct.unpack_from(">I", data, at)
     at += 4
     if count > len(data) - at or (tag in (b"L", b"M") and count > 2**20):
-        raise Refused("a count that cannot fit")
+        raise Refused("malformed: a count that cannot fit")
     if tag in (b"S", b"B"):
         raw = data[at : at + count]
         try:
             return (raw.decode() if tag == b"S" else raw), at + count
         except UnicodeDecodeError:
-            raise Refused("text is not UTF-8") from None
+            raise Refused("malformed: text is not UTF-8") from None
     items: list[Any] = []
     keys: list[str] = []
     for _ in range(count):
         if tag == b"M":
             key, at = _decode(data, at, depth + 1)
             if not isinstance(key, str) or (keys and key.encode() <= keys[-1].encode()):
-                raise Refused("keys are texts in ascending order")
+                raise Refused("malformed: keys are texts in ascending order")
             keys.append(key)
         item, at = _decode(data, at, depth + 1)
         items.append(item)
@@ -184,13 +188,18 @@ def unseal(data: bytes, kind: str, binding: Binding, sender: str, public: bytes)
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(data[-SIGNATURE:], message)
     except InvalidSignature:
-        raise Refused(f"{kind} is not signed by {sender}") from None
+        raise Refused(f"signature: {kind} is not signed by {sender}") from None
     if not message.startswith(LABELS["envelope"]):
         raise Refused("version")
     value = decode(message[len(LABELS["envelope"]) :])
+    if not (isinstance(value, list) and len(value) == 6):
+        raise Refused("malformed: not an envelope")
     wanted = [kind, binding.context, binding.round_number, binding.phase, sender]
-    if not (isinstance(value, list) and len(value) == 6 and value[:5] == wanted):
-        raise Refused(f"{kind} from {sender} is for something else")
+    for got, one, code in zip(
+        value, wanted, ("kind", "context", "round", "round", "sender"), strict=False
+    ):
+        if got != one:
+            raise Refused(f"{code}: {kind} from {sender} is for something else")
     check_body(kind, value[5])
     body: dict[str, Any] = value[5]
     return body
@@ -199,12 +208,12 @@ def unseal(data: bytes, kind: str, binding: Binding, sender: str, public: bytes)
 def check_body(kind: str, body: Any) -> None:
     fields = MESSAGES[kind]
     if not isinstance(body, dict | Mapping) or set(body) != set(fields):
-        raise Refused(f"{kind}: wrong fields")
+        raise Refused(f"malformed: {kind}: wrong fields")
     for name, wanted in fields.items():
         value = body[name]
         items = value if wanted is LIST else value.values() if wanted is MAP else ()
         if type(value) is not wanted or not all(type(item) is bytes for item in items):
-            raise Refused(f"{kind}.{name}: expected {wanted.__name__}")
+            raise Refused(f"malformed: {kind}.{name}: expected {wanted.__name__}")
 
 
 # -- section 3 and the digests of section 4 --------------------------------------------------

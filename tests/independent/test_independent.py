@@ -13,9 +13,11 @@ import page_site
 import page_sum_of_site
 import page_wire
 import pytest
-from mixed_run import mixed, moved, plan_of
+from mixed_run import Door, mixed, moved, plan_of
 
-from fedshield.errors import RoundFailed
+from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.protocol import envelope
+from fedshield.protocol.envelope import Binding
 
 HERE = Path(__file__).parent
 PARTS = sorted(HERE.glob("page_*.py"))
@@ -92,6 +94,59 @@ def test_a_site_that_is_started_again(tmp_path: Path) -> None:
         run.run(3)
         assert run.other.completed == 3
         assert len(set(run.digests().values())) == 1
+
+
+def test_takes_what_the_others_certified(tmp_path: Path) -> None:
+    """One of four sites signed for another result of the round before: it signs no second one, and
+    takes this one by the others' receipts."""
+    clinic = {"source": "sample:medical", "rows": 12}
+    with mixed(plan_of(data__sites__clinic=clinic), tmp_path) as run:
+        ledger = run.other._me.ledger
+        key = f"{run.plan.sha256()} round 1"
+        ledger.sign_receipt(key, "00" * 32)
+        run.run(2)
+        assert len(set(run.digests().values())) == 1
+        assert run.other.completed == 2
+        assert ledger.receipts[key] == "00" * 32
+        assert key in ledger.certified
+        assert str(run.sites.errors["school"]) == "disagree: R4: another result was signed"
+
+
+def test_refuses_with_the_same_codes(tmp_path: Path) -> None:
+    """A site of either kind is told the same, and says the same."""
+    with mixed(plan_of(), tmp_path) as run:
+        plan, roster, sign = run.plan.canonical(), run.roster.encode(), run.server.sign
+        setup = Binding(bytes(32), 0, "setup")
+        body: dict[str, Any] = {"session": bytes(16), "plan": plan, "roster": roster}
+        good = envelope.seal("invite", setup, "coordinator", body, sign)
+
+        def sealed(kind: str = "invite", sender: str = "coordinator", **changed: Any) -> bytes:
+            other = Binding(changed.pop("context", bytes(32)), changed.pop("number", 0), "setup")
+            return envelope.seal(kind, other, sender, body | changed, sign)
+
+        version = good[:4] + b"\2" + good[5:-64]
+        cases = {
+            "signature": flipped(good),
+            "size": good[:20],
+            "version": version + sign(version),
+            "kind": sealed("begin"),
+            "sender": sealed(sender="bank"),
+            "round": sealed(number=1),
+            "malformed": sealed(more=b""),
+            "context": sealed(plan=plan + b" "),
+        }
+        cases_of_context = [sealed(roster=roster + b"0"), sealed(context=bytes([1] * 32))]
+        own = next(iter(run.own.values()))
+        for code, data in [*cases.items(), *(("context", one) for one in cases_of_context)]:
+            for site in (own, Door(run.other)):
+                with pytest.raises(ProtocolError) as caught:
+                    site.handle("invite", data)
+                assert caught.value.code == code
+        for site in (own, Door(run.other)):
+            with pytest.raises(ProtocolError) as caught:
+                site.handle("work", good)
+            assert caught.value.code == "kind"
+            assert site.handle("invite", good)
 
 
 # -- what does not fit is refused ----------------------------------------------------------------
