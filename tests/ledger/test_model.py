@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from model_sites import Certified, Site
 from span import isolated
 
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger, Receipt
 from fedshield.quorum import Rules
 from model import COLLUDING, Model
-from model_sites import Certified, Site
 
 
 @pytest.mark.parametrize(
