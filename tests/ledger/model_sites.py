@@ -181,7 +181,8 @@ class Sites:
     def _signable(
         self, index: int, number: int, *results: Receipt
     ) -> list[tuple[Receipt | None, int]]:
-        """What a site may sign for, None for nothing, and the site after it."""
+        """What a site may sign for, None for nothing, and the site after it. One that signed before
+        opens that result again, or another one that it does not sign for."""
         site = self._things[number]
         found: list[tuple[Receipt | None, int]] = []
         for wanted in results:
@@ -190,8 +191,6 @@ class Sites:
             if ledger.add_receipt(wanted) == wanted:
                 lines = () if wanted in site.ledger else (wanted,)
                 found.append((wanted, self.number(site._replace(ledger=(*site.ledger, *lines)))))
-        if [after for _, after in found] == [number]:
-            return found  # it signed for this before: to do so again only adds to what it may take
         return [(None, number), *found]
 
     def _take_certified(self, index: int, number: int, wanted: Receipt) -> int | None:

@@ -8,7 +8,7 @@ sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
