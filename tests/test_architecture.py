@@ -21,7 +21,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
     {"", "types", "errors", "causes", "seeds", "durable", "notes", "interrupt", "site_names"},
-    {"plan", "plan_data", "plan_privacy", "plan_effect", "plan_floors", "planfile", "quorum"},
+    {"plan", "plan_data", "plan_privacy", "plan_effect", "plan_floors", "planfile", "quorum"}
+    | {"batches"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
     {"train", "protocol", "enrolment", "ledger"},
@@ -41,6 +42,7 @@ HOLDS_A_KEY = {
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
     "fedshield.protocol.channels",
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
+    "fedshield.protocol.catch_up",
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 

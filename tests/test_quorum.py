@@ -14,6 +14,7 @@ from itertools import combinations, product
 import pytest
 
 from fedshield.errors import PlanError
+from fedshield.protocol.session import least_opened
 from fedshield.quorum import Membership, Rules, Server, resolve
 
 SERVERS: tuple[Server, ...] = ("malicious", "semi-honest")
@@ -334,3 +335,43 @@ def test_three_sites_stop_without_one_and_four_can_spare_one_at_the_end_of_a_run
 def test_rules_cannot_be_changed_after_they_were_checked() -> None:
     with pytest.raises(AttributeError):
         resolve(3).threshold = 1  # type: ignore[misc]
+
+
+# -- batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", range(4, 20))
+def test_batches_take_two_of_them_and_the_quorums_of_fixed(k: int) -> None:
+    for c in range(k - 1):
+        if k < 2 * (c + 2):
+            with pytest.raises(PlanError, match=f"at least 2 \\(c \\+ 2\\) = {2 * c + 4} sites"):
+                resolve(k, max_colluding=c, membership="batches")
+            continue
+        rules = resolve(k, max_colluding=c, membership="batches")
+        assert (rules.threshold, rules.votes) == (max(2, c + 1), c + 2)
+        assert rules.min_cohort == rules.least_apart == c + 2
+        # A batch is enough for what a sum needs, and its certificate for agreement in it.
+        alone = least_opened(rules, c + 2)
+        assert max(rules.threshold, rules.votes, alone) <= c + 2
+        for present in range(c + 2, k + 1):
+            assert 2 * least_opened(rules, present) - present > c
+
+
+def test_numbers_of_batches_that_are_unsafe_are_refused() -> None:
+    for numbers, text in (
+        ({"votes": 2}, "votes: expected 3 to 6"),
+        ({"threshold": 1}, "threshold: expected 2 to 6"),
+        ({"min_cohort": 2}, "min_cohort: expected 3 to 6"),
+    ):
+        with pytest.raises(PlanError, match=f"^scheme.{text}"):
+            resolve(6, membership="batches", **numbers)  # type: ignore[arg-type]
+
+
+def test_batches_say_what_two_of_them_could_come_to() -> None:
+    apart = "batches that the coordinator keeps apart can each go on with a model of their own"
+    two = resolve(6, membership="batches").in_words()
+    assert apart in two
+    assert "the others go on while they are 3" in two
+    most = resolve(9, max_colluding=1, min_cohort=6, membership="batches").in_words()
+    assert apart not in most
+    assert "a round has one result, for any two such sums share a batch" in most

@@ -102,11 +102,12 @@ def refuse_unmeetable(plan: Plan) -> None:
 
 
 def _honest(plan: Plan) -> int:
-    """Honest sites of the smallest sum that the plan allows. A scheme without a threshold has no c
+    """Honest sites of the smallest sum that the plan allows, or of the smallest difference of sums
+    (a batch's). A scheme without a threshold has no c
     of its own; what `rlwe` would take is taken, so that it weights sites alike."""
     rules = plan.rules()
     if plan.scheme.name == "rlwe":
-        return rules.min_cohort - rules.max_colluding
+        return rules.least_apart - rules.max_colluding
     return rules.num_sites - default_colluding(rules.num_sites)
 
 

@@ -11,6 +11,7 @@ The coordinator chooses who 'dropped out', so sets of sites differ at its will, 
 of two sums is the sum over the sites by which their sets differ. With `membership: fixed` every
 sum is over the whole roster, so that there is no difference, and T = c + 1 will do. Q = c + 2 has
 two honest sites see every ledger's head before a sum is opened, so that none is restored unseen.
+With `batches` sums are over whole batches of at least c + 2 sites (`batches`), by the same T and Q.
 With `open` any set of min_cohort sites may be summed. Two sets are then kept apart within one round
 only, by quorums that share an honest site: it is for plans that protect each training row by
 itself.
@@ -24,7 +25,7 @@ from typing import Literal
 from fedshield.errors import PlanError
 
 Server = Literal["malicious", "semi-honest"]
-Membership = Literal["fixed", "open"]
+Membership = Literal["fixed", "batches", "open"]
 OpenTo = Literal["peers", "server"]
 
 
@@ -46,6 +47,12 @@ class Rules:
         honest site, which signs one receipt only."""
         return (self.num_sites + self.max_colluding) // 2 + 1
 
+    @property
+    def least_apart(self) -> int:
+        """Fewest sites that a sum, or the difference of two, is over: what noise and shares must
+        hold for."""
+        return self.max_colluding + 2 if self.membership == "batches" else self.min_cohort
+
     def in_words(self) -> str:
         """One paragraph for the people who sign it."""
         k, c = self.num_sites, self.max_colluding
@@ -57,7 +64,7 @@ class Rules:
             else "no vote: the coordinator is trusted to follow the protocol (Q=0)"
         )
         return (
-            f"{k} sites. {'Together' if self.membership == 'fixed' else 'In one sum, together'}, "
+            f"{k} sites. {'In one sum, together' if self.membership == 'open' else 'Together'}, "
             f"{colluding} learn of an honest site's update no more than a "
             f"sum that it is part of; with {beyond} colluding that no longer holds, and single "
             f"updates may be opened. A sum has at least min_cohort={self.min_cohort} contributors; "
@@ -79,6 +86,19 @@ class Rules:
             return (
                 "Every sum is over all of them (membership fixed): the run stops without a site "
                 "that is lost before its upload, and is resumed once that is back. " + after_words
+            )
+        if self.membership == "batches":
+            agreed = (
+                "a round has one result, for any two such sums share a batch"
+                if 2 * self.min_cohort > k
+                else "the sites of one sum take one result, but batches that the coordinator keeps "
+                "apart can each go on with a model of their own until they meet"
+            )
+            return (
+                "Sites are in batches, and every sum is over whole ones (membership batches): who "
+                "is lost before its round's update leaves has its batch sit out, and the others "
+                f"go on while they are {max(self.min_cohort, self.votes, self.threshold)}; "
+                f"{agreed}. The coordinator sees which batch was away."
             )
         return (
             f"Sums are over any such set (membership open): a round survives {lost_before} lost "
@@ -104,11 +124,11 @@ def resolve(
 ) -> Rules:
     """The rules of a federation; what is not given takes its default.
 
-    Defaults: c = max(1, (K-1)//3); with membership fixed min_cohort = K, with open
-    max(T, c + 2). Against a malicious coordinator T = max(2, c + 1) and Q = c + 2, and with
-    membership open T = Q = (K + c)//2 + 1 unless min_cohort = K; against a semi-honest one
-    T = max(2, c + 1) and no vote. Raises `PlanError` for numbers that would let a tolerated
-    coalition open a single update, or that no round could meet.
+    Defaults: c = max(1, (K-1)//3); with membership fixed min_cohort = K, with batches and open
+    max(T, c + 2). Batches take at least 2 (c + 2) sites. Against a malicious coordinator
+    T = max(2, c + 1) and Q = c + 2, and with membership open T = Q = (K + c)//2 + 1 unless
+    min_cohort = K; against a semi-honest one T = max(2, c + 1) and no vote. Raises `PlanError` for
+    numbers that would let a tolerated coalition open a single update, or that no round could meet.
     """
     k = num_sites
     c = max(1, (k - 1) // 3) if max_colluding is None else max_colluding
@@ -131,8 +151,17 @@ def resolve(
                 f"sites), got {min_cohort}; leave it out for {k}"
             )
         min_cohort = k
+    if membership == "batches" and k < 2 * (c + 2):
+        raise PlanError(
+            f"scheme.membership: expected at least 2 (c + 2) = {2 * (c + 2)} sites for batches "
+            f"with c={c}, got {k}; use fixed, or lower scheme.max_colluding"
+        )
     if server == "semi-honest":
         least_t, least_q = c + 1, 0
+        default_t = max(2, c + 1)
+    elif membership == "batches":
+        # One honest voter could be a restored one, so two see all heads, as with fixed.
+        least_t, least_q = c + 1, c + 2
         default_t = max(2, c + 1)
     elif (min_cohort is None and max(general, c + 2) >= k) or min_cohort == k:
         least_t, least_q = c + 1, c + 2

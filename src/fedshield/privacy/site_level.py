@@ -3,9 +3,9 @@
 A site's weighted update is cut to an L2 norm, rounded to integers whose norm is *counted*, not
 estimated, and gets discrete Gaussian noise. Only sums are ever opened (rlwe), so that each site
 need add a share: `honest` sites together carry all of it (the distributed discrete Gaussian:
-Kairouz, Liu, Steinke, ICML 2021, arXiv 2102.06387). `honest` is min_cohort less those that may
-collude with the coordinator, and a site that looks at the sum itself is one of them: it can take
-its own noise away.
+Kairouz, Liu, Steinke, ICML 2021, arXiv 2102.06387). `honest` is min_cohort (with membership
+batches c + 2, the smallest batch) less those that may collude with the coordinator, and a site that
+looks at the sum itself is one of them: it can take its own noise away.
 
 Nothing can wrap: |integer| <= sensitivity, |noise| <= the sampler's bound, and both together
 fit a site's part of a digit of the sum, whatever is drawn.
@@ -85,7 +85,7 @@ class SiteMechanism:
 
 def honest_sites(rules: Rules) -> int:
     """Contributors whose noise nobody who looks at the sum can take away."""
-    return rules.min_cohort - max(1, rules.max_colluding)
+    return rules.least_apart - max(1, rules.max_colluding)
 
 
 def mechanism(
