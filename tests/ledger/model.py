@@ -26,9 +26,9 @@ from itertools import combinations, product
 from model_sites import COLLUDING, COUNTS, KINDS, Ask, Entry, Site, Sites
 from span import isolated
 
+from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Receipt
-from fedshield.protocol.session import least_opened
-from fedshield.quorum import resolve
+from fedshield.protocol import session
 
 #: The sites' and the opened sums' numbers in the model's table: states are many, and small.
 State = tuple[int, ...]
@@ -53,7 +53,12 @@ class Model(Sites):
 
     def __post_init__(self) -> None:
         self.honest = tuple(range(self.num_sites - 1))
-        self.rules = resolve(self.num_sites, max_colluding=COLLUDING)
+        self.rules = self.roster.rules
+        #: The honest ones of each batch: with membership fixed there is one.
+        self.batches = [
+            tuple(int(site) for site in batch if int(site) in self.honest)
+            for batch in self.roster.batches or (self.roster.names(),)
+        ]
         if self.votes is not None:  # fewer than a plan may have
             self.rules = replace(self.rules, votes=self.votes)
         #: Sites that every plan treats alike may be exchanged: the places of each class.
@@ -62,14 +67,25 @@ class Model(Sites):
         classes: dict[object, list[int]] = {}
         for site in self.honest:
             seen = [(site in kind.changed, site in kind.muted) for kind in kinds]
-            classes.setdefault((*seen, COUNTS[self.num_sites][site] * weighs), []).append(site)
+            batch = self.roster.batch(str(site))
+            classes.setdefault((*seen, batch, COUNTS[self.num_sites][site] * weighs), []).append(
+                site
+            )
         self.alike = [places for places in classes.values() if len(places) > 1]
         self.sets = [
             members
             for size in range(1, self.num_sites + 1)
             for members in combinations(range(self.num_sites), size)
-            if set(members) & set(self.honest)
+            if set(members) & set(self.honest) and self._is_session(members)
         ]
+
+    def _is_session(self, members: Sequence[int]) -> bool:
+        """Whether an honest site begins a session with these: of its roster's whole batches."""
+        try:
+            session.check_whole(self.roster, [str(site) for site in members])
+        except ProtocolError:
+            return False
+        return True
 
     # -- states ----------------------------------------------------------------------------
 
@@ -112,18 +128,25 @@ class Model(Sites):
         return (*sites, opened)
 
     def _is_whole(self, number: int) -> bool:
-        """Whether all sums of a site, or a set of sums, are over everyone."""
+        """Whether all sums of a site, or a set of sums, are over whole batches."""
         thing = self._things[number]
         rows = thing.ledger if isinstance(thing, Site) else thing
-        return all(len(row.members) == self.num_sites for row in rows if isinstance(row, Ask))
+        return all(
+            not 0 < len(set(batch) & set(row.members)) < len(batch)
+            for row in rows
+            if isinstance(row, Ask)
+            for batch in self.batches
+        )
 
     def violation(self, state: State) -> str:
         *numbers, opened = state
         if (alone := self.once(self._alone, opened)) is not None:
             return f"secrecy: site {alone} alone"
         sites = [self._things[number] for number in numbers]
-        if _doubled(frozenset().union(*(site.taken for site in sites))):
-            return "agreement: two results of one sum are installed"
+        # Batches that are kept apart may differ: what their sites take is of different sums.
+        for batch in self.batches:
+            if _doubled(frozenset().union(*(sites[index].taken for index in batch))):
+                return "agreement: two results of one sum are installed"
         if any(_doubled(set(site.ledger)) for site in sites):
             return "receipts: a site signed for two results of one sum"
         return ""
@@ -249,22 +272,26 @@ class Model(Sites):
                 signed[index] = after
                 if receipt is not None:
                     signers.setdefault(receipt, []).append(index)
-            certain = [
-                (index, receipt)
-                for receipt, of in signers.items()
-                if len(of) + COLLUDING >= least_opened(self.rules)
-                for index in of
+            certified = [
+                (receipt, of) for receipt, of in signers.items() if self._is_certified(ask, of)
             ]
+            certain = [(index, receipt) for receipt, of in certified for index in of]
             certain += [
                 (index, receipt)
-                for receipt, of in signers.items()
-                if len(of) + COLLUDING >= least_opened(self.rules)
+                for receipt, _ in certified
                 for index in set(voting) - {one for some in signers.values() for one in some}
                 if self.once(self._take_certified, index, sites[index], receipt) is not None
             ]
             for size in range(len(certain) + 1):
                 for taking in combinations(certain, size):
                     yield self._taken(signed, signers, taking), True, (signers, taking)
+
+    def _is_certified(self, ask: Ask, signers: Sequence[int]) -> bool:
+        """Whether these and the colluder, if it is in the sum, are enough."""
+        if self.membership == "fixed":
+            return len(signers) + COLLUDING >= session.least_opened(self.rules)
+        colluding = self.num_sites - 1 in ask.members
+        return len(signers) + colluding >= session.least_opened(self.rules, len(ask.members))
 
     def _taken(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,13 +17,15 @@ from fedshield.ledger import entries
 from fedshield.ledger.file import FORMAT, KEY_BYTES, Ledger, Receipt
 from fedshield.ledger.rows import Row, Scale, Version
 from fedshield.ledger.rules import Approval, Terms, first_refusal
+from fedshield.protocol.roster import Roster
+from fedshield.quorum import Membership, resolve
 
 COLLUDING = 1
 ROSTER = "roster"
 FLOOR = 8
 RECORDS = frozenset({b"a record"})
 #: Rows that the honest sites count for under `private` weights: the first two alike.
-COUNTS = {3: (3, 5), 4: (3, 3, 5)}
+COUNTS = {3: (3, 5), 4: (3, 3, 5), 6: (3, 3, 5, 3, 5)}
 
 
 class Kind(NamedTuple):
@@ -106,7 +109,7 @@ class MemoryLedger(Ledger):
 @dataclass
 class Sites:
     """The honest sites of K, of which one colludes, and what `plans` (names of `KINDS`) ask of
-    them."""
+    them. `membership`: 'batches' are the roster's own cut of the sites in order."""
 
     num_sites: int
     rounds: int
@@ -115,9 +118,16 @@ class Sites:
     votes: int | None = None
     backups: Literal["between", "any"] = "between"
     receipt_heads: bool = True
+    membership: Membership = "fixed"
     _things: list[Any] = field(default_factory=list)
     _numbers: dict[Any, int] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict)
+
+    @cached_property
+    def roster(self) -> Roster:
+        rules = resolve(self.num_sites, max_colluding=COLLUDING, membership=self.membership)
+        keys = {str(site): bytes([site]) * 32 for site in range(self.num_sites)}
+        return Roster(keys, b"\xff" * 32, rules, demo=True)
 
     def number(self, thing: Any) -> int:
         if (known := self._numbers.get(thing)) is None:
@@ -240,10 +250,10 @@ class Sites:
             round_number=ask.number,
             base=ask.base or f"start of {ask.plan}" if ask.number else "",
             own=str(index),
-            batch=tuple(map(str, roster)),
+            batch=self.roster.batch(str(index)),
             sites=tuple(map(str, ask.members)),
             colluding=COLLUDING,
-            membership="fixed",
+            membership=self.membership,
             scale=Scale(
                 kind.weights, COUNTS[self.num_sites][index] if kind.weights == "private" else 0, 1
             ),

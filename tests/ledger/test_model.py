@@ -14,6 +14,7 @@ from span import isolated
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger, Receipt
 from fedshield.ledger.rows import Version
+from fedshield.protocol import session
 from fedshield.quorum import Rules
 from model import COLLUDING, Model
 
@@ -128,6 +129,50 @@ def test_without_any_one_rule_there_is_a_history_that_violates_the_promise(
     assert not sound.violation, sound.trace
     monkeypatch.setattr(*OFF[off])
     outcome = model().explore()
+    assert outcome.violation.startswith(violated), outcome
+    assert outcome.trace
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("off", ["", "check_whole", "whole_batch"])
+def test_no_history_of_two_batches_isolates_a_site_or_splits_one(
+    off: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six sites in two batches, complete up to exchange of honest sites of a batch. What a session
+    refuses and what the ledger does (R1) would each do alone."""
+    if off:
+        # Without the session's check there are too many sets for all histories.
+        monkeypatch.setattr(rules if off == "whole_batch" else session, off, _lets_through)
+    model = Model(6, 1, ("first",), runs=1, membership="batches")
+    if off == "check_whole":
+        with pytest.raises(RuntimeError, match="expected at most 30000 states"):
+            model.explore(limit=30_000)
+        return
+    outcome = model.explore()
+    assert not outcome.violation, outcome.trace
+    assert outcome.states == 10074
+
+
+@pytest.mark.parametrize(
+    ("off", "second", "violated"),
+    [
+        ("batch", "", "secrecy: site 0 alone"),
+        ("scale", "weights", "secrecy: site 2 alone"),
+        ("part", "one changed", "secrecy: site 0 alone"),
+        ("floors", "one muted", "secrecy: site 0 alone"),
+        ("start", "", "secrecy: site 4 alone"),
+        ("certificate", "", "agreement"),
+        ("one receipt", "", "receipts"),
+    ],
+)
+def test_without_any_one_rule_two_batches_violate_the_promise(
+    off: str, second: str, violated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*OFF[off])
+    if off == "batch":
+        monkeypatch.setattr(session, "check_whole", _lets_through)
+    plans = ("first", *([second] if second else []))
+    outcome = Model(6, 1, plans, runs=1, membership="batches").explore(limit=30_000)
     assert outcome.violation.startswith(violated), outcome
     assert outcome.trace
 
