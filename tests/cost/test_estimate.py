@@ -126,6 +126,10 @@ RLWE_CASES: dict[str, dict[str, Any]] = {
         "data": {"heldout_rows": 2, "sites": sites("bank", "mill")},
         "scheme": {"name": "rlwe", "max_colluding": 0},
     },
+    "batches": {
+        "data": {"heldout_rows": 2, "sites": sites(*"abcdef")},
+        "scheme": {"name": "rlwe", "membership": "batches"},
+    },
     "8 bits": {"scheme": {"name": "rlwe"}, "encoding": {"bits": 8}},
     "4 bits": {"scheme": {"name": "rlwe"}, "encoding": {"bits": 4, "headroom": True}},
     "parameters": {"scheme": {"name": "rlwe"}, "adapter": {"rank": 2, "exchange": "parameters"}},

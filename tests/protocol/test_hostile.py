@@ -125,7 +125,11 @@ COMMANDS: dict[str, messages.Message] = {
         messages.Begin({}),
         messages.MakeKey(),
         messages.TakeKey(b""),
+        messages.Attest({}),
+        messages.GiveModel(0),
+        messages.TakeModel("bank", b"", {}),
         messages.Prepare(),
+        messages.Train(),
         messages.Work({}),
         messages.FetchShares(),
         messages.Hold({}, {}),
@@ -179,7 +183,7 @@ def test_only_the_rosters_coordinator_is_listened_to(uploaded: tuple[Any, Any]) 
         assert federation.refused_bytes(VICTIM, kind, good[:-1]) == "signature"
         assert federation.refused_bytes(VICTIM, kind, good + b"\0") == "signature"
         assert federation.refused_bytes(VICTIM, kind, b"") == "size"
-    assert checked == 3 * 16
+    assert checked == 3 * (1 + len(COMMANDS))
     finish_round(federation, uploads)
 
 

@@ -89,6 +89,9 @@ class Sizes:
                 commands += [messages.FetchShares(), messages.Hold(uploads, shares)]
             replies += [messages.Receipt(bytes(32), bytes(HEAD_BYTES)), messages.Done()]
             commands += [messages.Install(receipts)]
+            if phase == "round" and self._roster.batches:
+                replies += [messages.Done()]
+                commands += [messages.Train()]
             if phase == "round":
                 replies += [messages.Done()]
                 commands += [messages.Evaluate()]

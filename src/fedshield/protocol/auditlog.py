@@ -46,8 +46,9 @@ Act = Literal[
     "failed",  # the session could not go on
     "stopped",  # the process was stopped, and could still say so
 ]
-#: Blocks are not logged one by one: their digests are in `upload` and `announce`.
-UNLOGGED = ("fetch", "deliver")
+#: Blocks are not logged one by one: their digests are in `upload` and `announce`; nor are parts of
+#: a model, which what `attest` answers speaks of.
+UNLOGGED = ("fetch", "deliver", "give-model", "take-model")
 _KINDS = {kind.kind for kind in messages.Message.__subclasses__()}
 #: Fields of commands that pass on other sites' signed messages.
 _PASSED_ON = ("joins", "round_keys", "uploads", "votes", "tags", "receipts")
@@ -146,6 +147,8 @@ def _details(message: messages.Message) -> dict[str, codec.Value]:
     """What of a reply another party's log can be compared with, or a reader wants to see."""
     if isinstance(message, messages.Join):
         return {"completed_rounds": message.completed_rounds}
+    if isinstance(message, messages.Attested):
+        return {"completed_rounds": message.completed_rounds, "standing": message.tag.hex()}
     if isinstance(message, messages.Upload):
         return {"upload": upload_record(message).hex(), "blocks": len(message.block_digests)}
     if isinstance(message, messages.Held) and message.complaints:

@@ -36,12 +36,12 @@ class Caller:
         self._log = log
         self.reset("")
 
-    def reset(self, session: str) -> None:
-        """A new session: everyone is asked again."""
+    def reset(self, session: str, gone: Mapping[str, str] | None = None) -> None:
+        """A new session: everyone is asked again, but who is `gone` (at which message, and why)."""
         self.session = session
         self.binding = Binding(bytes(32), 0, SETUP)
-        self.active: list[str] = list(self._roster.names())
-        self.lost: dict[str, str] = {}
+        self.lost: dict[str, str] = dict(gone or {})
+        self.active: list[str] = [name for name in self._roster.names() if name not in self.lost]
 
     def everyone(self, command: messages.Message) -> dict[str, messages.Message]:
         return dict.fromkeys(self.active, command)

@@ -6,7 +6,9 @@ ciphertexts as they pass. Nothing that this module imports can hold a key that o
 next site's, so its memory is one upload and one aggregate, however many sites there are.
 
 A site that fails or does not answer is out for the rest of the session. A sum goes on as long as
-the roster's quorums can be met, else it stops and every site keeps the model that it has.
+the roster's quorums can be met, else it stops and every site keeps the model that it has. With
+membership batches a session is over whole batches, and each of its sums over all of them: where a
+site is lost before a round's uploads are asked for, the next session goes on without its batch.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
+from fedshield.batches import Batches, sitting_out, whole
 from fedshield.crypto.scheme import Adder, adder, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan import Plan
@@ -26,6 +30,7 @@ from fedshield.protocol import codec, messages
 from fedshield.protocol.auditlog import Log, plain_text, unlogged
 from fedshield.protocol.caller import Caller
 from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.muster import MAX_PARTS, attesting, muster
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import (
     ROUND,
@@ -85,6 +90,15 @@ class Coordinator:
         self._blamed: dict[str, str] = {}
         # Dealer -> who has a good share of it.
         self._heard: dict[str, set[str]] = {}
+        # With membership batches: who is in this session, who could be and is not, and who is lost
+        # for as long as this process runs.
+        self._members: tuple[str, ...] = ()
+        self._sitting_out: dict[str, str] = {}
+        self._gone: dict[str, str] = {}
+        # The only sites over which a round may be summed, where it was begun before.
+        self._only: tuple[str, ...] = ()
+        self._only_round = 0
+        self._began_round = False
 
     @property
     def active(self) -> list[str]:
@@ -101,19 +115,24 @@ class Coordinator:
     def start(self) -> None:
         """Invite, agree on a context, have the run's keys made and passed on, sum the weights,
         and measure where the model stands. Raises `RoundFailed` below the roster's quorums."""
-        session = os.urandom(16)
-        self._calls.reset(session.hex())
-        self._receipts = {}
-        self._calls.note("session", details={"plan": self._plan.sha256()})
-        with self._noted():
-            self._start(session)
+        while True:
+            session = os.urandom(16)
+            self._calls.reset(session.hex(), self._gone)
+            self._receipts, self._members, self._began_round = {}, (), False
+            self._calls.note("session", details={"plan": self._plan.sha256()})
+            try:
+                with self._noted():
+                    return self._start(session)
+            except RoundFailed:
+                if not self._goes_on_without():
+                    raise
 
     def _start(self, session: bytes) -> None:
         invite = messages.Invite(session, self._plan.canonical(), self._roster.encode())
         setup = Binding(setup_context(self._plan.sha256(), self._roster, session), 0, SETUP)
         found = self._calls.gather(self._calls.everyone(invite), messages.Join, setup)
         self._calls.require("invite", len(found), self._least)
-        found = self._furthest(found)
+        found = self._in_whole_batches(found) if self._batches else self._furthest(found)
         raw = {site: data for site, (data, _) in found.items()}
         with _refusing():
             joins = read_joins(raw, setup, self._roster, self._least)
@@ -127,8 +146,10 @@ class Coordinator:
         )
         self._calls.require("begin", len(self.active), self._least)
         self._session = self._calls.binding = after
-        self.completed_rounds = next(iter(joins.values())).completed_rounds
+        stands = {site: join.completed_rounds for site, join in joins.items()}
+        self.completed_rounds = max(stands.values())
         self._share_keys(min(joins))
+        self._catch_up(stands)
         if self._plan.scheme.weights == "private":
             self._sum_once(WEIGHTS, 0)
         self._evaluate()
@@ -143,6 +164,9 @@ class Coordinator:
             if len(here) >= self._least:
                 self._calls.drop(dict.fromkeys(set(found) - set(here), "round"), "invite")
                 return here
+        self._refuse_rounds(rounds)
+
+    def _refuse_rounds(self, rounds: Mapping[str, int]) -> NoReturn:
         stand = ", ".join(f"{site} {number}" for site, number in sorted(rounds.items()))
         raise RoundFailed(
             f"the sites stand at different rounds ({stand}) and no {self._least} of them at the "
@@ -174,11 +198,32 @@ class Coordinator:
         """One round: local work, sum, opening at the sites, evaluation. Raises `RoundFailed` if
         the quorums cannot be met; what was voted for stays bound (protocol.md, section 8)."""
         before = dict(self.lost)
-        with self._noted():
-            outcome = self._sum_once(ROUND, round_number)
-            self.completed_rounds = round_number
-            self._progress("evaluate")
-            self._evaluate()
+        if self._only and self.completed_rounds + 1 == round_number > self._only_round:
+            # The round that was bound to these sites is done: the others take it from them.
+            self._only = ()
+            self.start()
+        while True:
+            if self._batches and self.completed_rounds + 1 != round_number:
+                raise RoundFailed(
+                    f"expected sites at round {round_number - 1}, got those that are left at "
+                    f"{self.completed_rounds}; go on from there: resume the run"
+                )
+            try:
+                with self._noted():
+                    outcome = self._sum_once(ROUND, round_number)
+                    self.completed_rounds = round_number
+                    self._progress("evaluate")
+                    self._evaluate()
+                break
+            except RoundFailed as failure:
+                missing = sorted(set(self._members) - set(self.active))
+                if self._began_round and missing:
+                    raise RoundFailed(
+                        f"{failure}; {self._bound_to(self._members, missing)}"
+                    ) from None
+                if not self._goes_on_without():
+                    raise
+                self.start()
         lost = {site: why for site, why in self.lost.items() if site not in before}
         return RoundOutcome(
             round_number, outcome.aggregate_sha256, outcome.aggregate_s, outcome.contributors, lost
@@ -212,10 +257,101 @@ class Coordinator:
                 self._calls.note("stopped", details={"reason": type(error).__name__})
             raise
 
+    # -- membership batches ----------------------------------------------------------------
+
+    @property
+    def _batches(self) -> Batches:
+        return self._roster.batches
+
+    def _in_whole_batches(
+        self, found: dict[str, tuple[bytes, messages.Join]]
+    ) -> dict[str, tuple[bytes, messages.Join]]:
+        """Those of whole batches, which are this session's; the others are out. Raises
+        `RoundFailed` for too few of them."""
+        rounds = {site: join.completed_rounds for site, (_, join) in found.items()}
+        if missing := sorted(set(self._only) - set(found)):
+            raise RoundFailed(self._bound_to(self._only, missing))
+        session = muster(self._batches, rounds, self._roster.rules.max_colluding, self._only)
+        if not session.present and rounds and not sitting_out(self._batches, rounds):
+            self._refuse_rounds(rounds)
+        self._calls.drop(session.out, "invite")
+        self._sitting_out = session.out
+        self._calls.require("invite", len(session.present), self._least)
+        self._members = session.present
+        return {site: found[site] for site in session.present}
+
+    def _catch_up(self, stands: Mapping[str, int]) -> None:
+        """The model of the last round, from a site that has it to those that have not."""
+        behind = [site for site in stands if stands[site] < self.completed_rounds]
+        if not behind:
+            return
+        self._progress("catch-up")
+        there = sorted(set(stands) - set(behind))
+        rounds = dict.fromkeys((str(stands[site]) for site in behind if stands[site]), b"")
+        attest = messages.Attest(rounds)
+        answers = self._calls.gather(dict.fromkeys(there, attest), messages.Attested)
+        self._calls.require("attest", len(self.active), self._least)
+        said = {site: (one.completed_rounds, one.tag) for site, (_, one) in answers.items()}
+        agreeing = attesting(said, self.completed_rounds)
+        if len(agreeing) <= self._roster.rules.max_colluding:
+            raise RoundFailed(
+                f"the sites at round {self.completed_rounds} ({', '.join(there)}) do not stand at "
+                "the same model; their operators compare adapter_sha256 of their reports"
+            )
+        attested = {site: answers[site][0] for site in agreeing}
+        # Any of them can give a wrong one, which is not taken: another session asks another.
+        giver = agreeing[os.urandom(1)[0] % len(agreeing)]
+        index, count = 0, 1
+        while index < count:
+            given = self._calls.gather({giver: messages.GiveModel(index)}, messages.ModelPart)
+            self._calls.require("give-model", len(self.active), self._least)
+            raw, part = given[giver]
+            count = min(part.count, MAX_PARTS)
+            take = messages.TakeModel(giver, raw, attested)
+            self._calls.gather(dict.fromkeys(behind, take), messages.Done)
+            self._calls.require("take-model", len(self.active), self._least)
+            index += 1
+
+    def _goes_on_without(self) -> bool:
+        """Whether another session can go on over the whole batches that are left: nothing of the
+        round has left any site, so that nobody is bound to who was lost."""
+        if not self._batches or not self._members or self._began_round:
+            return False
+        lost = {site: why for site, why in self.lost.items() if site not in self._sitting_out}
+        is_new = set(lost) & set(self._members) or self._only not in ((), self._members)
+        self._gone |= lost
+        left = whole(self._batches, set(self._roster.names()) - set(self._gone))
+        return bool(is_new) and len(left) >= least_sites(self._roster.rules)
+
+    def _bind(self, keys: Mapping[str, messages.RoundKey]) -> None:
+        """Raises `RoundFailed` where this round was begun over other sites than this session's;
+        the next session is over those, if they are here."""
+        said = {site: tuple(sorted(key.bound)) for site, key in keys.items() if key.bound}
+        sets = sorted({one for one in said.values() if one != self._members})
+        if not sets:
+            return
+        who = ", ".join(site for site in said if said[site] == sets[0])
+        missing = sorted(set(sets[0]) - set(self._members))
+        if len(set(said.values())) > 1 or whole(self._batches, sets[0]) != sets[0]:
+            raise RoundFailed(
+                f"this round was begun over different sites, so say {', '.join(said)}"
+            )
+        if not missing:
+            self._only, self._only_round = sets[0], self.completed_rounds + 1
+        raise RoundFailed(f"{self._bound_to(sets[0], missing)} (so say {who})")
+
+    def _bound_to(self, sites: Collection[str], missing: Collection[str]) -> str:
+        number = self.completed_rounds + 1
+        then = f"; {', '.join(missing)} must be back first" if missing else ""
+        return (
+            f"round {number} was begun over {', '.join(sites)}, and is repeated over them only "
+            f"(R4){then}"
+        )
+
     # -- summing ---------------------------------------------------------------------------
 
     def _sum_once(self, phase: str, round_number: int) -> RoundOutcome:
-        rules = self._roster.rules
+        rules, self._began_round = self._roster.rules, False
         self._calls.binding = Binding(self._session.context, round_number, phase)
         self._progress("work")
         keys = self._calls.gather(self._calls.everyone(messages.Prepare()), messages.RoundKey)
@@ -228,9 +364,19 @@ class Coordinator:
         self._calls.require("prepare", len(keys), self._least)
         raw_keys = {site: raw for site, (raw, _) in keys.items()}
         read = {site: key for site, (_, key) in keys.items()}
-        wanted = self._bound(read)
+        wanted: Collection[str] | None
+        if self._batches:
+            self._bind(read)
+            wanted = self._members
+        else:
+            wanted = self._bound(read)
         with _refusing():
             check_distinct(read)
+        if self._batches and phase == ROUND:
+            self._calls.gather(self._calls.everyone(messages.Train()), messages.Done)
+            self._calls.require("train", len(self.active), self._least)
+            # From here on a site may have written its row, and takes part with this set only.
+            self._began_round = True
         summing = Binding(round_context(self._calls.binding, read), round_number, phase)
         work = messages.Work(raw_keys)
         uploads = self._calls.gather(self._calls.everyone(work), messages.Upload, summing)
@@ -444,8 +590,9 @@ class Coordinator:
 
     @property
     def _least(self) -> int:
-        """Sites needed for a sum to be worth beginning."""
-        return least_sites(self._roster.rules)
+        """Sites needed for a sum to be worth beginning: with membership batches all of a session
+        that has begun."""
+        return len(self._members) or least_sites(self._roster.rules)
 
     @property
     def _least_answers(self) -> int:
@@ -459,7 +606,7 @@ class Coordinator:
 
     @property
     def _least_opened(self) -> int:
-        return least_opened(self._roster.rules)
+        return least_opened(self._roster.rules, len(self._members) or None)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature
@@ -130,12 +130,45 @@ class Line:
         `first`: the digest that the plan's own start has. Raises `ProtocolError`: 'rule', with
         the rule's name, or 'budget'.
         """
+        request, repeats = self._admitted(
+            phase, round_number, base, content, versions, count, first, terms
+        )
+        if not repeats:
+            self._ledger.add_row(request)
+
+    def check(
+        self,
+        phase: str,
+        round_number: int,
+        base: str,
+        content: str,
+        versions: Mapping[str, Version],
+        count: int,
+        first: str,
+        terms: PrivacyTerms | None,
+    ) -> None:
+        """As `enter`, and nothing is written: whether it would."""
+        self._admitted(phase, round_number, base, content, versions, count, first, terms)
+
+    def _admitted(
+        self,
+        phase: str,
+        round_number: int,
+        base: str,
+        content: str,
+        versions: Mapping[str, Version],
+        count: int,
+        first: str,
+        terms: PrivacyTerms | None,
+    ) -> tuple[Row, bool]:
+        """The row, and whether it repeats one of a sum that was opened."""
         request = self._request(phase, round_number, base, content, versions, count, terms)
         rows = self.rows()
         spent = self.spent(terms)
         new = request.key not in {row.key for row in rows}
         # Once it was opened, the same again is nothing new, and no line of the file.
-        repeats = request.key in self._ledger.receipts and request in rows
+        signed = (*request.key[:1], self._receipt_phase(phase, versions), round_number)
+        repeats = signed in self._ledger.receipts and request in rows
         counts = spent is not None and phase == ROUND
         approval = self._ledger.approvals.get(self._plan_sha256)
         refusal = first_refusal(
@@ -156,8 +189,25 @@ class Line:
         )
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
-        if not repeats:
-            self._ledger.add_row(request)
+        return request, repeats
+
+    def pinned(self, round_number: int) -> tuple[str, ...]:
+        """With membership batches: the only sites over which a round may still be summed, since it
+        was tried with them (R4); empty if it was not."""
+        key = (self._plan_sha256, ROUND, round_number)
+        if self._roster.rules.membership != "batches":
+            return ()
+        names = {self._roster.identity(site): site for site in self._roster.names()}
+        tried = next((row.sites for row in self._ledger.rows if row.key == key), ())
+        return tuple(sorted(names.get(one, one) for one in tried))
+
+    def _receipt_phase(self, phase: str, sites: Collection[str]) -> str:
+        """What a receipt is filed under: with batches, whose tallies may be over other sites in
+        another session, a tally's with its sites."""
+        if self._roster.rules.membership != "batches" or phase == ROUND:
+            return phase
+        over = codec.encode([*sorted(map(self._roster.identity, sites))])
+        return f"{phase} of {hashlib.sha256(over).hexdigest()}"
 
     def _request(
         self,
@@ -171,7 +221,6 @@ class Line:
     ) -> Row:
         roster, plan = self._roster, self._plan
         own = roster.identity(self._name)
-        fixed = roster.rules.membership == "fixed"
         curve: tuple[float, ...] = ()
         if terms is not None and phase == ROUND:
             curve = tuple(terms.release.rdp(1, WHOLE_ORDERS).tolist())
@@ -182,7 +231,7 @@ class Line:
             round_number=round_number,
             base=base,
             own=own,
-            batch=tuple(sorted(map(roster.identity, roster.names()))) if fixed else (own,),
+            batch=tuple(sorted(map(roster.identity, roster.batch(self._name)))),
             sites=tuple(sorted(map(roster.identity, versions))),
             colluding=roster.rules.max_colluding,
             membership=roster.rules.membership,
@@ -220,16 +269,20 @@ class Line:
             if own in row.versions
         )
 
-    def sign_receipt(self, phase: str, round_number: int, result: str) -> None:
+    def sign_receipt(
+        self, phase: str, round_number: int, result: str, sites: Collection[str] = ()
+    ) -> None:
         """Record the result that this site is about to sign for, once for ever. Raises
         `ProtocolError` ('disagree') if it signed for another before: then `take_certified` is the
         only way to this one. With membership open a tally of another session can be over another
-        set, and have another total."""
+        set, and have another total. `sites`: of the sum."""
         if self._roster.rules.membership == "open" and phase != ROUND:
             return
-        wanted = Receipt(self._plan_sha256, phase, round_number, result)
+        filed = self._receipt_phase(phase, sites)
+        wanted = Receipt(self._plan_sha256, filed, round_number, result)
         if self._ledger.add_receipt(wanted) != wanted:
-            least, others = least_opened(self._roster.rules), len(self._roster.sites) - 1
+            summed = len(sites) or len(self._roster.sites)
+            least, others = least_opened(self._roster.rules, summed), summed - 1
             raise ProtocolError(
                 "disagree",
                 f"R4: round {round_number} ({phase}): this site signed for another result before; "
@@ -237,11 +290,14 @@ class Line:
                 f"for it (there are {others}); find out why the sum opened differently",
             )
 
-    def take_certified(self, phase: str, round_number: int, result: str) -> None:
+    def take_certified(
+        self, phase: str, round_number: int, result: str, sites: Collection[str] = ()
+    ) -> None:
         """Record the result of a sum that this site is about to take by the receipts of others,
         since its own is for another. Raises `ProtocolError` ('disagree') if it recorded another
         one so before: of two certificates one is false."""
-        wanted = Receipt(self._plan_sha256, phase, round_number, result)
+        filed = self._receipt_phase(phase, sites)
+        wanted = Receipt(self._plan_sha256, filed, round_number, result)
         if self._ledger.add_certified(wanted) != wanted:
             raise ProtocolError(
                 "disagree",
@@ -249,6 +305,19 @@ class Line:
                 "before, got another with as many receipts: more sites lie than the plan's "
                 "max_colluding; stop, and ask the other sites",
             )
+
+    def result(self, round_number: int) -> str:
+        """The result that this site signed for or took in a round, hex; '' if none."""
+        key = (self._plan_sha256, ROUND, round_number)
+        known = self._ledger.certified.get(key) or self._ledger.receipts.get(key)
+        return "" if known is None else known.result
+
+    def take_attested(self, round_number: int, result: str) -> None:
+        """Record the result of a round that this site was not in and is about to stand at: it signs
+        for no other one. Raises `ProtocolError` ('disagree') as `take_certified`."""
+        wanted = Receipt(self._plan_sha256, ROUND, round_number, result)
+        if self._ledger.add_receipt(wanted) != wanted:
+            self.take_certified(ROUND, round_number, result)
 
     # -- heads -----------------------------------------------------------------------------
 

@@ -91,10 +91,46 @@ class TakeKey(Message):
 
 
 @dataclass(frozen=True)
+class Attest(Message):
+    """With membership batches, where sites were away: say by keyed tags what you stand at, and
+    which results you took in `rounds`, where those sites stand (keys count, values are empty)."""
+
+    kind = "attest"
+    rounds: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class GiveModel(Message):
+    """To one site: hand over part `index` of the model that it stands at, sealed."""
+
+    kind = "give-model"
+    index: int
+
+
+@dataclass(frozen=True)
+class TakeModel(Message):
+    """To a site that was away: `part`, the signed `ModelPart` of site `giver`, and with it what
+    sites of the session stand at, as they signed it (`Attested`)."""
+
+    kind = "take-model"
+    giver: str
+    part: bytes
+    attested: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Prepare(Message):
     """A sum begins: make an ephemeral key for it."""
 
     kind = "prepare"
+
+
+@dataclass(frozen=True)
+class Train(Message):
+    """With membership batches: train for the round that was prepared. Nothing leaves yet, so who is
+    lost meanwhile binds nobody to a set of sites."""
+
+    kind = "train"
 
 
 @dataclass(frozen=True)
@@ -241,6 +277,32 @@ class KeyBox(Message):
     kind = "key-box"
     receiver: str
     key_id: bytes
+    box: bytes
+
+
+@dataclass(frozen=True)
+class Attested(Message):
+    """The round that a site stands at. `tags`: round -> a keyed tag of the result that it took
+    there: of this round, and of each that was asked for and that it was in."""
+
+    kind = "attested"
+    completed_rounds: int
+    tags: dict[str, bytes]
+
+    @property
+    def tag(self) -> bytes:
+        return self.tags.get(str(self.completed_rounds), b"")
+
+
+@dataclass(frozen=True)
+class ModelPart(Message):
+    """Part `index` of `count` of a site's model after `completed_rounds`, sealed under the group
+    key of the session."""
+
+    kind = "model-part"
+    completed_rounds: int
+    index: int
+    count: int
     box: bytes
 
 

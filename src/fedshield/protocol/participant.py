@@ -2,8 +2,10 @@
 
 Order of a session: join -> begin -> (make-key | take-key) -> one sum of the weights -> for each
 round one sum, then evaluate; last finish. A sum: prepare -> work -> fetch... -> fetch-shares ->
-hold -> announce -> quorum -> deliver... -> open -> install (summation.py). A command out of order,
-for another run, or not signed by the coordinator's key in the roster is refused.
+hold -> announce -> quorum -> deliver... -> open -> install (summation.py). With membership batches
+a site that was away takes the model after the keys (attest, give-model, take-model), and `train`
+comes before `work`. A command out of order, for another run, or not signed by the coordinator's key
+in the roster is refused.
 
 What is trained and measured is behind `LocalWork`, so that nothing here knows a model.
 """
@@ -11,10 +13,11 @@ What is trained and measured is behind `LocalWork`, so that nothing here knows a
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PublicKey
@@ -23,7 +26,8 @@ from fedshield.ledger.rows import Version
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Spent
 from fedshield.protocol import auditlog, envelope, messages, run_keys
-from fedshield.protocol.ciphers import Cipher, OneTimeKeys, SharedKey, parameters_of
+from fedshield.protocol.catch_up import CatchUp
+from fedshield.protocol.ciphers import Cipher, Encoded, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.line import Line
@@ -34,6 +38,7 @@ from fedshield.protocol.session import (
     ROUND,
     SETUP,
     WEIGHTS,
+    check_whole,
     least_opened,
     least_sites,
     read_joins,
@@ -41,7 +46,7 @@ from fedshield.protocol.session import (
     session_context,
     setup_context,
 )
-from fedshield.protocol.site_model import SiteModel
+from fedshield.protocol.site_model import SiteModel, standing_digest
 from fedshield.protocol.summation import Member, Summation, tag
 from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterState, OpenedSum, SiteMemory
@@ -110,7 +115,11 @@ class Participant:
             "begin": self._begin,
             "make-key": self._make_key,
             "take-key": self._take_key,
+            "attest": self._attest,
+            "give-model": self._give_model,
+            "take-model": self._take_model,
             "prepare": self._prepare,
+            "train": self._train,
             "work": self._contribute,
             "fetch": self._fetch,
             "fetch-shares": self._fetch_shares,
@@ -139,6 +148,8 @@ class Participant:
         self._left_out_of_weights = False
         self._receipt_tag = b""
         self._versions: dict[str, Version] = {}
+        self._models: CatchUp | None = None
+        self._trained: Encoded | None = None
         # What takes the sum that was opened last; its result, and whether this site signed for it.
         self._opened: Callable[[], None] | None = None
         self._result, self._signed = "", False
@@ -214,6 +225,7 @@ class Participant:
             raise ProtocolError("context", "the coordinator's roster is not the one agreed here")
         self._forget()
         self._session_id = invite.session[:32].hex()
+        self._model.begin()
         self._run_key = RunKey(self._secret)
         public = self._plan.scheme.weights == "public"
         self._join = messages.Join(
@@ -236,7 +248,9 @@ class Participant:
         joins = read_joins(begin.joins, self._binding, self._roster, least)
         if joins.get(self.name) != self._join:
             raise ProtocolError("disagree", "this site's own join was replaced")
-        if {join.completed_rounds for join in joins.values()} != {self.completed_rounds}:
+        check_whole(self._roster, joins)
+        standing = {join.completed_rounds for join in joins.values()}
+        if not self._in_batches and standing != {self.completed_rounds}:
             raise ProtocolError("round", "the session's sites stand at different rounds")
         self._line.compare(
             {site: join.head for site, join in joins.items()},
@@ -293,6 +307,54 @@ class Participant:
         else:
             self._cipher = OneTimeKeys(parameters_of(self._plan), keys.group_key, self._secret)
 
+    # -- the model of the last round, to who was away ----------------------------------------
+
+    def _attest(self, data: bytes) -> messages.Message:
+        asked, exchange = self._read(messages.Attest, data).rounds, self._exchange()
+        results = {self.completed_rounds: self._model.standing()}
+        # Only of earlier rounds: a result that is pending is not taken.
+        for number in range(1, self.completed_rounds):
+            if str(number) in asked and (result := self._line.result(number)):
+                results[number] = result
+        tags = {str(number): exchange.tag(number, result) for number, result in results.items()}
+        return messages.Attested(self.completed_rounds, tags)
+
+    def _give_model(self, data: bytes) -> messages.Message:
+        index = self._read(messages.GiveModel, data).index
+        shared = self.memory.shared
+        return self._exchange().give(index, self.completed_rounds, self.state, shared)
+
+    def _take_model(self, data: bytes) -> messages.Message:
+        """One part; with the last the model is taken, if c + 1 sites attest to it."""
+        command, exchange = self._read(messages.TakeModel, data), self._exchange()
+        if self._sum is not None:
+            raise ProtocolError("repeated", "a model comes before a sum")
+        standing = self.completed_rounds, self._model.standing()
+        try:
+            taken = exchange.take(command, self.state.spec, standing)
+        except (CryptoError, ProtocolError):
+            self._models = None  # another site may give it, from its first part
+            raise
+        if taken is None:
+            return messages.Done()
+        number, wanted, state, shared = taken
+        result = standing_digest(state, replace(self.memory, shared=shared))
+        if not hmac.compare_digest(exchange.tag(number, result), wanted):
+            raise ProtocolError("disagree", "the model that was given is not the attested one")
+        # This site may sign for no other result of that round, and starts from this one (R4, R7).
+        self._line.take_attested(number, result)
+        self._model.take(state, shared, number)
+        return messages.Done()
+
+    def _exchange(self) -> CatchUp:
+        if not self._in_batches:
+            raise ProtocolError("kind", "models are handed over with membership batches only")
+        keys, _ = self._ready()
+        if self._models is None:
+            group_key, sites = keys.group_key, self._versions
+            self._models = CatchUp(self.name, self._roster, self._session, group_key, sites)
+        return self._models
+
     # -- one sum ---------------------------------------------------------------------------
 
     def _prepare(self, data: bytes) -> messages.Message:
@@ -330,40 +392,65 @@ class Participant:
         self._sum = Summation(member, cipher, wanted, base, agreed)
         return self._sum.round_key()
 
+    def _train(self, data: bytes) -> messages.Message:
+        """With membership batches the long part of a round, before anything that binds: the row is
+        written, and the set fixed by it (R4), when `work` comes."""
+        self._read(messages.Train, data)
+        self._current()
+        if not self._in_batches or self._binding.phase != ROUND:
+            raise ProtocolError("kind", "training alone is asked for with membership batches only")
+        self._trained = self._encoded()
+        # A refusal now costs a round; after the others wrote their rows it would stop the run.
+        self._line.check(**self._row(self._trained, self._versions))
+        return messages.Done()
+
     def _contribute(self, data: bytes) -> messages.Message:
         command = self._read(messages.Work, data)
         current = self._current()
         current.begin(command)
         self._binding = current.binding
         _, cipher = self._ready()
-        base = ""
-        if self._binding.phase == WEIGHTS:
-            encoded = cipher.encode_count(self._model.num_examples)
-            content = encoded.sha256()
-        else:
-            # Before anything is trained, or what was encoded before is forgotten.
-            if self.exhausted:
-                raise ProtocolError("budget", self._over_budget())
-            if self._line.has_entered(self._binding):
-                self._model.check_kept(self._binding.round_number, self._weight)
-            base = self._model.standing()
-            encoded = self._model.contribution(self._binding.round_number, cipher, self._weight)
-            content = self._model.content_sha256(encoded)
         strangers = set(current.sites) - set(self._versions)
         if strangers:
             raise ProtocolError("not-in-set", f"{min(strangers)!r:.60} is not in this session")
-        self._line.enter(
-            phase=self._binding.phase,
-            round_number=self._binding.round_number,
-            base=base,
-            content=content,
-            versions={site: self._versions[site] for site in current.sites},
-            count=self._model.num_examples,
-            first=self._start,
-            terms=self._model.terms,
-        )
+        if self._in_batches and set(current.sites) != set(self._versions):
+            missing = ", ".join(sorted(set(self._versions) - set(current.sites)))
+            raise ProtocolError(
+                "cohort", f"R1: expected a sum over the session's whole batches, without {missing}"
+            )
+        if self._binding.phase == WEIGHTS:
+            encoded = cipher.encode_count(self._model.num_examples)
+        else:
+            encoded = self._trained or self._encoded()
+        self._trained = None
+        versions = {site: self._versions[site] for site in current.sites}
+        self._line.enter(**self._row(encoded, versions))
         with self._model.timed("encrypt"):
             return current.contribute(encoded)
+
+    def _encoded(self) -> Encoded:
+        """This round's update, trained or as it was sent before."""
+        # Before anything is trained, or what was encoded before is forgotten.
+        if self.exhausted:
+            raise ProtocolError("budget", self._over_budget())
+        if self._line.has_entered(self._binding):
+            self._model.check_kept(self._binding.round_number, self._weight)
+        _, cipher = self._ready()
+        return self._model.contribution(self._binding.round_number, cipher, self._weight)
+
+    def _row(self, encoded: Encoded, versions: dict[str, Version]) -> dict[str, Any]:
+        """What the ledger is asked about this sum (`Line.enter`)."""
+        weighing = self._binding.phase == WEIGHTS
+        return {
+            "phase": self._binding.phase,
+            "round_number": self._binding.round_number,
+            "base": "" if weighing else self._model.standing(),
+            "content": encoded.sha256() if weighing else self._model.content_sha256(encoded),
+            "versions": versions,
+            "count": self._model.num_examples,
+            "first": self._start,
+            "terms": self._model.terms,
+        }
 
     def _over_budget(self) -> str:
         assert self.spent is not None
@@ -427,7 +514,8 @@ class Participant:
         self._opened, self._result, self._signed = take, result, False
         self._receipt_tag = self._tag(b"receipt", result.encode())
         # Signed once for ever: of two results of one sum, no two certificates can be made.
-        self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
+        number = self._binding.round_number
+        self._line.sign_receipt(self._binding.phase, number, result, current.contributors)
         self._signed = True
         return messages.Receipt(self._receipt_tag, self._line.statement(self._key.sign))
 
@@ -440,7 +528,8 @@ class Participant:
         if not self._signed:
             # First: its own receipt is for another result, and the next round starts from this one.
             number = self._binding.round_number
-            self._line.take_certified(self._binding.phase, number, self._result)
+            sites = self._versions if self._in_batches else ()
+            self._line.take_certified(self._binding.phase, number, self._result, sites)
         install, self._opened = self._opened, None
         install()
         return messages.Done()
@@ -478,6 +567,10 @@ class Participant:
 
     # -- helpers ---------------------------------------------------------------------------
 
+    @property
+    def _in_batches(self) -> bool:
+        return self._roster.rules.membership == "batches"
+
     def _ready(self) -> tuple[run_keys.RunKeys, Cipher]:
         if self._keys is None or self._cipher is None:
             raise ProtocolError("scheme", "the run's keys are not here yet")
@@ -491,10 +584,12 @@ class Participant:
     def _check_receipts(self, receipts: dict[str, bytes], binding: Binding) -> None:
         """A certificate of this site's own result: receipts of so many distinct sites that no other
         result can have one. Without this site's, where it signed for another result before."""
-        least = least_opened(self._roster.rules)
+        least = least_opened(self._roster.rules, len(self._versions))
         if self.name in receipts and not self._signed:
             raise ProtocolError("disagree", "this site signed no receipt of this sum, but got one")
         for site in sorted(receipts):
+            if self._in_batches and site not in self._versions:
+                raise ProtocolError("not-in-set", f"{site!r:.60} is not in this sum")
             receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")

@@ -10,8 +10,10 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 
+from fedshield import batches as batching
+from fedshield.batches import Batches
 from fedshield.crypto.public_keys import SEALING
-from fedshield.errors import ProtocolError
+from fedshield.errors import PlanError, ProtocolError
 from fedshield.protocol import codec
 from fedshield.quorum import Rules
 
@@ -23,10 +25,11 @@ class Roster:
     """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key; `rules`: who
     may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
     nothing for a demonstration; `chains`: name -> every key of the site's card, the first one
-    and that of today at the ends (under the charter, so not encoded here).
+    and that of today at the ends (under the charter, so not encoded here); `batches`: the sites by
+    batch, with membership batches, cut by name where none are given.
 
-    Raises `ProtocolError` ('sender') for a site with the coordinator's name, or a key that two
-    parties have."""
+    Raises `ProtocolError`: 'sender' for a site with the coordinator's name, or a key that two
+    parties have; 'cohort' for batches that are none."""
 
     sites: dict[str, bytes]
     coordinator: bytes
@@ -34,8 +37,10 @@ class Roster:
     demo: bool
     charter: bytes = b""
     chains: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
+    batches: Batches = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", self._batches())
         # Else the coordinator's key would speak for that site.
         if COORDINATOR in self.sites:
             raise ProtocolError("sender", f"no site may be named {COORDINATOR!r}; rename it")
@@ -43,8 +48,26 @@ class Roster:
         if len({*self.sites.values(), self.coordinator}) <= len(self.sites):
             raise ProtocolError("sender", "two parties of the roster have the same key")
 
+    def _batches(self) -> Batches:
+        if self.rules.membership != "batches":
+            return ()
+        colluding = self.rules.max_colluding
+        batches = batching.in_order(self.batches) or batching.cut(self.sites, colluding)
+        try:
+            batching.check(batches, self.names(), colluding)
+        except PlanError as error:
+            raise ProtocolError("cohort", str(error)) from None
+        return batches
+
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self.sites))
+
+    def batch(self, name: str) -> tuple[str, ...]:
+        """Who is in a sum whenever this site is (rule R1). Raises `ProtocolError`."""
+        self.public(name)
+        if self.rules.membership == "open":
+            return (name,)
+        return next((batch for batch in self.batches if name in batch), self.names())
 
     def index(self, name: str) -> int:
         """A site's place in the sorted roster, from 0: it holds the shares at x = index + 1."""
@@ -72,9 +95,11 @@ class Roster:
         sites: dict[str, codec.Value] = dict(self.sites)
         rules: list[codec.Value] = [*astuple(self.rules)]
         demo = int(self.demo)
-        return codec.encode(
-            ["fedshield roster 3", sites, self.coordinator, rules, self.charter, demo, SEALING]
-        )
+        value: list[codec.Value] = ["fedshield roster 3", sites, self.coordinator, rules]
+        value += [self.charter, demo, SEALING]
+        if self.batches:
+            value.append([[*batch] for batch in self.batches])
+        return codec.encode(value)
 
     def sha256(self) -> bytes:
         return hashlib.sha256(self.encode()).digest()

@@ -5,9 +5,12 @@ Nothing here holds a key of any kind but the public ones in the roster.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Collection
 from typing import TypeVar
 
+from fedshield import batches
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES, PublicKey
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.ledger.rows import HALF_BYTES
@@ -143,9 +146,22 @@ def least_sites(rules: Rules) -> int:
     return max(rules.min_cohort, rules.threshold, rules.votes)
 
 
-def least_opened(rules: Rules) -> int:
+def check_whole(roster: Roster, present: Collection[str]) -> None:
+    """With membership batches: raises `ProtocolError` ('cohort') unless these are whole batches."""
+    if roster.rules.membership != "batches":
+        return
+    out = batches.sitting_out(roster.batches, present)
+    if out:
+        raise ProtocolError("cohort", next(f"{site}: {why}" for site, why in out.items()))
+
+
+def least_opened(rules: Rules, present: int | None = None) -> int:
     """How many sites must have opened the same sum before any takes it: with a threshold as many
-    as make a certificate, without one all."""
+    as make a certificate, without one all. `present`: how many sites the sum is over, which with
+    membership batches may be fewer than the roster's: any two certificates of one sum then share an
+    honest site of that sum."""
+    if rules.membership == "batches" and present is not None:
+        rules = dataclasses.replace(rules, num_sites=present)
     return rules.certificate if rules.threshold else rules.num_sites
 
 

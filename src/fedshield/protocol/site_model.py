@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -138,6 +138,10 @@ class SiteModel:
         """Capped and rounded to two significant digits, as it is told to others."""
         return counted(self._plan, self._work.num_examples, self._example_cap)
 
+    def begin(self) -> None:
+        """A session begins: nothing was measured of a round in it."""
+        self.record = SiteRound(self.completed_rounds, self._name)
+
     def agreed(self) -> bytes:
         """What must be alike at all sites before a round: the adapter, and what they derived
         from earlier sums (clips, scores, moments)."""
@@ -180,8 +184,8 @@ class SiteModel:
         kept = self._store.kept()
         if kept is None:
             return
-        fixed = self._plan.scheme.membership == "fixed"
-        wanted = (round_number, self.standing(), weight if fixed else kept.weight)
+        same = self._plan.scheme.membership != "open"
+        wanted = (round_number, self.standing(), weight if same else kept.weight)
         if (kept.round_number, kept.base, kept.weight) != wanted:
             raise ProtocolError(
                 "rule",
@@ -255,7 +259,7 @@ class SiteModel:
     def content_sha256(self, encoded: Encoded) -> str:
         """H(m) of rule R4, hex: of the encoded integers. With membership open, where another set
         gives this site another weight, of the trained values that they are made of."""
-        if self._plan.scheme.membership == "fixed" or self._made is None:
+        if self._plan.scheme.membership != "open" or self._made is None:
             return encoded.sha256()
         values = self._made.update.values.astype("<f4", copy=False).tobytes()
         return hashlib.sha256(b"fedshield trained 1" + values).hexdigest()
@@ -338,6 +342,16 @@ class SiteModel:
             self.record = record
 
         return standing_digest(state, memory), install
+
+    def take(
+        self, state: AdapterState, shared: Mapping[str, Float32], completed_rounds: int
+    ) -> None:
+        """Stand where the others do, after rounds in which this site was not: the adapter, and what
+        all derived from the sums. What is this site's own stays as it was."""
+        memory = replace(self.memory, shared=shared)
+        self._store.save(completed_rounds, state, memory)
+        self.state, self.memory, self.completed_rounds = state, memory, completed_rounds
+        self._made = self._selected = None
 
     def _next_shared(
         self,

@@ -30,6 +30,7 @@ from fedshield.protocol.journal import Journal
 from fedshield.protocol.line import Line
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import (
+    ROUND,
     aggregate_digest,
     contributors_digest,
     least_sites,
@@ -107,7 +108,11 @@ class Summation:
     # -- keys and upload -------------------------------------------------------------------
 
     def round_key(self) -> messages.RoundKey:
-        bound = dict.fromkeys(self._member.journal.bound(self._base), b"")
+        names = self._member.journal.bound(self._base)
+        in_batches = self._member.roster.rules.membership == "batches"
+        if in_batches and self._session.phase == ROUND:
+            names = self._member.line.pinned(self._session.round_number) or names
+        bound = dict.fromkeys(names, b"")
         return messages.RoundKey(self._key.public.to_bytes(), self._model_tag, bound)
 
     def begin(self, command: messages.Work) -> None:
@@ -240,8 +245,12 @@ class Summation:
             raise ProtocolError("repeated", "this site has voted on this sum")
         uploads = self._read_uploads(command.uploads)
         least = max(rules.min_cohort, rules.threshold)
+        everyone: Collection[str] = self._member.roster.names()
+        if rules.membership == "batches":
+            # All that the row of this sum is over: whole batches, in this session.
+            everyone, least = self.sites, len(self.sites)
         if len(uploads) < least:
-            missing = ", ".join(sorted(set(self._member.roster.names()) - set(uploads)))
+            missing = ", ".join(sorted(set(everyone) - set(uploads)))
             raise ProtocolError(
                 "cohort", f"expected a sum over at least {least} sites, it leaves out {missing}"
             )
@@ -278,6 +287,8 @@ class Summation:
         matching = 0
         for site, data in sorted(command.votes.items()):
             found = read_signed(data, messages.Vote, self.binding, site, self._member.roster)
+            if rules.membership == "batches" and not self._is_here(site):
+                raise ProtocolError("not-in-set", f"{site!r:.60} is not in this sum")
             if found.about != vote.about:
                 raise ProtocolError("vote", f"{site} voted for another set or another sum")
             self._member.line.see(site, found.head)
