@@ -442,7 +442,7 @@ def test_too_few_sites_have_no_content() -> None:
         ({"membership": "open", "threshold": 2}, "--threshold: expected 3 to 4"),
         ({"membership": "open", "votes": 2}, "--votes: expected 3 to 4"),
         ({"membership": "open", "min_cohort": 2}, "--min-cohort: expected 3 to 4"),
-        ({"membership": "any"}, "--membership: expected fixed or open, got 'any'"),
+        ({"membership": "any"}, "--membership: expected fixed, batches or open, got 'any'"),
         ({"min_cohort": 1}, "--min-cohort: expected 2 to 64"),
         ({"threshold": 0}, "--threshold: expected 1 to 64"),
         ({"server": "evil"}, "--server: expected malicious or semi-honest, got 'evil'"),

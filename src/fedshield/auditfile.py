@@ -207,7 +207,7 @@ def _row(roster: Roster) -> dict[str, object]:
         "rules": asdict(roster.rules),
         "demonstration": roster.demo,
         "charter": roster.charter.hex() or None,
-    }
+    } | ({"batches": [[*batch] for batch in roster.batches]} if roster.batches else {})
 
 
 def _roster(fields: Fields) -> Roster:
@@ -224,6 +224,7 @@ def _roster(fields: Fields) -> Roster:
         Rules(**numbers, server=server, membership=membership),
         fields.flag("demonstration"),
         fields.maybe_hexadecimal("charter", 32),
+        batches=fields.lists("batches") if membership == "batches" else (),
     )
     fields.done()
     return roster

@@ -332,6 +332,7 @@ def test_the_options_of_init_are_in_what_is_signed(enrolled: Run) -> None:
         "min_cohort": 3,
         "server": "malicious",
         "membership": "fixed",
+        "batches": [],
         "in_words": "",
     }
     assert found["model_sha256"] == "ab" * 32
@@ -560,3 +561,35 @@ def test_a_full_disk_leaves_the_roster_as_it_was(
     ):
         assert "No space left on device" in refused(enrolled(*args))
     assert everything() == before
+
+
+# -- batches -----------------------------------------------------------------------------------
+
+
+def test_batches_are_named_shown_and_signed(run: Run) -> None:
+    names = ("bank", "clinic", "hospital", "lab", "school", "ward")
+    for name in ("coordinator", *names):
+        run("keygen", name)
+    more = ("--max-colluding", "1", "--membership", "batches")
+    named = ("--batch", "bank,school,ward", "--batch", "clinic,hospital,lab")
+    assert run(*INIT, *more, *named).code == 0
+    cards = [f"{name}.card.json" for name in names]
+    early = run("roster", "add", "roster.json", *cards[:4])
+    assert early.code == 0
+    assert "not usable yet: --max-colluding" in early.err or "not usable yet: --" in early.err
+    done = run("roster", "add", "roster.json", *cards[4:])
+    assert "batches       bank, school, ward; clinic, hospital, lab" in done.out
+    shown = run("roster", "verify", "roster.json").out
+    assert "batch 1       bank, school, ward: always summed together" in shown
+    assert "batch 2       clinic, hospital, lab: always summed together" in shown
+    found = json.loads(run("roster", "verify", "roster.json", "--json").out)
+    assert found["rules"]["batches"] == [["bank", "school", "ward"], ["clinic", "hospital", "lab"]]
+
+
+def test_a_demonstration_cuts_its_sites(run: Run) -> None:
+    sites = ("--sites", "a,b,c,d,e,f", "--membership", "batches")
+    assert run("roster", "demo", *sites, "--out", "demo").code == 0
+    assert SignedRoster.read(Path("demo/roster.json")).batches() == (tuple("abc"), tuple("def"))
+    assert "--batch: expected none with membership fixed" in refused(
+        run("roster", "demo", "--sites", "a,b,c", "--batch", "a,b", "--out", "other")
+    )

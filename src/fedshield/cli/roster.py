@@ -41,8 +41,17 @@ ServerOption = Annotated[
 MembershipOption = Annotated[
     str,
     typer.Option(
-        help="Which sets of sites are summed: fixed (all), or open (any of at least min_cohort; "
-        "only for plans with privacy.unit example)."
+        help="Which sets of sites are summed: fixed (all), batches (whole batches; the others go "
+        "on where one is away), or open (any of at least min_cohort; only for plans with "
+        "privacy.unit example)."
+    ),
+]
+BatchOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--batch",
+        help="With membership batches: a,b,c that are always summed together, at least c + 2 of "
+        "them; repeat it. Left out: the sites in order of names, cut as evenly as can be.",
     ),
 ]
 SchemeOption = Annotated[
@@ -96,6 +105,7 @@ def init(
     min_cohort: CohortOption = None,
     server: ServerOption = "malicious",
     membership: MembershipOption = "fixed",
+    batch: BatchOption = None,
     model_sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of the base model; any model if left out.")
     ] = None,
@@ -110,7 +120,11 @@ def init(
     asked = _asked(max_colluding, threshold, votes, min_cohort, server, membership)
     allowed = _allowed(allow_scheme, min_bits, max_examples)
     roster = SignedRoster(
-        Card.read(coordinator), asked=asked, allowed=allowed, model_sha256=_digest(model_sha256)
+        Card.read(coordinator),
+        asked=asked,
+        allowed=allowed,
+        model_sha256=_digest(model_sha256),
+        named_batches=_batches(batch),
     )
     write_new(out, roster.to_text(), 0o644)
     _say("roster", f"{out}: no sites yet; add cards: fedshield roster add {out} CARD...")
@@ -120,6 +134,7 @@ def init(
 def add(
     path: RosterArgument,
     cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Sites' cards.")],
+    batch: BatchOption = None,
     out: OutOption = None,
 ) -> None:
     """Add sites' cards. A roster that anyone signed stays as it is: the new one, which all sign
@@ -127,7 +142,7 @@ def add(
     from fedshield.enrolment import Card, changes
 
     more = [Card.read(card) for card in cards]
-    change = changes.changed(path, lambda roster: roster.with_cards(more), out)
+    change = changes.changed(path, lambda roster: roster.with_cards(more, _batches(batch)), out)
     write_change(change)
     _tell(change)
 
@@ -280,6 +295,7 @@ def demo(
     min_cohort: CohortOption = None,
     server: ServerOption = "malicious",
     membership: MembershipOption = "fixed",
+    batch: BatchOption = None,
     allow_scheme: SchemeOption = None,
     min_bits: BitsOption = None,
     max_examples: ExamplesOption = None,
@@ -289,7 +305,7 @@ def demo(
 
     asked = _asked(max_colluding, threshold, votes, min_cohort, server, membership)
     allowed = _allowed(allow_scheme, min_bits, max_examples)
-    roster = write_demonstration(out, _names([sites]), asked, allowed)
+    roster = write_demonstration(out, _names([sites]), asked, allowed, _batches(batch))
     _say("roster", f"{out / 'roster.json'}: {', '.join(roster.names())}, all signed")
     _say("keys", f"{out}: one key file and one card for each, and for the coordinator")
     _note("a DEMONSTRATION: one operator made every key, so it protects nobody")
@@ -303,13 +319,15 @@ def _say(label: str, text: str) -> None:
 
 
 def _tell(change: Change) -> None:
+    from fedshield.batches import in_words
     from fedshield.enrolment import RosterError
 
     for note in change.notes():
         _note(note)
     _say("roster", f"{change.path}: with the sites {', '.join(change.roster.names())}")
     try:
-        change.roster.rules()
+        if batches := change.roster.batches():
+            _say("batches", in_words(batches))
     except RosterError as error:
         _note(f"not usable yet: {error}")
 
@@ -338,6 +356,10 @@ def _allowed(schemes: list[str] | None, min_bits: int | None, max_examples: int 
     from fedshield.enrolment import Allowed
 
     return Allowed(tuple(_names(schemes or ["rlwe"])), min_bits, max_examples)
+
+
+def _batches(given: list[str] | None) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(_names([one])) for one in given or ())
 
 
 def _names(given: list[str]) -> list[str]:

@@ -38,6 +38,8 @@ def show(
         f"them, learn sums only; {rules.max_colluding + 1} (c+1) with the coordinator can open "
         "single updates.",
     )
+    for number, batch in enumerate(roster.batches(), 1):
+        _say(f"batch {number}", f"{', '.join(batch)}: always summed together")
     _say("coordinator", f"taken for {rules.server}")
     _say("allowed", roster.allowed.in_words())
     _say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
@@ -90,6 +92,7 @@ def as_json(
             "min_cohort": rules.min_cohort,
             "server": rules.server,
             "membership": rules.membership,
+            "batches": [[*batch] for batch in roster.batches()],
             "in_words": rules.in_words(),
         },
         "allowed": {

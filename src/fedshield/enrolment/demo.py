@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedshield.batches import Batches
 from fedshield.durable import sync_folder
 from fedshield.enrolment.cards import PRIVATE_MODE, PUBLIC_MODE, KeyFile
 from fedshield.enrolment.files import RosterError, write_new
@@ -20,14 +21,23 @@ ROSTER_FILE = "roster.json"
 
 
 def demonstration(
-    sites: Sequence[str], asked: Asked | None = None, allowed: Allowed | None = None
+    sites: Sequence[str],
+    asked: Asked | None = None,
+    allowed: Allowed | None = None,
+    batches: Batches = (),
 ) -> tuple[SignedRoster, dict[str, KeyFile]]:
-    """A roster that all sites have signed, and everyone's keys by name."""
+    """A roster that all sites have signed, and everyone's keys by name. `batches`: with membership
+    batches; cut by name if none are given."""
     names = [*sites, COORDINATOR]
     keys = {name: KeyFile.make(name) for name in names}
     cards = tuple(keys[name].card() for name in sites)
     roster = SignedRoster(
-        keys[COORDINATOR].card(), cards, asked or Asked(), allowed or Allowed(), demo=True
+        keys[COORDINATOR].card(),
+        cards,
+        asked or Asked(),
+        allowed or Allowed(),
+        demo=True,
+        named_batches=batches,
     )
     roster.rules()
     for name in sites:
@@ -36,10 +46,14 @@ def demonstration(
 
 
 def write_demonstration(
-    folder: Path, sites: Sequence[str], asked: Asked | None = None, allowed: Allowed | None = None
+    folder: Path,
+    sites: Sequence[str],
+    asked: Asked | None = None,
+    allowed: Allowed | None = None,
+    batches: Batches = (),
 ) -> SignedRoster:
     """A new folder with `roster.json`, and everyone's key file and card; whole or not at all."""
-    roster, keys = demonstration(sites, asked, allowed)
+    roster, keys = demonstration(sites, asked, allowed, batches)
     if os.path.lexists(folder):
         raise RosterError(
             f"{folder}: expected no folder there yet, found one; choose another --out"

@@ -6,6 +6,7 @@ does it show whether they are that party's.
 
 from __future__ import annotations
 
+from fedshield import batches as batching
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.roster import SignedRoster
 
@@ -23,13 +24,14 @@ def differences(before: SignedRoster, after: SignedRoster) -> tuple[str, ...]:
         if earlier[name].content() != later[name].content():
             told.append(_of_card(earlier[name], later[name]))
     for what, old, new in (
+        ("batches", batching.in_words(before.batches()), batching.in_words(after.batches())),
         ("rules", before.rules().in_words(), after.rules().in_words()),
         ("allowed", before.allowed.in_words(), after.allowed.in_words()),
         ("base model", before.model_sha256.hex() or "any", after.model_sha256.hex() or "any"),
         ("demonstration", str(before.demo), str(after.demo)),
     ):
         if old != new:
-            told.append(f"{what}: was {old}; is {new}")
+            told.append(f"{what}: was {old or 'none'}; is {new or 'none'}")
     return tuple(told)
 
 

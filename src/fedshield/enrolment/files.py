@@ -224,6 +224,14 @@ class Fields:
             raise self._wrong(key, "a list of texts")
         return tuple(values)
 
+    def lists(self, key: str) -> tuple[tuple[str, ...], ...]:
+        """Lists of texts, in a list."""
+        values = self.items(key)
+        for value in values:
+            if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
+                raise self._wrong(key, "a list of lists of texts")
+        return tuple(tuple(value) for value in values)
+
     def inner(self, key: str) -> Fields:
         return Fields(self._take(key, "an object with keys"), self.path(key))
 

@@ -22,6 +22,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from fedshield import batches as batching
+from fedshield.batches import Batches
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.public_keys import SEALING
 from fedshield.enrolment.cards import Card, KeyFile, check_parties
@@ -29,6 +31,7 @@ from fedshield.enrolment.files import Fields, RosterError, read_document, to_tex
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
+from fedshield.errors import PlanError
 from fedshield.plan_data import MAX_SITES
 from fedshield.protocol import codec
 from fedshield.protocol.roster import COORDINATOR, Roster
@@ -59,6 +62,8 @@ class SignedRoster:
     demo: bool = False
     sealing: int = SEALING
     countersignatures: dict[str, Countersignature] = field(default_factory=dict)
+    #: As they were named; with membership batches and none named, the names in order are cut.
+    named_batches: Batches = ()
 
     def __post_init__(self) -> None:
         if self.coordinator.name != COORDINATOR:
@@ -81,6 +86,12 @@ class SignedRoster:
                 f"{str(self.sealing)[:20]}; all parties need the same version of FedShield: make "
                 "the roster anew with it, and have every site sign it"
             )
+        if self.named_batches and self.asked.membership != "batches":
+            raise RosterError(
+                f"--batch: expected none with membership {self.asked.membership}, got "
+                f"{batching.in_words(self.named_batches)[:200]}; give --membership batches"
+            )
+        object.__setattr__(self, "named_batches", batching.in_order(self.named_batches))
         check_parties((self.coordinator, *self.sites))
         # The order of cards means nothing; one order makes one content.
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=lambda card: card.name)))
@@ -135,6 +146,19 @@ class SignedRoster:
             )
         return self.asked.rules(len(self.sites))
 
+    def batches(self) -> Batches:
+        """The sites by batch, nothing where the rules have none. Raises `RosterError`."""
+        rules = self.rules()
+        if rules.membership != "batches":
+            return ()
+        found = self.named_batches or batching.cut(self.names(), rules.max_colluding)
+        try:
+            batching.check(found, self.names(), rules.max_colluding)
+        except PlanError as error:
+            text = str(error).removeprefix("batches: ")
+            raise RosterError(f"--batch: {text}") from None
+        return found
+
     def content(self) -> bytes:
         """What is signed and fingerprinted: `docs/roster.md` has it field by field."""
         rules = self.rules()
@@ -143,18 +167,19 @@ class SignedRoster:
             *(rules.threshold, rules.votes, rules.min_cohort, rules.server, rules.membership),
         ]
         allowed = self.allowed
-        return codec.encode(
-            [
-                "fedshield signed roster 2",
-                int(self.demo),
-                self.coordinator.content(),
-                [card.content() for card in self.sites],
-                numbers,
-                self.model_sha256,
-                [[*sorted(allowed.schemes)], allowed.min_bits or 0, allowed.max_examples or 0],
-                self.sealing,
-            ]
-        )
+        value: list[codec.Value] = [
+            "fedshield signed roster 2",
+            int(self.demo),
+            self.coordinator.content(),
+            [card.content() for card in self.sites],
+            numbers,
+            self.model_sha256,
+            [[*sorted(allowed.schemes)], allowed.min_bits or 0, allowed.max_examples or 0],
+            self.sealing,
+        ]
+        if batches := self.batches():
+            value.append([[*batch] for batch in batches])
+        return codec.encode(value)
 
     def content_sha256(self) -> bytes:
         return hashlib.sha256(self.content()).digest()
@@ -175,9 +200,16 @@ class SignedRoster:
 
     # -- signing -----------------------------------------------------------------------------
 
-    def with_cards(self, cards: Iterable[Card]) -> SignedRoster:
-        """With these sites too, and without any countersignature: each was over fewer sites."""
-        return dataclasses.replace(self, sites=(*self.sites, *cards), countersignatures={})
+    def with_cards(self, cards: Iterable[Card], batches: Batches = ()) -> SignedRoster:
+        """With these sites too, and without any countersignature: each was over fewer sites.
+        `batches`: more of them, beside those that were named. Where none are named, all sites are
+        cut again, and a site whose batch changes refuses sums of its earlier records (R1)."""
+        return dataclasses.replace(
+            self,
+            sites=(*self.sites, *cards),
+            named_batches=(*self.named_batches, *batches),
+            countersignatures={},
+        )
 
     def with_replacement(self, card: Card, *, key_lost: bool = False) -> SignedRoster:
         """With this card in place of its party's, and without any countersignature: each was over
@@ -306,12 +338,16 @@ class SignedRoster:
             self.content_sha256(),
             # The keys of a demonstration are new in every session: its sites are known by name.
             {} if self.demo else {card.name: card.chain() for card in self.sites},
+            self.batches(),
         )
 
     # -- file --------------------------------------------------------------------------------
 
     def to_text(self) -> str:
         allowed = dataclasses.asdict(self.allowed) | {"schemes": sorted(self.allowed.schemes)}
+        batches: dict[str, object] = {}
+        if self.asked.membership == "batches":
+            batches = {"batches": [[*batch] for batch in self.named_batches]}
         return to_text(
             "roster 2",
             {
@@ -322,6 +358,7 @@ class SignedRoster:
                 "allowed": allowed,
                 "model_sha256": self.model_sha256.hex() or None,
                 "sealing": self.sealing,
+                **batches,
                 "countersignatures": {
                     name: {"confirmed": [*given.confirmed], "signature": given.signature.hex()}
                     for name, given in sorted(self.countersignatures.items())
@@ -350,6 +387,7 @@ class SignedRoster:
         allowed = Allowed.from_fields(fields.inner("allowed"))
         model_sha256 = fields.maybe_hexadecimal("model_sha256", 32)
         sealing = fields.number("sealing")
+        batches = fields.lists("batches") if asked.membership == "batches" else ()
         given = fields.inner("countersignatures")
         countersignatures = {
             name: _countersignature(given.inner(name)) for name in given.names()[:MAX_SITES]
@@ -357,7 +395,8 @@ class SignedRoster:
         given.done()
         fields.done()
         return cls(
-            coordinator, sites, asked, allowed, model_sha256, demo, sealing, countersignatures
+            *(coordinator, sites, asked, allowed, model_sha256, demo, sealing, countersignatures),
+            batches,
         )
 
 

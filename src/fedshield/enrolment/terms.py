@@ -15,7 +15,7 @@ from fedshield.quorum import Membership, Rules, Server, resolve
 #: The plan's schemes, the default first.
 SCHEMES = ("rlwe", "ckks", "plain")
 SERVERS: tuple[Server, ...] = ("malicious", "semi-honest")
-MEMBERSHIPS: tuple[Membership, ...] = ("fixed", "open")
+MEMBERSHIPS: tuple[Membership, ...] = ("fixed", "batches", "open")
 _NUMBERS = ("max_colluding", "threshold", "votes", "min_cohort")
 #: Least and largest of each number that may be asked for.
 _RANGES = {
@@ -62,7 +62,7 @@ class Asked:
             )
         if self.membership not in MEMBERSHIPS:
             raise RosterError(
-                f"--membership: expected {' or '.join(MEMBERSHIPS)}, got "
+                f"--membership: expected {', '.join(MEMBERSHIPS[:-1])} or {MEMBERSHIPS[-1]}, got "
                 f"{str(self.membership)[:40]!r}; leave it out for fixed"
             )
 
