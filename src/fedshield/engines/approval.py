@@ -81,7 +81,7 @@ def _lines(
     """`count`: what this site's rows count for."""
     rules = roster.rules
     texts: Sequence[str] = (
-        _summed(name, roster.names(), rules),
+        _summed(name, roster),
         _share(plan, rules, len(shown.data.train), count),
         f"{len(shown.data.train):,} with loss, of {shown.data.source}",
         _sums(plan, line),
@@ -98,10 +98,17 @@ def _whole(rules: Rules) -> bool:
     return rules.min_cohort == rules.num_sites
 
 
-def _summed(name: str, names: Sequence[str], rules: Rules) -> str:
+def _summed(name: str, roster: Roster) -> str:
+    names, rules = roster.names(), roster.rules
     others = ", ".join(site for site in names if site != name)
     if _whole(rules):
         which = "always all of them"
+    elif rules.membership == "batches":
+        batch = ", ".join(site for site in roster.batch(name) if site != name)
+        which = (
+            f"or whole batches of them, at least {rules.min_cohort} sites; always with {batch}, "
+            "the batch of this site"
+        )
     else:
         which = f"or any set of at least {rules.min_cohort} of them"
     return f"{others}: {len(names)} sites with this one, {which}"

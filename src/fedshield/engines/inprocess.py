@@ -250,6 +250,10 @@ def _rounds(
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
 
+    def observe(record: SiteRound) -> None:
+        if record.contributors:  # else of where a session begins
+            seen[record.site] = record
+
     first = initial_state(host.spec, derive(plan.seed, "adapter"))
     start = standing_digest(first, first_memory(plan, first))
 
@@ -278,7 +282,7 @@ def _rounds(
             completed_rounds=stands,
             randomness=randomness[name],
             memory=memory,
-            observe=lambda record: seen.__setitem__(record.site, record),
+            observe=observe,
             log=log(site_log(folder.path, name), name, members.sites[name]),
         )
 
@@ -299,8 +303,11 @@ def _rounds(
         log=log(coordinator_log(folder.path), COORDINATOR, members.coordinator),
     )
 
-    fixed = members.roster.rules.membership == "fixed"
-    then = "no further round without it" if fixed else "going on without it"
+    then = {
+        "fixed": "no further round without it",
+        "batches": "no further round with a part of its batch",
+        "open": "going on without it",
+    }[members.roster.rules.membership]
 
     def lose(when: str, lost: Mapping[str, str]) -> None:
         for site, why in lost.items():

@@ -398,7 +398,7 @@ class SiteProcess:
         if record.faulty_answers:
             self._events.note(f"opening the sum: {in_words(record.faulty_answers, self.name)}")
         row = {"round": 0, "upload_bytes": self._up, "download_bytes": self._down}
-        if record.round_number > self._began:
+        if record.round_number > self._began and record.contributors:
             spent = time.perf_counter() - self._round_started
             adapter = self._participant.state.sha256()
             row = site_row(record, self._up, self._down, adapter, spent)

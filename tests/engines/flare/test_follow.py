@@ -69,3 +69,19 @@ def test_a_progress_file_that_is_cut_or_absent_is_none(tmp_path: Path) -> None:
 def test_the_time_left_is_by_the_last_five_rounds() -> None:
     assert progress.seconds_left([], 4) is None
     assert progress.seconds_left([100, 1, 1, 1, 1, 1], 4) == 4
+
+
+def test_of_a_lost_site_its_batch_is_named(tmp_path: Path) -> None:
+    told: list[Mapping[str, Any]] = []
+    batches = (("a", "b", "c"), ("d", "e", "f"))
+    following = Follower(tmp_path, "abcdef", 20, 3, told.append, batches)
+    following.begin_round(3)
+    following.asked("train", "abcdef")
+    following.answered("train", "b", "deadline")
+    following.answered("train", "d", "deadline")
+    assert told[0]["phase"] == "training"
+    assert told[0]["then"].startswith(
+        "its batch (a, b, c) sits out and the others go on (3 are left), unless this round's "
+        "updates have left"
+    )
+    assert told[1]["then"].startswith("the run stops (0 sites of whole batches are left, 3 are")

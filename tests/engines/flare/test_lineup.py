@@ -158,3 +158,24 @@ def test_what_a_site_says_is_read_back() -> None:
     standing = Standing(frozenset({0, 3, 4}), BASE)
     read: Any = Standing.from_bytes(standing.to_bytes())
     assert read == standing
+
+
+def test_with_batches_who_was_away_begins_further_back() -> None:
+    """It takes the model in the session, where any other site would be lost."""
+
+    class Opening(Sites):
+        calls: list[tuple[int, list[str]]]
+
+        def open(self, completed_rounds: int, sites: list[str]) -> Replies:
+            self.calls.append((completed_rounds, list(sites)))
+            return super().open(completed_rounds, sites)
+
+    kept = {f"s{number}": [0, 6, 7] for number in range(3)}
+    kept |= {"s3": [0, 3, 4], "s4": [0, 4], "s5": [0, 4, 8]}
+    sites = Opening(kept)
+    sites.calls = []
+    raw = {"data": {"sites": {name: {"source": "sample:maths"} for name in kept}}}
+    raw |= {"scheme": {"membership": "batches"}}  # type: ignore[dict-item]
+    found = lineup.line_up(parse_plan(raw, base_dir=Path()), sites)  # type: ignore[arg-type]
+    assert found == (7, {})
+    assert sites.calls == [(7, ["s0", "s1", "s2"]), (4, ["s3", "s4", "s5"])]

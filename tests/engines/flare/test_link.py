@@ -79,7 +79,15 @@ def test_each_site_gets_its_own_bytes_and_all_work_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("method", "deadline"),
-    [("work", 2), ("evaluate", 2), ("finish", 2), ("prepare", 1), ("fetch", 1), ("open", 1)],
+    [
+        ("train", 2),
+        ("work", 2),
+        ("evaluate", 2),
+        ("finish", 2),
+        ("prepare", 1),
+        ("fetch", 1),
+        ("open", 1),
+    ],
 )
 def test_what_a_site_trains_for_has_another_deadline(method: str, deadline: int) -> None:
     proxy = Proxy(good())

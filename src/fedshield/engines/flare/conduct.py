@@ -62,9 +62,8 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
         party.roster,
     )
     coordinator = Coordinator(plan, party.roster, sites, party.key.sign, log=audit.append)
-    follower = Follower(
-        folder, plan.data.site_names(), plan.rounds, least_sites(plan.rules()), log.add
-    )
+    names, needed = plan.data.site_names(), least_sites(plan.rules())
+    follower = Follower(folder, names, plan.rounds, needed, log.add, party.roster.batches)
     sites.watcher = follower
     completed, lost = line_up(plan, sites)
     follower.leave_out(lost)

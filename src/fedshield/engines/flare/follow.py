@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedshield.batches import Batches, whole
 from fedshield.engines import progress
 from fedshield.engines.progress import PHASES, Progress
 
@@ -33,7 +34,8 @@ CODES = {
 
 class Follower:
     """Follows the calls of one run (`link.Watcher`). `folder`: where `progress.json` goes; `tell`
-    takes an entry of the coordinator's log; `needed`: sites without which no sum is begun."""
+    takes an entry of the coordinator's log; `needed`: sites without which no sum is begun;
+    `batches`: with membership batches."""
 
     def __init__(
         self,
@@ -42,12 +44,14 @@ class Follower:
         rounds: int,
         needed: int,
         tell: Callable[[Mapping[str, Any]], None],
+        batches: Batches = (),
     ) -> None:
         self._folder = folder
         self._left = set(sites)
         self._rounds = rounds
         self._needed = needed
         self._tell = tell
+        self._batches = batches
         self._lock = threading.Lock()
         self._waiting: set[str] = set()
         self._since = time.time()
@@ -88,18 +92,31 @@ class Follower:
                 return
             self._left.discard(site)
             why = CODES.get(code, code)
-            left, needed = len(self._left), self._needed
-            after = (
-                f"going on without it ({left} sites are left, {needed} are needed)"
-                if left >= needed
-                else f"the run stops ({left} sites are left, {needed} are needed), unless the "
-                "others can end its last round; every site keeps the model of its own last one"
-            )
+            after = self._after(site)
             phase = PHASES.get(method, method)
             _LOG.info("%s is lost (%s): %s; %s", site, phase, why, after)
             self._tell(
                 {"lost_now": site, "during": self._round, "phase": phase, "why": why, "then": after}
             )
+
+    def _after(self, site: str) -> str:
+        """What becomes of the run without this site."""
+        left, needed, what = len(self._left), self._needed, "sites"
+        if self._batches:
+            left, what = len(whole(self._batches, self._left)), "sites of whole batches"
+        if left < needed:
+            return (
+                f"the run stops ({left} {what} are left, {needed} are needed), unless the others "
+                "can end its last round; every site keeps the model of its own last one"
+            )
+        if self._batches:
+            batch = ", ".join(next(batch for batch in self._batches if site in batch))
+            return (
+                f"its batch ({batch}) sits out and the others go on ({left} are left), unless this "
+                "round's updates have left: then the round waits for it, and is gone on with by "
+                "fedshield submit --resume"
+            )
+        return f"going on without it ({left} {what} are left, {needed} are needed)"
 
     def _write(self) -> None:
         left_s = progress.seconds_left(self._round_seconds, self._rounds - self._round + 1)

@@ -46,8 +46,18 @@ def line_up(plan: Plan, sites: FlareSites) -> tuple[int, dict[str, str]]:
             + (", ".join(f"{site} ({why})" for site, why in sorted(lost.items())) or "none called")
         )
     completed = max(common)
-    opened = sites.open(completed, sorted(kept))
-    return completed, lost | dict(opened.failed)
+    starts = dict.fromkeys(kept, completed)
+    if plan.scheme.membership == "batches":
+        # Who was away stands further back, and takes the model in the session.
+        earlier = {
+            site: [one for one in rounds if one <= completed] for site, rounds in kept.items()
+        }
+        starts = {site: max(rounds) for site, rounds in earlier.items() if rounds}
+        lost |= dict.fromkeys(set(kept) - set(starts), "round")
+    for number in sorted(set(starts.values()), reverse=True):
+        opened = sites.open(number, sorted(site for site in starts if starts[site] == number))
+        lost |= opened.failed
+    return completed, lost
 
 
 def _other_base_models(

@@ -107,7 +107,7 @@ class FlareSites:
         )
 
     def _deadline_s(self, method: str) -> float:
-        if method in ("work", "evaluate", "finish"):
+        if method in ("train", "work", "evaluate", "finish", "give-model", "take-model"):
             return self._deadlines.work_deadline_s
         return self._deadlines.message_deadline_s
 

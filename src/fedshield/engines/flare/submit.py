@@ -104,7 +104,9 @@ def _ready(plan: Plan, kit: Path, watch: Events, wait_s: float) -> list[str]:
     if missing:
         watch.note(
             f"starting without {_named(missing)} ({len(there)} sites are there, {needed} are "
-            "needed); a site that comes later takes part after --resume only"
+            "needed)"
+            + ("; the batch of each sits out" if plan.scheme.membership == "batches" else "")
+            + "; a site that comes later takes part after --resume only"
         )
     return there
 
