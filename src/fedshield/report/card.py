@@ -112,6 +112,11 @@ def protection(plan: Plan) -> str:
                 " Sums may be over fewer than all sites: a site's own update, noised for each "
                 "training row, can be had as the difference of two of them."
             )
+        if rules.membership == "batches":
+            opens += (
+                " Sums were over whole batches of sites: the coordinator saw which batch was away, "
+                "and the sum of a single batch can be had as the difference of two of them."
+            )
         return (
             f"one-time ring-LWE keys; sums over at least {rules.min_cohort} sites were opened by "
             f"{rules.threshold} of {rules.num_sites}; {colluding}, under the assumptions of "

@@ -57,7 +57,8 @@ class Facts:
     train: str
     max_colluding: int | None
     quorums_in_words: str
-    #: Whether sums are over the whole roster (`fixed`), or any set (`open`); '' where not known.
+    #: Whether sums are over the whole roster (`fixed`), whole batches of it
+    #: (`batches`), or any set (`open`); '' where not known.
     membership: str
     privacy: Mapping[str, Any]
     rounds: int

@@ -165,6 +165,14 @@ def _with_quorums(base: Protection, facts: Facts) -> Protection:
             else sight
             for sight in sights
         )
+    if facts.membership == "batches":
+        limits = (
+            "Sums are over whole batches of sites (membership batches): the coordinator sees which "
+            "batch was away, and the difference of two sums can be the sum of a single batch, of "
+            "at least c + 2 sites. Batches that the coordinator keeps apart can each go on with a "
+            "model of their own, unless a sum takes more than half the sites.",
+            *limits,
+        )
     if facts.membership == "open":
         limits = (
             "Sums may be over fewer than all sites (membership open): a site's own update, noised "
