@@ -150,7 +150,7 @@ def test_no_history_of_two_batches_isolates_a_site_or_splits_one(
         return
     outcome = model.explore()
     assert not outcome.violation, outcome.trace
-    assert outcome.states == 10074
+    assert outcome.states == 12726
 
 
 @pytest.mark.parametrize(
