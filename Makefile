@@ -11,7 +11,7 @@ PIP := $(BIN)/pip install --disable-pip-version-check -q -c constraints.txt
 # The line of transformers before the one that is used here, and its environment.
 VENV4 := .venv4
 
-.PHONY: fuzz run test lint types unit unit-random e2e compat clean
+.PHONY: fuzz span run test lint types unit unit-random e2e compat clean
 
 run: $(VENV)/.installed
 	$(BIN)/fedshield model fetch
@@ -50,6 +50,10 @@ compat: $(VENV)/.installed-dev $(VENV4)/.installed
 # Every parser against mutated messages: 100,000 of them.
 fuzz: $(VENV)/.installed-dev
 	FEDSHIELD_FUZZ_CASES=100000 $(BIN)/python -m pytest -q tests/protocol/test_fuzz.py
+
+# The rules across sums against random histories: 100,000 steps. FEDSHIELD_SPAN_SEED=N repeats a run.
+span: $(VENV)/.installed-dev
+	FEDSHIELD_SPAN_STEPS=100000 $(BIN)/python -m pytest -q tests/ledger/test_span.py
 
 clean:
 	rm -rf $(VENV) $(VENV4) .mypy_cache .ruff_cache .pytest_cache .hypothesis

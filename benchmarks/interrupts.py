@@ -35,7 +35,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SMALL = [
     *("rounds=2", "evaluation.prompts=[]", "training.steps=2", "training.batch_size=4"),
-    *("training.max_length=64", "data.heldout_rows=4"),
+    *("training.max_length=64", "data.heldout_rows=4", "data.min_examples=8"),
     *(f"data.sites.{site}.rows=24" for site in ("bank", "hospital", "school")),
 ]
 

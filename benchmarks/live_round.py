@@ -59,7 +59,9 @@ def main() -> None:
                     raise SystemExit(said)
                 rounds = [entry["round_s"] for entry in run.log() if "aggregate_s" in entry]
                 live += rounds[1:]
-                finished = inprocess.run(plan, folder / f"alone-{number}")
+                # With the same keys, from which sites draw what training leaves to chance.
+                enrolment = made.enrolment(folder / f"keys-{number}")
+                finished = inprocess.run(plan, folder / f"alone-{number}", enrolment=enrolment)
                 seen = {row["round"]: row["round_s"] for row in finished.metrics()}
                 alone += [seen[at] for at in sorted(seen)][1:]
                 digest = finished.read_json("summary.json")["adapter_sha256"]

@@ -151,6 +151,7 @@ def consortium(folder: Path, model: str) -> None:
         fedshield(folder, "site", "install", site, signed, "--fingerprint", found[0])
         policy = {
             "data_path": f"sample:{sample}",
+            "ledger_path": f"{site}.ledger",
             "model_path": model,
             "schemes": ["rlwe", "ckks", "plain"],
             "servers": ["malicious", "semi-honest"],

@@ -181,6 +181,10 @@ def report(out: Path) -> None:
         "Made by `python benchmarks/privacy.py report` from privacy.jsonl. Values with 95 %",
         "intervals; in brackets after them, what chance gives. Attacks, parties and limits:",
         "[docs/audit.md](../audit.md).",
+        # Until they are measured anew.
+        "The rows were measured by 2026-11-26 and not since: before counts were cut to what",
+        "`data.min_examples` allows, and before order of rows, dropout and rounding were",
+        "derived as they are today.",
         "",
         "## Tokens of the training text, from one update",
         "",

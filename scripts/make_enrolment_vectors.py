@@ -64,11 +64,12 @@ def party(name: str) -> tuple[list[Any], list[dict[str, str]]]:
 
 def main() -> None:
     sites = [party(name)[0] for name in ("bank", "clinic", "hospital")]
-    rules = [3, 1, 2, 2, 3, "malicious"]
+    rules = [3, 1, 2, 3, 3, "malicious", "fixed"]
     content = encode(
         [
-            *("fedshield signed roster 1", 0, party("coordinator")[0], sites, rules, b""),
+            *("fedshield signed roster 2", 0, party("coordinator")[0], sites, rules, b""),
             [["rlwe"], 8, 0],
+            2,
         ]
     )
     digest = hashlib.sha256(content).digest()

@@ -13,23 +13,22 @@ import hashlib
 import hmac
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedshield.crypto import shares as sharing
-from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import sampling
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE
 from fedshield.crypto.scheme import rlwe_parameters
-from fedshield.crypto.seal import seal
 from fedshield.encode_integers import UPDATE_RESERVED, update_layout
 from fedshield.protocol import messages
+from fedshield.protocol.channels import ANSWER, SHARE
 from fedshield.protocol.ciphers import share_shape
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.session import (
@@ -40,16 +39,23 @@ from fedshield.protocol.session import (
     upload_digest,
     upload_record,
 )
-from fedshield.protocol.summation import ANSWER, SHARE, tag
+from fedshield.protocol.summation import tag
 from fedshield.quorum import resolve
 from fedshield.types import AdapterSpec, Selection, TensorSpec
 
-OUT = Path(__file__).parents[1] / "tests" / "vectors" / "sums.json"
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS / "crypto"))
+
+from seal_reference import Keys, sealed  # noqa: E402
+
+OUT = TESTS / "vectors" / "sums.json"
 SITES = ("bank", "clinic", "hospital")
 SPEC = AdapterSpec((TensorSpec("a", (6, 7)), TensorSpec("b", (6, 3))), "00" * 32, 2.0)
 EVERYTHING = Selection(np.arange(SPEC.num_values, dtype=np.int64), SPEC)
 #: What the sites agree on before a sum, in place of a model and its clips.
 AGREED = b"a model and its clips"
+#: What every site encapsulates, in place of random bytes.
+MESSAGE = b"\7" * 32
 
 
 def fixed(label: str) -> bytes:
@@ -57,20 +63,12 @@ def fixed(label: str) -> bytes:
     return hashlib.sha256(b"fedshield sum vectors " + label.encode()).digest()
 
 
-def run_key(raw: bytes) -> RunKey:
-    """An X25519 key from its 32 bytes: for known answers only."""
-    key = RunKey.__new__(RunKey)
-    key.private = X25519PrivateKey.from_private_bytes(raw)
-    key.public = key.private.public_key().public_bytes_raw()
-    return key
-
-
 def sha256(raw: bytes) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def box(sealed: bytes) -> dict[str, str]:
-    return {"salt": sealed[:32].hex(), "sha256": sha256(sealed)}
+def box(made: bytes) -> dict[str, Any]:
+    return {"bytes": len(made), "sha256": sha256(made)}
 
 
 def integers(values: Any) -> dict[str, Any]:
@@ -88,10 +86,25 @@ def known_sum() -> dict[str, Any]:
     group_key = fixed("group key")
     session = Binding(fixed("session"), 1, "round")
     model_tag = tag(group_key, session, b"model", AGREED)
-    keys = {site: run_key(fixed(f"x25519 {site}")) for site in SITES}
+    random_of = {site: fixed(f"round key {site}") + fixed(f"more {site}") for site in SITES}
+    keys = {site: Keys.derived(random_of[site], fixed(f"site secret {site}")) for site in SITES}
     context = round_context(
         session, {site: messages.RoundKey(keys[site].public, model_tag, {}) for site in SITES}
     )
+
+    def through(sender: str, receiver: str, content: bytes, purpose: str, about: bytes) -> Any:
+        return sealed(
+            keys[sender],
+            keys[receiver],
+            MESSAGE,
+            content,
+            purpose=purpose,
+            context=context,
+            names=(sender, receiver),
+            associated=about,
+            salt_key=salt_keys[sender],
+        )
+
     binding = Binding(context, 1, "round")
     tag_seed = hmac.digest(group_key, b"fedshield tag 1" + context, "sha256")
     layout_tag = tag(group_key, binding, b"layout", layout.sha256())
@@ -117,36 +130,34 @@ def known_sum() -> dict[str, Any]:
         (chunks[site],) = made.chunks()
         residues = made.residues()
         unshared = messages.Upload(
-            bytes(16), layout_tag, (hashlib.sha256(chunks[site]).digest(),), {}
+            key_id=bytes(16),
+            layout_tag=layout_tag,
+            block_digests=(hashlib.sha256(chunks[site]).digest(),),
+            share_digests={},
+            head=fixed(f"head {site}"),
         )
         share_seed = hmac.digest(seed, b"fedshield shares 2", "sha256")
         shares[site] = sharing.deal(secrets[site], residues, shape, share_seed)
         salt_keys[site] = hmac.digest(share_seed, b"salts", "sha256")
-        boxes = {
-            to: seal(
-                sharing.to_bytes(shares[site][index]),
-                keys[site],
-                keys[to].public,
-                purpose=SHARE,
-                context=context,
-                names=(site, to),
-                associated=upload_digest(unshared),
-                salt_key=salt_keys[site],
-            )
-            for index, to in enumerate(SITES)
-            if to != site
-        }
+        boxes: dict[str, bytes] = {}
+        for index, to in enumerate(SITES):
+            if to != site:
+                share = sharing.to_bytes(shares[site][index])
+                sent = through(site, to, share, SHARE, upload_digest(unshared))
+                boxes[to] = sent.ciphertext + sent.box
         uploads[site] = messages.Upload(
             unshared.key_id,
             unshared.layout_tag,
             unshared.block_digests,
             {to: hashlib.sha256(one).digest() for to, one in boxes.items()},
+            unshared.head,
         )
         sites[site] = {
-            "x25519_private": fixed(f"x25519 {site}").hex(),
-            "x25519_public": keys[site].public.hex(),
+            "key_random": random_of[site].hex(),
+            "public_key_sha256": sha256(keys[site].public),
             "random": random.hex(),
             "site_secret": site_secret.hex(),
+            "head": unshared.head.hex(),
             "digits": digits.tolist(),
             "reserved": reserved,
             "message_digest": rlwe.message_digest(digits, reserved).hex(),
@@ -170,26 +181,25 @@ def known_sum() -> dict[str, Any]:
     assert total is not None
     aggregate = adder.result(total)
     vote = messages.Vote(
-        contributors_digest(uploads), aggregate_digest((hashlib.sha256(aggregate).digest(),))
+        contributors_digest(uploads), aggregate_digest((hashlib.sha256(aggregate).digest(),)), b""
     )
     answers: dict[str, Any] = {}
     held: dict[int, sharing.Share] = {}
     for index, holder in enumerate(SITES):
         held[index] = sharing.add([shares[dealer][index] for dealer in SITES], shape)
+        content = sharing.to_bytes(held[index])
         answers[holder] = {
-            "share": sha256(sharing.to_bytes(held[index])),
+            "share": sha256(content),
+            "tag": tag(group_key, binding, b"answer", content).hex(),
             "boxes": {
                 to: box(
-                    seal(
-                        sharing.to_bytes(held[index]),
-                        keys[holder],
-                        keys[to].public,
-                        purpose=ANSWER,
-                        context=context,
-                        names=(holder, to),
-                        associated=vote.contributors + vote.aggregate,
-                        salt_key=salt_keys[holder],
-                    )
+                    through(
+                        holder,
+                        to,
+                        content,
+                        ANSWER,
+                        vote.about,
+                    ).box
                 )
                 for to in SITES
                 if to != holder
@@ -223,6 +233,7 @@ def known_sum() -> dict[str, Any]:
         "session_context": session.context.hex(),
         "group_key": group_key.hex(),
         "agreed": AGREED.hex(),
+        "encapsulated": MESSAGE.hex(),
         "model_tag": model_tag.hex(),
         "context": context.hex(),
         "tag_seed": tag_seed.hex(),

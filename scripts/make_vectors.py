@@ -52,7 +52,7 @@ def main() -> None:
              "first": [s[:3].tolist() for s in dealt],
              "sha256": [hashlib.sha256(shamir.to_bytes(s)).hexdigest() for s in dealt]}
         )  # fmt: skip
-    write("shamir.json", {"keys": keys, "residues": residues()})
+    write("shamir.json", {"keys": keys, "residues": residues(), "answers": answers()})
 
 
 def residues() -> list[dict[str, Any]]:
@@ -67,6 +67,48 @@ def residues() -> list[dict[str, Any]]:
             {"threshold": threshold, "holders": holders, "seed": SEED.hex(), "q": q,
              "values": values, "shares": [list(one.residues) for one in dealt],
              "sha256": [hashlib.sha256(shares.to_bytes(one)).hexdigest() for one in dealt]}
+        )  # fmt: skip
+    return cases
+
+
+#: T, holders, exponent of q, who answers, changes of keys (holder, element, by) and of residues
+#: (holder, slot, by), and whose answers are wrong (None: more than can be told).
+ANSWERS: tuple[tuple[Any, ...], ...] = (
+    (2, 4, 42, [0, 1, 2, 3], [], [], []),
+    (2, 4, 42, [0, 1, 2, 3], [(2, 0, 1)], [], [2]),
+    (2, 4, 42, [0, 1, 2, 3], [], [(3, 1, 5)], [3]),
+    (2, 4, 42, [0, 1, 3], [(3, 1365, 1)], [], None),
+    (3, 7, 50, [0, 1, 2, 3, 4, 5, 6], [(0, 7, 1), (6, 9, 1 << 30)], [(0, 0, 1)], [0, 6]),
+    (3, 7, 50, [0, 2, 3, 4, 5, 6], [(0, 7, 1)], [(5, 0, 1)], [0, 5]),
+    (3, 7, 50, [0, 1, 2, 3, 4, 5, 6], [(0, 7, 1), (1, 7, 1), (2, 7, 1)], [], None),
+    (5, 13, 46, [*range(13)], [(1, 0, 2), (4, 1, 3), (9, 2, 4), (12, 2047, 5)], [], [1, 4, 9, 12]),
+)
+
+
+def answers() -> list[dict[str, Any]]:
+    """Shares of one dealer, of which some are changed."""
+    secret = np.arange(RING_DEGREE, dtype=np.int64) % 85 - 42
+    cases = []
+    for threshold, holders, bits, answering, keys, rest, wrong in ANSWERS:
+        q = PRIMES[bits]
+        values = [0, q - 1, 1 << 40]
+        shape = shares.ShareShape(threshold, holders, len(values), q)
+        dealt = shares.deal(secret, values, shape, SEED)
+        digests = []
+        for holder in answering:
+            key, changed = dealt[holder].key.copy(), list(dealt[holder].residues)
+            for one, element, by in keys:
+                if one == holder:
+                    key[element] = (int(key[element]) + by) % shamir.PRIME
+            for one, slot, by in rest:
+                if one == holder:
+                    changed[slot] = (changed[slot] + by) % q
+            raw = shares.to_bytes(shares.Share(key, tuple(changed)))
+            digests.append(hashlib.sha256(raw).hexdigest())
+        cases.append(
+            {"threshold": threshold, "holders": holders, "seed": SEED.hex(), "q": q,
+             "residues": values, "answering": answering, "keys_changed": keys,
+             "residues_changed": rest, "sha256": digests, "wrong": wrong}
         )  # fmt: skip
     return cases
 

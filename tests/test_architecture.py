@@ -21,10 +21,10 @@ SOURCE = Path(__file__).parents[1] / "src" / "fedshield"
 #: and from earlier ones. A new room must be placed here.
 TIERS = (
     {"", "types", "errors", "causes", "seeds", "durable", "notes", "interrupt", "site_names"},
-    {"plan", "plan_data", "plan_privacy", "plan_effect", "planfile", "quorum"},
+    {"plan", "plan_data", "plan_privacy", "plan_effect", "plan_floors", "planfile", "quorum"},
     {"model", "data", "prune", "aggregate", "encode", "encode_integers", "quantise", "crypto"}
     | {"privacy"},
-    {"train", "protocol", "enrolment"},
+    {"train", "protocol", "enrolment", "ledger"},
     {"engines", "audit", "report", "cost", "choices", "summary", "runfolder", "bench", "reference"}
     | {"auditfile", "doctor", "doctor_machine", "doctor_model", "certificates"},
     {"cli"},
@@ -39,6 +39,7 @@ HOLDS_A_KEY = {
     *("fedshield.crypto.seal", "fedshield.crypto.plain", "fedshield.crypto.shamir"),
     *(f"fedshield.crypto.rlwe.{part}" for part in ("scheme", "sampling", "tag", "products")),
     *("fedshield.protocol.ciphers", "fedshield.protocol.summation"),
+    "fedshield.protocol.channels",
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -29,6 +29,7 @@ def raw(**changes: Any) -> dict[str, Any]:
         "adapter": {"rank": 4, "alpha": 8, "targets": "all-linear"},
         "data": {
             "heldout_rows": 2,
+            "min_examples": 1,
             "sites": {
                 name: {"source": "sample:finance", "rows": 6} for name in ("a", "b", "c", "dd")
             },

@@ -61,7 +61,7 @@ def plan(tmp_path: Path) -> Plan:
         "rounds": 2,
         "model": {"name": "tiny-llama"},
         "adapter": {"rank": 2},
-        "data": {"heldout_rows": 3, "sites": sites},
+        "data": {"heldout_rows": 3, "min_examples": 4, "sites": sites},
         "training": {"batch_size": 2, "max_length": 64},
     }
     return parse_plan(raw, base_dir=tmp_path / "elsewhere")
@@ -79,7 +79,13 @@ def kit(tmp_path: Path, plan: Plan) -> Path:
 
 def policy(folder: Path, **keys: Any) -> Path:
     path = folder / "bank.policy.yaml"
-    given = {"data_path": "rows.jsonl", "model_path": "tiny-llama", "demonstration": True, **keys}
+    given = {
+        "data_path": "rows.jsonl",
+        "ledger_path": "ledger",
+        "model_path": "tiny-llama",
+        "demonstration": True,
+        **keys,
+    }
     path.write_text(yaml.safe_dump(given))
     return path
 
@@ -103,12 +109,26 @@ def test_a_ready_site(plan: Plan, kit: Path, no_network: None) -> None:
     found = by_check(site(plan, kit))
     assert {name: one.state for name, one in found.items()} == {
         **dict.fromkeys(("python", "packages", "clock", "disk", "memory", "key file"), "ok"),
-        **dict.fromkeys(("plan and roster", "model", "policy", "data", "max_length"), "ok"),
+        **dict.fromkeys(
+            ("plan and roster", "model", "policy", "ledger", "data", "max_length"), "ok"
+        ),
         "model on a row": "ok",
         "roster": "warning",  # a demonstration
     }
     assert found["data"].found == "9 to train on, 3 held out"
     assert tiny.sha256(tiny.build()) in found["model"].found
+
+
+def test_a_site_with_too_few_rows_or_rows_that_do_not_count(plan: Plan, kit: Path) -> None:
+    """Rule R6: the plan's floor refuses, its cap is told."""
+    least = {"data": plan.data.model_copy(update={"min_examples": 10})}
+    found = by_check(site(plan.model_copy(update=least).with_base_dir(plan.base_dir), kit))["data"]
+    assert found.state == "FAILED"
+    assert found.found.startswith("data.min_examples: expected at least 10 rows with loss at bank")
+    least = {"data": plan.data.model_copy(update={"min_examples": 2})}
+    found = by_check(site(plan.model_copy(update=least).with_base_dir(plan.base_dir), kit))["data"]
+    assert found.state == "warning"
+    assert "bank: 9 rows to train on count as 6 (rule R6: at least 2 rows" in found.found
 
 
 def test_what_was_not_given_is_said(plan: Plan, kit: Path) -> None:
@@ -275,6 +295,19 @@ def test_columns_that_are_not_used_are_told(plan: Plan, kit: Path) -> None:
     assert found.state == "warning"
     assert found.found.endswith("3 held out; column `ward` not used (12 rows)")
     assert "fedshield data" in found.todo
+
+
+def test_a_ledger_that_is_lost_or_damaged_is_told_and_left(plan: Plan, kit: Path) -> None:
+    for alone in (False, True):
+        asked = Site(policy=kit / "bank.policy.yaml") if alone else site(plan, kit)
+        assert by_check(asked)["ledger"].found.startswith("none yet")
+        (kit / "runs" / "trial").mkdir(parents=True)
+        assert "found none" in by_check(asked)["ledger"].found
+        (kit / "ledger").write_text("damaged\n")
+        found = by_check(asked)["ledger"]
+        assert (found.state, (kit / "ledger").read_text()) == ("FAILED", "damaged\n")
+        (kit / "ledger").unlink()
+        (kit / "runs" / "trial").rmdir()
 
 
 def test_keys_without_effect_are_told(
@@ -561,7 +594,7 @@ def test_the_command(
     code, out, err = run("--key", str(kit / "bank.key"))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) == 14
+    assert len(lines) == 15
     assert all(re.match(r"(ok|warning|not checked) {2,}\S", line) for line in lines)
     code, out, err = run("--key", str(kit / "clinic.key"), "--json")
     found = json.loads(out)

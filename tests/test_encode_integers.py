@@ -33,7 +33,6 @@ from fedshield.encode_integers import (
     encode_count,
     encode_update,
     first_clip,
-    rounding_seed,
     weights_layout,
 )
 from fedshield.errors import CryptoError
@@ -428,16 +427,7 @@ def test_coordinates_round_independently() -> None:
     assert 10 < int(found.sum()) < 42
 
 
-def test_the_seed_is_the_plans_the_sites_and_the_rounds(make_plan: MakePlan) -> None:
-    plan = make_plan()
-    seeds = {
-        rounding_seed(one, site, number)
-        for one in (plan, make_plan({"seed": 8}))
-        for site in ("bank", "hospital")
-        for number in (1, 2)
-    }
-    assert len(seeds) == 8
-    assert rounding_seed(plan, "bank", 1) == rounding_seed(make_plan(), "bank", 1)
+def test_a_seed_repeats_and_another_rounds_otherwise() -> None:
     first, again = (encoded(normal(1), clip(1.0, 1.0), seed=5) for _ in range(2))
     np.testing.assert_array_equal(first.digits, again.digits)
     assert (first.digits != encoded(normal(1), clip(1.0, 1.0), seed=6).digits).any()

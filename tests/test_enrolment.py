@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import stat
@@ -35,8 +36,8 @@ from fedshield.quorum import resolve
 
 NAMES = ("bank", "clinic", "hospital", "school")
 #: Worked out from docs/roster.md without this package.
-CONTENT_SHA256 = "df2f5e7e8de9ebab975790078d7bd816a4da19c2fc9336a306b96173da99b35b"
-FINGERPRINT = "e7ff 8f9a f557 343c 8d55 f269 fcec 36d9"
+CONTENT_SHA256 = "150c543f088d8ef2903444dfcd6ec9758c7c6b7fa792238ba58dfd370ac82980"
+FINGERPRINT = "eded f76b 0579 d2dc a0f5 9f10 b94c c7dc"
 
 
 def key_of(name: str, start: int | None = None) -> KeyFile:
@@ -325,13 +326,14 @@ def test_known_answers() -> None:
     roster = unsigned("bank", "clinic", "hospital", model_sha256=bytes(range(32)))
     sites = [[name, CARDS[name].public, "2026-03-01"] for name in ("bank", "clinic", "hospital")]
     assert codec.decode(roster.content()) == [
-        "fedshield signed roster 1",
+        "fedshield signed roster 2",
         0,
         ["coordinator", CARDS["coordinator"].public, "2026-03-01"],
         sites,
-        [3, 1, 2, 2, 3, "malicious"],
+        [3, 1, 2, 3, 3, "malicious", "fixed"],
         bytes(range(32)),
         [["rlwe"], 0, 0],
+        2,
     ]
     assert roster.content_sha256().hex() == CONTENT_SHA256
     assert roster.fingerprint() == FINGERPRINT
@@ -378,14 +380,11 @@ def test_the_order_of_cards_and_schemes_means_nothing() -> None:
 
 
 def test_the_rules_in_force_are_signed_not_the_way_to_ask_for_them() -> None:
-    assert unsigned(asked=Asked(max_colluding=1, threshold=3)).content() == unsigned().content()
+    assert unsigned(asked=Asked(max_colluding=1, threshold=2)).content() == unsigned().content()
 
 
 def test_what_the_coordinator_is_taken_for_is_signed_where_the_numbers_are_the_same() -> None:
-    one, other = (
-        unsigned(asked=Asked(threshold=3, votes=3, min_cohort=3, server=server))
-        for server in SERVERS
-    )
+    one, other = (unsigned(asked=Asked(threshold=3, votes=3, server=server)) for server in SERVERS)
     assert dataclasses.replace(one.rules(), server="semi-honest") == other.rules()
     assert one.content() != other.content()
 
@@ -437,9 +436,13 @@ def test_too_few_sites_have_no_content() -> None:
     ("asked", "says"),
     [
         ({"max_colluding": 3}, "--max-colluding: expected 0 to 2"),
-        ({"threshold": 2}, "--threshold: expected 3 to 4"),
+        ({"threshold": 1}, "--threshold: expected 2 to 4"),
         ({"votes": 2}, "--votes: expected 3 to 4"),
-        ({"min_cohort": 2}, "--min-cohort: expected 3 to 4"),
+        ({"min_cohort": 3}, "--min-cohort: expected 4 to 4 with membership fixed"),
+        ({"membership": "open", "threshold": 2}, "--threshold: expected 3 to 4"),
+        ({"membership": "open", "votes": 2}, "--votes: expected 3 to 4"),
+        ({"membership": "open", "min_cohort": 2}, "--min-cohort: expected 3 to 4"),
+        ({"membership": "any"}, "--membership: expected fixed or open, got 'any'"),
         ({"min_cohort": 1}, "--min-cohort: expected 2 to 64"),
         ({"threshold": 0}, "--threshold: expected 1 to 64"),
         ({"server": "evil"}, "--server: expected malicious or semi-honest, got 'evil'"),
@@ -579,7 +582,13 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown in a card": (lambda value: value["sites"][0].update(x=1), "sites.0.x': unknown key"),
     "unknown in a signature": (lambda value: by("bank")(value).update(x=1), "bank.x': unknown"),
     "rule missing": (lambda value: value["rules"].pop("votes"), "rules.votes: expected a whole"),
-    "version": (lambda value: value.update(fedshield="roster 2"), "expected version 'roster 1'"),
+    "version": (lambda value: value.update(fedshield="roster 3"), "expected version 'roster 2'"),
+    "less sealing": (lambda value: value.update(sealing=1), "sealing: expected 2 (ML-KEM-768 and"),
+    "more sealing": (lambda value: value.update(sealing=3), "got 3; all parties need the same"),
+    "huge sealing": (lambda value: value.update(sealing=10**4000), "got 10000000000000000000; all"),
+    "no sealing": (lambda value: value.pop("sealing"), "sealing: expected a whole number"),
+    "sealing as truth": (lambda value: value.update(sealing=True), "sealing: expected a whole"),
+    "sealing as text": (lambda value: value.update(sealing="2"), "sealing: expected a whole"),
     "many sites": (lambda value: value.update(sites=[{}] * 65), "sites: expected at most 64"),
 }
 
@@ -591,6 +600,29 @@ def test_a_changed_roster_is_refused(tmp_path: Path, what: str) -> None:
     text = refused(lambda: SignedRoster.read(path))
     assert text.startswith(f"{path}: ")
     assert says in text
+
+
+def test_a_roster_from_before_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+    """Signed for X25519 alone, well, by every site: nobody signed for less here. With the new head
+    its signatures do not fit."""
+    roster = signed()
+    value: Any = codec.decode(roster.content())
+    content = codec.encode(["fedshield signed roster 1", *value[1:-1]])
+    digest = hashlib.sha256(content).digest()
+
+    def age(raw: dict[str, Any]) -> None:
+        raw.update(fedshield="roster 1")
+        del raw["sealing"]
+        for name, given in raw["countersignatures"].items():
+            message = ["fedshield countersignature 1", digest, name, given["confirmed"]]
+            given["signature"] = KEYS[name].key.sign(codec.encode(message)).hex()
+
+    path = changed(written(tmp_path, roster), age)
+    text = refused(lambda: SignedRoster.read(path))
+    assert "got one from before, for X25519 alone ('roster 1')" in text
+    assert "fedshield roster add) and have every site sign it" in text
+    changed(path, lambda raw: raw.update(fedshield="roster 2", sealing=2))
+    assert FORGED in refused(lambda: SignedRoster.read(path))
 
 
 def test_what_means_the_same_is_read_the_same(tmp_path: Path) -> None:
@@ -612,7 +644,7 @@ def test_a_large_roster_is_refused_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, signed())
-    path.write_bytes(path.read_bytes() + b" " * files.MAX_BYTES["roster 1"])
+    path.write_bytes(path.read_bytes() + b" " * files.MAX_BYTES["roster 2"])
     monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
     assert "at most 1048576 bytes" in refused(lambda: SignedRoster.read(path))
 

@@ -164,6 +164,66 @@ def test_a_kit_that_begins_with_a_chain_takes_none_of_its_old_keys(tmp_path: Pat
             put_in_force(tmp_path, older)
 
 
+@pytest.mark.parametrize("forged", ["first", "second", "behind another", "a key in between"])
+def test_a_kit_takes_no_fork_of_a_party_s_keys(tmp_path: Path, forged: str) -> None:
+    """Signed by whoever holds an old key, and by all sites; its first key is the bank's, or what
+    it has of the bank's keys would make another party of it."""
+    put_in_force(tmp_path, SECOND)
+    before = (tmp_path / FILE).read_bytes()
+    keys = keys_of(2)
+    first, second = VECTORS["seeds"]["bank"][:2]
+    seeds = {
+        "first": [first, 90],
+        "second": [first, 90, 91],
+        "behind another": [90, first, second],
+        "a key in between": [second, 90],
+    }[forged]
+    keys["bank"] = key_of("bank", seeds, VECTORS["dates"])
+    roster = signed(keys)
+    assert roster.standing().ready
+    with pytest.raises(RosterError, match=r"expected the card of bank to go on from the keys"):
+        put_in_force(tmp_path, roster)
+    assert (tmp_path / FILE).read_bytes() == before
+    put_in_force(tmp_path, THIRD)
+
+
+def test_a_kit_takes_no_party_under_another_s_first_key(tmp_path: Path) -> None:
+    """The bank has left, and its old key signs for a name of the thief's choice."""
+    put_in_force(tmp_path, SECOND)
+    keys = keys_of(2)
+    keys["lab"] = key_of("lab", [VECTORS["seeds"]["bank"][0], 90], VECTORS["dates"])
+    del keys["bank"]
+    keys["west"] = key_of("west", [91], VECTORS["dates"])
+    with pytest.raises(RosterError, match="expected the card of lab to go on from the keys"):
+        put_in_force(tmp_path, signed(keys))
+
+
+def test_a_lost_key_does_not_come_back_with_a_successor(tmp_path: Path) -> None:
+    """Whoever finds it would be the party that it was."""
+    put_in_force(tmp_path, FIRST)
+    keys = keys_of(1)
+    keys["bank"] = key_of("bank", [150], VECTORS["dates"])
+    put_in_force(tmp_path, signed(keys))
+    with pytest.raises(RosterError, match="expected the card of bank to go on from the keys"):
+        put_in_force(tmp_path, SECOND)
+    keys["bank"] = key_of("bank", [150, 151], VECTORS["dates"])
+    put_in_force(tmp_path, signed(keys))
+
+
+@pytest.mark.parametrize("seeds", [[2, 90], [90, 2]], ids=["a fork", "its key in between"])
+def test_a_lost_key_s_new_card_has_no_key_of_before(seeds: list[int]) -> None:
+    card = key_of("bank", seeds, VECTORS["dates"]).card()
+    assert VECTORS["seeds"]["bank"][0] == 2
+    with pytest.raises(RosterError, match="expected a card of bank with new keys only"):
+        SECOND.with_replacement(card, key_lost=True)
+
+
+def test_a_memory_from_before_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text('{"fedshield": "keys seen 1", "in_force": {}}')
+    with pytest.raises(RosterError, match=r"got a file from before.*delete the file"):
+        put_in_force(tmp_path, FIRST)
+
+
 def test_a_lost_key_counts_as_replaced_too(tmp_path: Path) -> None:
     keys = keys_of(1)
     keys["bank"] = key_of("bank", [150], VECTORS["dates"])
@@ -190,7 +250,7 @@ def test_a_roster_that_comes_back_is_told_of_once(tmp_path: Path) -> None:
     assert len(SeenKeys.read(tmp_path / FILE).rosters) == 2
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"fedshield": "keys seen 1", "in_force": {}}'])
+@pytest.mark.parametrize("text", ["", "{}", '{"fedshield": "keys seen 2", "in_force": {}}'])
 def test_a_damaged_memory_is_no_memory_of_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(RosterError, match=FILE):
@@ -203,6 +263,9 @@ def test_a_memory_is_read_as_it_was_written(tmp_path: Path) -> None:
     seen = SeenKeys.read(tmp_path / FILE)
     assert set(seen.in_force) == {"coordinator", *SITES}
     assert seen.replaced == {FIRST.card("bank").public}
+    old, new = (one.card("bank").public for one in (FIRST, SECOND))
+    assert seen.chains[old] == (old, new)
+    assert len(seen.chains) == 4
     assert seen.rosters == (SECOND.content_sha256(),)
     assert SeenKeys.read(tmp_path / "absent") == SeenKeys({}, frozenset())
     assert isinstance(SECOND.card("bank"), Card)

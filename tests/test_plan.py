@@ -52,7 +52,7 @@ data:
 training: {steps: 8, learning_rate: 0.02, min_learning_rate: 0.002}
 scheme: {name: ckks, parameters: lean}
 """
-PINNED_SHA256 = "bd667558e87ae84300cb7eb86ba2e14a2d65420f2a37482c54790c5559007458"
+PINNED_SHA256 = "c9f2b4a56f97d1948ae3e4cb1828bef14cbb67b6b84d21f2448cfa508b014e49"
 
 
 def parsed(raw: dict[str, Any]) -> Plan:
@@ -75,6 +75,21 @@ def changed(raw: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dic
         target = target.setdefault(part, {}) if isinstance(target, dict) else target[part]
     target[path[-1]] = value
     return copy
+
+
+def test_local_masks_are_refused_where_only_a_sum_hides_a_site() -> None:
+    """Rule R9: membership would differ by coordinate and round."""
+    sites = {name: {"source": "sample:finance"} for name in ("a", "b", "c")}
+    raw = {"data": {"sites": sites}, "pruning": {"mask": "local"}, "scheme": {"name": "rlwe"}}
+    assert "pruning.mask: expected shared with scheme rlwe" in refused(raw)
+    unit = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0}
+    others: list[dict[str, Any]] = [
+        {"scheme": {"name": "ckks"}},
+        {"privacy": unit, "adapter": {"dropout": 0.0}},
+        {"pruning": {"mask": "local", "method": "none"}},
+    ]
+    for other in others:
+        parsed(raw | other)
 
 
 # -- the paper's setting -------------------------------------------------------------------
@@ -288,6 +303,7 @@ def test_every_key_but_speed_and_output_changes_the_hash() -> None:
         "data.split",  # needs other keys with it: tried below
         "data.pool.*.heldout_source",  # refused in a pool
         "data.pool.*.heldout_rows",
+        "scheme.membership",
     }
 
 
@@ -296,6 +312,12 @@ def star(path: tuple[str | int, ...]) -> str:
     if parts[:2] == ["data", "sites"] and len(parts) > 2:
         parts[2] = "*"
     return ".".join(parts)
+
+
+def test_the_membership_changes_the_hash() -> None:
+    open_ = parsed(opened(4))
+    raw = opened(4) | {"scheme": {"name": "rlwe", "membership": "fixed"}}
+    assert parsed(raw).sha256() != open_.sha256()
 
 
 def test_the_split_and_the_names_of_sites_change_the_hash() -> None:
@@ -389,6 +411,15 @@ def protected(sites: int = 3, **scheme: Any) -> dict[str, Any]:
     return {**pool(num_sites=sites), "scheme": {"name": "rlwe", **scheme}}
 
 
+def opened(sites: int, **scheme: Any) -> dict[str, Any]:
+    """With membership open, and what that asks of a plan."""
+    return {
+        **protected(sites, membership="open", **scheme),
+        "adapter": {"dropout": 0},
+        "privacy": {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0},
+    }
+
+
 @pytest.mark.parametrize(
     ("raw", "start", "hint"),
     [
@@ -474,13 +505,19 @@ def protected(sites: int = 3, **scheme: Any) -> dict[str, Any]:
             "got 1; with two sites each learns the other's update from the sum",
         ),
         (protected(5, max_colluding=4), "scheme.max_colluding: expected 0 to 3", "got 4; lower it"),
-        (protected(5, min_cohort=4, threshold=3), "scheme.threshold: expected 4 to 5", "got 3;"),
+        (opened(5, min_cohort=4, threshold=3), "scheme.threshold: expected 4 to 5", "got 3;"),
         (
-            protected(5, min_cohort=4, votes=3),
+            opened(5, min_cohort=4, votes=3),
             "scheme.votes: expected 4 to 5",
             "leave it out for 4",
         ),
-        (protected(5, min_cohort=3), "scheme.min_cohort: expected 4 to 5", "got 3; leave it out"),
+        (opened(5, min_cohort=3), "scheme.min_cohort: expected 4 to 5", "got 3; leave it out"),
+        (protected(5, min_cohort=4), "scheme.min_cohort: expected 5 to 5", "leave it out for 5"),
+        (
+            protected(5, membership="open"),
+            "scheme.membership: expected fixed unless privacy.unit is example",
+            "got open with privacy.unit none",
+        ),
         (protected(3, min_cohort=2), "scheme.min_cohort: expected 3 to 3", "got 2"),
         (protected(3, threshold=1), "scheme.threshold: expected 2 to 3", "got 1"),
         (
@@ -580,7 +617,9 @@ def test_the_quorums_of_a_plan_are_those_of_its_keys() -> None:
         assert parsed(protected(sites)).rules() == resolve(sites)
     assert parsed(protected(2, max_colluding=0)).rules() == resolve(2, max_colluding=0)
     asked: dict[str, Any] = {"max_colluding": 2, "threshold": 6, "votes": 7, "min_cohort": 8}
-    assert parsed(protected(9, **asked)).rules() == resolve(9, **asked) == Rules(9, 2, 6, 7, 8)
+    wanted = Rules(9, 2, 6, 7, 8, membership="open")
+    assert parsed(opened(9, **asked)).rules() == wanted
+    assert resolve(9, membership="open", **asked) == wanted
     honest: dict[str, Any] = {"server": "semi-honest", "max_colluding": 3}
     assert parsed(protected(9, **honest)).rules() == resolve(9, **honest)
 

@@ -216,7 +216,7 @@ def test_a_data_section_that_is_not_whole(tmp_path: Path, text: str, says: str) 
         ("zzz: 1", "zzz: unknown key (value 1); expected one of adapter, aggregation, data"),
         (
             "scheme: {zzz: 1}",
-            "scheme.zzz: unknown key (value 1); expected one of max_colluding, min_cohort, name",
+            "scheme.zzz: unknown key (value 1); expected one of max_colluding, max_weight, ",
         ),
         ("scheme: {treshold: 3}", "did you mean scheme.threshold?"),
         ("min_cohort: 3", "did you mean scheme.min_cohort?"),

@@ -23,7 +23,7 @@ from fedshield.protocol.roster import Roster
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "policy.md"
 SITES = ("bank", "clinic", "hospital", "school")
-BARE = {"data_path": "rows.jsonl", "model_path": "tiny-llama"}
+BARE = {"data_path": "rows.jsonl", "ledger_path": "ledger", "model_path": "tiny-llama"}
 MODEL = "ab" * 32
 
 
@@ -90,8 +90,8 @@ def test_a_plan_of_defaults_meets_a_policy_of_defaults(tmp_path: Path) -> None:
         ({"min_colluding": 1}, {}, []),
         ({"min_threshold": 4}, {}, ["scheme.threshold"]),
         ({"min_threshold": 4}, {"threshold": 4}, []),
-        ({"min_cohort": 4}, {}, ["scheme.min_cohort"]),
-        ({"min_cohort": 4}, {"min_cohort": 4}, []),
+        ({"min_cohort": 5}, {}, ["scheme.min_cohort"]),
+        ({"min_cohort": 4}, {}, []),
         ({"min_bits": 17 - 1}, {}, []),
         ({"max_rounds": 5}, {}, []),
         ({"max_rounds": 4}, {}, ["rounds"]),
@@ -182,16 +182,38 @@ def test_the_privacy_floor(tmp_path: Path, section: dict[str, Any], refused: boo
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("data_path: x", "model_path: expected a value, got nothing"),
-        ("data_path: x\nmodel_path: y\nmin_cohrt: 3", "min_cohrt: unknown key"),
-        ("data_path: x\nmodel_path: y\nmin_cohrt: 3", "did you mean min_cohort?"),
-        ("data_path: x\nmodel_path: y\nmin_cohort: '3'", "expected a whole number, got '3'"),
-        ("data_path: x\nmodel_path: y\nschemes: [rsa]", "schemes.0: expected one of 'rlwe'"),
-        ("data_path: x\nmodel_path: y\nschemes: []", "schemes: expected at least 1 entries"),
-        ("data_path: x\nmodel_path: y\ndevice: tpu", "device: expected text that matches"),
-        ("data_path: x\nmodel_path: y\nmodel_sha256: [abc]", "model_sha256.0: expected text"),
-        ("data_path: x\nmodel_path: y\nprivacy: {unit: site}", "privacy.max_epsilon: expected"),
-        ("data_path: x\nmodel_path: y\nprivacy: {unit: site, epsilon: 1}", "unknown key"),
+        ("data_path: x\nledger_path: z", "model_path: expected a value, got nothing"),
+        ("data_path: x\nmodel_path: y", "ledger_path: expected a value, got nothing"),
+        ("data_path: x\nledger_path: z\nmodel_path: y\nmin_cohrt: 3", "min_cohrt: unknown key"),
+        ("data_path: x\nledger_path: z\nmodel_path: y\nmin_cohrt: 3", "did you mean min_cohort?"),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nmin_cohort: '3'",
+            "expected a whole number, got '3'",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nschemes: [rsa]",
+            "schemes.0: expected one of 'rlwe'",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nschemes: []",
+            "schemes: expected at least 1 entries",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\ndevice: tpu",
+            "device: expected text that matches",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nmodel_sha256: [abc]",
+            "model_sha256.0: expected text",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nprivacy: {unit: site}",
+            "privacy.max_epsilon: expected",
+        ),
+        (
+            "data_path: x\nledger_path: z\nmodel_path: y\nprivacy: {unit: site, epsilon: 1}",
+            "unknown key",
+        ),
         ('data_path: "a\\nb"\nmodel_path: y', "data_path: expected text that matches"),
         ("data_path: x\ndata_path: y", "is given twice"),
         ("- data_path", "expected a mapping of policy keys, got list"),
@@ -233,6 +255,7 @@ def test_data_model_and_device_are_the_policys_whatever_the_plan_says(tmp_path: 
         "model": {"name": "someone/else", "revision": "main", "config": "config.json"},
         "data": {
             "heldout_rows": 2,
+            "min_examples": 5,
             "sites": {
                 "bank": {"source": "/etc/passwd", "heldout_source": "/etc/shadow", "rows": 5},
                 "clinic": {"source": "sample:code"},
@@ -305,6 +328,24 @@ def run(monkeypatch: pytest.MonkeyPatch, *args: str) -> object:
     return stopped.value.code
 
 
+def test_the_command_refuses_where_the_ledger_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, policy = tmp_path / "plan.yaml", tmp_path / "bank.policy.yaml"
+    plan.write_text(plan_of().to_yaml())
+    policy.write_text(yaml.safe_dump(BARE))
+    (tmp_path / "runs" / "trial").mkdir(parents=True)
+    args = ("site", "check", str(plan), "--policy", str(policy))
+    assert run(monkeypatch, *args) == 0
+    assert "the ledger (--site)" in capsys.readouterr().out
+    assert run(monkeypatch, *args, "--site", "bank") == 2
+    out, err = capsys.readouterr()
+    assert "accepted" not in out
+    assert "expected the ledger of these records, found none" in err
+    assert run(monkeypatch, *args, "--site", "bank", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["accepted"] is False
+
+
 def test_the_command_says_yes_or_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -321,11 +362,12 @@ def test_the_command_says_yes_or_what_is_missing(
     out, err = capsys.readouterr()
     assert out.count("refused ") == 2
     (line,) = err.splitlines()
-    assert "scheme.threshold: expected at least 4, got 3" in line
+    assert "scheme.threshold: expected at least 4, got 2" in line
     assert "1 more: rounds" in line
     assert run(monkeypatch, *args, "--json") == 2
     found = json.loads(capsys.readouterr().out)
     assert (found["accepted"], len(found["violations"])) == (False, 2)
+    assert found["ledger"].startswith("none yet")
     assert run(monkeypatch, *args, "--model-sha256", "12") == 2
     assert "--model-sha256: expected 64 digits" in capsys.readouterr().err
 

@@ -8,62 +8,79 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations, product
 
 import pytest
 
 from fedshield.errors import PlanError
-from fedshield.quorum import Rules, Server, resolve
+from fedshield.quorum import Membership, Rules, Server, resolve
 
 SERVERS: tuple[Server, ...] = ("malicious", "semi-honest")
+MEMBERSHIPS: tuple[Membership, ...] = ("fixed", "open")
 SMALL = range(2, 7)
 Given = tuple[int, int, int, int]
 
 
-def allowed(k: int, c: int, t: int, q: int, cohort: int, server: Server) -> bool:
-    """The design's rules, section 3, for numbers that are all given."""
+def allowed(
+    k: int, c: int, t: int, q: int, cohort: int, server: Server, membership: Membership
+) -> bool:
+    """The design's rules, sections 3 and 10 (R1), for numbers that are all given."""
+    if membership == "fixed" and cohort != k:
+        return False
     if not 0 <= c <= k - 2 or not max(t, c + 2) <= cohort <= k or not c + 1 <= t <= k or q > k:
         return False
     if server == "semi-honest":
         return q >= 0
-    if cohort == k:  # one set only
-        return q >= c + 1
+    if cohort == k:  # one set only, and two honest votes
+        return q >= c + 2
     return 2 * q > k + c and 2 * t > k + c
 
 
-def given(k: int, numbers: Given, server: Server) -> Rules:
+def given(k: int, numbers: Given, server: Server, membership: Membership = "open") -> Rules:
     c, t, q, cohort = numbers
-    return resolve(k, max_colluding=c, threshold=t, votes=q, min_cohort=cohort, server=server)
+    return resolve(
+        k,
+        max_colluding=c,
+        threshold=t,
+        votes=q,
+        min_cohort=cohort,
+        server=server,
+        membership=membership,
+    )
 
 
 def accepted(sizes: range) -> Iterator[Rules]:
     """All rules that `resolve` accepts when every number is given."""
-    for server, k in product(SERVERS, sizes):
+    for server, membership, k in product(SERVERS, MEMBERSHIPS, sizes):
         for numbers in product(range(k), range(k + 1), range(k + 1), range(k + 1)):
-            if allowed(k, *numbers, server):
-                yield given(k, numbers, server)
+            if allowed(k, *numbers, server, membership):
+                yield given(k, numbers, server, membership)
 
 
 # -- what is accepted, and what is not ------------------------------------------------------
 
 
+@pytest.mark.parametrize("membership", MEMBERSHIPS)
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("k", range(1, 10))
-def test_exactly_the_numbers_of_the_design_are_accepted(k: int, server: Server) -> None:
+def test_exactly_the_numbers_of_the_design_are_accepted(
+    k: int, server: Server, membership: Membership
+) -> None:
     """Every c, T, Q and min_cohort from one below to one above what could make sense."""
     counts = {True: 0, False: 0}
     for numbers in product(range(-1, k + 1), *[range(-1, k + 2)] * 3):
         try:
-            rules = given(k, numbers, server)
+            rules = given(k, numbers, server, membership)
             good = True
         except PlanError as error:
             good = False
             assert_helps(str(error), numbers)
-        assert good == allowed(k, *numbers, server), (k, numbers, server)
+        assert good == allowed(k, *numbers, server, membership), (k, numbers, server)
         counts[good] += 1
         if good:
             c, t, q, cohort = numbers
-            assert rules == Rules(k, c, t, q, cohort, server)
+            assert rules == Rules(k, c, t, q, cohort, server, membership)
     assert counts[False] > 0
     assert (counts[True] > 0) == (k >= 2)
 
@@ -84,14 +101,29 @@ def assert_helps(text: str, numbers: Given) -> None:
 
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("k", range(2, 65))
-def test_every_default_follows_the_rules(k: int, server: Server) -> None:
+def test_every_default_of_a_fixed_membership_follows_the_rules(k: int, server: Server) -> None:
     for c in (None, *range(k - 1)):
         if (k, c) == (2, None):
             continue
         rules = resolve(k, max_colluding=c, server=server)
         expected = max(1, (k - 1) // 3) if c is None else c
+        assert rules.threshold == max(2, expected + 1)
+        assert rules.votes == (0 if server == "semi-honest" else expected + 2)
+        assert (rules.num_sites, rules.max_colluding, rules.min_cohort) == (k, expected, k)
+        assert (rules.server, rules.membership) == (server, "fixed")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("k", range(2, 65))
+def test_every_default_of_an_open_membership_follows_the_rules(k: int, server: Server) -> None:
+    for c in (None, *range(k - 1)):
+        if (k, c) == (2, None):
+            continue
+        rules = resolve(k, max_colluding=c, server=server, membership="open")
+        expected = max(1, (k - 1) // 3) if c is None else c
         assert (rules.num_sites, rules.max_colluding, rules.server) == (k, expected, server)
-        assert allowed(k, expected, rules.threshold, rules.votes, rules.min_cohort, server), rules
+        t, q, cohort = rules.threshold, rules.votes, rules.min_cohort
+        assert allowed(k, expected, t, q, cohort, server, "open"), rules
         general = (k + expected) // 2 + 1
         if server == "semi-honest":
             wanted = max(2, expected + 1)
@@ -99,48 +131,51 @@ def test_every_default_follows_the_rules(k: int, server: Server) -> None:
             assert rules.min_cohort == max(wanted, expected + 2)
         elif rules.min_cohort == k:
             assert max(general, expected + 2) >= k, "one set only, where another would do"
-            assert rules.threshold == rules.votes == max(2, expected + 1)
+            assert (rules.threshold, rules.votes) == (max(2, expected + 1), expected + 2)
         else:
             assert rules.threshold == rules.votes == general
             assert rules.min_cohort == max(general, expected + 2)
 
 
+@pytest.mark.parametrize("membership", MEMBERSHIPS)
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("k", range(3, 65))
-def test_one_number_changed_at_a_time(k: int, server: Server) -> None:
+def test_one_number_changed_at_a_time(k: int, server: Server, membership: Membership) -> None:
     """What is left out still fits what is given, or the refusal names the given option and a
     value that would do."""
     for c in {0, 1, (k - 1) // 3, (k - 1) // 2, k - 3, k - 2}:
         for option, value in product(("threshold", "votes", "min_cohort"), range(k + 2)):
             changes = {"max_colluding": c, option: value}
             try:
-                rules = resolve(k, server=server, **changes)  # type: ignore[arg-type]
+                rules = resolve(k, server=server, membership=membership, **changes)  # type: ignore[arg-type]
             except PlanError as error:
                 text = str(error)
                 assert text.startswith(f"scheme.{option}: expected "), text
                 mended = re.search(r"got \d+; leave it out for (\d+)$", text)
                 assert mended, text
-                again = resolve(k, server=server, **{**changes, option: int(mended[1])})  # type: ignore[arg-type]
+                changes[option] = int(mended[1])
+                again = resolve(k, server=server, membership=membership, **changes)  # type: ignore[arg-type]
                 assert getattr(again, option) == int(mended[1])
             else:
                 assert getattr(rules, option) == value
                 t, q, cohort = rules.threshold, rules.votes, rules.min_cohort
-                assert allowed(k, c, t, q, cohort, server), rules
+                assert allowed(k, c, t, q, cohort, server, membership), rules
 
 
 @pytest.mark.parametrize(
-    ("k", "expected"),
+    ("k", "fixed", "open_"),
     [
-        (3, Rules(3, 1, 2, 2, 3)),
-        (4, Rules(4, 1, 3, 3, 3)),
-        (5, Rules(5, 1, 4, 4, 4)),
-        (7, Rules(7, 2, 5, 5, 5)),
-        (16, Rules(16, 5, 11, 11, 11)),
-        (64, Rules(64, 21, 43, 43, 43)),
+        (3, (1, 2, 3, 3), (1, 2, 3, 3)),
+        (4, (1, 2, 3, 4), (1, 3, 3, 3)),
+        (5, (1, 2, 3, 5), (1, 4, 4, 4)),
+        (7, (2, 3, 4, 7), (2, 5, 5, 5)),
+        (16, (5, 6, 7, 16), (5, 11, 11, 11)),
+        (64, (21, 22, 23, 64), (21, 43, 43, 43)),
     ],
 )
-def test_defaults_of_the_design(k: int, expected: Rules) -> None:
-    assert resolve(k) == expected
+def test_defaults_of_the_design(k: int, fixed: tuple[int, ...], open_: tuple[int, ...]) -> None:
+    assert resolve(k) == Rules(k, *fixed, membership="fixed")
+    assert resolve(k, membership="open") == Rules(k, *open_, membership="open")
 
 
 def test_two_sites_are_told_what_it_means() -> None:
@@ -151,8 +186,15 @@ def test_two_sites_are_told_what_it_means() -> None:
 
 
 def test_one_set_for_the_whole_roster_may_be_asked_for() -> None:
-    assert resolve(16, min_cohort=16) == Rules(16, 5, 6, 6, 16)
-    assert resolve(16, min_cohort=16, threshold=11, votes=16) == Rules(16, 5, 11, 16, 16)
+    open_ = partial(resolve, 16, min_cohort=16, membership="open")
+    assert open_() == Rules(16, 5, 6, 7, 16, membership="open")
+    assert open_(threshold=11, votes=16) == Rules(16, 5, 11, 16, 16, membership="open")
+
+
+def test_a_fixed_membership_has_no_smaller_cohort() -> None:
+    with pytest.raises(PlanError, match=r"scheme\.min_cohort: expected 4 to 4 .*got 3"):
+        resolve(4, min_cohort=3)
+    assert resolve(4, min_cohort=4) == resolve(4)
 
 
 # -- coalitions -----------------------------------------------------------------------------
@@ -234,7 +276,7 @@ def test_one_colluder_more_can_be_too_many() -> None:
         assert any(
             two_sets_open(rules, c + 1) or opens(rules, 0, c + 1) or rules.min_cohort <= c + 2
             for c in range(k - 1)
-            for rules in [resolve(k, max_colluding=c)]
+            for rules in [resolve(k, max_colluding=c, membership="open")]
         )
 
 
@@ -245,14 +287,19 @@ def survives(rules: Rules, before: int, after: int) -> bool:
     """Whether a round ends well when so many sites are lost before they upload, and so many
     after all that was asked of them as contributors was handed over."""
     contributors = rules.num_sites - before
-    begun = contributors >= max(rules.min_cohort, rules.threshold, rules.votes)
-    return begun and contributors - after >= max(rules.threshold, rules.votes)
+    k, c = rules.num_sites, rules.max_colluding
+    needed = max(rules.threshold, rules.votes, (k + c) // 2 + 1)
+    begun = contributors >= max(rules.min_cohort, needed)
+    return begun and contributors - after >= needed
 
 
 def test_the_words_are_true() -> None:
     """The losses are found by trying one after the other; tried against live sites in
     protocol/test_collusion.py."""
-    for rules in [*accepted(range(2, 6)), *(resolve(k) for k in range(3, 65))]:
+    defaults = [
+        resolve(k, membership=membership) for k in range(3, 65) for membership in MEMBERSHIPS
+    ]
+    for rules in [*accepted(range(2, 6)), *defaults]:
         text = rules.in_words()
         assert "\n" not in text
         k, c = rules.num_sites, rules.max_colluding
@@ -263,17 +310,25 @@ def test_the_words_are_true() -> None:
         assert f"T={rules.threshold} answers" in text
         assert f"(Q={rules.votes})" in text
         assert ("no vote" in text) == (rules.votes == 0)
-        found = re.search(r"survives (\d+) lost before uploading and (\d+) lost after", text)
-        assert found, text
         before = max(n for n in range(k + 1) if n == 0 or survives(rules, n, 0))
         after = max(n for n in range(k + 1) if n == 0 or survives(rules, 0, n))
-        assert int(found[1]) == before, text
-        assert int(found[2]) == after, text
+        if rules.membership == "fixed":
+            assert before == 0
+            assert "the run stops without a site that is lost before its upload" in text
+            assert (f"A round that loses {after} after the upload still ends" in text) == (
+                after > 0
+            )
+            assert ("So it does without one that is lost after it." in text) == (after == 0)
+        else:
+            assert f"survives {before} lost before uploading and {after} lost after" in text
+            assert "a site's own update" in text
 
 
-def test_three_sites_lose_one_after_and_none_before() -> None:
-    assert "survives 0 lost before uploading and 1 lost after" in resolve(3).in_words()
-    assert "survives 5 lost before uploading and 5 lost after" in resolve(16).in_words()
+def test_three_sites_stop_without_one_and_four_can_spare_one_at_the_end_of_a_run() -> None:
+    assert resolve(3).in_words().endswith("So it does without one that is lost after it.")
+    assert resolve(4).in_words().endswith("repeats it, unless it was the last.")
+    open_ = resolve(16, membership="open").in_words()
+    assert "survives 5 lost before uploading and 5 lost after" in open_
 
 
 def test_rules_cannot_be_changed_after_they_were_checked() -> None:

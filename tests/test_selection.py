@@ -34,6 +34,8 @@ def plan(train: str = "ab", rounds: int = 10, **pruning: Any) -> Plan:
             "data": {"sites": {name: {"source": "sample:finance"} for name in ("x", "y", "z")}},
             "adapter": {"train": train},
             "pruning": pruning,
+            # Local masks are none of rlwe's (rule R9).
+            "scheme": {"name": "ckks" if pruning.get("mask") == "local" else "rlwe"},
         },
         base_dir=Path.cwd(),
     )

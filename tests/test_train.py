@@ -19,7 +19,8 @@ from fedshield.plan import Plan
 from fedshield.privacy import example_level
 from fedshield.privacy.discrete_gaussian import DiscreteGaussian
 from fedshield.prune import trained_tensors
-from fedshield.train import LocalTrainer
+from fedshield.seeds import SiteRandomness
+from fedshield.train import LocalTrainer, rows_of_round
 from fedshield.types import AdapterState, Float32
 
 MakePlan = Callable[..., Plan]
@@ -53,6 +54,7 @@ class Bench:
     num_rows: int = 10
     pad_token: int = PAD
     train_rows: tuple[Tokens, ...] = ()
+    randomness: SiteRandomness | None = None
     steps: list[tuple[int, int, float]] = field(default_factory=list)
     seen: list[list[int]] = field(default_factory=list)
 
@@ -61,7 +63,7 @@ class Bench:
         self.heldout = rows(5, start=50)
         self.host = AdapterHost(tiny.build(), self.plan.adapter, "ab" * 32)
         self.host.model.eval()
-        data = SiteData("test", self.train_rows, self.heldout, 0, "", 0, 0, 0, 0)
+        data = SiteData("test", self.train_rows, self.heldout, 0, "", 0, 0, 0, 0, (), bytes(32))
         self.trainer = LocalTrainer(
             self.site,
             self.plan,
@@ -69,6 +71,7 @@ class Bench:
             self.host,
             self.pad_token,
             "cpu",
+            self.randomness or SiteRandomness.of_demonstration(self.plan.seed, self.site),
             on_step=lambda *said: self.steps.append(said),
         )
         self.host.model.register_forward_pre_hook(self._watch, with_kwargs=True)
@@ -175,20 +178,77 @@ def test_every_row_comes_once_an_epoch_across_rounds(make_plan: MakePlan) -> Non
     plan = make_plan({"training": {"steps": 2, "batch_size": 3, "learning_rate": 1e-3}})
     seen = [row for batch in batches(plan, range(1, 11)) for row in batch]
     assert len(seen) == 60
-    epochs = [seen[at : at + 10] for at in range(0, 60, 10)]
-    for epoch in epochs:
-        assert sorted(epoch) == list(range(10))
-    assert len({tuple(epoch) for epoch in epochs}) == 6  # in another order each time
+    # 6 rows a round, 10 an epoch: rounds 1 to 5 are three epochs.
+    for at in range(0, 60, 30):
+        assert sorted(seen[at : at + 30]) == sorted([*range(10)] * 3)
+    assert len(set(seen[:6])) == 6
+    assert sorted(seen[:10]) == list(range(10))
+    assert seen[:30] != seen[30:]  # in another order each time
 
 
 def test_rounds_go_on_where_the_last_one_stopped(make_plan: MakePlan) -> None:
     training = {"batch_size": 3, "learning_rate": 1e-3}
-    long = batches(make_plan({"training": {**training, "steps": 12}}), [1])
     short = make_plan({"training": {**training, "steps": 2}})
-    assert batches(short, range(1, 7)) == long
-    assert batches(short, [4]) == long[6:8]  # also in a new process, after a resume
+    assert batches(short, [4]) == batches(short, range(1, 7))[6:8]  # also after a resume
+    # The same rows as in one long round, which takes them in an order of its own.
+    whole = make_plan({"training": {**training, "steps": 12}})
+    long = [row for batch in batches(whole, [1]) for row in batch]
+    rounds = [row for batch in batches(short, range(1, 7)) for row in batch]
+    for at in range(0, 30, 10):
+        assert sorted(long[at : at + 10]) == [*range(10)]
+    assert sorted(long) == sorted(rounds)
     half = {**training, "steps": 3, "gradient_accumulation": 2}
-    assert batches(make_plan({"training": half}), [1, 2]) == long
+    assert len(batches(make_plan({"training": half}), [1, 2])) == 12
+
+
+def test_a_sites_order_is_its_own_and_repeats(make_plan: MakePlan) -> None:
+    """Two sites with equal rows, and whoever knows plan, seed, round and adapter."""
+    plan = make_plan()
+    sha256, base, other_base = plan.sha256(), "ab" * 32, "cd" * 32
+
+    def order(randomness: SiteRandomness, number: int = 1, start: str = base) -> tuple[int, ...]:
+        return tuple(rows_of_round(plan, 1000, randomness, number, start))
+
+    site = SiteRandomness.of_site(b"s" * 32, sha256)
+    assert order(SiteRandomness.of_site(b"s" * 32, sha256)) == order(site)
+    others = [
+        SiteRandomness.of_site(b"t" * 32, sha256),
+        SiteRandomness.of_site(b"s" * 32, make_plan({"seed": 8}).sha256()),
+        # What the plan alone gives away.
+        SiteRandomness.of_demonstration(plan.seed, "hospital"),
+        SiteRandomness.of_site(bytes(32), sha256),
+    ]
+    found = [order(site, 2), order(site, 1, other_base), *map(order, others)]
+    assert order(site) not in found
+    assert len(set(found)) == len(found)
+    # Rows of a round that is made again from another adapter are the same, in another order.
+    assert sorted(order(site, 1, other_base)) == sorted(order(site))
+    assert sorted(order(others[0])) != sorted(order(site))
+
+
+def test_training_draws_from_nothing_else(make_plan: MakePlan) -> None:
+    """Sites with one secret train alike whatever their names; with another, otherwise."""
+    keys = {"adapter.dropout": 0.3}
+
+    def trained(secret: bytes, site: str = "hospital", seed: int = 7) -> bytes:
+        plan = make_plan(keys | {"seed": seed})
+        drawn = SiteRandomness.of_site(secret, "00" * 32)
+        return Bench(plan, site=site, num_rows=1, randomness=drawn).train(1).tobytes()
+
+    assert trained(b"s" * 32) == trained(b"s" * 32, "bank", 8)
+    assert trained(b"s" * 32) != trained(b"t" * 32)
+
+
+def test_the_adapter_that_a_round_starts_from_changes_its_dropout(make_plan: MakePlan) -> None:
+    bench = Bench(make_plan({"adapter.dropout": 0.3}), num_rows=1)
+    asked: list[int] = []
+    manual_seed = torch.manual_seed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "manual_seed", lambda seed: manual_seed(asked.append(seed) or seed))
+        moved = AdapterState(bench.start.values * np.float32(1.01), bench.host.spec)
+        for state in (bench.start, bench.start, moved):
+            bench.train(1, state)
+    assert asked[0] == asked[1] != asked[2]
 
 
 def test_sites_and_seeds_have_their_own_order(make_plan: MakePlan) -> None:
@@ -298,8 +358,9 @@ def test_rounds_leave_no_hooks_behind(make_plan: MakePlan) -> None:
     bench.train(1)
     first = hooks()
     bench.train(2)
-    data = SiteData("", bench.train_rows, bench.heldout, 0, "", 0, 0, 0, 0)
-    other = LocalTrainer("bank", bench.plan, data, bench.host, PAD, "cpu")  # on the same model
+    data = SiteData("", bench.train_rows, bench.heldout, 0, "", 0, 0, 0, 0, (), bytes(32))
+    drawn = SiteRandomness.of_demonstration(bench.plan.seed, "bank")
+    other = LocalTrainer("bank", bench.plan, data, bench.host, PAD, "cpu", drawn)  # same model
     other.train(bench.start, 2)
     assert hooks() == first
 
@@ -461,11 +522,12 @@ STEPS = {
 def test_fedprox_pulls_towards_where_the_round_began(make_plan: MakePlan) -> None:
     """The second step's gradient has mu (w - w_0) on top: Li et al., MLSys 2020."""
     keys = STEPS | {"training.local_algorithm": "fedprox", "training.proximal": 0.25}
-    start = Bench(make_plan(keys)).start
-    first = Bench(make_plan(keys | {"training.steps": 1})).train(1, start)
-    plain = Bench(make_plan(STEPS | {"training.steps": 1})).train(1, start)
+    # As many rows as a batch has: each step takes all.
+    start = Bench(make_plan(keys), num_rows=4).start
+    first = Bench(make_plan(keys | {"training.steps": 1}), num_rows=4).train(1, start)
+    plain = Bench(make_plan(STEPS | {"training.steps": 1}), num_rows=4).train(1, start)
     assert first.tobytes() == plain.tobytes()  # it has not moved yet
-    bench = Bench(make_plan(keys | {"training.steps": 2}))
+    bench = Bench(make_plan(keys | {"training.steps": 2}), num_rows=4)
     second = bench.train(1, start)
     after_one = AdapterState(first.copy(), start.spec)
     _, gradient = reference(bench, after_one, [bench.train_rows[row] for row in bench.seen[1]])

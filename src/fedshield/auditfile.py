@@ -23,7 +23,7 @@ from fedshield.protocol.auditlog import START, Fact, opening, read_entry, sha256
 from fedshield.protocol.envelope import Sign
 from fedshield.protocol.logcheck import Chain, KnownKeys, read_chain
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.quorum import Rules, Server
+from fedshield.quorum import Membership, Rules, Server
 from fedshield.runfolder import write_atomic
 
 LOG_FILE, COORDINATOR_FILE, ROSTERS_FILE = "audit.jsonl", "coordinator.audit.jsonl", "rosters.json"
@@ -165,12 +165,12 @@ def keep_roster(run: Path, roster: Roster) -> None:
         kept = read_rosters(path) if path.exists() else ()
         if roster not in kept:
             rows = [_row(one) for one in (*kept, roster)]
-            write_atomic(path, to_text("run rosters 1", {"rosters": rows}))
+            write_atomic(path, to_text("run rosters 2", {"rosters": rows}))
 
 
 def read_rosters(path: Path) -> tuple[Roster, ...]:
     """Raises `RosterError` for anything but what `keep_roster` wrote."""
-    fields, _ = read_document(path, "run rosters 1")
+    fields, _ = read_document(path, "run rosters 2")
     try:
         rows = [Fields(row, f"rosters.{at}") for at, row in enumerate(fields.items("rosters"))]
         fields.done()
@@ -216,11 +216,12 @@ def _roster(fields: Fields) -> Roster:
     coordinator = fields.hexadecimal("coordinator", 32)
     rules = fields.inner("rules")
     server: Server = rules.text("server")  # type: ignore[assignment]  # only hashed here
+    membership: Membership = rules.text("membership")  # type: ignore[assignment]  # only hashed
     numbers = {key: rules.maybe_number(key) or 0 for key in rules.names()}
     roster = Roster(
         sites,
         coordinator,
-        Rules(**numbers, server=server),
+        Rules(**numbers, server=server, membership=membership),
         fields.flag("demonstration"),
         fields.maybe_hexadecimal("charter", 32),
     )

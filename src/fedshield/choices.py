@@ -87,6 +87,7 @@ def _changed(plan: Plan, **sections: dict[str, Any] | None) -> Plan:
     """The plan with some keys changed, checked again; a section that is None has its defaults."""
     raw = plan.model_dump()
     raw["privacy"] = {}  # bytes do not depend on it, and it does not go with every choice
+    raw["pruning"]["mask"] = "shared"  # what `rlwe` has without it (rule R9)
     for name, changes in sections.items():
         raw[name] = {} if changes is None else raw[name] | changes
     if raw["adapter"]["train"] != "core":

@@ -21,6 +21,7 @@ from fedshield.doctor_machine import (
     clock,
     context,
     disk,
+    ledger,
     memory,
     packages,
     refusal,
@@ -34,6 +35,7 @@ from fedshield.errors import DataError, UserError
 from fedshield.model.base import inspect
 from fedshield.model.chat import Tokens, use_template
 from fedshield.plan import Plan
+from fedshield.plan_floors import cap_note
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -75,7 +77,7 @@ def examine(site: Site) -> Iterator[Finding]:
         yield roster(site.roster, site.key)
     if site.plan is None:
         if site.policy is not None:
-            yield policy_file(site.policy)
+            yield from policy_file(site.policy)
         return
     room = memory(site.plan)
     yield room
@@ -171,14 +173,16 @@ def roster(path: Path, key: Path | None) -> Finding:
     return Finding("roster", state, expected, words, "enrol the sites" if signed.demo else "")
 
 
-def policy_file(path: Path) -> Finding:
+def policy_file(path: Path) -> Iterator[Finding]:
     """Alone: whether it takes a plan is asked with one."""
     expected = "one that can be read"
     try:
         found = Policy.read(path)
     except UserError as error:
-        return refusal("policy", expected, error)
-    return Finding("policy", "ok", expected, f"read ({found.sha256()[:16]})")
+        yield refusal("policy", expected, error)
+        return
+    yield Finding("policy", "ok", expected, f"read ({found.sha256()[:16]})")
+    yield ledger(found, path.parent)
 
 
 def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
@@ -192,6 +196,7 @@ def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
         except UserError as error:
             yield refusal("policy", "one that can be read", error)
             return
+        yield ledger(policy, site.policy.parent)
     try:
         tokenizer, digest = inspect(here)
     except UserError as error:
@@ -208,7 +213,8 @@ def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
         return
     rows: tuple[Tokens, ...] = ()
     if site.name is not None:
-        about_data, rows = data(here, site.name, tokenizer)
+        cap = None if signed is None else signed.allowed.max_examples
+        about_data, rows = data(here, site.name, tokenizer, cap)
         yield about_data
     if may_load:
         yield trial(here, rows)
@@ -252,9 +258,12 @@ def _policy(
         yield Finding("policy", "ok", "a plan that it takes", f"taken ({policy.sha256()[:16]})")
 
 
-def data(plan: Plan, name: str, tokenizer: Any) -> tuple[Finding, tuple[Tokens, ...]]:
-    """The site's rows, read, split and tokenised as a run would, and what is to be said of them."""
-    expected = f"readable rows of {name}"
+def data(
+    plan: Plan, name: str, tokenizer: Any, cap: int | None = None
+) -> tuple[Finding, tuple[Tokens, ...]]:
+    """The site's rows, read, split and tokenised as a run would, and what is to be said of them.
+    `cap`: the roster's `max_examples`."""
+    expected, whole = f"readable rows of {name}", plan
     try:
         if plan.data.split == "by-site":
             if name not in plan.data.sites:
@@ -269,7 +278,8 @@ def data(plan: Plan, name: str, tokenizer: Any) -> tuple[Finding, tuple[Tokens, 
     rows = f"{len(found.train)} to train on, {len(found.heldout)} held out"
     left = found.skipped_rows + found.no_response_rows
     more = f"; {left} left out, {found.truncated_rows} cut" if left + found.truncated_rows else ""
-    notes = "".join(f"; {note}" for note in found.notes)
+    counted = cap_note(whole, name, len(found.train), cap)
+    notes = "".join(f"; {note}" for note in (*found.notes, *([counted] if counted else [])))
     todo = "look at them: fedshield data shows rows, the run's report counts them too"
     state: State = "warning" if left or notes else "ok"
     finding = Finding("data", state, expected, rows + more + notes, todo if left or notes else "")

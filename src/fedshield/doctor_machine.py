@@ -19,7 +19,10 @@ from packaging.specifiers import SpecifierSet
 from fedshield.cost import estimate, machine
 from fedshield.cost.estimate import refused_memory, spec_of
 from fedshield.cost.inputs import length_problem
+from fedshield.enrolment import Policy
 from fedshield.errors import FedShieldError, UserError
+from fedshield.ledger.file import LedgerError
+from fedshield.ledger.inspection import inspected, runs_kept
 from fedshield.plan import Plan
 
 State = Literal["ok", "warning", "FAILED"]
@@ -48,6 +51,16 @@ class Finding:
 def refusal(check: str, expected: str, error: Exception) -> Finding:
     """What another part said in one line: it names what to do itself."""
     return Finding(check, "FAILED", expected, " ".join(str(error).split()))
+
+
+def ledger(policy: Policy, kit: Path) -> Finding:
+    """The ledger of the site's records, where its policy says. `kit`: the folder of the policy."""
+    expected = "a whole ledger, or none before the first approval"
+    try:
+        found = inspected(policy.ledger_place(), runs_kept(kit))
+    except LedgerError as error:
+        return refusal("ledger", expected, error)
+    return Finding("ledger", "ok", expected, found)
 
 
 def packages() -> Iterator[Finding]:

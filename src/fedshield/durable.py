@@ -23,6 +23,23 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def write_atomic(path: Path, data: bytes | str, mode: int = 0o666) -> None:
+    """Write a file whole or not at all, synced to disk. `mode`: before the umask."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.part")
+    with interrupt.held():
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(temporary, flags, mode), "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
 def check_room(folder: Path, num_bytes: int, out: Path) -> None:
     """Raises `RunFolderError` unless the disk of `folder` has `num_bytes` free for `out`."""
     free = shutil.disk_usage(folder).free

@@ -19,7 +19,6 @@ from fedshield.encode import WEIGHT as WEIGHT
 from fedshield.errors import CryptoError
 from fedshield.plan import Plan, learning_rate
 from fedshield.quantise import quantise
-from fedshield.seeds import derive
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -162,7 +161,7 @@ def encode_update(
 ) -> EncodedIntegers:
     """The site's digits and reserved integers. `values`: float32, (layout.num_values,), those
     that travel; `parts`: (slice of them, its clip), covering all; `seed`: of the stochastic
-    rounding, from the plan's seed, not a secret.
+    rounding, 63 bits, the site's own.
 
     Raises `CryptoError` for values that are not finite, and for a weight too small for the bits.
     """
@@ -198,10 +197,6 @@ def encode_count(num_examples: int, parameters: RlweParameters) -> EncodedIntege
     none = np.zeros(0, dtype=np.int16)
     layout = weights_layout(parameters)
     return EncodedIntegers(none, (1, num_examples), layout, 0, np.zeros(0, dtype=np.float32))
-
-
-def rounding_seed(plan: Plan, site: str, round_number: int) -> int:
-    return derive(plan.seed, "rounding", site, round_number)
 
 
 # -- decoding ------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ ProtocolCode = Literal[
     "vote",
     "share",
     "budget",
+    "rule",
+    "ledger",
 ]
 
 CryptoCode = Literal["crypto", "key-sum", "residual", "tag", "weight"]

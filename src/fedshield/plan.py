@@ -25,8 +25,9 @@ from fedshield.plan_data import (
     Section,
     without_later_keys,
 )
+from fedshield.plan_floors import refuse_unmeetable
 from fedshield.plan_privacy import PrivacyPlan, refuse_unsound
-from fedshield.quorum import OpenTo, Rules, Server, resolve
+from fedshield.quorum import Membership, OpenTo, Rules, Server, resolve
 from fedshield.types import Exchange
 
 #: Numbers such as 1e-4, which YAML 1.1 takes for text; a plan is read and written as YAML 1.2.
@@ -182,7 +183,10 @@ SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
     "plain": (),
 }
 #: Keys of `scheme` that only rlwe has.
-RLWE_KEYS = ("max_colluding", "threshold", "votes", "min_cohort", "server", "open_to")
+RLWE_KEYS = (
+    *("max_colluding", "threshold", "votes", "min_cohort"),
+    *("server", "open_to", "membership"),
+)
 
 
 class SchemePlan(Section):
@@ -191,12 +195,14 @@ class SchemePlan(Section):
     name: Literal["rlwe", "ckks", "plain"] = "rlwe"
     parameters: str | None = None
     weights: Literal["private", "public", "equal"] = "private"
+    max_weight: Annotated[float, Field(gt=0, lt=1)] = 0.75
     max_colluding: Annotated[int, Field(ge=0, lt=MAX_SITES)] | None = None
     threshold: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
     votes: Annotated[int, Field(ge=0, le=MAX_SITES)] | None = None
     min_cohort: Annotated[int, Field(ge=2, le=MAX_SITES)] | None = None
     server: Server = "malicious"
     open_to: OpenTo = "peers"
+    membership: Membership = "fixed"
 
     @model_validator(mode="after")
     def _consistent(self) -> SchemePlan:
@@ -306,6 +312,18 @@ class Plan(Section):
             key, _, text = str(error).partition(": expected ")
             expected, _, got = text.partition(", got ")
             raise ValueError(f"{key}|{got}|{expected}") from None
+        refuse_unmeetable(self)
+        if (
+            (self.scheme.name, self.privacy.unit) == ("rlwe", "none")
+            and self.pruning.method != "none"
+            and self.pruning.mask == "local"
+        ):
+            # Who is in a coordinate's sum would differ by coordinate and round, and the rules
+            # across sums are about whole updates.
+            raise ValueError(
+                "pruning.mask|local|shared with scheme rlwe, unless privacy.unit protects what a "
+                "single site's values show (rule R9)"
+            )
         if self.model.quantization != "none" and self.model.name in BUILT_IN:
             raise ValueError(
                 f"model.quantization|{self.model.quantization}|none for the built-in "
@@ -325,6 +343,7 @@ class Plan(Section):
             votes=scheme.votes,
             min_cohort=scheme.min_cohort,
             server=scheme.server,
+            membership=scheme.membership,
         )
 
     @property
@@ -355,6 +374,8 @@ class Plan(Section):
         left_out = {"speed", "output"} | ({"privacy"} if self.privacy.unit == "none" else set())
         agreed = self.model_dump(mode="json", exclude=left_out)
         agreed["data"] = without_later_keys(agreed["data"])
+        if self.scheme.max_weight == SchemePlan.model_fields["max_weight"].default:
+            del agreed["scheme"]["max_weight"]  # came later
         return json.dumps(agreed, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     def sha256(self) -> str:

@@ -91,6 +91,7 @@ class DataPlan(Section):
     dirichlet_column: str | None = None
     heldout_rows: PositiveInt = 32
     on_bad_row: Literal["refuse", "skip"] = "refuse"
+    min_examples: PositiveInt | None = None
     unused: Literal["note", "refuse"] = "note"
 
     @model_validator(mode="after")
@@ -141,7 +142,8 @@ class DataPlan(Section):
 def without_later_keys(data: dict[str, Any]) -> dict[str, Any]:
     """The data part of a plan's canonical form, without the keys that came later where they are
     unset: hashes of earlier plans stay as they were."""
-    kept = {key: value for key, value in data.items() if (key, value) != ("unused", "note")}
+    later = (("unused", "note"), ("min_examples", None))
+    kept = {key: value for key, value in data.items() if (key, value) not in later}
     sites = {name: _source_without(source) for name, source in data["sites"].items()}
     return {**kept, "sites": sites, "pool": [_source_without(source) for source in data["pool"]]}
 

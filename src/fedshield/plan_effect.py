@@ -81,6 +81,8 @@ def _idle(plan: Plan) -> Iterator[tuple[tuple[str, ...], str]]:
     if plan.scheme.name == "plain" and pruning.method == "none":
         why = "nothing is left out of an update: scheme.name is plain, pruning.method none"
         yield ("encoding", "error_feedback"), why
+    if plan.scheme.weights == "equal":
+        yield ("scheme", "max_weight"), "scheme.weights is equal"
     if not plan.evaluation.prompts:
         yield ("evaluation", "max_new_tokens"), "evaluation.prompts is empty"
     if plan.data.split != "dirichlet":

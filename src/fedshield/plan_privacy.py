@@ -68,6 +68,12 @@ class PrivacyPlan(Section):
 def refuse_unsound(plan: Plan) -> None:
     """Raises `ValueError` ('key|value|expected') for a plan whose unit would not be protected."""
     unit = plan.privacy.unit
+    if plan.scheme.membership == "open" and unit != "example":
+        raise ValueError(
+            f"scheme.membership|open with privacy.unit {unit}|fixed unless "
+            "privacy.unit is example: the difference of two sums over different sets can be one "
+            "site's update, which must then protect each training row by itself"
+        )
     if unit == "example" and plan.training.gradient_checkpointing:
         raise ValueError(
             "training.gradient_checkpointing|True|false when privacy.unit is example: gradients of "

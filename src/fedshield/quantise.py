@@ -1,8 +1,9 @@
 """Float values to small integers, rounded up or down at random so that the mean is right.
 
 Rounding takes its uniform numbers from a counter-based generator (splitmix64, Steele et al.,
-OOPSLA 2014) keyed by a derived seed: not a secret, repeatable, and independent of order, so that
-a vector can be quantised tensor by tensor.
+OOPSLA 2014) keyed by a derived seed: repeatable, and independent of order, so that a vector can be
+quantised tensor by tensor. The generator is fast and no cipher: nothing may rest on its numbers
+being unknown.
 """
 
 from __future__ import annotations

@@ -5,9 +5,15 @@ them, checked before anything runs.
     T           shares that open a sum
     Q           matching votes on the contributing set before any site answers
     min_cohort  least number of contributors of a sum
+    membership  which sets of sites may be summed
 
-The coordinator chooses who 'dropped out', so T - 1 is not the number of colluders that is
-tolerated: two different sets can be opened unless any two quorums share an honest site.
+The coordinator chooses who 'dropped out', so sets of sites differ at its will, and the difference
+of two sums is the sum over the sites by which their sets differ. With `membership: fixed` every
+sum is over the whole roster, so that there is no difference, and T = c + 1 will do. Q = c + 2 has
+two honest sites see every ledger's head before a sum is opened, so that none is restored unseen.
+With `open` any set of min_cohort sites may be summed. Two sets are then kept apart within one round
+only, by quorums that share an honest site: it is for plans that protect each training row by
+itself.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Literal
 from fedshield.errors import PlanError
 
 Server = Literal["malicious", "semi-honest"]
+Membership = Literal["fixed", "open"]
 OpenTo = Literal["peers", "server"]
 
 
@@ -31,12 +38,17 @@ class Rules:
     votes: int
     min_cohort: int
     server: Server = "malicious"
+    membership: Membership = "fixed"
+
+    @property
+    def certificate(self) -> int:
+        """Matching receipts before a site takes a result: so many that any two such sets share an
+        honest site, which signs one receipt only."""
+        return (self.num_sites + self.max_colluding) // 2 + 1
 
     def in_words(self) -> str:
         """One paragraph for the people who sign it."""
         k, c = self.num_sites, self.max_colluding
-        lost_before = k - max(self.min_cohort, self.threshold, self.votes)
-        lost_after = k - max(self.threshold, self.votes)
         colluding = f"up to c={c} of them and the coordinator" if c else "the coordinator"
         beyond = "1 site" if c == 0 else f"{c + 1} sites"
         vote = (
@@ -45,12 +57,39 @@ class Rules:
             else "no vote: the coordinator is trusted to follow the protocol (Q=0)"
         )
         return (
-            f"{k} sites. Together, {colluding} learn of an honest site's update no more than a "
+            f"{k} sites. {'Together' if self.membership == 'fixed' else 'In one sum, together'}, "
+            f"{colluding} learn of an honest site's update no more than a "
             f"sum that it is part of; with {beyond} colluding that no longer holds, and single "
             f"updates may be opened. A sum has at least min_cohort={self.min_cohort} contributors; "
-            f"opening it takes T={self.threshold} answers, and {vote}. A round survives "
-            f"{lost_before} lost before uploading and {lost_after} lost after."
+            f"opening it takes T={self.threshold} answers, and {vote}. {self._lost_in_words()}"
         )
+
+    def _lost_in_words(self) -> str:
+        """What a round does without a site."""
+        k = self.num_sites
+        after = max(self.threshold, self.votes, self.certificate)
+        lost_before, lost_after = k - max(self.min_cohort, after), k - after
+        if self.membership == "fixed":
+            after_words = (
+                f"A round that loses {lost_after} after the upload still ends at the others; the "
+                "resumed run repeats it, unless it was the last."
+                if lost_after
+                else "So it does without one that is lost after it."
+            )
+            return (
+                "Every sum is over all of them (membership fixed): the run stops without a site "
+                "that is lost before its upload, and is resumed once that is back. " + after_words
+            )
+        return (
+            f"Sums are over any such set (membership open): a round survives {lost_before} lost "
+            f"before uploading and {lost_after} lost after, and a site's own update, noised for "
+            "each training row, can be had as the difference of two sums."
+        )
+
+
+def default_colluding(num_sites: int) -> int:
+    """c where nobody says: max(1, (K-1)//3), and none of two sites."""
+    return min(max(1, (num_sites - 1) // 3), max(0, num_sites - 2))
 
 
 def resolve(
@@ -61,13 +100,15 @@ def resolve(
     votes: int | None = None,
     min_cohort: int | None = None,
     server: Server = "malicious",
+    membership: Membership = "fixed",
 ) -> Rules:
     """The rules of a federation; what is not given takes its default.
 
-    Defaults: c = max(1, (K-1)//3); min_cohort = max(T, c+2); against a malicious coordinator
-    T = Q = (K+c)//2 + 1, or T = Q = c+1 where min_cohort = K, since only one set can then be
-    opened; against a semi-honest one T = max(2, c+1) and no vote. Raises `PlanError` for numbers
-    that would let a tolerated coalition open a single update, or that no round could meet.
+    Defaults: c = max(1, (K-1)//3); with membership fixed min_cohort = K, with open
+    max(T, c + 2). Against a malicious coordinator T = max(2, c + 1) and Q = c + 2, and with
+    membership open T = Q = (K + c)//2 + 1 unless min_cohort = K; against a semi-honest one
+    T = max(2, c + 1) and no vote. Raises `PlanError` for numbers that would let a tolerated
+    coalition open a single update, or that no round could meet.
     """
     k = num_sites
     c = max(1, (k - 1) // 3) if max_colluding is None else max_colluding
@@ -83,11 +124,18 @@ def resolve(
             )
         )
     general = (k + c) // 2 + 1
+    if membership == "fixed":
+        if min_cohort not in (None, k):
+            raise PlanError(
+                f"scheme.min_cohort: expected {k} to {k} with membership fixed (a sum is over all "
+                f"sites), got {min_cohort}; leave it out for {k}"
+            )
+        min_cohort = k
     if server == "semi-honest":
         least_t, least_q = c + 1, 0
         default_t = max(2, c + 1)
     elif (min_cohort is None and max(general, c + 2) >= k) or min_cohort == k:
-        least_t = least_q = c + 1
+        least_t, least_q = c + 1, c + 2
         default_t = max(2, c + 1)
         min_cohort = k
     else:
@@ -98,7 +146,7 @@ def resolve(
             f"scheme.threshold: expected {least_t} to {k} for {k} sites with c={c} and a {server} "
             f"coordinator, got {t}; leave it out for {default_t}"
         )
-    default_q = 0 if server == "semi-honest" else t
+    default_q = 0 if server == "semi-honest" else max(t, least_q)
     q = default_q if votes is None else votes
     if not least_q <= q <= k:
         raise PlanError(
@@ -112,4 +160,4 @@ def resolve(
             f"scheme.min_cohort: expected {least_cohort} to {k} (at least T={t} and c+2={c + 2}), "
             f"got {cohort}; leave it out for {least_cohort}"
         )
-    return Rules(k, c, t, q, cohort, server)
+    return Rules(k, c, t, q, cohort, server, membership)

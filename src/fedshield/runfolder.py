@@ -8,7 +8,8 @@
     adapter/           the global adapter, PEFT format, with a model card
     report.html        one self-contained page
     journal/SITE.jsonl what each site has let out
-    sites/SITE/        each site's global adapter of the last two rounds, and its audit log
+    sites/SITE/        each site's global adapter of the last two rounds, its audit log, and in a
+                       demonstration its ledger
     coordinator.audit.jsonl, rosters.json  the coordinator's, and public keys to check all by
 
 No private key is ever written here.
@@ -33,29 +34,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedshield import interrupt
-from fedshield.durable import sync_folder
+from fedshield.durable import write_atomic as write_atomic
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
+from fedshield.protocol.local import Contribution
 from fedshield.types import AdapterSpec, AdapterState, Float32, SiteMemory
 
 KEPT_STATES = 2
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file whole or not at all, synced to disk."""
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.part")
-    with interrupt.held():
-        try:
-            with temporary.open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+#: What is left where a run cannot go on. Enrolled sites refuse a plan's second run (R4).
+ANEW = "start a new run (where its sites are enrolled: of another plan, for a plan has one run)"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -183,7 +171,7 @@ class RunFolder:
         if not isinstance(state, dict) or not {"status", "plan_sha256"} <= state.keys():
             raise RunFolderError(
                 f"{self.path / 'run.json'}: expected the state of a run, got something else; "
-                "restore it or start a new run"
+                f"restore it or {ANEW}"
             )
         return state
 
@@ -197,7 +185,7 @@ class RunFolder:
         if plan.sha256() != state.get("plan_sha256"):
             raise RunFolderError(
                 f"{self.path / 'plan.yaml'}: expected the plan of this run, got a changed one; "
-                "restore it, or start a new run"
+                f"restore it or {ANEW}"
             )
         return plan.with_base_dir(Path(state.get("base_dir", ".")))
 
@@ -208,7 +196,7 @@ class RunFolder:
             raise RunFolderError(f"{self.path}: expected {name}, found none") from None
         except (OSError, ValueError) as error:
             raise RunFolderError(
-                f"{self.path / name}: cannot be read ({error}); restore it or start a new run"
+                f"{self.path / name}: cannot be read ({error}); restore it or {ANEW}"
             ) from None
 
     # -- metrics ---------------------------------------------------------------------------
@@ -241,9 +229,13 @@ class RunFolder:
         return self.path / "journal" / f"{site}.jsonl"
 
 
+#: Of a site's folder: what it sends, or sent, in the round that it is in.
+CONTRIBUTION = "contribution.safetensors"
+
+
 class SiteStore:
     """A site's own folder: after each of the last two rounds, its global adapter and what it
-    carries to the next."""
+    carries to the next; and its contribution to the round that it is in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -262,6 +254,59 @@ class SiteStore:
         write_atomic(target, save(tensors, metadata=metadata))
         for old in self.rounds()[:-KEPT_STATES]:
             self._file(old).unlink(missing_ok=True)
+
+    def keep(self, contribution: Contribution) -> None:
+        """Keep what is about to leave, for a repetition; for the site's eyes only."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "trained": np.array(contribution.trained),
+            "encoded": np.array(contribution.encoded),
+        }
+        if contribution.residual is not None:
+            tensors["residual"] = np.array(contribution.residual)
+        facts = {
+            "round": contribution.round_number,
+            "base": contribution.base,
+            "weight": contribution.weight,
+            "reserved": list(contribution.reserved),
+            "num_clipped": contribution.num_clipped,
+            "train_loss": contribution.train_loss,
+            "num_examples": contribution.num_examples,
+            "clip_factor": contribution.clip_factor,
+        }
+        digest = hashlib.sha256(b"".join(value.tobytes() for value in tensors.values())).hexdigest()
+        metadata = {"facts": json.dumps(facts), "sha256": digest}
+        write_atomic(self.path / CONTRIBUTION, save(tensors, metadata=metadata), mode=0o600)
+
+    def kept(self) -> Contribution | None:
+        """Raises `RunFolderError` if the file is damaged."""
+        path = self.path / CONTRIBUTION
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = [key for key in ("trained", "encoded", "residual") if key in tensors]
+            digest = hashlib.sha256(b"".join(tensors[name].tobytes() for name in names))
+            if digest.hexdigest() != metadata["sha256"]:
+                raise ValueError("its digest is another")
+            facts = json.loads(metadata["facts"])
+            return Contribution(
+                facts["round"],
+                facts["base"],
+                facts["weight"],
+                tensors["trained"],
+                tensors["encoded"],
+                tuple(facts["reserved"]),
+                facts["num_clipped"],
+                tensors.get("residual"),
+                facts["train_loss"],
+                facts["num_examples"],
+                facts["clip_factor"],
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None
 
     def rounds(self) -> list[int]:
         """Rounds whose adapter is here, ascending."""

@@ -1,9 +1,10 @@
 """One site's local work: a small, readable training loop over its tokenised rows.
 
 The optimiser is new in every round, as in the paper; the place in the data goes on from where
-the round before stopped. Everything random (order of rows, dropout) is derived from the plan's
-seed, the site and the round, so a round repeats exactly on one machine, whatever ran before;
-but where a row is protected (`privacy.unit: example`), rows and noise are nobody's to repeat.
+the round before stopped. Everything random (which rows, their order, dropout) is derived from the
+site's own secret, so a round repeats exactly on one machine, whatever ran before, and nobody else
+can say how it went. Where a row is protected (`privacy.unit: example`), rows and noise are drawn
+from the operating system's randomness and do not repeat.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fedshield.plan import Plan, learning_rate
 from fedshield.privacy.example_level import PrivateGradient
 from fedshield.privacy.terms import sampling_rate, terms
 from fedshield.prune import trained_tensors
-from fedshield.seeds import derive
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterState, AdapterUpdate, Float32
 
 #: Called after every optimiser step with (step, steps, loss).
@@ -34,7 +35,8 @@ OnStep = Callable[[int, int, float], None]
 
 
 class LocalTrainer:
-    """A site's `LocalWork`, on a base model that it may share with other sites."""
+    """A site's `LocalWork`, on a base model that it may share with other sites. `randomness`: the
+    site's, of this run."""
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class LocalTrainer:
         host: AdapterHost,
         pad_token: int,
         device: str,
+        randomness: SiteRandomness,
         on_step: OnStep = lambda *_: None,
     ) -> None:
         self.num_examples = len(data.train)
@@ -53,6 +56,7 @@ class LocalTrainer:
         self._host = host
         self._pad_token = pad_token
         self._device = device
+        self._randomness = randomness
         self._on_step = on_step
         self._can_cut_logits = can_cut_logits(host.model.get_base_model())
         if plan.training.gradient_checkpointing:
@@ -64,7 +68,7 @@ class LocalTrainer:
         """`training.steps` optimiser steps from `state` on the tensors that the round trains.
         Returns the update and the mean loss over steps. `correction`: float32, (num_values,),
         added to every gradient (SCAFFOLD). Raises `RoundFailed` if the loss is not finite."""
-        training = self._plan.training
+        training, base = self._plan.training, state.sha256()
         self._host.write(state)
         model = self._host.model
         names = trained_tensors(self._plan, state.spec, round_number)
@@ -74,9 +78,9 @@ class LocalTrainer:
         optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
         losses: list[float] = []
         devices = [self._device] if self._device.startswith("cuda") else []
-        batches = self._batches(round_number)
+        batches = self._batches(round_number, base)
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(derive(self._plan.seed, "train", self._site, round_number))
+            torch.manual_seed(self._randomness.seed("dropout", round_number, base))
             model.train(private is None)
             try:
                 for step in range(training.steps):
@@ -208,24 +212,38 @@ class LocalTrainer:
             self._host.model, batch, self._pad_token, self._device, self._can_cut_logits
         )
 
-    def _batches(self, round_number: int) -> Iterator[list[Tokens]]:
-        """Batches from where round 1..round_number-1 left off, row by row without end."""
-        training = self._plan.training
-        rows = self._data.train
-        per_round = training.steps * training.gradient_accumulation * training.batch_size
-        at = (round_number - 1) * per_round
-        order: np.ndarray[tuple[int], np.dtype[np.int64]] | None = None
-        epoch = -1
-        while True:
-            batch: list[Tokens] = []
-            while len(batch) < training.batch_size:
-                if at // len(rows) != epoch or order is None:
-                    epoch = at // len(rows)
-                    seed = derive(self._plan.seed, "order", self._site, epoch)
-                    order = np.random.Generator(np.random.Philox(seed)).permutation(len(rows))
-                batch.append(rows[int(order[at % len(rows)])])
-                at += 1
-            yield batch
+    def _batches(self, round_number: int, base: str) -> Iterator[list[Tokens]]:
+        rows, size = self._data.train, self._plan.training.batch_size
+        places = rows_of_round(self._plan, len(rows), self._randomness, round_number, base)
+        for first in range(0, len(places), size):
+            yield [rows[place] for place in places[first : first + size]]
+
+
+def rows_of_round(
+    plan: Plan, num_rows: int, randomness: SiteRandomness, round_number: int, base: str
+) -> list[int]:
+    """Places of the rows that a round takes, in its order.
+
+    Which rows they are is the epoch's to say: each comes once an epoch, over rounds and whatever
+    becomes of a round. In which order a round takes them goes with the adapter that it starts from.
+
+    Args:
+        num_rows: of the site, to train on.
+        randomness: the site's, of this run.
+        round_number: from 1.
+        base: SHA-256 of the adapter that the round starts from, hex.
+    """
+    training = plan.training
+    count = training.steps * training.gradient_accumulation * training.batch_size
+    start = (round_number - 1) * count
+    places: list[int] = []
+    for epoch in range(start // num_rows, (start + count - 1) // num_rows + 1):
+        first = epoch * num_rows
+        order = randomness.permutation(num_rows, "rows", epoch)
+        taken = order[max(start - first, 0) : start + count - first]
+        again = randomness.permutation(len(taken), "order", round_number, base, epoch)
+        places += taken[again].tolist()
+    return places
 
 
 def _keep_no_activations(model: Any) -> None:

@@ -234,6 +234,12 @@ class EncodedUpdate:
     def __post_init__(self) -> None:
         _frozen(self.slots, np.float64, self.layout.num_slots, "EncodedUpdate.slots")
 
+    def sha256(self) -> str:
+        """H(m): of what is encrypted and where it lies, hex."""
+        digest = hashlib.sha256(b"fedshield encoded slots 1" + self.layout.sha256())
+        digest.update(self.slots.astype("<f8", copy=False).tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedIntegers:
@@ -255,6 +261,13 @@ class EncodedIntegers:
             raise ValueError(f"EncodedIntegers.digits: got shape {self.digits.shape}")
         self.digits.flags.writeable = False
         _frozen(self.residual, np.float32, self.layout.num_values, "EncodedIntegers.residual")
+
+    def sha256(self) -> str:
+        """H(m): of what is encrypted and where it lies, hex."""
+        digest = hashlib.sha256(b"fedshield encoded integers 1" + self.layout.sha256())
+        digest.update(self.digits.astype("<i8").tobytes())
+        digest.update(np.asarray(self.reserved, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from audit_kit import make
 
 from fedshield.audit import after_release, canaries, membership, stage
 from fedshield.audit.suite import Effort
+from fedshield.seeds import SiteRandomness
 
 #: Few rows, many passes: nine rows a site, thirty passes.
 BY_HEART = {
@@ -65,7 +66,8 @@ def test_losses_are_those_of_the_trainers_own_evaluation(learnt: Any) -> None:
     plan, _, staged, _, state = learnt
     data = staged.data["bank"]
     pad = staged.base.tokenizer.pad_token_id
-    trainer = LocalTrainer("bank", plan, data, staged.host, pad, "cpu")
+    randomness = SiteRandomness.of_demonstration(plan.seed, "bank")
+    trainer = LocalTrainer("bank", plan, data, staged.host, pad, "cpu", randomness)
     rows = membership.row_losses(staged.base, staged.host, state, data.heldout)
     total = sum(-one.tokens.sum() for one in rows) / sum(one.tokens.size for one in rows)
     assert trainer.evaluate(state) == pytest.approx(total, rel=1e-4)
@@ -79,6 +81,34 @@ def test_a_planted_secret_is_exposed_and_one_never_seen_is_not(learnt: Any) -> N
     assert twice.exposure.value > never.exposure.value + 1.5
     assert twice.exposure.low > canaries.UNSEEN
     assert never.extracted.value == 0
+
+
+def test_rows_that_only_a_site_knows_are_said_to_be_unknown(learnt: Any) -> None:
+    """Members are then all rows, of which the run took some."""
+    plan, scene, _, _, state = learnt
+    names = plan.data.site_names()
+    known = {name: SiteRandomness.of_site(b"s" * 32, plan.sha256()) for name in names}
+    effort = Effort(shadows=False)
+
+    def notes(rounds: int, drew: dict[str, SiteRandomness]) -> set[str]:
+        found = after_release.membership(plan, scene, effort, state, rounds, drew, {}, print)
+        return {finding.note for finding in found}
+
+    first, *others = names
+    short = plan.model_copy(
+        update={"training": plan.training.model_copy(update={"steps": 1, "batch_size": 1})}
+    )
+    plan = short
+    assert notes(1, known) == {""}
+    (told,) = notes(1, {first: known[first]})
+    assert told.startswith(f"which rows the run took is known to {', '.join(others)} alone")
+    # After a whole pass every row was taken, in whatever order.
+    rows = max(len(data.train) for data in scene.data.values())
+    assert notes(rows, {}) == {""}
+    used = stage.trained_rows(plan, first, scene, known[first], 2)
+    assert len(used) == 2
+    assert used != stage.trained_rows(plan, first, scene, known[others[0]], 0)
+    assert set(stage.trained_rows(plan, first, scene, None, 2)) == set(scene.data[first].train)
 
 
 def test_canaries_that_do_not_fit_are_not_measured(learnt: Any) -> None:
@@ -113,7 +143,10 @@ def test_canaries_take_the_place_of_rows_as_often_as_said(learnt: Any) -> None:
 
 def test_members_are_rows_that_were_really_trained_on(staged: Any) -> None:
     found = staged()
-    members, others = after_release._rows(found.plan, found.scene, None)
+    drew = {
+        name: SiteRandomness.of_demonstration(found.plan.seed, name) for name in found.scene.data
+    }
+    members, others = after_release._rows(found.plan, found.scene, drew, None)
     used = {row for batch in found.recording.truth.batches.values() for row in batch}
     assert set(members) <= used
     assert len(members) == len(others) == 6
@@ -144,6 +177,6 @@ def test_shadow_losses_are_of_adapters_that_did_not_see_the_row(
 def test_share_a_has_no_one_adapter_to_attack(staged: Any) -> None:
     plan = make(**{"adapter.train": "share-a"})
     skipped: dict[str, str] = {}
-    found = after_release.membership(plan, staged().scene, Effort(), None, None, skipped, print)
+    found = after_release.membership(plan, staged().scene, Effort(), None, None, {}, skipped, print)
     assert found == []
     assert "share-a" in skipped["membership"]

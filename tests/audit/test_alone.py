@@ -16,7 +16,7 @@ from fedshield.errors import PlanError
 from fedshield.runfolder import RunFolder
 from fedshield.types import SiteMemory
 
-POLICY = "data_path: sample:finance\nmodel_path: tiny-llama\ndevice: cpu\n"
+POLICY = "data_path: sample:finance\nledger_path: ledger\nmodel_path: tiny-llama\ndevice: cpu\n"
 
 
 @pytest.fixture(scope="module")

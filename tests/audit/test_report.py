@@ -280,7 +280,10 @@ def test_a_run_that_stopped_is_audited_as_far_as_it_came(
     assert subject.privacy["uploads"] == 1
     assert subject.released(staged().scene.host.spec) is not None
     scene = staged().scene
-    one, all_of_them = (len(trained_rows(make(rounds=3), "bank", scene, n)) for n in (1, None))
+    drew = subject.drew()["bank"]
+    one, all_of_them = (
+        len(trained_rows(make(rounds=3), "bank", scene, drew, n)) for n in (1, None)
+    )
     assert (one, all_of_them) == (1, 3)
 
 

@@ -13,6 +13,7 @@ from fedshield.audit import after_release, on_updates, page, properties, stage, 
 from fedshield.audit.findings import SETTINGS, Audit
 from fedshield.errors import PlanError
 from fedshield.plan_privacy import PrivacyPlan
+from fedshield.seeds import SiteRandomness
 
 EXAMPLE = {
     "privacy": {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5},
@@ -91,7 +92,8 @@ def test_rows_that_were_drawn_are_what_an_update_is_scored_against(staged: Any) 
     for (site, _), rows in batches.items():
         assert set(rows) <= trained[site]
     # Members are all rows that could have been drawn.
-    assert set(stage.trained_rows(found.plan, "bank", found.scene)) == trained["bank"]
+    drew = SiteRandomness.of_demonstration(found.plan.seed, "bank")
+    assert set(stage.trained_rows(found.plan, "bank", found.scene, drew)) == trained["bank"]
 
 
 def test_updates_of_no_row_are_left_out_and_told(staged: Any) -> None:

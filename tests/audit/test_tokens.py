@@ -80,13 +80,13 @@ def reads(found: Any, seen: Any) -> list[on_updates.Read]:
 def test_at_batch_one_and_one_step_the_server_recovers_every_token_in_the_clear(
     staged: Any,
 ) -> None:
-    """Round 2, where B is no longer zero. Rank 16 on q and v: 32 dimensions; the rows have 25 to
-    39 different tokens, more than a span check could tell."""
+    """Round 2, where B is no longer zero. Rank 16 on q and v: 32 dimensions; the rows have 24 to
+    26 different tokens, more than a span check could tell."""
     found = staged()
     start = found.scene.start(found.plan)
     seen = openings.by_server(found.recording.server, found.plan, start).seen
     for one in reads(found, [one for one in seen if one.round_number == 2]):
-        assert one.hits == one.present >= 25
+        assert one.hits == one.present >= 24
         assert one.complete
     # In round 1 the update has 16 dimensions for each layer: most tokens stay hidden.
     first = reads(found, [one for one in seen if one.round_number == 1])

@@ -83,7 +83,7 @@ def test_at_a_hospital_the_kits_policy_says_where_data_and_model_are(
     plan = plan_in(tmp_path, model={"name": "elsewhere"})
     kit = tmp_path / "kit"
     kit.mkdir()
-    policy = {"data_path": "../own.jsonl", "model_path": "../model"}
+    policy = {"data_path": "../own.jsonl", "ledger_path": "ledger", "model_path": "../model"}
     (kit / "ward.policy.yaml").write_text(yaml.safe_dump(policy))
     own = [{"prompt": f"Own {n}?", "response": "Yes."} for n in range(4)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))

@@ -114,7 +114,7 @@ def test_a_run_that_does_not_fit_is_refused_with_the_batch_that_does(
 ) -> None:
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(10**9, 10**9, "this test"))
     assert typed(plan_file).exit_code == 0
-    large = ("--set", "training.batch_size=100000")
+    large = ("--set", "training.batch_size=100000", "--set", "data.min_examples=1")
     said = typed(plan_file, *large)
     assert said.exit_code == 2
     (line,) = [line for line in said.stderr.splitlines() if line.startswith("fedshield: ")]

@@ -331,9 +331,11 @@ def test_the_options_of_init_are_in_what_is_signed(enrolled: Run) -> None:
         "votes": 2,
         "min_cohort": 3,
         "server": "malicious",
+        "membership": "fixed",
         "in_words": "",
     }
     assert found["model_sha256"] == "ab" * 32
+    assert found["sealing"] == 2
     assert found["allowed"] == {"schemes": ["ckks", "rlwe"], "min_bits": 8, "max_examples": 5000}
     assert "ckks: any ONE site" in enrolled("roster", "verify", "roster.json").out
 

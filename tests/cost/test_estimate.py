@@ -244,7 +244,7 @@ def test_fewer_bits_are_fewer_bytes(tmp_path: Path) -> None:
         plan = tiny_plan(
             tmp_path,
             adapter=adapter,
-            pruning={"mask": "local"},
+            pruning={"method": "none"},
             scheme={"name": "rlwe"},
             encoding={"bits": bits, "headroom": headroom},
         )

@@ -88,7 +88,7 @@ def test_what_a_run_would_refuse_or_leave_out_is_told_before_it(tmp_path: Path) 
 
 
 def test_the_model_that_is_here_is_costed_from_its_own_config(tmp_path: Path) -> None:
-    write_rows(tmp_path / "a.jsonl", 12)
+    write_rows(tmp_path / "a.jsonl", 20)
     plan = plan_of(
         tmp_path, dict.fromkeys("abc", "a.jsonl"), model={"name": "tiny-llama", "config": "no.json"}
     )
@@ -115,7 +115,8 @@ def test_every_number_that_a_config_does_not_say_is_in_the_notes(
     (tmp_path / "bloom" / "config.json").write_text(json.dumps(config))
     sources = dict.fromkeys("abc", "a.jsonl") | {"b": "hub:a/b"}
     targets = {"targets": "all-linear", "dropout": 0.0}
-    plan = plan_of(tmp_path, sources, model={"name": "./bloom"}, adapter=targets)
+    training = {"max_length": 64, "batch_size": 4}
+    plan = plan_of(tmp_path, sources, model={"name": "./bloom"}, adapter=targets, training=training)
     outlook = look_ahead(plan)
     assert outlook.problems == ()
     assert outlook.notes == (
@@ -175,31 +176,43 @@ def test_a_large_file_is_looked_for_and_not_read(
     )
 
 
-@pytest.mark.parametrize(("small", "refused"), [(10, True), (3000, False)])
+@pytest.mark.parametrize(("small", "refused"), [(16, True), (3000, False)])
 def test_bits_that_leave_a_small_site_no_steps_are_refused(
     tmp_path: Path, small: int, refused: bool
 ) -> None:
-    """At 6 bits the largest digit of a sum is 31: a weight of 10 / 6010 of it is no step at all, a
-    third is ten."""
-    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), encoding={"bits": 6})
+    """At 5 bits the largest digit of a sum is 15. The two large sites count for at most three times
+    the least: a weight of 16 / 112 of 15 is two steps, a third is five."""
+    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), encoding={"bits": 5})
     line = inputs.weight_problem(plan, {"a": 3000, "b": 3000, "c": small})
     assert (line is not None) == refused
     if line is not None:
-        assert line.startswith(f"encoding.bits: c has {small} of 6010 training rows; ")
+        assert line.startswith("encoding.bits: c counts for 16 of 112 training rows; ")
         assert line.endswith("use more bits or headroom, or scheme.weights: equal")
 
 
 def test_weights_that_do_not_count_rows_or_are_not_known_are_not_refused(tmp_path: Path) -> None:
-    rows = {"a": 3000, "b": 3000, "c": 10}
+    rows = {"a": 3000, "b": 3000, "c": 16}
     for scheme, bits in (
-        ({"weights": "equal"}, {"bits": 6}),
-        ({}, {"bits": 6, "headroom": True}),
+        ({"weights": "equal"}, {"bits": 5}),
+        ({}, {"bits": 5, "headroom": True}),
         ({"name": "plain"}, {}),
     ):
         plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), scheme=scheme, encoding=bits)
         assert inputs.weight_problem(plan, rows) is None
-    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), encoding={"bits": 6})
-    assert inputs.weight_problem(plan, {"a": 3000, "b": None, "c": 10}) is None
+    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), encoding={"bits": 5})
+    assert inputs.weight_problem(plan, {"a": 3000, "b": None, "c": 16}) is None
+
+
+def test_too_few_rows_are_a_problem_and_rows_that_do_not_count_a_note(tmp_path: Path) -> None:
+    """Rule R6, as far as it is known before rows are tokenised: a run can only have fewer."""
+    plan = plan_of(tmp_path, dict.fromkeys("abc", "x"), training={"batch_size": 20})
+    rows = {"a": 3000, "b": None, "c": 19}
+    (problem,) = inputs.floor_problems(plan, rows)
+    assert problem.startswith("data.min_examples: expected at least 20 rows with loss at c, got 19")
+    (note,) = inputs.cap_notes(plan, rows)
+    assert note.startswith("a: 3,000 rows to train on count as 60 (rule R6: at least 20 rows at")
+    assert inputs.floor_problems(plan, {"a": 20, "b": 60}) == []
+    assert inputs.cap_notes(plan, {"a": 20, "b": 60}) == []
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
@@ -214,6 +227,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     outlook = look_ahead(plan)
     assert [problem.partition(":")[0] for problem in outlook.problems] == [
         "data.sites.d.source",
+        "data.min_examples",
         "training.max_length",
     ]
     assert outlook.cost is not None
@@ -221,6 +235,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     data = plan.data.model_copy(update={"sites": sites})
     three = plan.model_copy(update={"data": data}).with_base_dir(tmp_path)
     assert [problem.partition(":")[0] for problem in look_ahead(three).problems] == [
+        "data.min_examples",
         "training.max_length",
         "encoding.bits",
     ]

@@ -162,8 +162,11 @@ def test_a_change_of_either_part_is_found_where_there_are_more_than_needed(part:
     key = given[2].key.copy()
     key[9] = (key[9] + np.uint64(1)) % np.uint64(shamir.PRIME)
     changed = {"key": replace(given[2], key=key), "residues": replace(given[2], residues=(1, 2))}
-    with pytest.raises(CryptoError, match="does not fit the others"):
+    with pytest.raises(
+        CryptoError, match="at least 1 of 4 answers do not fit the others"
+    ) as caught:
         shares.open_sum(given | {2: changed[part]}, SHAPE, 1)
+    assert caught.value.code == "key-sum"
 
 
 def test_bytes_and_back() -> None:
@@ -199,7 +202,7 @@ def test_nothing_secret_is_in_repr() -> None:
     one = dealt(1, (12345, 54321), SHAPE)[0]
     opened = shares.open_sum(dict(enumerate(dealt(1, (12345, 54321), SHAPE))), SHAPE, 1)
     assert repr(one) == "Share()"
-    assert repr(opened) == "OpenedShares()"
+    assert repr(opened) == "OpenedShares(wrong=frozenset())"
 
 
 def test_known_answers() -> None:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from fedshield.data.files import parse_json
 from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read
+from fedshield.data.text_files import parse_json
 from fedshield.errors import DataError, PlanError
 from fedshield.plan_data import SourcePlan
 from fedshield.planfile import parse_plan

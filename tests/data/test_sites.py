@@ -464,3 +464,47 @@ def test_what_is_not_used_of_a_pool_is_told_to_whoever_asks_for_one_site(
         unused,
     ]
     assert [site.notes for site in load_sites(plan, tokenizer).values()] == [unused, ()]
+
+
+def test_what_enters_has_a_digest_whatever_its_order(tmp_path: Path, tokenizer: Any) -> None:
+    """Rule R3: it changes with what the model reads of the training rows, and with nothing else."""
+    texts = [{"prompt": f"question {k}", "response": "word " * k} for k in range(1, 6)]
+
+    def digests(
+        found: Sequence[dict[str, Any]], max_length: int = 96, **more: Any
+    ) -> tuple[bytes, bytes]:
+        write(tmp_path, "a.jsonl", found)
+        write(tmp_path, "held.jsonl", rows(1, 2))
+        source = {"source": "a.jsonl", "heldout_source": "held.jsonl", **more}
+        data = {"sites": {"a": source}, "min_examples": 1}
+        loaded = load(tmp_path, tokenizer, data, max_length=max_length)["a"]
+        return loaded.sources, loaded.train_digest()
+
+    def digest(*about: Any, **more: Any) -> bytes:
+        return digests(*about, **more)[1]
+
+    whole = digest(texts)
+    assert digest(texts[::-1]) == whole
+    assert digest(texts, rows=5) == whole  # a key of the plan that changes nothing
+    assert digest([{**text, "ward": "B"} for text in texts]) == whole
+    others = [
+        digest(texts, rows=4),
+        digest(texts, max_length=50),  # cuts the longest
+        digest(texts[:3]),
+        digest([*texts, texts[0]]),
+        digest(texts, columns={"prompt": "response", "response": "prompt"}),
+    ]
+    assert len({whole, *others}) == 6
+
+    # What a plan reads of the same records changes what enters, and not which records they are.
+    sources = digests(texts)[0]
+    assert digests(texts[::-1])[0] == sources
+    assert digests(texts, max_length=50)[0] == sources
+    assert digests(texts, columns={"prompt": "response", "response": "prompt"})[0] == sources
+    others = [
+        digests(texts, rows=4)[0],
+        digests(texts[:3])[0],
+        digests([*texts, texts[0]])[0],
+        digests([{**text, "ward": "B"} for text in texts])[0],
+    ]
+    assert len({sources, *others}) == 5

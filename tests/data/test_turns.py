@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedshield.data.files import BadRow
+from fedshield.data.text_files import BadRow
 from fedshield.data.turns import Turn, read_turns, texts_in
 
 ASK = {"role": "user", "content": "Is bed 4 free?"}

@@ -18,7 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from fedshield.engines import inprocess
 from fedshield.engines.flare.kit import KIT
+from fedshield.engines.members import Enrolment
+from fedshield.planfile import load_plan
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 SITES = {"north": "medical", "south": "finance", "west": "maths"}
@@ -57,12 +62,14 @@ class Federation:
         self.port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._runs = 0
+        self._alone: dict[Path, str] = {}
 
     # -- making ----------------------------------------------------------------------------
 
-    def call(self, *arguments: object, status: int = 0) -> str:
+    def call(self, *arguments: object, status: int = 0, typed: str = "") -> str:
         done = subprocess.run(
             command(*arguments),
+            input=typed,
             capture_output=True,
             text=True,
             check=False,
@@ -79,7 +86,8 @@ class Federation:
         assert len(lines) >= 17
         self.type(self._for_all(lines))
         for site, sample in self.sites.items():
-            policy = f"data_path: sample:{sample}\nmodel_path: {self.model}\n"
+            places = {"data_path": f"sample:{sample}", "ledger_path": f"{site}.ledger"}
+            policy = yaml.safe_dump({**places, "model_path": str(self.model)})
             (self.folder / site / f"{site}.policy.yaml").write_text(policy)
 
     def type(self, lines: Iterable[str]) -> list[str]:
@@ -113,6 +121,26 @@ class Federation:
                     peers = ",".join(one for one in self.sites if one != site)
                     mine = line.replace(f"--confirm {','.join(others)}", f"--confirm {peers}")
                     yield re.sub(rf"\b{first}\b", site, mine)
+
+    def alone(self, out: Path) -> str:
+        """The adapter that one process makes of the plan that was submitted to `out`, with the same
+        keys: what a site's training draws at random comes from its own, and from the plan."""
+        if out not in self._alone:
+            plan, _ = load_plan(self.folder / f"plan-{out.name.removeprefix('run-')}.yaml")
+            folder = self.folder / f"alone-{out.name}"
+            folder.mkdir()
+            enrolment = self.enrolment(folder / "keys")
+            done = inprocess.run(plan, folder / "run", enrolment=enrolment)
+            self._alone[out] = str(done.read_json("summary.json")["adapter_sha256"])
+        return self._alone[out]
+
+    def enrolment(self, keys: Path) -> Enrolment:
+        """The roster and everyone's keys, copied to the new folder `keys`: what one process needs
+        to draw as these sites do."""
+        keys.mkdir(mode=0o700)
+        for party in ("coordinator", *self.sites):
+            shutil.copy2(self.folder / party / f"{party}.key", keys)
+        return Enrolment(self.folder / "coordinator" / "roster.json", keys)
 
     def _here(self, line: str) -> str:
         return line.replace("fl.example.org", "localhost").replace("8502", str(self.port))
@@ -205,10 +233,28 @@ class Federation:
 
     # -- runs ------------------------------------------------------------------------------
 
-    def begin(self, plan: Path, *more: object) -> Submission:
+    def begin(
+        self, plan: Path, *more: object, then: Callable[[], object] = lambda: None
+    ) -> Submission:
+        """Submit the plan under a name of its own (a plan has one run), which every site's operator
+        has approved. `then`: what happens between the two."""
         self._runs += 1
         out = self.folder / f"run-{self._runs}"
-        return Submission(self, out, ("submit", plan, "--out", out, *more))
+        raw = yaml.safe_load(plan.read_text())
+        raw["name"] = f"{raw.get('name', 'run')}-{self._runs}"
+        named = self.folder / f"plan-{self._runs}.yaml"
+        named.write_text(yaml.safe_dump(raw))
+        self.approve(named)
+        then()
+        return Submission(self, out, ("submit", named, "--out", out, *more))
+
+    def approve(self, plan: Path, *sites: str) -> None:
+        """What each site's operator (of `sites`; all by default) does at its terminal."""
+        for site in sites or self.sites:
+            said = self.call(
+                *("site", "approve", plan, "--kit", site), typed=f"{len(self.sites)}\n{site}\n"
+            )
+            assert "approved" in said, said
 
     def resume(self, out: Path) -> Submission:
         return Submission(self, out, ("submit", "--resume", out))

@@ -137,7 +137,10 @@ def test_a_site_that_dies_is_told_at_once_with_what_comes_next(
     said = " ".join(said.split())
     assert status == 1
     assert "west does not answer" in said
-    assert "the run stops; go on with --resume (2 sites are left, 3 are needed)" in said
+    assert (
+        "the run stops before its next round; go on with --resume (2 sites are left, 3 are needed)"
+        in said
+    )
     assert re.search(r"west is lost \(in round \d+, .*; the run stops \(2 sites are left", said)
     jobs = {job["id"]: job["status"] for job in seen(whole, "coordinator/admin")["jobs"]}
     assert jobs[json.loads((run.out / "run.json").read_text())["jobs"][-1]] == "failed"

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = yaml.safe_load((ROOT / "examples" / "tiny.yaml").read_text())
     raw |= {"rounds": 2, "evaluation": {"prompts": []}}
-    raw["data"]["heldout_rows"] = 4
+    raw["data"] |= {"heldout_rows": 4, "min_examples": 4}
     for site in raw["data"]["sites"].values():
         site["rows"] = 16
     raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 64}

@@ -32,7 +32,7 @@ def plan_of(privacy: dict[str, Any], rounds: int = 3, weights: str = "equal") ->
     raw = yaml.safe_load(TINY.read_text())
     raw |= {"rounds": rounds, "evaluation": {"prompts": []}, "privacy": privacy}
     raw["scheme"]["weights"] = weights
-    raw["data"]["heldout_rows"] = 4
+    raw["data"] |= {"heldout_rows": 4, "min_examples": 7}
     for number, site in enumerate(raw["data"]["sites"].values()):
         site["rows"] = 20 + 10 * number
     raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 64}
@@ -91,8 +91,9 @@ class Stop(Quiet):
         pass
 
 
-def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for(tmp_path: Path) -> None:
-    """The limit is that of three rounds; one is interrupted after its uploads: two remain."""
+def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for_once(tmp_path: Path) -> None:
+    """The limit is that of three rounds. One is interrupted after its uploads: what left is sent
+    again as it was, and costs nothing more."""
     from fedshield.privacy.terms import terms
 
     _, _, host = prepare(plan_of(SITE), Quiet())
@@ -105,17 +106,16 @@ def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for(tmp_path:
     watch = Stop(0, "")
     inprocess.resume(out, watch)
     found = summary_of(out)
-    assert (found["rounds"], found["rounds_planned"]) == (2, 4)
+    assert (found["rounds"], found["rounds_planned"]) == (3, 4)
     assert found["privacy"]["uploads"] == 3
     assert found["privacy"]["epsilon"] == pytest.approx(free.epsilon(3))
-    assert "before round 3: bank has spent epsilon" in found["ended_early"]
+    assert "before round 4: bank has spent epsilon" in found["ended_early"]
     assert any("the run ends here" in text for text in watch.said)
     state = json.loads((out / "run.json").read_text())
     assert state["status"] == "finished"
     assert (out / "adapter" / "adapter_model.safetensors").stat().st_size > 0
-    # Round 2 was made again, and its rows say what it cost in all.
     spent = {row["round"]: row["epsilon"] for row in rows_of(out)}
-    assert spent == pytest.approx({1: free.epsilon(1), 2: free.epsilon(3)})
+    assert spent == pytest.approx({number: free.epsilon(number) for number in (1, 2, 3)})
     assert "It ended at its privacy budget" in render(read_run(out))
 
 

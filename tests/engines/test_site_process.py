@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from fedshield.engines.flare.kit import Kit
-from fedshield.engines.site_process import SiteProcess
+from fedshield.engines.ledgers import approval_of
+from fedshield.engines.site_process import SiteProcess, site_rows
 from fedshield.errors import UserError
+from fedshield.ledger.file import Ledger
 from fedshield.plan import Plan
+from fedshield.protocol.local import SiteRound
 
 
 def test_each_session_of_a_site_is_in_its_own_run_json(
@@ -80,3 +83,86 @@ def test_a_run_goes_on_under_the_roster_that_it_began_with(
         begins(b"one")
     with pytest.raises(UserError, match="expected the run's base_model_sha256 ba, got another"):
         begins(b"two", "another")
+
+
+def test_whose_answer_was_wrong_is_said_to_the_sites_operator(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its console and in its own metrics, and of an honest round nothing."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan, kit = make_plan(), Kit(tmp_path, "bank")
+    site: Any = SiteProcess("bank", plan, kit.run_folder("ward-1", plan), kit)
+    said: list[str] = []
+    monkeypatch.setattr(site, "_events", SimpleNamespace(note=said.append))
+    site._participant = SimpleNamespace(state=SimpleNamespace(sha256=lambda: "aa"))
+    site._mine.mkdir(parents=True, exist_ok=True)
+    site._begin_session()
+    for number, faulty in ((1, {}), (2, {"clinic": "tag", "bank": "share"})):
+        record = SiteRound(
+            number,
+            "bank",
+            heldout_loss_before=2.0,
+            heldout_loss_after=1.0,
+            faulty_answers=faulty,
+        )
+        site._observed(record)
+    assert [text for text in said if text.startswith("opening the sum")] == [
+        "opening the sum: this site's own answer does not fit the others': a contributor dealt it "
+        "wrong shares; the answer of clinic is not the one that it signed for all sites"
+    ]
+    rows = site_rows(site._folder, "bank")
+    assert [row["faulty_answers"] for row in rows] == [{}, {"clinic": "tag", "bank": "share"}]
+
+
+def test_a_site_with_too_few_rows_refuses_before_it_sends(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule R6. Others learn that it refuses, and not how many rows it has."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan = make_plan({"data.min_examples": 17})
+    folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
+    roster: Any = SimpleNamespace(charter=b"one")
+    with Ledger.create(tmp_path / "ledger") as ledger:
+        ledger.approve(approval_of(plan, roster, ""))
+    admission = SimpleNamespace(
+        simulated=False,
+        local=lambda plan: plan,
+        not_used=lambda _: (),
+        ledger_path=lambda: tmp_path / "ledger",
+        admit=lambda *_: SimpleNamespace(example_cap=None, roster=roster),
+    )
+    site = SiteProcess("bank", plan, folder, admission)
+    reply = site.stand()
+    assert (reply.data, reply.code) == (b"", "refused")
+    told = (folder.path / "sites" / "bank" / "error.log").read_text()
+    assert "data.min_examples: expected at least 17 rows with loss at bank, got 16;" in told
+    assert "rule R6" in told
+    assert not folder.journal_path("bank").exists()
+    assert site.open(0).code == site.handle("invite", b"").code == "refused"
+
+
+def test_a_session_of_an_unapproved_plan_loads_nothing(
+    tmp_path: Path, make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run's folder is there already, as after another roster: why is said to this site's
+    operator, and nothing else changes."""
+    monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
+    plan = make_plan()
+    folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
+    one, two = (SimpleNamespace(charter=charter) for charter in (b"one", b"two"))
+    with Ledger.create(tmp_path / "ledger") as ledger:
+        ledger.approve(approval_of(plan, one, ""))  # type: ignore[arg-type]
+    before = (folder.path / "run.json").read_bytes(), (tmp_path / "ledger").read_bytes()
+    admission: Any = SimpleNamespace(
+        simulated=False,
+        local=lambda plan: plan,
+        ledger_path=lambda: tmp_path / "ledger",
+        admit=lambda *_: SimpleNamespace(example_cap=None, roster=two),
+    )
+    site = SiteProcess("bank", plan, folder, admission)
+    assert site.stand().code == "not-approved"
+    after = (folder.path / "run.json").read_bytes(), (tmp_path / "ledger").read_bytes()
+    assert after == before
+    mine = [path.name for path in (folder.path / "sites" / "bank").iterdir()]
+    assert mine == ["error.log"]
+    assert {path.name for path in folder.path.iterdir()} == {"plan.yaml", "run.json", "sites"}

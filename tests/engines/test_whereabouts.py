@@ -45,7 +45,8 @@ def kit_of(tmp_path: Path, site: str = "north") -> Path:
     kit = tmp_path / "kits" / site
     (kit / "model").mkdir(parents=True)
     (kit / f"{site}.key").write_text("")
-    policy = "data_path: data/rows.jsonl\nmodel_path: model\nmin_bits: 4\ndevice: cpu\n"
+    places = "data_path: data/rows.jsonl\nledger_path: ledger\nmodel_path: model\n"
+    policy = f"{places}min_bits: 4\ndevice: cpu\n"
     (kit / f"{site}.policy.yaml").write_text(policy)
     return kit
 

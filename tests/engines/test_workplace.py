@@ -13,11 +13,12 @@ from fedshield.plan import Plan
 
 def data_of(rows: int) -> SiteData:
     row = Tokens((1,), (1,), 0)
-    return SiteData("x", (row,) * rows, (row,), 0, "", 0, 0, 0, 0)
+    return SiteData("x", (row,) * rows, (row,), 0, "", 0, 0, 0, 0, (), bytes(32))
 
 
 def test_rows_that_do_not_count_are_told(make_plan: Callable[..., Plan]) -> None:
-    plan, data = make_plan(), {"bank": data_of(9), "clinic": data_of(5)}
+    plan = make_plan({"data.min_examples": 5})
+    data = {"bank": data_of(9), "clinic": data_of(5)}
     assert cap_notes(plan, data, None) == cap_notes(plan, data, 9) == []
     assert cap_notes(plan, data, 5) == [
         "bank: 9 rows to train on count as 5 (the roster's max_examples)"

@@ -19,17 +19,24 @@ from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.rlwe import layout as rlwe_layout
 from fedshield.errors import ProtocolError
+from fedshield.ledger.file import Ledger
+from fedshield.ledger.rows import record_hash
+from fedshield.ledger.rules import Approval
 from fedshield.plan import Plan
+from fedshield.plan_floors import min_examples
 from fedshield.planfile import parse_plan
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.local import SiteRound
+from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from fedshield.protocol.local import Contribution, SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import read_round_keys, round_context
+from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.protocol.sites import Replies
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
 
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n in range(11)))
@@ -39,6 +46,8 @@ SPEC = AdapterSpec((TensorSpec("a", (30, 10)), TensorSpec("b", (10, 25))), "00" 
 LARGE = AdapterSpec((TensorSpec("a", (60, 50)), TensorSpec("b", (40, 50))), "00" * 32, 2.0)
 #: Three messages of rlwe, which never carry less than eight blocks of 4096 coefficients.
 HUGE = AdapterSpec((TensorSpec("a", (300, 500)), TensorSpec("b", (10, 50))), "00" * 32, 2.0)
+#: What membership open and local masks ask of a plan. Fake training adds no noise of its own.
+EXAMPLE_LEVEL = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 100.0}
 
 
 def initial_state(spec: AdapterSpec = SPEC) -> AdapterState:
@@ -79,6 +88,13 @@ class FakeWork:
 class MemoryStore:
     saved: dict[int, AdapterState] = field(default_factory=dict)
     memories: dict[int, SiteMemory] = field(default_factory=dict)
+    contribution: Contribution | None = None
+
+    def keep(self, contribution: Contribution) -> None:
+        self.contribution = contribution
+
+    def kept(self) -> Contribution | None:
+        return self.contribution
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self.saved[completed_rounds] = state
@@ -166,6 +182,8 @@ class Federation:
         self.works = {name: FakeWork(name, num_examples[name]) for name in self.names}
         self.stores = {name: MemoryStore() for name in self.names}
         self.seen: dict[str, SiteRound] = {}
+        self.ledgers: dict[str, Ledger] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.participants = {name: self.participant(name, self.roster) for name in self.names}
         self.wire = Wire(self.participants)
         self.coordinator = self.another_coordinator()
@@ -178,6 +196,7 @@ class Federation:
         completed: int = 0,
         memory: SiteMemory | None = None,
     ) -> Participant:
+        first = initial_state(self.spec)
         return Participant(
             name=name,
             plan=self.plan,
@@ -186,11 +205,40 @@ class Federation:
             work=self.works[name],
             store=self.stores[name],
             journal=Journal(self.folder / f"{name}.jsonl"),
-            state=initial_state(self.spec) if state is None else state,
+            line=self.line(name, roster),
+            start=standing_digest(first, first_memory(self.plan, first)),
+            state=first if state is None else state,
             completed_rounds=completed,
+            randomness=SiteRandomness.of_demonstration(self.plan.seed, name),
             memory=memory,
             observe=lambda record: self.seen.__setitem__(record.site, record),
         )
+
+    def line(self, name: str, roster: Roster) -> Line:
+        """The site's ledger, opened again, with the plan approved under this roster."""
+        if name in self.ledgers:
+            self.ledgers[name].close()
+        path = self.folder / f"{name}.ledger"
+        self.ledgers[name] = ledger = Ledger.open(path) if path.exists() else Ledger.create(path)
+        approval = Approval(
+            self.plan.sha256(),
+            roster_digest(roster),
+            "00" * 32,
+            self.plan.rounds,
+            tallies(self.plan),
+        )
+        if ledger.approvals.get(approval.plan) != approval:
+            ledger.approve(approval)
+        hashes = {record_hash(ledger.record_key, f"{name} {k}".encode()) for k in range(3)}
+        part = hashlib.sha256(name.encode()).digest()
+        # Fake work has fewer rows than rule R6 asks for.
+        examples = max(self.works[name].num_examples, min_examples(self.plan))
+        records = Records(frozenset(hashes), examples, part, part)
+        return Line(ledger, name, self.plan, roster, "run", records)
+
+    def head_of(self, name: str) -> bytes:
+        """What the site would sign of its ledger now."""
+        return self.participants[name]._line.statement(self.keys[name].sign)
 
     def another_coordinator(self, key: SigningKey | None = None) -> Coordinator:
         return Coordinator(self.plan, self.roster, self.wire, (key or self.server).sign)
@@ -284,7 +332,11 @@ MakeFederation = Callable[..., Federation]
 @pytest.fixture
 def federation(tmp_path: Path) -> MakeFederation:
     """`federation('ckks', sites=3, weights='equal', rules={'threshold': 4}, **plan changes)`;
-    `rules`: more keys of the plan's scheme."""
+    `rules`: more keys of the plan's scheme.
+
+    Under rlwe, four sites or more may be lost (membership open, and so with privacy.unit example),
+    unless `rules` says which membership, or the plan what its privacy is: what keeps two sets of
+    one sum apart is tested by sets that differ."""
     made: list[Federation] = []
 
     def make(
@@ -300,13 +352,29 @@ def federation(tmp_path: Path) -> MakeFederation:
         chosen: dict[str, Any] = {"name": scheme, "weights": weights, "parameters": parameters}
         if scheme == "rlwe" and sites == 2:
             chosen["max_colluding"] = 0  # two sites learn of each other from any sum
+        given = dict(rules or {})
+        if (
+            scheme == "rlwe"
+            and sites > 3
+            and "membership" not in given
+            and "privacy" not in changes
+        ):
+            given["membership"] = "open"
+        masked = scheme == "rlwe" and changes.get("pruning", {}).get("mask") == "local"
+        if given.get("membership") == "open" or masked:
+            adapter = {"dropout": 0.0} | changes.get("adapter", {})
+            changes = {"privacy": EXAMPLE_LEVEL, **changes, "adapter": adapter}
         raw: dict[str, Any] = {
             "rounds": 4,
-            "data": {"sites": {name: {"source": "sample:finance"} for name in names}},
+            "data": {
+                "sites": {name: {"source": "sample:finance"} for name in names},
+                # Of no effect on fake work but by rule R6: that no count is cut.
+                "min_examples": 5000,
+            },
             "pruning": {"method": "none"},
             # Fake training moves values by about one: clips must reach as far.
             "training": {"learning_rate": 0.5, "steps": 10, "lr_schedule": "constant"},
-            "scheme": chosen | dict(rules or {}),
+            "scheme": chosen | given,
             **changes,
         }
         folder = tmp_path / f"federation-{len(made)}"
@@ -334,6 +402,7 @@ def three_blocks(federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) ->
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing here survives a power cut, so nothing need wait for a disk."""
     monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
+    monkeypatch.setattr("fedshield.ledger.file.os.fsync", lambda _: None)
 
 
 @pytest.fixture

@@ -188,6 +188,7 @@ def test_nothing_but_digests_sizes_names_and_decisions(four: Logged) -> None:
         *("public_key", "plan", "roster", "charter", "demonstration", "policy", "fedshield"),
         *("dropped_bytes", "completed_rounds", "upload", "blocks", "complaints", "contributors"),
         *("aggregate", "receipt", "sites", "bytes", "lost", "refused", "reason", "command"),
+        *("answer_tag", "answers"),
     }
     for data in four.logs().values():
         assert b"nan" not in data

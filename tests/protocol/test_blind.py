@@ -24,19 +24,21 @@ import numpy as np
 import pytest
 import tenseal
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fedshield.crypto import framing, shamir
 from fedshield.crypto.adders import CkksAdder
 from fedshield.crypto.ckks import CkksScheme
 from fedshield.crypto.keys import RunKey, SigningKey
+from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.scheme import CKKS
-from fedshield.crypto.seal import unseal
+from fedshield.crypto.seal import Channel, receive
 from fedshield.errors import CryptoError
-from fedshield.protocol import codec, messages, summation
+from fedshield.protocol import channels, codec, messages, run_keys, summation
 from fedshield.protocol.ciphers import OneTimeKeys, Sealed
 from fedshield.protocol.run_keys import PURPOSE, RunKeys
 from fedshield.protocol.session import aggregate_digest, contributors_digest, upload_digest
@@ -178,10 +180,15 @@ class Watched:
             self.named.setdefault(what, []).extend(integer_windows(values))
 
         class Ephemeral(RunKey):
-            def __init__(ephemeral) -> None:
-                super().__init__()
-                raw = ephemeral.private.private_bytes_raw()
-                self.named.setdefault("the ephemeral keys", []).append(raw)
+            def __init__(ephemeral, secret: bytes) -> None:
+                super().__init__(secret)
+                self.named.setdefault("the ephemeral keys", []).extend(private_halves(ephemeral))
+
+        def encapsulate(*arguments: Any, **bound: Any) -> Any:
+            channel = send(*arguments, **bound)
+            halves = channel.secret[:32], channel.secret[32:]
+            self.named.setdefault("the secrets of boxes", []).extend(halves)
+            return channel
 
         def one_time_key(*arguments: Any) -> Any:
             key = make(*arguments)
@@ -214,6 +221,9 @@ class Watched:
 
         make, deal, add = rlwe.one_time_key, shamir.share, shamir.add_shares
         combine, deal_residues = shamir.reconstruct, shamir.share_residues
+        send = channels.encapsulate
+        patch.setattr(channels, "encapsulate", encapsulate)
+        patch.setattr(run_keys, "encapsulate", encapsulate)
         patch.setattr(summation, "RunKey", Ephemeral)
         patch.setattr(rlwe, "one_time_key", one_time_key)
         patch.setattr(shamir, "share", share)
@@ -238,15 +248,20 @@ class Watched:
         return contribution
 
 
+def private_halves(key: RunKey) -> list[bytes]:
+    """X25519, and both halves of the ML-KEM seed."""
+    seed = key.mlkem.private_bytes_raw()
+    return [key.x25519.private_bytes_raw(), seed[:32], seed[32:]]
+
+
 class Secrets:
     """What the sites of a federation know and nobody else may, as needles by name."""
 
     def __init__(self, federation: Any, watched: Watched, first: Any) -> None:
         self.named: dict[str, list[bytes]] = dict(watched.named)
         for name, one in federation.participants.items():
-            run_key = one._run_key.private.private_bytes_raw()
             signing = federation.keys[name]._private.private_bytes_raw()
-            self.named[f"{name}'s run key"] = [run_key]
+            self.named[f"{name}'s run key"] = private_halves(one._run_key)
             self.named[f"{name}'s signing key"] = [signing]
             self.named[f"{name}'s own secret"] = [one._secret]
         keys = federation.participants["bank"]._keys
@@ -340,12 +355,18 @@ def test_the_search_finds_the_values_that_plain_sends(
 def test_the_search_finds_shares_that_are_not_sealed(
     federation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Control: where boxes are only framed, every share and every answer is found in them."""
+    """Control: where boxes are only framed, every share and answer and the group key is found in
+    them."""
     ours = federation("rlwe", weights="private")
-    monkeypatch.setattr(summation, "seal", lambda content, *_, **__: bytes(32) + content)
-    monkeypatch.setattr(summation, "unseal", lambda box, *_, **__: box[32:])
+    monkeypatch.setattr(Channel, "seal", lambda _, content, *__, **___: bytes(48) + content)
+    monkeypatch.setattr(Channel, "unseal", lambda _, box, *__, **___: box[48:])
     hits = run_and_collect(ours, monkeypatch).found_in(traffic(ours))
-    assert hits == ["the answers", "the residues and their shares", "the shares"]
+    assert hits == [
+        "the answers",
+        "the group key",
+        "the residues and their shares",
+        "the shares",
+    ]
 
 
 @pytest.mark.parametrize("blind", ["ckks", "rlwe"], indirect=True)
@@ -414,7 +435,8 @@ def test_nothing_that_the_coordinator_holds_is_secret(blind: tuple[Any, Secrets]
     contexts = contexts_in(things)
     assert bool(contexts) == (adder is CkksAdder)
     assert not any(context.has_secret_key() for context in contexts)
-    forbidden = (CkksScheme, RunKeys, RunKey, np.ndarray, X25519PrivateKey)
+    forbidden = (CkksScheme, RunKeys, RunKey, np.ndarray, X25519PrivateKey, MLKEM768PrivateKey)
+    forbidden += (Channel, channels.Channels)
     forbidden += (OneTimeKeys, Sealed, rlwe.OneTimeKey, summation.Summation, summation.Member)
     assert [thing for thing in things if isinstance(thing, forbidden)] == []
     signing = [thing for thing in things if isinstance(thing, SigningKey)]
@@ -488,29 +510,37 @@ def parts(federation: Any) -> set[bytes]:
     }
 
 
-def opens_with(
-    box: bytes, candidates: Iterable[bytes], peers: Iterable[bytes], bound: dict[str, Any]
-) -> int:
-    """Try every candidate as an X25519 key, and as the box's own key; how many were tried. Every
-    public half is tried with each private one: the box's key is bound to both."""
-    tried = 0
-    for candidate in candidates:
+def opens_with(channel: Channel, box: bytes, purpose: str, about: bytes, saw: set[bytes]) -> int:
+    """Try everything that was seen: as the box's own key, and in place of either of the channel's
+    two secrets, or of a private key that gives it, beside the other one, which is true: as if that
+    were broken. How many were tried."""
+    seen = [part for part in saw if len(part) == 32]
+    seeds = [part for part in saw if len(part) == 64] + [part * 2 for part in seen]
+    mlkem, x25519 = channel.secret[:32], channel.secret[32:]
+    tried = {mlkem + part for part in seen} | {part + x25519 for part in seen}
+    tried |= {part for part in saw if len(part) == 64}
+    for seed in seeds:
+        found = MLKEM768PrivateKey.from_seed_bytes(seed).decapsulate(channel.ciphertext)
+        tried.add(found + x25519)
+    for part in seen:
+        private = X25519PrivateKey.from_private_bytes(part)
+        for public in channel.keys[:2]:
+            tried.add(mlkem + private.exchange(X25519PublicKey.from_public_bytes(public)))
+    assert channel.secret not in tried
+    for part in seen:
         with pytest.raises(InvalidTag):
-            ChaCha20Poly1305(candidate).decrypt(bytes(12), box[32:], bound.get("associated", b""))
-        key = RunKey()
-        key.private = X25519PrivateKey.from_private_bytes(candidate)
-        for own in {key.private.public_key().public_bytes_raw(), *peers}:
-            key.public = own
-            for peer in peers:
-                with pytest.raises(CryptoError):
-                    unseal(box, key, peer, **bound)
-                tried += 1
-    return tried
+            ChaCha20Poly1305(part).decrypt(bytes(12), box[32:], about)
+    for secret in tried:
+        with pytest.raises(CryptoError):
+            dataclasses.replace(channel, secret=secret).unseal(box, purpose, associated=about)
+    return len(tried)
 
 
 def candidates(federation: Any) -> set[bytes]:
-    """Every 32 bytes that the coordinator saw or holds."""
-    saw = {part for part in parts(federation) if len(part) == 32}
+    """Every 32 or 64 bytes that the coordinator saw or holds."""
+    saw = {part for part in parts(federation) if len(part) in (32, 64)}
+    for public in (part for part in parts(federation) if len(part) == PUBLIC_KEY_BYTES):
+        saw |= {public[at : at + 32] for at in range(0, PUBLIC_KEY_BYTES, 32)}
     return saw | {federation.server._private.private_bytes_raw(), federation.server.public}
 
 
@@ -521,17 +551,17 @@ def test_the_key_boxes_open_with_nothing_that_the_coordinator_has(
     offer = federation.opened(federation.wire.of("bank", "make-key")[0].reply)[3]
     assert set(offer["boxes"]) == {"clinic", "hospital"}
     saw = candidates(federation)
-    peers = {name: one._run_key.public for name, one in federation.participants.items()}
-    assert set(peers.values()) <= saw
+    keys = {name: one._run_key for name, one in federation.participants.items()}
+    assert {key.public.x25519 for key in keys.values()} <= saw
     for receiver, sealed in offer["boxes"].items():
-        box = federation.opened(sealed)[3]["box"]
+        data = federation.opened(sealed)[3]["box"]
         context = federation.coordinator._session.context
-        bound = {"purpose": PURPOSE, "context": context, "names": ("bank", receiver)}
-        assert opens_with(box, saw, peers.values(), bound) > 250
-        opened = unseal(  # control: the receiver's key opens it
-            box, federation.participants[receiver]._run_key, peers["bank"], **bound
+        channel, box = receive(  # control: the receiver's key opens it
+            data, keys[receiver], keys["bank"].public, context=context, names=("bank", receiver)
         )
+        opened = channel.unseal(box, PURPOSE)
         assert opened[:32] == federation.participants["bank"]._keys.group_key
+        assert opens_with(channel, box, PURPOSE, b"", saw) > 250
 
 
 def test_the_share_boxes_open_with_nothing_that_the_coordinator_has(federation: Any) -> None:
@@ -548,28 +578,29 @@ def test_the_share_boxes_open_with_nothing_that_the_coordinator_has(federation: 
     ours.coordinator.round(1)
     saw = candidates(ours)
     keys = {name: sums[name]._key for name in ours.names}
-    peers = {name: key.public for name, key in keys.items()}
-    assert set(peers.values()) <= saw
-    context = ours.binding.context
+    assert {key.public.x25519 for key in keys.values()} <= saw
     uploads = {
         name: messages.Upload.from_body(ours.opened(ours.wire.of(name, "work")[0].reply)[3])
         for name in ours.names
     }
     digests = tuple(ours.opened(ours.wire.of("bank", "announce")[0].command)[3]["block_digests"])
     about = contributors_digest(uploads) + aggregate_digest(digests)
-    for method, purpose in (("fetch-shares", summation.SHARE), ("quorum", summation.ANSWER)):
-        boxes = ours.opened(ours.wire.of("bank", method)[0].reply)[3]["boxes"]
-        assert set(boxes) == {"clinic", "hospital"}
-        for receiver, box in boxes.items():
-            bound = {
-                "purpose": purpose,
-                "context": context,
-                "names": ("bank", receiver),
-                "associated": upload_digest(uploads["bank"]) if method != "quorum" else about,
-            }
-            assert opens_with(box, saw, peers.values(), bound) > 250
-            share = unseal(box, keys[receiver], peers["bank"], **bound)  # control
-            assert len(share) == sums["bank"]._shape(sums["bank"]._layout).num_bytes
+    shares, answers = (
+        ours.opened(ours.wire.of("bank", method)[0].reply)[3]["boxes"]
+        for method in ("fetch-shares", "quorum")
+    )
+    for receiver in ("clinic", "hospital"):
+        channel, share = receive(
+            shares[receiver], keys[receiver], keys["bank"].public,
+            context=ours.binding.context, names=("bank", receiver),
+        )  # fmt: skip
+        for box, purpose, speaks_of in (
+            (share, channels.SHARE, upload_digest(uploads["bank"])),
+            (answers[receiver], channels.ANSWER, about),
+        ):
+            content = channel.unseal(box, purpose, associated=speaks_of)  # control
+            assert len(content) == sums["bank"]._shape(sums["bank"]._layout).num_bytes
+            assert opens_with(channel, box, purpose, speaks_of, saw) > 250
 
 
 # -- its memory ------------------------------------------------------------------------------
@@ -737,6 +768,7 @@ def test_the_memory_of_the_coordinators_process_holds_no_secret(
             "fedshield.crypto.seal",
             "fedshield.crypto.shamir",
             "fedshield.crypto.shares",
+            "fedshield.protocol.channels",
             "fedshield.protocol.ciphers",
             "fedshield.protocol.participant",
             "fedshield.protocol.run_keys",

@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +20,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlkem_reference import RepeatingPublicKey
+from threshold_kit import NoLedger
 
 from fedshield import encode_integers
+from fedshield.crypto import keys as keys_module
 from fedshield.crypto import seal as seal_module
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
@@ -34,9 +37,10 @@ from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.params import RING_DEGREE, RlweParameters
 from fedshield.crypto.scheme import rlwe_parameters
+from fedshield.crypto.seal import CIPHERTEXT_BYTES
 from fedshield.encode_integers import UPDATE_RESERVED
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages, summation
+from fedshield.protocol import envelope, messages
 from fedshield.protocol.ciphers import OneTimeKeys, Sealed, rlwe_layout
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
@@ -292,21 +296,16 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> Boxes:
     return Boxes(monkeypatch)
 
 
-def run_key(raw: bytes) -> RunKey:
-    key = RunKey.__new__(RunKey)
-    key.private = X25519PrivateKey.from_private_bytes(raw)
-    key.public = key.private.public_key().public_bytes_raw()
-    return key
-
-
 def fixed(label: str) -> bytes:
     return hashlib.sha256(b"fedshield sum vectors " + label.encode()).digest()
 
 
 class Federation:
-    """The sums of three sites, driven step by step; every site may have clones."""
+    """The sums of three sites, driven step by step; every site may have clones. Every draw
+    repeats, also what a site encapsulates: clones share ML-KEM secrets with their peers."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(seal_module, "MLKEM768PublicKey", RepeatingPublicKey)
         self._folder = folder
         self._monkeypatch = monkeypatch
         self.keys = {name: SigningKey(fixed(f"sign {name}")) for name in NAMES}
@@ -323,18 +322,21 @@ class Federation:
     def site(self, name: str, ephemeral: bytes | None = None) -> Summation:
         """A process of the site: all with the same keys, each with a disk of its own."""
         self._made += 1
-        key = run_key(ephemeral or fixed(f"x25519 {name}"))
+        random = ephemeral or fixed(f"round key {name}") + fixed(f"more {name}")
+        line: Any = NoLedger(fixed(f"head {name}"))
         member = Member(
             name,
             self.roster,
             "peers",
             Journal(self._folder / f"{self._made}.jsonl"),
+            line,
             self.keys[name].sign,
             self.group_key,
+            fixed(f"site secret {name}"),
         )
-        cipher = OneTimeKeys(PACKING, self.group_key, fixed(f"site secret {name}"))
+        cipher = OneTimeKeys(PACKING, self.group_key, member.secret)
         with self._monkeypatch.context() as patch:
-            patch.setattr(summation, "RunKey", lambda: key)
+            patch.setattr(os, "urandom", lambda size: random[:size])
             return Summation(member, cipher, self.session, "base", b"a model and its clips")
 
     def signed(
@@ -420,8 +422,12 @@ def test_clones_with_other_vectors_reuse_no_key(
         assert other._sealed is not None
         assert np.mean(one._sealed.secret == other._sealed.secret) < 0.12
         assert opened_by_difference(one.fetch(0), other.fetch(0), vector(n), vector(m)) < 0.2
-        salts = [{box[:32] for box in each.shares().values()} for each in (one, other)]
-        assert len(salts[0] | salts[1]) == 4
+        sent = [[*each.shares().values()] for each in (one, other)]
+        # The same ciphertexts, hence the same ML-KEM secrets: salts keep the keys apart.
+        assert {box[:CIPHERTEXT_BYTES] for box in sent[0]} == {
+            box[:CIPHERTEXT_BYTES] for box in sent[1]
+        }
+        assert len({box[CIPHERTEXT_BYTES:][:32] for box in sent[0] + sent[1]}) == 4
         assert one._upload is not None
         assert other._upload is not None
         assert upload_digest(one._upload) != upload_digest(other._upload)
@@ -431,7 +437,7 @@ def test_clones_with_other_peers_reuse_no_key(federation_of_sums: Federation, bo
     """The coordinator shows one clone other round keys of its peers: another context."""
     ours = federation_of_sums
     (one,), _ = clones_of(ours, 1)
-    others = [ours.site(name, ephemeral=fixed(f"other {name}")) for name in NAMES[1:]]
+    others = [ours.site(name, ephemeral=fixed(f"other {name}") * 2) for name in NAMES[1:]]
     clone = ours.site("bank")
     ours.begin([clone], others)
     assert clone.binding != one.binding
@@ -499,7 +505,7 @@ def test_clones_that_answer_for_other_sums_reuse_no_key(
 def test_an_ephemeral_key_seals_each_content_under_a_key_of_its_own() -> None:
     """`seal` with a salt key: another sender, receiver, purpose, context, thing spoken of or
     content is another salt; the same is the same box."""
-    key, peer = run_key(fixed("one")), run_key(fixed("two")).public
+    key, peer = RunKey(fixed("one")), RunKey(fixed("two")).public
     base: dict[str, Any] = {
         "purpose": "share",
         "context": CONTEXT,
@@ -507,6 +513,12 @@ def test_an_ephemeral_key_seals_each_content_under_a_key_of_its_own() -> None:
         "associated": b"about",
         "salt_key": bytes(32),
     }
+    through = seal_module.encapsulate(key, peer, context=CONTEXT, names=("bank", "clinic"))
+
+    def box(content: bytes, **bound: Any) -> bytes:
+        kept = {name: bound.pop(name) for name in ("context", "names")}
+        return replace(through, **kept).seal(content, bound.pop("purpose"), **bound)
+
     changes: list[dict[str, Any]] = [
         {},
         {"purpose": "answer"},
@@ -518,10 +530,10 @@ def test_an_ephemeral_key_seals_each_content_under_a_key_of_its_own() -> None:
         {"associated": b""},
         {"salt_key": bytes([1]) + bytes(31)},
     ]
-    found = [seal_module.seal(b"secret", key, peer, **(base | change)) for change in changes]
-    found += [seal_module.seal(content, key, peer, **base) for content in (b"secre", b"tsecret")]
-    assert len({box[:32] for box in found}) == len(changes) + 2
-    assert seal_module.seal(b"secret", key, peer, **base) == found[0]
+    found = [box(b"secret", **(base | change)) for change in changes]
+    found += [box(content, **base) for content in (b"secre", b"tsecret")]
+    assert len({one[:32] for one in found}) == len(changes) + 2
+    assert box(b"secret", **base) == found[0]
 
 
 # -- a whole federation under a broken generator -------------------------------------------------
@@ -530,9 +542,13 @@ def test_an_ephemeral_key_seals_each_content_under_a_key_of_its_own() -> None:
 def test_no_key_is_used_twice_while_a_generator_gives_zeros(
     federation: Any, monkeypatch: pytest.MonkeyPatch, boxes: Boxes
 ) -> None:
-    """Every draw for one-time keys is zeros, at every site, in every sum: seeds still differ
-    between sites, sums and rounds, and the sums are right."""
-    monkeypatch.setattr(rlwe, "os", SimpleNamespace(urandom=bytes))
+    """Every draw for keys is zeros and every encapsulation the same, at every site, in every sum:
+    seeds still differ between sites, sums and rounds, no box has another's key, and the sums are
+    right."""
+    ours = federation("rlwe", weights="private")
+    for module in (rlwe, keys_module):
+        monkeypatch.setattr(module, "os", SimpleNamespace(urandom=bytes))
+    monkeypatch.setattr(seal_module, "MLKEM768PublicKey", RepeatingPublicKey)
     seeds: list[bytes] = []
     derive = rlwe.derive_seed
 
@@ -542,7 +558,7 @@ def test_no_key_is_used_twice_while_a_generator_gives_zeros(
         return seeds[-1]
 
     monkeypatch.setattr(rlwe, "derive_seed", recorded)
-    ours = federation("rlwe", weights="private").run(2)
+    ours.run(2)
     assert ours.coordinator.completed_rounds == 2
     assert len(seeds) == len(set(seeds)) == 3 * 3
     assert boxes.reused() == 0
@@ -572,7 +588,7 @@ def known(values: Ints) -> dict[str, Any]:
 
 
 def known_boxes(found: dict[str, bytes]) -> dict[str, Any]:
-    return {to: {"salt": box[:32].hex(), "sha256": sha256(box)} for to, box in found.items()}
+    return {to: {"bytes": len(box), "sha256": sha256(box)} for to, box in found.items()}
 
 
 def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> None:
@@ -602,7 +618,7 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
     raw = {}
     for name, one in sites.items():
         expected = answers["sites"][name]
-        assert one._key.public.hex() == expected["x25519_public"]
+        assert sha256(one._key.public.to_bytes()) == expected["public_key_sha256"]
         digits = np.array(expected["digits"], dtype=np.int16)
         raw[name] = ours.contribute(one, encoded(digits, tuple(expected["reserved"])))
         upload, sealed = one._upload, one._sealed
@@ -651,20 +667,26 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
         assert vote.contributors.hex() == answers["contributors_digest"]
         assert vote.aggregate.hex() == answers["aggregate_digest"]
         votes[name] = ours.signed(one, vote)
-    given = {}
+    given, tags = {}, {}
     for name, one in sites.items():
-        given[name] = one.quorum(messages.Quorum(votes)).boxes
+        answer = one.quorum(messages.Quorum(votes))
+        given[name], tags[name] = answer.boxes, answer.tag
+        found_tag = messages.AnswerTag.from_body(
+            envelope.unseal(answer.tag, "answer-tag", one.binding, name, ours.roster.public(name))
+        )
+        assert found_tag.tag.hex() == answers["answers"][name]["tag"]
         assert known_boxes(given[name]) == answers["answers"][name]["boxes"]
         assert one._own_answer is not None
         assert sha256(sharing.to_bytes(one._own_answer)) == answers["answers"][name]["share"]
     for name, one in sites.items():
         one.deliver(messages.Deliver(0, aggregate))
         boxes = {holder: given[holder][name] for holder in NAMES if holder != name}
-        shares_opened = one._opened(boxes, layout)
+        opening = messages.Open(boxes, {holder: tags[holder] for holder in boxes})
+        shares_opened = one._opened(opening, [aggregate], layout)
         assert known(shares_opened.key_sum) == answers["key_sum"]
         assert list(shares_opened.residues) == answers["residue_sum"]
         steps_of_one = [(slice(0, 60), float(PACKING.max_digit))]
-        opened = one.open(messages.Open(boxes), steps_of_one)
+        opened = one.open(opening, steps_of_one)
         assert opened.values.tolist() == answers["opened"]["values"]
         ones, weight, loss = answers["opened"]["reserved"]
         assert dict(opened.reserved) == {
@@ -691,7 +713,9 @@ def test_a_changed_vote_is_refused_in_the_known_sum(federation_of_sums: Federati
     aggregate = ours.aggregate(sites.values())
     vote = sites["bank"].announce(messages.Announce(raw, (hashlib.sha256(aggregate).digest(),)))
     old = messages.Vote(
-        bytes.fromhex(VECTORS["contributors_digest"]), bytes.fromhex(VECTORS["aggregate_digest"])
+        bytes.fromhex(VECTORS["contributors_digest"]),
+        bytes.fromhex(VECTORS["aggregate_digest"]),
+        b"",
     )
     assert vote.contributors != old.contributors
     assert vote.aggregate != old.aggregate

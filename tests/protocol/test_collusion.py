@@ -44,7 +44,6 @@ from fedshield.protocol.session import (
     contributors_digest,
     upload_digest,
 )
-from fedshield.protocol.summation import ANSWER, SHARE
 from fedshield.quorum import resolve
 
 Ints = np.ndarray[Any, Any]
@@ -294,7 +293,7 @@ class Observed:
         assert colluder in self.colluders
         box = self.reply(dealer, "fetch-shares")["boxes"][colluder]
         about = upload_digest(self.upload(dealer))
-        raw = self.sums[colluder]._unseal(box, dealer, SHARE, about)
+        raw = self.sums[colluder]._channels.open_share(box, dealer, about)
         return sharing.from_bytes(raw, self.shape)
 
     def answer(self, holder: str) -> sharing.Share:
@@ -302,7 +301,8 @@ class Observed:
         box = self.reply(holder, "quorum")["boxes"][self.colluders[0]]
         vote = messages.Vote.from_body(self.reply(holder, "announce"))
         about = vote.contributors + vote.aggregate
-        raw = self.sums[self.colluders[0]]._unseal(box, holder, ANSWER, about)
+        channels = self.sums[self.colluders[0]]._channels
+        raw = channels.open_answer(box, holder, about)
         return sharing.from_bytes(raw, self.shape)
 
     def aggregate(self) -> bytes:
@@ -554,7 +554,7 @@ def test_boxes_between_honest_sites_do_not_open_for_the_coalition(seen: Observed
         for colluder in seen.colluders:
             for sender in (victim, holder):
                 with pytest.raises(CryptoError, match="does not open"):
-                    seen.sums[colluder]._unseal(boxes[holder], sender, SHARE, about)
+                    seen.sums[colluder]._channels.open_share(boxes[holder], sender, about)
 
 
 # -- the same for every federation, as ranks ----------------------------------------------------
@@ -685,6 +685,7 @@ class Driven:
         return messages.Vote(
             contributors_digest({site: self.uploads[site] for site in sites}),
             aggregate_digest((digest,)),
+            self.federation.head_of(self.colluders[0]),
         )
 
     def answers(self, sites: tuple[str, ...], voters: Iterable[str]) -> dict[int, Any]:
@@ -694,7 +695,13 @@ class Driven:
         digest = hashlib.sha256(self.aggregate(sites)).digest()
         announce = messages.Announce({site: self.raw[site] for site in sites}, (digest,))
         votes = {
-            one: envelope.seal("vote", ours.binding, one, vote.to_body(), ours.keys[one].sign)
+            one: envelope.seal(
+                "vote",
+                ours.binding,
+                one,
+                replace(vote, head=ours.head_of(one)).to_body(),
+                ours.keys[one].sign,
+            )
             for one in self.colluders
         }
         voters = list(voters)
@@ -709,9 +716,9 @@ class Driven:
         spy = ours.participants[self.colluders[0]]._sum
         for site in voters:
             boxes = ours.send(site, messages.Quorum(votes))[1]["boxes"]
-            raw = spy._unseal(
-                boxes[self.colluders[0]], site, ANSWER, vote.contributors + vote.aggregate
-            )
+            about = vote.contributors + vote.aggregate
+            box = boxes[self.colluders[0]]
+            raw = spy._channels.open_answer(box, site, about)
             found[ours.roster.index(site)] = sharing.from_bytes(raw, self.shape)
         return found
 
@@ -791,9 +798,15 @@ def test_the_losses_that_are_promised_are_survived_and_no_more(
 ) -> None:
     """`Rules.in_words` against live sites: before the upload, and after it."""
     rules = federation("rlwe", sites=sites, rules=given).plan.rules()
-    before = sites - max(rules.min_cohort, rules.threshold, rules.votes)
-    after = sites - max(rules.threshold, rules.votes)
-    assert f"survives {before} lost before uploading and {after} lost after" in rules.in_words()
+    least = max(rules.threshold, rules.votes, rules.certificate)
+    before = sites - max(rules.min_cohort, least)
+    after = sites - least
+    if rules.membership == "open":
+        assert f"survives {before} lost before uploading and {after} lost after" in rules.in_words()
+    else:
+        assert before == 0
+        said = f"loses {after} after the upload still ends" if after else "without one that is lost"
+        assert said in rules.in_words()
 
     def lost(site: Any, method: str) -> None:
         def gone(_: bytes) -> messages.Message:

@@ -95,6 +95,9 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["run_key"]),
             join["completed_rounds"],
             join["num_examples"],
+            raw(join["version"]),
+            raw(join["head"]),
+            raw(join["heads"]),
         )
         for name, join in vector["joins"].items()
     }
@@ -116,6 +119,7 @@ def test_known_answers_for_digests() -> None:
             raw(one["layout_tag"]),
             tuple(raw(one["block_digests"])),
             raw(one["share_digests"]),
+            raw(one["head"]),
         )
         for name, one in vector["uploads"].items()
     }
@@ -326,21 +330,23 @@ class TestMessages:
         messages.Announce({"a": b"1"}, (b"d", b"e")),
         messages.Deliver(0, b"block"),
         messages.Quorum({"a": b"1", "b": b"2"}),
-        messages.Open({"a": b"box"}),
+        messages.Open({"a": b"box"}, {"a": b"tag"}),
         messages.Evaluate(),
         messages.Finish({}),
-        messages.Join(b"n", b"k", 3, 0),
+        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),
         messages.RoundKey(b"k", b"tag", {"a": b"", "b": b""}),
-        messages.Upload(b"id", b"tag", (b"d",), {"b": b"digest"}),
+        messages.Upload(b"id", b"tag", (b"d",), {"b": b"digest"}, b"head"),
         messages.Shares({"b": b"box"}),
         messages.Held({"a": b"missing"}),
-        messages.Vote(b"set", b"sum"),
-        messages.Answer({"b": b"box"}, b""),
+        messages.Vote(b"set", b"sum", b"h"),
+        messages.Install({"bank": b"r"}),
+        messages.Answer({"b": b"box"}, b"", b"tag"),
+        messages.AnswerTag(b"tag"),
         messages.Block(1, b"data"),
-        messages.Receipt(b"tag"),
+        messages.Receipt(b"tag", b"head"),
         messages.Done(),
     )
 

@@ -12,7 +12,7 @@ import pytest
 
 from fedshield.crypto.adders import PlainAdder
 from fedshield.crypto.keys import SigningKey
-from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.errors import RoundFailed
 from fedshield.protocol import envelope, messages
 
 BAD = "clinic"
@@ -149,13 +149,31 @@ def test_a_site_that_is_gone_during_a_round(federation: Any, scheme: str, method
 
 @pytest.mark.parametrize("scheme", ["plain", "ckks"])
 def test_a_site_that_is_gone_when_the_sum_is_opened(federation: Any, scheme: str) -> None:
-    """The others have opened it: they stand a round further, and the next session says so. The
-    engine then takes all back to the last round that every site has kept."""
+    """Of three sites all must have opened it: no site takes the sum, and the next session repeats
+    it with the same numbers."""
     ours = federation(scheme).run(1)
     before = ours.states()
     unreachable(ours, BAD, "open")
     with pytest.raises(RoundFailed, match="open: no answer from clinic"):
         ours.coordinator.round(2)
+    assert ours.states() == before
+    sent = {name: ours.stores[name].contribution for name in ours.names}
+    goes_on(ours, 2)
+    assert {name: ours.stores[name].contribution for name in ours.names} == sent
+
+
+@SCHEMES
+def test_a_site_that_is_gone_when_the_sum_is_taken(federation: Any, scheme: str) -> None:
+    """The others have taken it: they stand a round further, and the next session says so. The
+    engine then takes all back to the last round that every site has kept."""
+    ours = federation(scheme).run(1)
+    before = ours.states()
+    unreachable(ours, BAD, "install")
+    if scheme == "rlwe":
+        assert set(ours.coordinator.round(2).lost) == {BAD}
+    else:
+        with pytest.raises(RoundFailed, match="install: no answer from clinic"):
+            ours.coordinator.round(2)
     assert ours.states()[BAD] == before[BAD]
     assert {name: one.completed_rounds for name, one in ours.participants.items()} == {
         "bank": 2,
@@ -185,10 +203,10 @@ def test_a_state_that_cannot_be_kept_is_not_taken(federation: Any, scheme: str) 
         raise OSError("no space left on device")
 
     ours.stores[BAD].save = full
-    if scheme == "rlwe":  # one site that has opened the sum is enough for it not to be lost
-        assert ours.coordinator.round(2).lost == {BAD: "open: internal"}
+    if scheme == "rlwe":  # one site that has taken the sum is enough for it not to be lost
+        assert ours.coordinator.round(2).lost == {BAD: "install: internal"}
     else:
-        with pytest.raises(RoundFailed, match=r"open: no answer from clinic \(internal\)"):
+        with pytest.raises(RoundFailed, match=r"install: no answer from clinic \(internal\)"):
             ours.coordinator.round(2)
     one = ours.participants[BAD]
     assert ours.states()[BAD] == before[BAD] != ours.states()["bank"]
@@ -237,7 +255,12 @@ LIES: list[tuple[str, str, Any, str]] = [
     ("plain ckks rlwe", "fetch", lambda body: b"FSHD\x01" + bytes(100), "signature"),
     ("plain ckks", "announce", lambda body: {"more": 1}, "malformed"),
     ("plain ckks", "quorum", lambda body: {"boxes": {}}, "malformed"),
-    ("plain ckks rlwe", "open", lambda body: {"model_tag": bytes(32)}, "opened different sums"),
+    (
+        "plain ckks rlwe",
+        "open",
+        lambda body: body | {"model_tag": bytes(32)},
+        "opened different sums",
+    ),
     ("plain ckks", "open", lambda body: b"x" * 200, "signature"),
     ("plain ckks rlwe", "prepare", lambda body: body | {"key": b"short"}, "refused: size: clinic"),
     ("plain ckks rlwe", "prepare", lambda body: body | {"model_tag": b""}, "refused: size: clinic"),
@@ -271,9 +294,12 @@ def test_replies_that_the_coordinator_refuses(
         goes_on(ours, 2)
 
 
+@pytest.mark.parametrize("half", [slice(None), slice(0, 1184), slice(1184, None)])
 @SCHEMES
-def test_a_round_key_that_is_another_sites_is_refused(federation: Any, scheme: str) -> None:
-    """Else both would hold what is sealed to one of them."""
+def test_a_round_key_that_is_another_sites_is_refused(
+    federation: Any, scheme: str, half: slice
+) -> None:
+    """Else both would hold what is sealed to one of them, or a half of it."""
     ours = federation(scheme).run(1)
     banks: list[bytes] = []
 
@@ -282,7 +308,9 @@ def test_a_round_key_that_is_another_sites_is_refused(federation: Any, scheme: s
         if name == "prepare" and site == "bank":
             banks.append(body["key"])
         if name == "prepare" and site == BAD:
-            body = body | {"key": banks[-1]}
+            copied = bytearray(body["key"])
+            copied[half] = banks[-1][half]
+            body = body | {"key": bytes(copied)}
             return envelope.seal(kind, binding, sender, body, ours.keys[BAD].sign)
         return data
 
@@ -421,50 +449,49 @@ def test_sites_stop_when_votes_differ(federation: Any, phase: str, block: bytes)
     for site in ours.names:
         assert ours.refused(site, messages.Quorum(votes)) == "vote"
         assert ours.refused(site, messages.Quorum(same)) == "vote"  # one too few, or not its own
-        assert ours.refused(site, messages.Open({})) == "repeated"
+        assert ours.refused(site, messages.Open({}, {})) == "repeated"
     assert {one.completed_rounds for one in ours.participants.values()} == {0}
 
 
 def opens_otherwise(federation: Any, site: str) -> None:
     """A site that makes something else of the right sum."""
     model = federation.participants[site]._model
-    real = model.take
+    real = model.opened
 
-    def take(*arguments: Any) -> None:
-        real(*arguments)
-        values = np.nextafter(model.state.values, np.float32(9))
-        model.state = replace(model.state, values=values)
+    def opened(*arguments: Any) -> Any:
+        _, install = real(*arguments)
+        return "0" * 64, install
 
-    model.take = take
+    model.opened = opened
 
 
 @SCHEMES
 def test_an_honest_coordinator_stops_when_models_differ(federation: Any, scheme: str) -> None:
-    """By the last bit of every value, at one site of three."""
+    """At one site of three: no site takes what it opened."""
     ours = federation(scheme).run(1)
+    before = ours.states()
     opens_otherwise(ours, BAD)
-    with pytest.raises(RoundFailed, match="opened different sums"):
+    with pytest.raises(RoundFailed, match="opened different sums; no site takes its own"):
         ours.coordinator.round(2)
+    assert ours.states() == before
 
 
 @SCHEMES
 def test_sites_stop_when_models_differ(federation: Any, scheme: str) -> None:
-    """A coordinator that goes on regardless: in the next round every site sees from the others'
-    round keys that they do not start from the same model; and so it does at the end."""
+    """A coordinator that goes on regardless: no certificate can be made for any of the results, so
+    that no site takes one."""
     ours = federation(scheme).run(1)
     opens_otherwise(ours, BAD)
     with pytest.raises(RoundFailed, match="opened different sums"):
         ours.coordinator.round(2)
     receipts = {name: ours.wire.of(name, "open")[-1].reply for name in ours.names}
-    last = ours.binding
-    keys = ours.prepare(3)
+    equal = {name: receipts[name] for name in ours.names if name != BAD}
+    before = ours.states()
     for site in ours.names:
-        assert ours.refused(site, messages.Work(keys)) == "disagree"
-        one = ours.participants[site]
-        with pytest.raises(ProtocolError, match="opened another model") as caught:
-            one._check_receipts(receipts, last)
-        assert caught.value.code == "disagree"
-        assert ours.works[site].trained_rounds == [1, 2]
+        for shown in (receipts, equal, {site: receipts[site]}, {}):
+            assert ours.refused(site, messages.Install(shown)) == "disagree"
+    assert ours.states() == before
+    assert all(one.completed_rounds == 1 for one in ours.participants.values())
 
 
 @SCHEMES
@@ -475,14 +502,14 @@ def test_the_total_of_the_counts_is_compared_too(federation: Any, scheme: str) -
     one = ours.participants[BAD]
     ours.works[BAD].num_examples = 377  # below both totals
     ours.works["hospital"].num_examples = 1234
-    real = one._take_weights
+    real = one._weights_of
 
-    def take(*arguments: Any) -> None:
-        real(*arguments)
-        assert one._weights_total == 1621
-        one._weights_total = 598
+    def weights_of(*arguments: Any) -> Any:
+        digest, take = real(*arguments)
+        assert digest == hashlib.sha256((1621).to_bytes(8, "big")).hexdigest()
+        return hashlib.sha256((598).to_bytes(8, "big")).hexdigest(), take
 
-    one._take_weights = take
+    one._weights_of = weights_of
     with pytest.raises(RoundFailed, match="opened different sums"):
         ours.coordinator.start()
 
@@ -539,7 +566,7 @@ def test_receipts_that_are_missing_old_or_forged(federation: Any, scheme: str) -
     older = {name: ours.wire.of(name, "open")[0].reply for name in ours.names}
     _, binding, sender, body = ours.opened(receipts[BAD])
     forged = envelope.seal("receipt", binding, sender, body, SigningKey().sign)
-    other = {"model_tag": bytes([body["model_tag"][0] ^ 1]) + body["model_tag"][1:]}
+    other = {**body, "model_tag": bytes([body["model_tag"][0] ^ 1]) + body["model_tag"][1:]}
     lied = envelope.seal("receipt", binding, sender, other, ours.keys[BAD].sign)
     stranger = envelope.seal("receipt", binding, "lab", body, SigningKey().sign)
     cases: list[tuple[dict[str, bytes], str]] = [

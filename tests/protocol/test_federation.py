@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import math
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +16,6 @@ from fedshield.crypto import shamir
 from fedshield.errors import ProtocolError
 from fedshield.protocol import messages
 from fedshield.protocol.ciphers import parameters_of
-from fedshield.seeds import derive
 from fedshield.types import AdapterState
 
 GRID = 2.0**-22
@@ -57,6 +58,18 @@ def uniform(seed: int, start: int, count: int) -> Array:
         z = (z ^ z >> 27) * 0x94D049BB133111EB & full
         found.append(((z ^ z >> 31) >> 11) * 2.0**-53)
     return np.array(found)
+
+
+def rounding_seed(seed: int, site: str, number: int, base: str) -> int:
+    """Of a demonstration's site, by docs/protocol.md, section 7."""
+
+    def parts(*labels: object) -> bytes:
+        texts = [str(label).encode() for label in labels]
+        return b"".join(struct.pack(">I", len(text)) + text for text in texts)
+
+    key = hashlib.sha256(b"fedshield demonstration 1" + parts(seed, site)).digest()
+    drawn = hmac.new(key, parts("rounding", number, base), "sha256").digest()
+    return int.from_bytes(drawn[:8], "big") >> 1
 
 
 class Reference:
@@ -127,7 +140,7 @@ class Reference:
     def digits(self, name: str, values: Array, number: int) -> Array:
         """floor(x w M / C + u), clipped to floor(w M), or 1 + floor(w (M - K)) with headroom; the
         rest is carried."""
-        seed = derive(self.plan.seed, "rounding", name, number)
+        seed = rounding_seed(self.plan.seed, name, number, self.state.sha256())
         weight, digits = self.weights[name], np.zeros(values.size, np.int64)
         limit = int(weight * self.top * (1 + 2.0**-50))
         if self.plan.encoding.headroom:
@@ -387,7 +400,8 @@ def test_the_coordinator_asks_each_site_for_each_block_once(three_blocks: Any, s
     def a_sum(blocks: int) -> list[str]:
         votes = ["announce", "quorum"]
         fetched, delivered = ["fetch"] * blocks, ["deliver"] * blocks
-        return ["prepare", "work", *shares, *fetched, *votes, *delivered, "open", "evaluate"]
+        opening = [*delivered, "open", "install", "evaluate"]
+        return ["prepare", "work", *shares, *fetched, *votes, *opening]
 
     for site in ours.names:
         methods = [one.method for one in ours.wire.log if one.site == site]

@@ -31,6 +31,7 @@ from fedshield.crypto import framing, seal, shamir
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.adders import PlainAdder
 from fedshield.crypto.keys import RunKey
+from fedshield.crypto.public_keys import PublicKey
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout, blocks_per_chunk
@@ -38,6 +39,7 @@ from fedshield.crypto.scheme import CKKS, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.protocol import codec, envelope, messages, run_keys
 from fedshield.protocol import coordinator as coordinator_module
+from fedshield.protocol.channels import ANSWER, SHARE
 from fedshield.protocol.ciphers import parameters_of, rlwe_layout
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.envelope import Binding
@@ -45,7 +47,6 @@ from fedshield.protocol.journal import Journal
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import read_joins, read_round_keys, read_uploads, upload_digest
 from fedshield.protocol.sites import Replies
-from fedshield.protocol.summation import ANSWER, SHARE
 from fedshield.quantise import quantise
 
 #: With fewer than a thousand, some ways to end are not met.
@@ -378,6 +379,9 @@ def test_bodies_of_every_message(recorded: Recorded) -> None:
     for box in offer["boxes"].values():
         kind, _, _, body = recorded.federation.opened(box)
         bodies.setdefault(kind, []).append(body)
+    for answer in bodies["answer"]:
+        kind, _, _, body = recorded.federation.opened(answer["tag"])
+        bodies.setdefault(kind, []).append(body)
     assert set(bodies) == set(KINDS)
     accepted: Counter[str] = Counter()
     for _ in range(cases(0.2) // len(KINDS) + 1):
@@ -438,27 +442,56 @@ def test_sets_of_signed_messages(recorded: Recorded) -> None:
         assert set(result) == set(mutant)
         for message in result.values():
             assert_typed(message)
-            for name in ("nonce", "run_key", "key", "model_tag"):
+            for name in ("nonce", "model_tag"):
                 assert len(getattr(message, name, bytes(32))) == 32
+            for name in ("run_key", "key"):
+                if hasattr(message, name):
+                    PublicKey.from_bytes(getattr(message, name)).check()
     assert {"done", "signature", "malformed", "size"} <= set(found)
+
+
+def test_public_keys(recorded: Recorded) -> None:
+    """What is accepted can be sealed to; the checks of FIPS 203, section 7.2, hold before."""
+    mutator = recorded.mutator("public keys")
+    key = RunKey(os.urandom(32))
+    raw = key.public.to_bytes()
+    good = 0
+    for _ in range(cases(0.03)):
+        mutant = mutator.mangled(raw)
+        with bounded(len(mutant)) as outcome:
+            PublicKey.from_bytes(mutant).check()
+        if not outcome.error:
+            good += 1
+            names = ("bank", "clinic")
+            peer = PublicKey.from_bytes(mutant)
+            through = seal.encapsulate(key, peer, context=b"", names=names)
+            assert len(through.ciphertext) == seal.CIPHERTEXT_BYTES
+        assert outcome.code in ("done", "crypto")
+    assert good
 
 
 def test_boxes_and_shares(recorded: Recorded) -> None:
     """Sealed boxes never open once changed; shares are the bytes of field elements or refused."""
     mutator = recorded.mutator("boxes")
-    one, other = RunKey(), RunKey()
-    named: dict[str, Any] = {"purpose": SHARE, "context": bytes(32), "names": ("bank", "clinic")}
+    one, other = RunKey(os.urandom(32)), RunKey(os.urandom(32))
+    named: dict[str, Any] = {"context": bytes(32), "names": ("bank", "clinic")}
     shape = sharing.ShareShape(2, 3, 5, rlwe_parameters(3, 16, False).q)
     secret = np.zeros(4096, np.int64)
     content = sharing.to_bytes(sharing.deal(secret, (0,) * 5, shape, bytes(32))[0])
-    box = seal.seal(content, one, other.public, **named)
-    assert seal.unseal(box, other, one.public, **named) == content
+    sender = seal.encapsulate(one, other.public, **named)
+    box = sender.ciphertext + sender.seal(content, SHARE)
+
+    def unsealed(data: bytes, peer: PublicKey) -> bytes:
+        channel, inner = seal.receive(data, other, peer, **named)
+        return channel.unseal(inner, SHARE)
+
+    assert unsealed(box, one.public) == content
     mutator.remember(content)
     for _ in range(cases(0.05)):
         mutant = mutator.mangled(box)
         if mutant != box:
             with bounded(len(mutant)) as outcome:
-                seal.unseal(mutant, other, one.public, **named)
+                unsealed(mutant, one.public)
             assert isinstance(outcome.error, CryptoError)
         share = mutator.mangled(content)
         with bounded(len(share)) as outcome:
@@ -467,10 +500,11 @@ def test_boxes_and_shares(recorded: Recorded) -> None:
             assert sharing.to_bytes(found) == share
             assert int(found.key.max()) < shamir.PRIME
             assert max(found.residues) < shape.modulus
-        public = mutator.mangled(one.public)
+        public = mutator.mangled(one.public.to_bytes())
         with bounded(len(public)) as outcome:
-            seal.unseal(box, other, public, **named)
-        assert outcome.error or public == one.public
+            unsealed(box, PublicKey.from_bytes(public))
+        # The sender's ML-KEM key is bound by the context of a sum, not by a channel.
+        assert outcome.error or public[-32:] == one.public.x25519
 
 
 def test_chunks(recorded: Recorded) -> None:
@@ -635,10 +669,36 @@ class Forgetful:
     def save(self, *_: object) -> None:
         pass
 
+    def keep(self, *_: object) -> None:
+        pass
+
+    def kept(self) -> None:
+        return None
+
+
+def fork_line(line: Any) -> Any:
+    """The same rules over the same ledger, of which what is added is in memory."""
+    ledger = copy.copy(line._ledger)
+    for name, value in vars(ledger).items():
+        if isinstance(value, dict | list):
+            setattr(ledger, name, copy.copy(value))
+
+    def append(entry: dict[str, Any]) -> None:
+        read = json.loads(json.dumps(entry))
+        ledger._apply(read, ledger._digest(read))
+
+    def keep_peers(peers: Any) -> None:
+        ledger.peers = dict(peers)
+
+    ledger._append, ledger._keep_peers = append, keep_peers
+    twin = copy.copy(line)
+    twin._ledger = ledger
+    return twin
+
 
 def fork(site: Any) -> Any:
     """A participant that is just like `site` and shares nothing with it that changes. Its
-    journal is in memory."""
+    journal and its ledger are in memory."""
     twin = copy.copy(site)
     twin._commands = {
         name: MethodType(method.__func__, twin) for name, method in site._commands.items()
@@ -647,6 +707,7 @@ def fork(site: Any) -> Any:
     journal._left, journal._opened = dict(journal._left), dict(journal._opened)
     journal._append = journal._apply
     twin._journal = journal
+    twin._line = fork_line(site._line)
     twin._observe = lambda _: None
     twin._model = copy.copy(site._model)
     twin._model._store = Forgetful()
@@ -656,7 +717,10 @@ def fork(site: Any) -> Any:
         for name, value in vars(site._sum).items():
             if isinstance(value, dict | list):
                 setattr(twin._sum, name, copy.copy(value))
-        twin._sum._member = replace(site._sum._member, journal=journal)
+        twin._sum._member = replace(site._sum._member, journal=journal, line=twin._line)
+        if site._sum._channels is not None:
+            twin._sum._channels = copy.copy(site._sum._channels)
+            twin._sum._channels._from = dict(site._sum._channels._from)
     return twin
 
 
@@ -744,7 +808,11 @@ def test_shares_and_answers_from_a_malicious_site(federation: Any) -> None:
     complained = 0
 
     def content_of(site: str, box: bytes, sender: str, purpose: str, about: bytes) -> bytes:
-        raw: bytes = ours.participants[site]._sum._unseal(box, sender, purpose, about)
+        channels = fork(ours.participants[site])._sum._channels
+        if purpose == SHARE:
+            raw: bytes = channels.open_share(box, sender, about)
+        else:
+            raw = channels.open_answer(box, sender, about)
         mutator.remember(raw)
         return mutator.mangled(raw)
 
@@ -763,8 +831,7 @@ def test_shares_and_answers_from_a_malicious_site(federation: Any) -> None:
                 upload = dealer._upload
                 about = upload_digest(upload)
                 content = content_of(site, body["shares"][sender], sender, SHARE, about)
-                public = participant._sum._key.public
-                box = dealer._seal(content, site, public, SHARE, about)
+                box = dealer._channels.seal_share(content, site, about, dealer._salt_key)
                 digests = {**upload.share_digests, site: hashlib.sha256(box).digest()}
                 changed = replace(upload, share_digests=digests)
                 signed = envelope.seal(
@@ -777,11 +844,12 @@ def test_shares_and_answers_from_a_malicious_site(federation: Any) -> None:
                 vote = participant._sum._vote
                 about = vote.contributors + vote.aggregate
                 content = content_of(site, body["answers"][sender], sender, ANSWER, about)
-                public = participant._sum._key.public
                 # The sender's own sum is over already where it opened first.
                 source = dealer or sums[sender]
-                box = source._seal(content, site, public, ANSWER, about)
-                command = messages.Open({**body["answers"], sender: box})
+                box = source._channels.seal_answer(
+                    content, site, about, source._salt_key, first=False
+                )
+                command = messages.Open({**body["answers"], sender: box}, body["tags"])
             with bounded(len(content)) as outcome:
                 reply = twin.handle(method, ours.seal(command))
             if outcome.error:
@@ -827,17 +895,13 @@ def test_run_keys_from_a_malicious_maker(federation: Any) -> None:
         box = ours.opened(data)[3]["box"]
         context = participant._session.context
         found = messages.KeyBox.from_body(ours.opened(box)[3])
-        public = participant._run_key.public
-        content = seal.unseal(
-            found.box, participant._run_key, maker._run_key.public,
-            purpose=run_keys.PURPOSE, context=context, names=names,
-        )  # fmt: skip
+        channel, inner = seal.receive(
+            found.box, participant._run_key, maker._run_key.public, context=context, names=names
+        )
+        content = channel.unseal(inner, run_keys.PURPOSE)
         for _ in range(cases(0.02)):
-            sealed = seal.seal(
-                mutator.mangled(content), maker._run_key, public,
-                purpose=run_keys.PURPOSE, context=context, names=names,
-            )  # fmt: skip
-            body = replace(found, box=sealed).to_body()
+            sealed = channel.seal(mutator.mangled(content), run_keys.PURPOSE)
+            body = replace(found, box=channel.ciphertext + sealed).to_body()
             if mutator.random.random() < 0.2:
                 body = mutator.bent(body)
             signed = envelope.seal(

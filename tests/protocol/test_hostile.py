@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -69,9 +70,8 @@ def answer(federation: Any, votes: dict[str, bytes]) -> dict[str, Any]:
 
 
 def boxes_for(site: str, answers: dict[str, Any]) -> messages.Open:
-    return messages.Open(
-        {holder: one["boxes"][site] for holder, one in answers.items() if site in one["boxes"]}
-    )
+    meant = {holder: one["boxes"][site] for holder, one in answers.items() if site in one["boxes"]}
+    return messages.Open(meant, {holder: answers[holder]["tag"] for holder in meant})
 
 
 def delivered(
@@ -90,8 +90,13 @@ def finish_round(federation: Any, uploads: dict[str, bytes]) -> None:
     """The rest of an honest round, to show that the session is alive and right."""
     before = federation.state()
     blocks = summed(federation, uploads, list(federation.names))
-    for site, command in delivered(federation, uploads, blocks).items():
-        assert federation.send(site, command)[0] == "receipt"
+    receipts = {
+        site: federation.reply(site, command)
+        for site, command in delivered(federation, uploads, blocks).items()
+    }
+    assert {federation.opened(data)[0] for data in receipts.values()} == {"receipt"}
+    for site in federation.names:
+        assert federation.send(site, messages.Install(receipts))[0] == "done"
     contributions = [federation.trained(name, before, 1) for name in federation.names]
     near = NEAR[federation.plan.scheme.name]
     np.testing.assert_allclose(federation.state().values, np.mean(contributions, axis=0), atol=near)
@@ -128,7 +133,8 @@ COMMANDS: dict[str, messages.Message] = {
         messages.Announce({}, ()),
         messages.Quorum({}),
         messages.Deliver(0, b""),
-        messages.Open({}),
+        messages.Open({}, {}),
+        messages.Install({}),
         messages.Evaluate(),
         messages.Finish({}),
     )
@@ -136,7 +142,7 @@ COMMANDS: dict[str, messages.Message] = {
 #: Those of one sum, after its `prepare`.
 OF_A_SUM = (
     *("work", "fetch-shares", "hold", "fetch"),
-    *("announce", "quorum", "deliver", "open"),
+    *("announce", "quorum", "deliver", "open", "install"),
 )
 
 
@@ -173,7 +179,7 @@ def test_only_the_rosters_coordinator_is_listened_to(uploaded: tuple[Any, Any]) 
         assert federation.refused_bytes(VICTIM, kind, good[:-1]) == "signature"
         assert federation.refused_bytes(VICTIM, kind, good + b"\0") == "signature"
         assert federation.refused_bytes(VICTIM, kind, b"") == "size"
-    assert checked == 3 * 15
+    assert checked == 3 * 16
     finish_round(federation, uploads)
 
 
@@ -208,7 +214,7 @@ def test_who_cannot_sign_learns_nothing_of_a_site(federation: Any, scheme: str) 
 
 def test_an_unknown_command(begun: Any) -> None:
     for method in ("", "shutdown", "_forget", "join", "Open", "vote", "round-key"):
-        data = begun.seal(messages.Open({}))
+        data = begun.seal(messages.Open({}, {}))
         assert begun.refused_bytes(VICTIM, method, data) == "kind"
 
 
@@ -361,7 +367,7 @@ def test_a_second_work_command_gets_no_second_upload(uploaded: tuple[Any, Any]) 
     federation, uploads = uploaded
     before = federation.blocks(VICTIM, uploads[VICTIM])
     first = Binding(federation.coordinator._session.context, 1, "round")
-    keys = {name: RunKey().public for name in federation.names}
+    keys = {name: RunKey(os.urandom(32)).public.to_bytes() for name in federation.names}
     for binding in (federation.binding, first):
         code = "repeated" if binding == federation.binding else "context"
         for round_keys in ({}, keys):
@@ -387,11 +393,16 @@ def test_round_keys_that_a_site_refuses(begun: Any) -> None:
     body = begun.opened(keys["bank"])[3]
     stranger = envelope.seal("round-key", begun.binding, "lab", body, lab.sign)
     own = begun.opened(keys[VICTIM])[3]["key"]
+    fresh = RunKey(os.urandom(32)).public
     for changed, code in (
         ({}, "cohort"),
         ({"bank": keys["bank"], VICTIM: keys[VICTIM]}, "cohort"),
-        ({**keys, VICTIM: forged(VICTIM, key=RunKey().public)}, "disagree"),
+        ({**keys, VICTIM: forged(VICTIM, key=fresh.to_bytes())}, "disagree"),
         ({**keys, "bank": forged("bank", key=own)}, "repeated"),
+        ({**keys, "bank": forged("bank", key=own[:1184] + fresh.x25519)}, "repeated"),
+        ({**keys, "bank": forged("bank", key=fresh.mlkem + own[1184:])}, "repeated"),
+        ({**keys, "bank": forged("bank", key=b"\xff" * 1184 + fresh.x25519)}, "malformed"),
+        ({**keys, "bank": forged("bank", key=fresh.mlkem + bytes(32))}, "malformed"),
         ({**keys, "bank": forged("bank", key=b"short")}, "size"),
         ({**keys, "bank": forged("bank", model_tag=bytes(32))}, "disagree"),
         ({**keys, "bank": keys["hospital"]}, "signature"),
@@ -444,7 +455,7 @@ def test_begin_with_other_joins(federation: Any, scheme: str) -> None:
 def test_begin_without_a_site_that_is_not_needed(federation: Any) -> None:
     """Three of four are enough for a threshold; the fourth does not go on without its own."""
     ours = federation("rlwe", sites=4)
-    assert ours.roster.rules == resolve(4)
+    assert ours.roster.rules == resolve(4, membership="open")
     joins = invited(ours)
     setup = ours.opened(joins["bank"])[1]
     three = {name: joins[name] for name in ("bank", "hospital", "lab")}
@@ -540,7 +551,7 @@ def test_a_round_out_of_order(begun: Any) -> None:
     assert federation.refused(VICTIM, announce) == "repeated"
     assert federation.refused(VICTIM, messages.Quorum({})) == "vote"
     federation.send("bank", messages.Deliver(0, blocks[0]))
-    assert federation.refused("bank", messages.Open({})) == "repeated"  # not answered
+    assert federation.refused("bank", messages.Open({}, {})) == "repeated"  # not answered
     answers = answer(federation, votes)
     assert federation.refused(VICTIM, messages.Quorum(votes)) == "repeated"
 
@@ -551,8 +562,17 @@ def test_a_round_out_of_order(begun: Any) -> None:
     federation.send(VICTIM, messages.Deliver(0, blocks[0]))
     assert federation.refused(VICTIM, messages.Deliver(0, blocks[0])) == "repeated"
     assert federation.refused(VICTIM, messages.Deliver(1, blocks[0])) == "size"
+    assert federation.refused(VICTIM, messages.Install({})) == "repeated"
     before = federation.states()
-    federation.send(VICTIM, command)
+    receipts = {VICTIM: federation.reply(VICTIM, command)}
+    for site in federation.names:
+        if site != VICTIM:
+            for index, block in enumerate(blocks[site == "bank" :], site == "bank"):
+                federation.send(site, messages.Deliver(int(index), block))
+            receipts[site] = federation.reply(site, boxes_for(site, answers))
+    assert federation.refused(VICTIM, messages.Install({})) == "disagree"
+    assert federation.states() == before
+    federation.send(VICTIM, messages.Install(receipts))
     assert federation.states()[VICTIM] != before[VICTIM]
 
     after = federation.states()
@@ -616,7 +636,7 @@ def test_votes_that_are_refused(uploaded: tuple[Any, Any]) -> None:
         ({**votes, "bank": uploads["bank"]}, "kind"),
     ):
         assert federation.refused(VICTIM, messages.Quorum(wrong)) == code
-        assert federation.refused(VICTIM, messages.Open({})) == "repeated"
+        assert federation.refused(VICTIM, messages.Open({}, {})) == "repeated"
     for site in federation.names:
         federation.send(site, messages.Quorum(votes))
 
@@ -731,8 +751,7 @@ def test_blocks_that_were_not_announced(three_blocks: Any, scheme: str) -> None:
     assert ours.refused(VICTIM, command) == "repeated"
     ours.send(VICTIM, messages.Deliver(2, blocks[2]))
     assert ours.refused(VICTIM, messages.Deliver(3, blocks[2])) == "size"
-    ours.send(VICTIM, command)
-    assert ours.participants[VICTIM].completed_rounds == 1
+    assert ours.send(VICTIM, command)[0] == "receipt"
 
 
 def test_a_block_that_is_longer_than_a_sums_is_refused(uploaded: tuple[Any, Any]) -> None:
@@ -797,16 +816,18 @@ def lone(federation: Any, victim: str, times: int = 1) -> dict[str, str]:
     federation.coordinator.start()
     uploads = federation.work(1)
     blocks = summed(federation, uploads, [victim] * times)
-    found = {}
+    found, receipts = {}, {}
+    before = federation.states()
     for site, command in delivered(federation, uploads, blocks).items():
-        before = federation.states()[site]
         try:
-            federation.send(site, command)
+            receipts[site] = federation.reply(site, command)
         except CryptoError as error:
             found[site] = error.code
-        else:
-            found[site] = "installed"
-        assert (found[site] == "installed") == (federation.states()[site] != before)
+    for site in receipts:
+        federation.send(site, messages.Install(receipts))
+        found[site] = "installed"
+    for site, state in federation.states().items():
+        assert (found[site] == "installed") == (state != before[site])
     return found
 
 
@@ -909,7 +930,7 @@ def test_key_boxes_that_are_refused(keyless: tuple[Any, dict[str, bytes]]) -> No
         box = rebox(federation, VICTIM, "bank", box=inner)
         with pytest.raises(CryptoError, match="sealed box"):
             federation.send(VICTIM, messages.TakeKey(box))
-    stranger = rebox(federation, VICTIM, "bank", run_key=RunKey())
+    stranger = rebox(federation, VICTIM, "bank", run_key=RunKey(os.urandom(32)))
     with pytest.raises(CryptoError, match="does not open"):
         federation.send(VICTIM, messages.TakeKey(stranger))
     short = replace(run_keys.make(federation.plan), group_key=bytes(31))

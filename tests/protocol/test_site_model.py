@@ -18,8 +18,10 @@ from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol import summation
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, parameters_of
+from fedshield.protocol.local import Contribution
 from fedshield.protocol.site_model import LEAST_WEIGHT, SiteModel, first_memory
 from fedshield.prune import rate_at
+from fedshield.seeds import SiteRandomness
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -35,6 +37,7 @@ WEIGHTS = {"bank": 0.2, "clinic": 0.5, "hospital": 0.3}
 SPEC = AdapterSpec((TensorSpec("a", (9, 4)), TensorSpec("b", (5, 5))), "00" * 32, 2.0)
 ROUNDS = 6
 ALL = set(NAMES)
+DRAWN = {name: SiteRandomness.of_demonstration(42, name) for name in NAMES}
 
 Values = np.ndarray[Any, Any]
 
@@ -70,11 +73,26 @@ class Work:
 class Disk:
     saved: list[tuple[int, AdapterState, SiteMemory]] = field(default_factory=list)
     full: bool = False
+    contribution: Contribution | None = None
+
+    def keep(self, contribution: Contribution) -> None:
+        self.contribution = contribution
+
+    def kept(self) -> Contribution | None:
+        return self.contribution
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         if self.full:
             raise OSError("no space left")
         self.saved.append((completed_rounds, state, memory))
+
+
+def take(
+    model: SiteModel, opened: OpenedSum, number: int, weight: float, contributors: Any
+) -> None:
+    """Open a sum and take what it gives, as a certificate of all sites lets a site do."""
+    _, install = model.opened(opened, number, weight, contributors)
+    install()
 
 
 @dataclass
@@ -107,7 +125,7 @@ class House:
                 self.sent[name] += self.decoded(encoded, WEIGHTS[name])
         opened = self.opened({name: parts[name] for name in contributors})
         for name in takers:
-            self.models[name].take(opened, number, WEIGHTS[name], tuple(sorted(contributors)))
+            take(self.models[name], opened, number, WEIGHTS[name], tuple(sorted(contributors)))
         return opened
 
     def decoded(self, encoded: EncodedIntegers, weight: float) -> Values:
@@ -137,6 +155,14 @@ class House:
 MakeHouse = Callable[..., House]
 
 
+def bank(ours: House, state: AdapterState, memory: SiteMemory) -> SiteModel:
+    """The bank's model after round 3."""
+    drawn = DRAWN["bank"]
+    return SiteModel(
+        "bank", ours.plan, Work("bank"), Disk(), state, 3, memory, None, randomness=drawn
+    )
+
+
 @pytest.fixture
 def house(tmp_path: Path) -> MakeHouse:
     """`house({'encoding': {'bits': 8}}, reach=0.3)`."""
@@ -146,20 +172,29 @@ def house(tmp_path: Path) -> MakeHouse:
     ) -> House:
         raw: dict[str, Any] = {
             "rounds": ROUNDS,
-            "data": {"sites": {name: {"source": "sample:finance"} for name in NAMES}},
+            "data": {
+                "sites": {name: {"source": "sample:finance"} for name in NAMES},
+                "min_examples": 1000,
+            },
             "pruning": {"method": "none"},
             "training": {"learning_rate": 0.1, "steps": 10, "lr_schedule": "constant"},
             "scheme": {"name": "rlwe"},
             "encoding": {"bits": 8},
         }
-        plan = parse_plan(raw | (changes or {}), base_dir=tmp_path)
+        raw |= changes or {}
+        if raw["pruning"].get("mask") == "local":  # then a unit is protected, by rule R9
+            raw["adapter"] = {**raw.get("adapter", {}), "dropout": 0.0}
+            raw["privacy"] = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 100.0}
+        plan = parse_plan(raw, base_dir=tmp_path)
         cipher = OneTimeKeys(parameters_of(plan), bytes(32), bytes(32))
         values = np.random.default_rng(1).standard_normal(SPEC.num_values).astype(np.float32)
         state = AdapterState(values, spec)
         tasks = {name: Work(name, **works) for name in NAMES}
         disks = {name: Disk() for name in NAMES}
         models = {
-            name: SiteModel(name, plan, tasks[name], disks[name], state, 0, None, None)
+            name: SiteModel(
+                name, plan, tasks[name], disks[name], state, 0, None, None, randomness=DRAWN[name]
+            )
             for name in NAMES
         }
         zeros = {name: np.zeros(SPEC.num_values) for name in NAMES}
@@ -321,13 +356,14 @@ def test_a_site_that_sent_nothing_keeps_nothing_back(house: MakeHouse) -> None:
         found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name])
         assert isinstance(found, EncodedIntegers)
         parts[name] = found
-    model.take(ours.opened(parts), 1, WEIGHTS["hospital"], ("bank", "clinic"))
+    take(model, ours.opened(parts), 1, WEIGHTS["hospital"], ("bank", "clinic"))
     assert not model.memory.residual.any()
     assert model.completed_rounds == 1
 
 
 def test_a_round_that_failed_leaves_what_was_carried(house: MakeHouse) -> None:
-    """The update is made and never summed: the next try trains again, from the same residual."""
+    """The update is made and never summed: the next try sends the same numbers, and does not train
+    again."""
     ours = house()
     ours.round(1, ALL)
     model = ours.models["bank"]
@@ -338,8 +374,7 @@ def test_a_round_that_failed_leaves_what_was_carried(house: MakeHouse) -> None:
     assert isinstance(first, EncodedIntegers)
     assert isinstance(again, EncodedIntegers)
     np.testing.assert_array_equal(first.digits, again.digits)
-    ours.works["bank"].sent.pop()
-    ours.works["bank"].sent.pop()
+    assert len(ours.works["bank"].sent) == 2, "trained once in each round"
     ours.round(2, ALL)
     kept = model.memory.residual
     np.testing.assert_allclose(ours.sent["bank"] + kept, ours.updates["bank"], atol=4e-6)
@@ -360,7 +395,15 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
         assert state is model.state
         assert memory is model.memory
         again = SiteModel(
-            name, ours.plan, ours.works[name], Disk(), state, 2, memory, heldout_loss=None
+            name,
+            ours.plan,
+            ours.works[name],
+            Disk(),
+            state,
+            2,
+            memory,
+            None,
+            randomness=DRAWN[name],
         )
         assert again.agreed() == model.agreed()
         one = again.contribution(3, ours.cipher, WEIGHTS[name])
@@ -370,10 +413,42 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
         np.testing.assert_array_equal(one.digits, other.digits)
         np.testing.assert_array_equal(one.residual, other.residual)
         # Without what it carried it would go on otherwise.
-        bare = SiteModel(name, ours.plan, ours.works[name], Disk(), state, 2, None, None)
+        bare = SiteModel(
+            name, ours.plan, ours.works[name], Disk(), state, 2, None, None, randomness=DRAWN[name]
+        )
         forgot = bare.contribution(3, ours.cipher, WEIGHTS[name])
         assert isinstance(forgot, EncodedIntegers)
         assert (forgot.digits != other.digits).any()
+
+
+def test_rounding_is_the_sites_own_and_repeats(house: MakeHouse) -> None:
+    """Plan, seed, round and adapter do not tell it; with the site's secret they do."""
+    ours = house()
+    model = ours.models["bank"]
+
+    def rounded(randomness: SiteRandomness, state: AdapterState, number: int = 1) -> bytes:
+        other = SiteModel(
+            "bank", ours.plan, Work("bank"), Disk(), state, 0, None, None, randomness=randomness
+        )
+        work = other.contribution(number, ours.cipher, WEIGHTS["bank"])
+        assert isinstance(work, EncodedIntegers)
+        return work.digits.tobytes()
+
+    moved = AdapterState(model.state.values + np.float32(1e-3), SPEC)
+    site, plan = SiteRandomness.of_site(b"s" * 32, ours.plan.sha256()), ours.plan
+    others = [SiteRandomness.of_demonstration(plan.seed, name) for name in NAMES]
+    others += [SiteRandomness.of_site(b"t" * 32, plan.sha256())]
+    others += [SiteRandomness.of_site(b"s" * 32, "00" * 32)]
+    assert rounded(site, model.state) == rounded(site, model.state)
+    assert rounded(site, model.state) not in [rounded(one, model.state) for one in others]
+    again = SiteRandomness.of_site(b"s" * 32, ours.plan.sha256())
+    assert rounded(again, model.state) == rounded(site, model.state)
+
+    def seed(number: int, state: AdapterState) -> int:
+        other = SiteModel("bank", plan, Work("bank"), Disk(), state, 0, None, None, randomness=site)
+        return other.rounding_seed(number)
+
+    assert len({seed(1, model.state), seed(2, model.state), seed(1, moved)}) == 3
 
 
 def test_a_disk_that_is_full_leaves_the_round_before(house: MakeHouse) -> None:
@@ -406,10 +481,10 @@ def test_sites_agree_on_clips_whatever_they_keep(house: MakeHouse) -> None:
         (SiteMemory(residual, {**shared, "score": ones}), False),
         (SiteMemory(residual, {**shared, "momentum": ones}), False),
     ):
-        other = SiteModel("bank", ours.plan, Work("bank"), Disk(), model.state, 3, memory, None)
+        other = bank(ours, model.state, memory)
         assert (other.agreed() == model.agreed()) == alike
     moved = AdapterState(model.state.values + np.float32(1e-3), SPEC)
-    other = SiteModel("bank", ours.plan, Work("bank"), Disk(), moved, 3, model.memory, None)
+    other = bank(ours, moved, model.memory)
     assert other.agreed() != model.agreed()
 
 
@@ -436,6 +511,28 @@ def test_before_the_first_round(house: MakeHouse) -> None:
     assert memory.clip.tolist() == [1.0, 1.0]
     assert model.memory.clip.tolist() == [1.0, 1.0]
     assert model.num_examples == 1200
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "cap", "told"),
+    [
+        (1234, 1000, None, 1200),
+        (1234, 100, None, 300),  # rule R6: three times the least
+        (1234, 100, 200, 200),  # the roster's cap
+        (1234, 100, 900, 300),
+        (1234, 65, None, 190),  # 195, in two digits and never more
+        (99, 50, 98, 98),
+    ],
+)
+def test_a_site_counts_for_the_least_of_its_rows_and_two_caps(
+    house: MakeHouse, rows: int, least: int, cap: int | None, told: int
+) -> None:
+    ours = house()
+    data = ours.plan.data.model_copy(update={"min_examples": least})
+    plan, state = ours.plan.model_copy(update={"data": data}), ours.models["bank"].state
+    work, drawn = Work("bank", rows), DRAWN["bank"]
+    model = SiteModel("bank", plan, work, Disk(), state, 0, None, None, cap, randomness=drawn)
+    assert model.num_examples == told
 
 
 def test_clips_follow_the_sum_and_at_most_double(house: MakeHouse) -> None:
@@ -493,13 +590,13 @@ def test_a_sum_must_weigh_what_a_round_can(
     state, memory = model.state, model.memory
     contributors = ("bank", "clinic") if in_set else ("clinic", "hospital")
     if good:
-        model.take(opened, 1, own, contributors)
+        take(model, opened, 1, own, contributors)
         mean = opened.values / weight
         np.testing.assert_allclose(model.state.values, state.values + mean, atol=1e-5)
         assert model.completed_rounds == 1
         return
     with pytest.raises(CryptoError) as caught:
-        model.take(opened, 1, own, contributors)
+        take(model, opened, 1, own, contributors)
     assert caught.value.code == "weight"
     assert (model.state, model.memory, model.completed_rounds) == (state, memory, 0)
     assert ours.disks["bank"].saved == []
@@ -633,7 +730,6 @@ def test_share_a_keeps_b_at_the_site(house: MakeHouse, mask: str, exchange: str)
             assert isinstance(encoded, EncodedIntegers)
             assert encoded.digits.shape == (selection.size,)
             assert encoded.layout.num_values == selection.size
-            ours.works[name].sent.pop()
         ours.round(number, {"bank", "clinic"} if number == 2 else ALL)
         for name, model in ours.models.items():
             own = ours.works[name].sent[-1][B]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,14 +44,14 @@ def test_the_opened_mean_is_the_bounded_one_and_noise_of_the_stated_size(noisy: 
         update = fed.trained(site, before, 1) - before.values
         wanted += update * min(1.0, 5.0 / np.linalg.norm(update)) / 5
     noise = moved(fed, before) - wanted
-    # Five shares, of which min_cohort - 1 alone would do.
+    # Five shares, of which the four honest ones alone would do.
     deviation = 5.0 / 5 * math.sqrt(5 / found.honest)
-    assert found.honest == fed.plan.rules().min_cohort - 1 == 3
+    assert found.honest == fed.plan.rules().min_cohort - 1 == 4
     assert abs(noise.std() / deviation - 1) < 5 / math.sqrt(2 * noise.size)
     assert abs(noise.mean()) < 5 * deviation / math.sqrt(noise.size)
 
 
-def test_a_lost_site_takes_its_share_with_it_and_enough_is_left(
+def test_without_a_site_there_is_no_sum_and_a_colluder_that_adds_no_noise_leaves_enough(
     noisy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed = noisy()
@@ -61,20 +62,29 @@ def test_a_lost_site_takes_its_share_with_it_and_enough_is_left(
         lambda self, state, number: (_update(state, self.num_examples), 1.0),
     )
     before = fed.participants["bank"].state
+    colluder = fed.names[-1]
+    model = fed.participants[colluder]._model
+    encode = model.contribution
+
+    def silent(round_number: int, cipher: Any, weight: float) -> Any:
+        encoded = encode(round_number, cipher, weight)
+        return replace(encoded, digits=np.zeros_like(encoded.digits))
+
+    model.contribution = silent
     fed.coordinator.start()
-    lost = fed.names[-1]
-    fed.wire.to_coordinator = lambda site, method, data: (
-        b"" if (site, method) == (lost, "work") else data
-    )
     outcome = fed.coordinator.round(1)
-    assert len(outcome.contributors) == 4
-    after = fed.participants["bank"].state
-    noise = (after.values - before.values).astype(np.float64)
-    # The mean is over four of five: a unit of the sum is more of it.
-    in_sum = noise * 4 / 5
+    assert len(outcome.contributors) == 5
+    noise = moved(fed, before)
+    # The mean is over five: a unit of the sum is a fifth. Four honest shares are there.
     least = 5.0 / 5
-    assert in_sum.std() > least * (1 - 5 / math.sqrt(2 * noise.size))
-    assert abs(in_sum.std() / (least * math.sqrt(4 / 3)) - 1) < 5 / math.sqrt(2 * noise.size)
+    assert abs(noise.std() / least - 1) < 5 / math.sqrt(2 * noise.size)
+    fed.wire.to_coordinator = lambda site, method, data: (
+        b"" if (site, method) == (colluder, "work") else data
+    )
+    states = fed.states()
+    with pytest.raises(RoundFailed, match=f"no answer from {colluder}"):
+        fed.coordinator.round(2)
+    assert fed.states() == states
 
 
 def _update(state: Any, num_examples: int) -> AdapterUpdate:

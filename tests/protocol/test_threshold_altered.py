@@ -24,7 +24,6 @@ from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.session import upload_digest
-from fedshield.protocol.summation import ANSWER, SHARE
 
 VICTIM, COLLUDER = "clinic", "surgery"
 
@@ -144,21 +143,27 @@ def test_answers_that_were_changed_or_are_too_few(four: Hand) -> None:
         four.deliver(site, blocks)
     with nothing_installed(four.federation):
         bad = {**boxes, "bank": flipped(boxes["bank"], 60), "lab": answers["lab"]["boxes"]["bank"]}
-        code, text = four.refused(VICTIM, messages.Open(bad))
+        tags = {holder: answers[holder]["tag"] for holder in FOUR}
+        code, text = four.refused(VICTIM, messages.Open(bad, tags))
         assert code == "share"
-        assert "expected 3 answers, got 2; unreadable from bank, lab" in text
-        code, text = four.refused("bank", messages.Open({"lab": answers["lab"]["boxes"]["bank"]}))
-        assert (code, "expected 3 answers, got 2" in text) == ("share", True)
+        assert "expected 3 answers, got 2; the answer of bank cannot be read" in text
+        assert "; the answer of lab cannot be read" in text
+        assert "hospital" not in text
+        one = {"lab": answers["lab"]["boxes"]["bank"]}
+        code, text = four.refused("bank", messages.Open(one, tags))
+        assert code == "share"
+        assert "got 2; no answer of clinic came; no answer of hospital came" in text
         swapped = {"bank": answers["lab"]["boxes"]["hospital"], "lab": b"", VICTIM: b"\0" * 99}
-        code, text = four.refused("hospital", messages.Open(swapped))
-        assert "expected 3 answers, got 1; unreadable from bank, clinic, lab" in text
+        code, text = four.refused("hospital", messages.Open(swapped, tags))
+        assert "expected 3 answers, got 1; the answer of bank cannot be read" in text
+        for name in (VICTIM, "lab"):
+            assert f"; the answer of {name} cannot be read" in text
         # One try, also where a command was at fault: the right answers come too late.
         for site in (VICTIM, "bank", "hospital"):
             ended(four, site, four.opening(site, answers))
     # One that cannot be read does not matter where the others are enough.
     fine = four.opening("lab", answers).answers | {"bank": b"junk"}
-    four.raw("lab", messages.Open(fine))
-    assert four.federation.participants["lab"].completed_rounds == 1
+    assert body_of(four.raw("lab", messages.Open(fine, tags)))["model_tag"]
 
 
 def test_answers_from_outside_the_sum(five: Hand) -> None:
@@ -167,14 +172,15 @@ def test_answers_from_outside_the_sum(five: Hand) -> None:
     five.deliver(VICTIM, blocks)
     opening = five.opening(VICTIM, answers)
     with nothing_installed(five.federation):
-        code, text = five.refused(VICTIM, messages.Open({**opening.answers, "ward-00": b""}))
+        more = messages.Open({**opening.answers, "ward-00": b""}, opening.tags)
+        code, text = five.refused(VICTIM, more)
         assert (code, "'ward-00' is not in this sum" in text) == ("not-in-set", True)
         ended(five, VICTIM, opening)
 
 
-def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str]) -> bytes:
-    """The colluder's answer to `to`, so that with exactly `holders` the sum of the keys comes out
-    `by` larger in its first coefficient."""
+def lie(hand: Hand, to: str, by: int, holders: list[str]) -> tuple[bytes, bytes]:
+    """The colluder's answer to `to` and its signed tag, so that with exactly `holders` the sum of
+    the keys comes out `by` larger in its first coefficient."""
     roster = hand.federation.roster
     summation = hand.federation.participants[COLLUDER]._sum
     share = summation._own_answer.key.copy()
@@ -186,27 +192,85 @@ def lie(hand: Hand, answers: dict[str, Any], to: str, by: int, holders: list[str
     share[0] = (int(share[0]) + by * pow(weight, -1, shamir.PRIME)) % shamir.PRIME
     about = summation._vote.contributors + summation._vote.aggregate
     content = sharing.to_bytes(sharing.Share(share, summation._own_answer.residues))
-    box: bytes = summation._seal(content, to, summation._peers[to], ANSWER, about)
-    return box
+    box: bytes = summation._channels.seal_answer(
+        content, to, about, summation._salt_key, first=False
+    )
+    tag = hand.signed_by(COLLUDER, messages.AnswerTag(summation._answer_tag(content)))
+    return box, tag
 
 
 @pytest.mark.parametrize(
     ("by", "spare", "code"),
-    [(1, True, "crypto"), (1, False, "residual"), (10**6, False, "crypto")],
-    ids=["more answers than needed", "in range", "out of range"],
+    [(1, True, ""), (10**6, True, ""), (1, False, "residual"), (10**6, False, "crypto")],
+    ids=["in range, one spare", "out of range, one spare", "in range", "out of range"],
 )
 def test_a_colluders_false_answer(five: Hand, by: int, spare: bool, code: str) -> None:
-    """Against the others' answers, the keys' range, or what is left over: always found."""
+    """Well signed, and its tag with it. With no answer to spare the keys' range or what is left
+    over refuses the sum; with one, the sum is opened without it."""
+    ours = five.federation
     blocks = five.aggregate(five.sites)
     answers = five.answers(five.vote_on(five.sites, five.sites, blocks))
     holders = ["bank", VICTIM, "hospital", COLLUDER] + ["lab"] * spare
     five.deliver(VICTIM, blocks)
-    opening = {one: answers[one]["boxes"][VICTIM] for one in holders if one != VICTIM}
-    opening[COLLUDER] = lie(five, answers, VICTIM, by, sorted(holders))
-    with nothing_installed(five.federation):
-        found, text = five.refused(VICTIM, messages.Open(opening))
-    assert found == code
-    assert ("does not fit the others" in text) == spare
+    meant = {one: answers[one]["boxes"][VICTIM] for one in holders if one != VICTIM}
+    tags = {one: answers[one]["tag"] for one in meant}
+    meant[COLLUDER], tags[COLLUDER] = lie(five, VICTIM, by, sorted(holders))
+    opening = messages.Open(meant, tags)
+    if code:
+        with nothing_installed(ours):
+            found, _ = five.refused(VICTIM, opening)
+        assert found == code
+        return
+    summation = ours.participants[VICTIM]._sum
+    five.raw(VICTIM, opening)
+    assert summation.faulty == {COLLUDER: "share"}
+    five.deliver("bank", blocks)
+    five.raw("bank", five.opening("bank", answers))
+    states = {ours.participants[name].state.sha256() for name in (VICTIM, "bank")}
+    assert len(states) == 1
+
+
+def test_an_answer_that_is_not_the_one_signed_for_all(five: Hand) -> None:
+    """Other answers to two peers, under one tag: whom it does not speak of sees that. What the tag
+    speaks of is the sum of the shares, which the peer then opens with."""
+    ours = five.federation
+    blocks = five.aggregate(five.sites)
+    answers = five.answers(five.vote_on(five.sites, five.sites, blocks))
+    five.deliver(VICTIM, blocks)
+    opening = five.opening(VICTIM, answers)
+    meant = dict(opening.answers)
+    meant[COLLUDER], _ = lie(five, VICTIM, 0, list(five.sites))
+    honest = ours.participants[VICTIM]._sum
+    assert meant[COLLUDER] == opening.answers[COLLUDER]  # control: nothing shifted, nothing wrong
+    meant[COLLUDER], _ = lie(five, VICTIM, 1, list(five.sites))
+    five.raw(VICTIM, messages.Open(meant, opening.tags))
+    assert honest.faulty == {COLLUDER: "tag"}
+
+
+@pytest.mark.parametrize("way", ["none", "another's", "another sum's", "another kind", "cut"])
+def test_a_tag_that_its_holder_did_not_sign(federation: Any, way: str) -> None:
+    """Such an answer counts as none, and the coordinator may as well have done it."""
+    ours = started(federation)
+    hand = Hand(ours).ready()
+    blocks = hand.aggregate(FOUR)
+    answers = hand.answers(hand.vote_on(FOUR, FOUR, blocks))
+    hand.deliver(VICTIM, blocks)
+    opening = hand.opening(VICTIM, answers)
+    right = messages.AnswerTag.from_body(body_of(opening.tags["bank"]))
+    sign = ours.keys["bank"].sign
+    wrong = {
+        "none": b"",
+        "another's": opening.tags["lab"],
+        "another sum's": envelope.seal(right.kind, hand.session, "bank", right.to_body(), sign),
+        "another kind": hand.signed_by("bank", messages.Receipt(right.tag, b"")),
+        "cut": hand.signed_by("bank", messages.AnswerTag(right.tag[:-1])),
+    }[way]
+    summation = ours.participants[VICTIM]._sum
+    opened = hand.raw(VICTIM, messages.Open(opening.answers, opening.tags | {"bank": wrong}))
+    assert summation.faulty == {"bank": "tag" if way == "cut" else "unreadable"}
+    hand.deliver("lab", blocks)
+    other = hand.raw("lab", hand.opening("lab", answers))
+    assert body_of(opened)["model_tag"] == body_of(other)["model_tag"]
 
 
 # -- shares and uploads ---------------------------------------------------------------------
@@ -228,7 +292,7 @@ def test_a_dealer_with_two_uploads(five: Hand) -> None:
     so with nothing if it was dealt the other's."""
     ours = five.federation
     own = messages.Upload.from_body(body_of(five.uploads[COLLUDER]))
-    other = messages.Upload(own.key_id, own.layout_tag, (bytes(32),), own.share_digests)
+    other = replace(own, block_digests=(bytes(32),))
     five.uploads[COLLUDER] = five.signed_by(COLLUDER, other)
     names = five.sites[:-1]
     blocks = five.aggregate(five.sites)
@@ -248,11 +312,11 @@ def test_boxes_that_a_dealer_did_not_sign_for(federation: Any) -> None:
     dealer = ours.participants[COLLUDER]._sum
     own = messages.Upload.from_body(body_of(hand.uploads[COLLUDER]))
     share, about = bytes(dealer._shape(dealer._layout).num_bytes), upload_digest(own)
-    second = dealer._seal(share, "bank", dealer._peers["bank"], SHARE, about)
+    second = dealer._channels.seal_share(share, "bank", about, dealer._salt_key)
     shares = hand.shares_for("bank") | {COLLUDER: second}
     held = hand.send("bank", messages.Hold(hand.uploads, shares))
     assert held["complaints"] == {COLLUDER: b"share"}
-    other = messages.Upload(own.key_id, own.layout_tag, (bytes(32),), own.share_digests)
+    other = replace(own, block_digests=(bytes(32),))
     uploads = hand.uploads | {COLLUDER: hand.signed_by(COLLUDER, other)}
     held = hand.send("lab", messages.Hold(uploads, hand.shares_for("lab")))
     assert held["complaints"] == {COLLUDER: b"share"}
@@ -276,7 +340,7 @@ def test_uploads_that_are_not_of_this_sum(four: Hand, command: str) -> None:
 
     def signed(site: str, **changes: Any) -> dict[str, bytes]:
         upload = own if site == VICTIM else theirs
-        changed = messages.Upload(**{**upload.__dict__, **changes})
+        changed = replace(upload, **changes)
         return four.uploads | {site: four.signed_by(site, changed)}
 
     with nothing_installed(ours):

@@ -9,18 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlkem_reference import RepeatingPublicKey
 from threshold_kit import FOUR, REST, SITE, Hand, Watched, at_most_once, body_of
 
+from fedshield.crypto import seal
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.errors import FedShieldError, ProtocolError
+from fedshield.ledger.heads import place_beside
 from fedshield.protocol import messages, participant, summation
 
 
 class Clone:
-    """Runs of one site's machine from one snapshot: its nonce and X25519 keys repeat, and where
-    `all_of_it`, the bytes of its one-time keys as well. So it can be brought to the same session
-    and sum again."""
+    """Runs of one site's machine from one snapshot: its nonce, run and round keys repeat, and where
+    `all_of_it`, the bytes of its one-time keys and what it encapsulates as well. So it can be
+    brought to the same session and sum again."""
 
     def __init__(self, ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ours = ours
@@ -28,22 +31,32 @@ class Clone:
         self._keys: dict[tuple[str, str], RunKey] = {}
         fixed = SimpleNamespace(urandom=self._bytes)
         monkeypatch.setattr(participant, "os", fixed)
-        monkeypatch.setattr(participant, "RunKey", lambda: self._key("run"))
-        monkeypatch.setattr(summation, "RunKey", lambda: self._key("sum"))
+        monkeypatch.setattr(participant, "RunKey", lambda secret: self._key("run", secret))
+        monkeypatch.setattr(summation, "RunKey", lambda secret: self._key("sum", secret))
         self._monkeypatch = monkeypatch
         self._fixed = fixed
+        ledger = ours.folder / f"{SITE}.ledger"
+        self._peers = place_beside(ledger)
+        self._ledger, self._had_peers = ledger.read_bytes(), self._peers.exists()
 
     def _bytes(self, count: int) -> bytes:
         return hashlib.shake_128(self.current.encode()).digest(count)
 
-    def _key(self, use: str) -> RunKey:
-        return self._keys.setdefault((self.current, use), RunKey())
+    def _key(self, use: str, secret: bytes) -> RunKey:
+        return self._keys.setdefault((self.current, use), RunKey(secret))
 
     def all_of_it(self) -> None:
         self._monkeypatch.setattr(rlwe, "os", self._fixed)
+        self._monkeypatch.setattr(seal, "MLKEM768PublicKey", RepeatingPublicKey)
 
     def again(self, hand: Hand, *, upto: str) -> bytes:
         """From the snapshot through everything that it was sent, up to this message; the reply."""
+        # Its ledger is that of the snapshot, too.
+        self.ours.stores[SITE].contribution = None
+        self.ours.ledgers[SITE].close()
+        (self.ours.folder / f"{SITE}.ledger").write_bytes(self._ledger)
+        assert not self._had_peers
+        self._peers.unlink(missing_ok=True)
         self.ours.participants[SITE] = self.ours.participant(SITE, self.ours.roster)
         self.current = SITE
         for one in self.ours.wire.log:

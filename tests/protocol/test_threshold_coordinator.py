@@ -33,7 +33,9 @@ def test_it_joins_no_session(federation: Any, scheme: str) -> None:
         name: site.handle("invite", own(ours, invite, zero))
         for name, site in ours.participants.items()
     }
-    joins[COORDINATOR] = own(ours, messages.Join(os.urandom(32), RunKey().public, 0, 0), setup)
+    key = RunKey(os.urandom(32)).public.to_bytes()
+    join = messages.Join(os.urandom(32), key, 0, 0, bytes(64), b"", {})
+    joins[COORDINATOR] = own(ours, join, setup)
     for site in ours.participants.values():
         with pytest.raises(ProtocolError, match=r"^sender: "):
             site.handle("begin", own(ours, messages.Begin(joins), setup))
@@ -43,9 +45,8 @@ def test_it_is_in_no_sum(federation: Any) -> None:
     ours = started(federation)
     hand = Hand(ours).prepare()
     tag = messages.RoundKey.from_body(body_of(hand.keys["bank"])).model_tag
-    keys = hand.keys | {
-        COORDINATOR: own(ours, messages.RoundKey(RunKey().public, tag, {}), hand.session)
-    }
+    key = RunKey(os.urandom(32)).public.to_bytes()
+    keys = hand.keys | {COORDINATOR: own(ours, messages.RoundKey(key, tag, {}), hand.session)}
     assert hand.refused("clinic", messages.Work(keys))[0] == "sender"
 
 

@@ -17,7 +17,7 @@ GONE = "clinic"
 #: The messages of a round in the order in which the coordinator sends them.
 METHODS = (
     "prepare", "work", "fetch-shares", "hold", "fetch",
-    "announce", "quorum", "deliver", "open", "evaluate",
+    "announce", "quorum", "deliver", "open", "install", "evaluate",
 )  # fmt: skip
 #: Up to here a lost site's upload is lost with it.
 BEFORE_VOTE = METHODS[:5]
@@ -65,7 +65,7 @@ def test_one_site_lost(federation: Any, sites: int, method: str, when: str, weig
     # A site that took no shares is missed when its blocks are asked for, at the latest.
     assert re.fullmatch(f"({method}{'|fetch' * (method == 'hold')}): no answer", outcome.lost[GONE])
     expect_mean(ours, before, found, weights == "equal", 1)
-    if not (method == "evaluate" or (method == "open" and when == "after")):
+    if not (method == "evaluate" or (method == "install" and when == "after")):
         assert standing(ours, GONE) == stood
     # Those who are left go on, exactly, without it.
     outcome, found = lose(ours, 2, {}, network)
@@ -77,27 +77,25 @@ def test_one_site_lost(federation: Any, sites: int, method: str, when: str, weig
 @pytest.mark.parametrize(("when", "weights"), [("before", "private"), ("after", "equal")])
 @pytest.mark.parametrize("method", METHODS)
 def test_one_of_three_lost(federation: Any, method: str, when: str, weights: str) -> None:
-    """Three sites, of which all must contribute: one may be lost from the vote on, none before;
-    and no round can begin with two."""
+    """Three sites, of which all must contribute and all must have opened the same: the round waits
+    for one that is lost before that, and no site takes the sum."""
     ours = federation("rlwe", sites=3, weights=weights)
     network = failing(ours)
     ours.coordinator.start()
     before = ours.participants[GONE].state
-    if method in BEFORE_VOTE:
-        network.moments = {GONE: (method, when)}
-        noticed = f"({method}|fetch)" if method == "hold" else method
-        text = rf"^{noticed}: no answer from clinic \(no answer\).*; the model of .* is kept$"
+    network.moments = {GONE: (method, when)}
+    if method in ("install", "evaluate"):
+        _, found = lose(ours, 1, {GONE: (method, when)}, network)
+        assert found == set(ours.names)
+        expect_mean(ours, before, found, weights == "equal", 1)
+        text = r"^prepare: no answer from clinic \(no answer\)"
         with nothing_installed(ours), pytest.raises(RoundFailed, match=text):
-            ours.coordinator.round(1)
+            ours.coordinator.round(2)
         return
-    _, found = lose(ours, 1, {GONE: (method, when)}, network)
-    assert found == set(ours.names)
-    expect_mean(ours, before, found, weights == "equal", 1)
-    with (
-        nothing_installed(ours),
-        pytest.raises(RoundFailed, match=r"^prepare: no answer from clinic \(no answer\)"),
-    ):
-        ours.coordinator.round(2)
+    noticed = f"({method}|fetch|deliver|open)"
+    text = rf"^{noticed}: no answer from clinic \(no answer\).*; the model of .* is kept$"
+    with nothing_installed(ours), pytest.raises(RoundFailed, match=text):
+        ours.coordinator.round(1)
 
 
 @pytest.mark.parametrize("method", ["work", "announce", "open"])
@@ -173,7 +171,11 @@ def test_one_more_is_too_many(federation: Any, sites: int, spare: int, method: s
     gone = ours.names[1 : 2 + spare]
     network.moments = dict.fromkeys(gone, (method, "before"))
     rules = ours.roster.rules
-    need = rules.min_cohort if method == "work" else max(rules.threshold, rules.votes)
+    need = {
+        "work": rules.min_cohort,
+        "announce": max(rules.threshold, rules.votes),
+        "quorum": rules.threshold,
+    }[method]
     named = ", ".join(f"{name} (no answer)" for name in gone)
     left = "" if need == sites else f"; {sites - len(gone)} of {need} needed are left"
     text = f"{method}: no answer from {named}{left}; the model of the last round is kept"
@@ -181,16 +183,44 @@ def test_one_more_is_too_many(federation: Any, sites: int, spare: int, method: s
         ours.coordinator.round(1)
 
 
-def test_all_but_one_may_be_lost_once_the_answers_are_in(federation: Any) -> None:
-    """One site that takes the model is enough for it not to be lost; none is too few."""
+def test_as_many_as_a_certificate_spares_may_be_lost_after_the_answers(
+    federation: Any,
+) -> None:
+    """As many sites as make a certificate must open the sum; one fewer is too few, and no site
+    takes it."""
     ours = federation("rlwe", sites=5, weights="equal")
     network = failing(ours)
     ours.coordinator.start()
-    _, found = lose(ours, 1, dict.fromkeys(ours.names[1:], ("deliver", "before")), network)
+    spare = ours.plan.rules().num_sites - ours.plan.rules().certificate
+    assert spare == 1
+    _, found = lose(ours, 1, dict.fromkeys(ours.names[-spare:], ("deliver", "before")), network)
     assert found == set(ours.names)
     again = federation("rlwe", sites=5, weights="equal")
     network = failing(again)
     again.coordinator.start()
-    network.moments = dict.fromkeys(again.names, ("open", "before"))
+    network.moments = dict.fromkeys(again.names[: spare + 1], ("open", "before"))
     with nothing_installed(again), pytest.raises(RoundFailed, match=r"^open: no answer from bank"):
         again.coordinator.round(1)
+
+
+@pytest.mark.parametrize("weights", ["equal", "private"])
+def test_a_failed_round_is_repeated_without_a_site_with_membership_open(
+    federation: Any, weights: str
+) -> None:
+    """Nobody voted: the others send what they trained once again, weighted over those that are
+    left: the mean is right, and no row's privacy is spent twice."""
+    ours = federation("rlwe", sites=4, weights=weights)
+    network = failing(ours)
+    ours.coordinator.start()
+    network.moments = dict.fromkeys((GONE, "lab"), ("fetch", "before"))
+    with nothing_installed(ours), pytest.raises(RoundFailed, match="no answer from"):
+        ours.coordinator.round(1)
+    before = ours.participants[GONE].state
+    network = failing(ours)
+    network.gone.add(GONE)
+    ours.coordinator.start()
+    outcome = ours.coordinator.round(1)
+    assert outcome.contributors == ("bank", "hospital", "lab")
+    expect_mean(ours, before, set(outcome.contributors), weights == "equal", 1)
+    assert ours.works["bank"].trained_rounds == [1]
+    assert ours.participants["bank"].spent.uploads == 1

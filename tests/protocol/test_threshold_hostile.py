@@ -72,7 +72,7 @@ def test_two_sums_to_two_halves(five: Hand) -> None:
             assert five.refused(site, messages.Quorum(votes))[0] == "vote"
             five.deliver(site, blocks)
             # Unanswered, so not opened either, whatever comes.
-            assert five.refused(site, messages.Open({}))[0] == "repeated"
+            assert five.refused(site, messages.Open({}, {}))[0] == "repeated"
         assert five.refused("lab", messages.Quorum(others))[0] == "vote"
 
 
@@ -144,7 +144,7 @@ def test_a_replayed_round(federation: Any) -> None:
     """Every command of round 1, once more: in round 2 and in a new session."""
     ours = federation("rlwe", sites=4, weights="private").run(1)
     old = [(one.site, one.method, one.command) for one in ours.wire.log if one.method != "invite"]
-    assert len({method for _, method, _ in old}) == 13
+    assert len({method for _, method, _ in old}) == 14
 
     def replay() -> None:
         with nothing_installed(ours):
@@ -250,7 +250,7 @@ def test_out_of_order(federation: Any) -> None:
     early: list[messages.Message] = [
         messages.FetchShares(), messages.Fetch(0), messages.Hold({}, {}),
         messages.Announce({}, ()), messages.Quorum({}), messages.Deliver(0, b""),
-        messages.Open({}),
+        messages.Open({}, {}),
     ]  # fmt: skip
     with nothing_installed(hand.federation):
         for message in early:
@@ -264,7 +264,7 @@ def test_out_of_order(federation: Any) -> None:
         hand.deliver(VICTIM, blocks)
         assert hand.refused(VICTIM, messages.Deliver(0, blocks[0]))[0] == "repeated"
         assert hand.refused(VICTIM, messages.Deliver(1, blocks[0]))[0] == "size"
-        assert hand.refused(VICTIM, messages.Open({}))[0] == "repeated"
+        assert hand.refused(VICTIM, messages.Open({}, {}))[0] == "repeated"
     hand.answers(votes)
 
 
@@ -289,22 +289,30 @@ def test_opening_to_the_server(federation: Any, tmp_path: Path) -> None:
         }
         assert (sharing.open_sum(shares, shape, 4).key_sum == sum(secrets)).all()
     assert all(answer["boxes"] == {} for answer in answers.values())
+    # Nor can the server change one in the clear: its holder signed a tag of it.
+    hand.deliver("bank", blocks)
+    opening = hand.opening("bank", answers)
+    wrong = {"clinic": flipped(answers["clinic"]["share"], 0)}
+    hand.raw("bank", messages.Open(opening.answers | wrong, opening.tags))
+    assert current.faulty == {"clinic": "tag"}
     with nothing_installed(ours):
-        for site, wrong in (
-            ("bank", {"clinic": flipped(answers["clinic"]["share"], 0)}),
-            ("clinic", {"bank": answers["bank"]["share"][:-1], "lab": b"\xff" * 8192}),
-        ):
-            hand.deliver(site, blocks)
-            opening = messages.Open(hand.opening(site, answers).answers | wrong)
-            code, text = hand.refused(site, opening)
-            assert code == ("crypto" if site == "bank" else "share")
-            assert ("unreadable from bank, lab" in text) == (site == "clinic")
+        hand.deliver("clinic", blocks)
+        opening = hand.opening("clinic", answers)
+        wrong = {"bank": answers["bank"]["share"][:-1], "lab": b"\xff" * 8192}
+        code, text = hand.refused("clinic", messages.Open(opening.answers | wrong, opening.tags))
+        assert code == "share"
+        for name in ("bank", "lab"):
+            assert f"the answer of {name} cannot be read" in text
 
 
+@pytest.mark.parametrize("lying", [False, True], ids=["server alone", "holder lies"])
 @pytest.mark.parametrize("slot", range(5))
-def test_answers_that_the_server_shifts(federation: Any, tmp_path: Path, slot: int) -> None:
-    """In the clear, and no more of them than needed, they are the server's to change: to another
-    number of contributors, total weight, loss or tag. The tags cover them all."""
+def test_answers_that_the_server_shifts(
+    federation: Any, tmp_path: Path, slot: int, lying: bool
+) -> None:
+    """In the clear, and no more of them than needed: to another number of contributors, total
+    weight, loss or tag. The holder's signed tag finds it; where the holder lies too, the tags of
+    the sum do, as long as it does not forge them as well."""
     ours = with_scheme(federation("rlwe", sites=4), tmp_path, open_to="server")
     ours.coordinator.start()
     hand = Hand(ours).ready()
@@ -325,9 +333,14 @@ def test_answers_that_the_server_shifts(federation: Any, tmp_path: Path, slot: i
     right = sharing.open_sum({**given, 1: share}, shape, 4).residues
     assert sharing.open_sum(given, shape, 4).residues[slot] == (right[slot] + 1) % q
     hand.deliver("bank", blocks)
+    tags = {name: answers[name]["tag"] for name in ("clinic", "hospital")}
+    opening = {"clinic": wrong, "hospital": answers["hospital"]["share"]}
+    if lying:
+        tags["clinic"] = hand.signed_by("clinic", messages.AnswerTag(current._answer_tag(wrong)))
     with nothing_installed(ours):
-        opening = {"clinic": wrong, "hospital": answers["hospital"]["share"]}
-        assert hand.refused("bank", messages.Open(opening))[0] == "tag"
+        code, text = hand.refused("bank", messages.Open(opening, tags))
+    assert code == ("tag" if lying else "share")
+    assert ("clinic is not the one that it signed for all sites" in text) == (not lying)
 
 
 @pytest.mark.parametrize("sites", [3, 4, 5])
@@ -344,12 +357,10 @@ def test_a_semi_honest_server(federation: Any, tmp_path: Path, sites: int) -> No
     blocks = hand.aggregate(ours.names)
     votes = hand.vote_on(ours.names, ours.names, blocks)
     assert hand.refused(VICTIM, hand.announcement(ours.names))[0] == "repeated"
-    answers = hand.answers({}, "bank", VICTIM)
+    answers = hand.answers({}, *ours.names[: rules.certificate])
     assert hand.refused(VICTIM, messages.Quorum(votes))[0] == "repeated"
-    for site in ("bank", VICTIM):
-        hand.deliver(site, blocks)
-        hand.raw(site, hand.opening(site, answers))
-        assert ours.participants[site].completed_rounds == 1
+    hand.open_all(blocks, answers, sites=ours.names[: rules.certificate])
+    assert ours.participants[VICTIM].completed_rounds == 1
 
 
 # -- plan and roster ------------------------------------------------------------------------

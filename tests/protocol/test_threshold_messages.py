@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ def test_round_keys_that_a_site_refuses(federation: Any) -> None:
         return hand.refused(VICTIM, messages.Work(keys))
 
     def signed(site: str, **changes: Any) -> dict[str, bytes]:
-        changed = messages.RoundKey(**{**key.__dict__, "key": RunKey().public, **changes})
+        fresh = RunKey(os.urandom(32)).public.to_bytes()
+        changed = messages.RoundKey(**{**key.__dict__, "key": fresh, **changes})
         return hand.keys | {site: hand.signed_by(site, changed)}
 
     with nothing_installed(ours):
@@ -45,8 +47,17 @@ def test_round_keys_that_a_site_refuses(federation: Any) -> None:
         assert (found, "expected at least 4 sites in a round, got 3" in text) == ("cohort", True)
         assert code(hand.keys | {"stranger": hand.keys["lab"]})[0] == "sender"
         assert code(hand.keys | {"lab": hand.keys["bank"]})[0] == "signature"
-        found, text = code(signed("lab", key=bytes(32)))
-        assert (found, "lab: the round key is of low order" in text) == ("malformed", True)
+        mlkem, x25519 = key.key[:1184], key.key[1184:]
+        own = RunKey(os.urandom(32)).public
+        for half in (mlkem + own.x25519, own.mlkem + x25519):
+            found, text = code(signed("lab", key=half))
+            assert (found, "two sites sent the same round key" in text) == ("repeated", True)
+        found, text = code(signed("lab", key=own.mlkem + bytes(32)))
+        assert (found, "lab: the round key" in text) == ("malformed", True)
+        assert "of low order" in text
+        found, text = code(signed("lab", key=b"\xff" * 1184 + own.x25519))
+        assert (found, "lab: the round key" in text) == ("malformed", True)
+        assert "not reduced mod 3329" in text
     assert ours.works[VICTIM].trained_rounds == []
 
 
@@ -123,7 +134,7 @@ def test_truncated_and_changed_messages(federation: Any) -> None:
     ours.wire.to_site = tamper
     ours.run(2)
     ours.coordinator.finish()
-    assert len(seen) == 14
+    assert len(seen) == 15
     assert {site.completed_rounds for site in ours.participants.values()} == {2}
 
 

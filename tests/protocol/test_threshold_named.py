@@ -44,7 +44,7 @@ def test_a_dealer_that_is_left_out_and_missed(federation: Any) -> None:
 def test_sites_that_vote_otherwise(federation: Any) -> None:
     ours = started(federation)
     ours.wire.to_coordinator = lambda site, method, data: (
-        resigned(ours, site, data, messages.Vote(bytes(32), bytes(32)))
+        resigned(ours, site, data, messages.Vote(bytes(32), bytes(32), ours.head_of(site)))
         if method == "announce" and site in ("clinic", "lab")
         else data
     )

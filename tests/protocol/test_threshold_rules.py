@@ -22,7 +22,7 @@ from fedshield.plan import Plan
 from fedshield.protocol import messages
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.session import upload_digest
-from fedshield.protocol.summation import SHARE, Summation
+from fedshield.protocol.summation import Summation
 from fedshield.quorum import Rules, resolve
 
 VICTIM = "clinic"
@@ -44,6 +44,7 @@ def legal(rules: Rules) -> bool:
             threshold=rules.threshold,
             votes=rules.votes,
             min_cohort=rules.min_cohort,
+            membership="open",
         )
     except PlanError:
         return False
@@ -315,7 +316,7 @@ def test_a_share_is_the_dealers_that_signed_for_it(
             return open_share(self, box, dealer, upload)
         except CryptoError:
             about = upload_digest(uploads["hospital"])
-            raw = self._unseal(box, "hospital", SHARE, about)
+            raw = self._channels.open_share(box, "hospital", about)
             return sharing.from_bytes(raw, self._shape(self._layout))
 
     uploads: dict[str, messages.Upload] = {}
@@ -342,10 +343,10 @@ def replaced_entry(ours: Any, monkeypatch: pytest.MonkeyPatch, checked: bool) ->
     stolen = ours.participants[VICTIM]._sum
     mine = Keys(made, (0,) * attacker.shape.num_residues, attacker.shape.modulus)
     dealt = sharing.deal(made, mine.residues, attacker.shape, b"\7" * 32)
-    peer = stolen._peers["bank"]
-    box = stolen._seal(sharing.to_bytes(dealt[0]), "bank", peer, SHARE, upload_digest(upload))
+    share = sharing.to_bytes(dealt[0])
+    box = stolen._channels.seal_share(share, "bank", upload_digest(upload), stolen._salt_key)
     signed = {**upload.share_digests, "bank": hashlib.sha256(box).digest()}
-    false = messages.Upload(upload.key_id, upload.layout_tag, upload.block_digests, signed)
+    false = replace(upload, share_digests=signed)
     hand.uploads[VICTIM] = hand.signed_by(VICTIM, false)
     if not checked:
         read_uploads = Summation._read_uploads

@@ -36,9 +36,7 @@ def installed(ours: Any, by: int = 0) -> tuple[Any, Any, Any]:
     hand = Hand(ours).ready()
     blocks = hand.shifted(ours.names, 0, by)
     answers = hand.answers(hand.vote_on(ours.names, ours.names, blocks))
-    for site in ours.names:
-        hand.deliver(site, blocks)
-        hand.raw(site, hand.opening(site, answers))
+    hand.open_all(blocks, answers)
     right, _ = mean_of(ours, before, clip, made.values())
     return before.values, ours.state().values, right
 
@@ -123,13 +121,10 @@ def test_only_vectors_of_one_layout_are_added(
         model.contribution = backwards
         before, clip = ours.state(), ours.participants["bank"].memory.clip
         hand = Hand(ours).prepare().work().collect()
-        others = ("bank", "hospital")
-        for site in others:
+        for site in ours.names:  # the bank first; of three sites all vote
             hand.send(site, messages.Hold(hand.uploads, hand.shares_for(site)))
         blocks = hand.aggregate(ours.names)
-        answers = hand.answers(hand.vote_on(ours.names, others, blocks))
-        hand.deliver("bank", blocks)
-        hand.raw("bank", hand.opening("bank", answers))
+        hand.open_all(blocks, hand.answers(hand.vote_on(ours.names, ours.names, blocks)))
         right, _ = mean_of(ours, before, clip, made.values())
         return ours.participants["bank"].state.values, right
 

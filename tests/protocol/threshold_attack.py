@@ -13,7 +13,6 @@ from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.protocol import messages
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.session import aggregate_digest, contributors_digest, read_uploads
-from fedshield.protocol.summation import ANSWER
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +47,11 @@ class Attacker:
     def votes(self, sites: Iterable[str], blocks: Sequence[bytes]) -> dict[str, bytes]:
         """The colluders' votes for whatever is wanted."""
         uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
-        vote = messages.Vote(contributors_digest(uploads), aggregate_digest(digests(blocks)))
-        return {one: self.hand.signed_by(one, vote) for one in self.colluders}
+        about = contributors_digest(uploads), aggregate_digest(digests(blocks))
+        return {
+            one: self.hand.signed_by(one, messages.Vote(*about, self.hand.federation.head_of(one)))
+            for one in self.colluders
+        }
 
     def own_shares(self, sites: Iterable[str]) -> dict[str, sharing.Share]:
         """What the colluders would answer for this set."""
@@ -66,13 +68,13 @@ class Attacker:
         first = self.colluders[0]
         uploads = read_uploads(self.hand.over(sites), self.hand.binding, self._roster)
         about = contributors_digest(uploads) + aggregate_digest(digests(blocks))
-        return {
-            holder: sharing.from_bytes(
-                self._sum(first)._unseal(answer["boxes"][first], holder, ANSWER, about), self.shape
-            )
-            for holder, answer in answers.items()
-            if first in answer["boxes"]
-        }
+        channels = self._sum(first)._channels
+        found: dict[str, sharing.Share] = {}
+        for holder, answer in answers.items():
+            if first in answer["boxes"]:
+                raw = channels.open_answer(answer["boxes"][first], holder, about)
+                found[holder] = sharing.from_bytes(raw, self.shape)
+        return found
 
     @property
     def shape(self) -> sharing.ShareShape:

@@ -37,6 +37,19 @@ def body_of(data: bytes) -> Any:
     return value[5]
 
 
+@dataclass
+class NoLedger:
+    """In place of a `Line`, what a sum asks of it: a head to send, and to see the others'."""
+
+    head: bytes = b""
+
+    def statement(self, sign: Any) -> bytes:
+        return self.head
+
+    def see(self, site: str, statement: bytes) -> None:
+        return None
+
+
 def digests(blocks: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(block).digest() for block in blocks)
 
@@ -138,8 +151,8 @@ def sent_by(federation: Any, name: str) -> EncodedIntegers:
         site._cipher.update_layout(made.selection.sha256(), made.values.size),
         model.parts(),
         site._weight,
-        model.record.train_loss,
-        encode_integers.rounding_seed(federation.plan, name, model.record.round_number),
+        0.0 if model.terms is not None else model.record.train_loss,
+        model.rounding_seed(model.record.round_number),
     )
     return encoded
 
@@ -227,6 +240,8 @@ class Hand:
         self.uploads: dict[str, bytes] = {}
         self.boxes: dict[str, dict[str, bytes]] = {}
         self.blocks: dict[str, list[bytes]] = {}
+        #: Site -> who has no good share of it.
+        self.unheard: dict[str, tuple[str, ...]] = {}
 
     # -- sending
 
@@ -354,8 +369,12 @@ class Hand:
 
     def answers(self, votes: Mapping[str, bytes], *holders: str) -> dict[str, Any]:
         """The answers of `holders` (default: who voted), which are shown these votes."""
-        quorum = messages.Quorum(dict(votes))
-        return {site: self.send(site, quorum) for site in holders or votes}
+        return {
+            site: self.send(
+                site, messages.Quorum(dict(votes), dict.fromkeys(self.unheard.get(site, ()), b""))
+            )
+            for site in holders or votes
+        }
 
     def deliver(self, site: str, blocks: Sequence[bytes]) -> None:
         for index, block in enumerate(blocks):
@@ -364,22 +383,32 @@ class Hand:
     def opening(self, site: str, answers: Mapping[str, Any]) -> messages.Open:
         """The command to open, with every answer that is meant for this site."""
         server = self.federation.plan.scheme.open_to == "server"
-        return messages.Open(
-            {
-                holder: answer["share"] if server else answer["boxes"][site]
-                for holder, answer in answers.items()
-                if holder != site and (answer["share"] or site in answer["boxes"])
-            }
-        )
+        meant = {
+            holder: answer["share"] if server else answer["boxes"][site]
+            for holder, answer in answers.items()
+            if holder != site and (answer["share"] or site in answer["boxes"])
+        }
+        return messages.Open(meant, {holder: answers[holder]["tag"] for holder in meant})
 
     def finish(self, sites: Iterable[str] = ()) -> None:
         """The rest of an honest round over `sites`, at all sites."""
         chosen = tuple(sites) or self.sites
         blocks = self.aggregate(chosen)
         answers = self.answers(self.vote_on(chosen, self.sites, blocks))
-        for site in self.sites:
+        self.open_all(blocks, answers)
+
+    def open_all(
+        self, blocks: Sequence[bytes], answers: Mapping[str, Any], sites: Iterable[str] = ()
+    ) -> None:
+        """`sites` (default: all) open these blocks with these answers, and take what they have
+        signed for."""
+        chosen = tuple(sites) or self.sites
+        receipts = {}
+        for site in chosen:
             self.deliver(site, blocks)
-            self.raw(site, self.opening(site, answers))
+            receipts[site] = self.raw(site, self.opening(site, answers))
+        for site in chosen:
+            self.raw(site, messages.Install(receipts))
 
 
 def rejected(hand: Hand, blocks: list[bytes], code: str, text: str = "") -> None:
@@ -446,10 +475,7 @@ class Watched(Hand):
         self.prepare().work().collect().hold()
         blocks = self.aggregate(FOUR)
         votes = self.vote_on(FOUR, self.sites, blocks)
-        answers = self.answers(votes)
-        for site in (SITE, *REST):
-            self.deliver(site, blocks)
-            self.raw(site, self.opening(site, answers))
+        self.open_all(blocks, self.answers(votes))
         return self
 
 

@@ -176,6 +176,23 @@ def test_who_could_see_what_follows_the_settings(tmp_path: Path) -> None:
         assert "other sites" not in could_not
 
 
+def test_open_membership_is_said_with_what_it_shows(tmp_path: Path) -> None:
+    """A site's update is the difference of two sums, whoever sees both."""
+    quorums = {"max_colluding": 1, "membership": "open"}
+    for opened in ("peers", "server"):
+        for party in (
+            "One site",
+            "One site together with the coordinator",
+            "The coordinator alone",
+        ):
+            could, could_not = sight(tmp_path, party, quorums=quorums, open_to=opened)
+            sees = opened == "server" or party != "The coordinator alone"
+            assert ("From sums over different sets: their difference." in could) == sees
+            assert could_not.startswith("In one sum: ") == sees
+    assert "can be had as the difference of two sums" in told(tmp_path, quorums=quorums)
+    assert "difference of two sums" not in told(tmp_path, quorums={"membership": "fixed"})
+
+
 def test_settings_add_their_own_limits(tmp_path: Path) -> None:
     text = told(tmp_path, fewest_in_a_sum=2)
     assert "At least one sum of this run was over two sites only" in text

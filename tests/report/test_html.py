@@ -349,7 +349,7 @@ def test_an_unknown_scheme_is_called_unprotected_and_escaped(tmp_path: Path) -> 
                 "not something that this run measured",
                 "no outside review",
                 "post-quantum",
-                "changing membership",
+                "Sums over many rounds, very small groups",
             ],
         ),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,21 +15,22 @@ from fedshield.audit.stage import Scene, record, trained_rows
 from fedshield.data.sites import SiteData
 from fedshield.model.chat import Tokens
 from fedshield.plan import Plan
-from fedshield.seeds import derive
+from fedshield.seeds import SiteRandomness, derive
 from fedshield.types import AdapterState, Float64
 
 if TYPE_CHECKING:
     from fedshield.audit.suite import Effort
 
 HOLDER = "holder of the released adapter"
-#: What attacks on the released adapter are filed under: it is the same under every scheme.
+#: What attacks on the released adapter are filed under: its rows are the same under every scheme.
 ANY = "any"
 Say = Callable[[str], None]
 
 
 def in_the_clear(plan: Plan) -> Plan:
-    """The plan without encryption: the fastest way to the same adapter, up to rounding. Where the
-    noise is added to the encrypted sum, the plan itself."""
+    """The plan without encryption: the fastest way to an adapter of the same rows, up to rounding
+    and to their order within a round. Where the noise is added to the encrypted sum, the plan
+    itself."""
     from fedshield.audit.suite import changed
 
     if plan.privacy.unit == "site":
@@ -43,11 +44,13 @@ def membership(
     effort: Effort,
     released: AdapterState | None,
     rounds: int | None,
+    drew: Mapping[str, SiteRandomness],
     skipped: dict[str, str],
     say: Say,
 ) -> list[Finding]:
     """AUC and TPR at 1 % FPR of each signal, on rows that were trained on and held-out rows.
-    `rounds`: that the run of `released` completed."""
+    `rounds`: that the run of `released` completed; `drew`: what its sites' training drew from, of
+    those of which it is known here."""
     if plan.adapter.train == "share-a":
         skipped["membership"] = "each site has an adapter of its own (share-a)"
         return []
@@ -56,21 +59,46 @@ def membership(
         say("running the plan for membership inference")
         state = record(clear, scene, say=say).released.state
         rounds = None
-    members, others = _rows(plan, scene, rounds)
+        drew = {name: SiteRandomness.of_demonstration(plan.seed, name) for name in scene.data}
+    members, others = _rows(plan, scene, drew, rounds)
+    note = _unknown_rows(plan, scene, drew, rounds)
     found = _signals(plan, scene, effort, state, members, others, say)
     return [
-        Finding("membership", ANY, HOLDER, f"{what}, {one.signal}", measure)
+        Finding("membership", ANY, HOLDER, f"{what}, {one.signal}", measure, note)
         for one in inference.told_apart(*found)
         for what, measure in (("AUC", one.auc), ("TPR at 1 % FPR", one.tpr_at_1_percent))
     ]
 
 
-def _rows(plan: Plan, scene: Scene, rounds: int | None) -> tuple[list[Tokens], list[Tokens]]:
+def _unknown_rows(
+    plan: Plan, scene: Scene, drew: Mapping[str, SiteRandomness], rounds: int | None
+) -> str:
+    """What a reader must know where it is not known here which rows the run took; '' where it is,
+    and where it took all."""
+    training = plan.training
+    count = training.steps * training.gradient_accumulation * training.batch_size
+    taken = count * (plan.rounds if rounds is None else rounds)
+    unknown = [
+        name
+        for name, data in scene.data.items()
+        if name not in drew and plan.privacy.unit != "example" and taken < len(data.train)
+    ]
+    if not unknown:
+        return ""
+    return (
+        f"which rows the run took is known to {', '.join(unknown)} alone: all rows there count as "
+        "members, also those that were not taken, so the attack looks weaker than it is"
+    )
+
+
+def _rows(
+    plan: Plan, scene: Scene, drew: Mapping[str, SiteRandomness], rounds: int | None
+) -> tuple[list[Tokens], list[Tokens]]:
     """As many rows that were trained on as there are held-out ones, of each site."""
     members: list[Tokens] = []
     others: list[Tokens] = []
     for name, data in scene.data.items():
-        used = trained_rows(plan, name, scene, rounds)
+        used = trained_rows(plan, name, scene, drew.get(name), rounds)
         generator = np.random.default_rng(derive(plan.seed, "audit members", name))
         count = min(len(used), len(data.heldout))
         members += [used[int(at)] for at in generator.permutation(len(used))[:count]]

@@ -21,9 +21,11 @@ from fedshield.crypto.scheme import SiteScheme
 from fedshield.errors import CryptoError
 from fedshield.plan import Plan
 from fedshield.protocol.ciphers import OneTimeKeys, SharedKey, parameters_of
+from fedshield.protocol.local import Contribution
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.site_model import SiteModel
 from fedshield.prune import num_sent
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState, Bool, Float32, Selection, SiteMemory
 
 
@@ -162,7 +164,8 @@ def _follow(
     travels follows from the sums before, as it does at a site."""
     names = plan.data.site_names()
     cipher = SharedKey(plan, scheme, len(names))
-    model = SiteModel("", plan, _NoWork(), _Nowhere(), start, 0, None, None)
+    nothing = SiteRandomness(bytes(32))  # what does not train rounds nothing
+    model = SiteModel("", plan, _NoWork(), _Nowhere(), start, 0, None, None, randomness=nothing)
     uploads: dict[int, list[Upload]] = {}
     for upload in view.uploads():
         uploads.setdefault(upload.round_number, []).append(upload)
@@ -176,7 +179,8 @@ def _follow(
             mine = single.values[: selection.size] / single.reserved[encode.WEIGHT]
             found.append(_seen(upload, mine.astype(np.float32), selection, model.state, plan))
         opened = cipher.open(blocks, layout, None, len(names), b"", model.parts())
-        model.take(opened, number, 0.0, tuple(one.site for one in uploads[number]))
+        _, install = model.opened(opened, number, 0.0, tuple(one.site for one in uploads[number]))
+        install()
     return tuple(found)
 
 
@@ -269,4 +273,10 @@ class _Nowhere:
     """A follower keeps nothing."""
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
+        return None
+
+    def keep(self, contribution: Contribution) -> None:
+        return None
+
+    def kept(self) -> Contribution | None:
         return None

@@ -21,6 +21,7 @@ from fedshield.data.sites import SiteData
 from fedshield.model.chat import Tokens
 from fedshield.plan import Plan
 from fedshield.plan_privacy import PrivacyPlan
+from fedshield.seeds import SiteRandomness
 from fedshield.train import LocalTrainer
 from fedshield.types import AdapterState, Float32, Float64
 
@@ -55,10 +56,11 @@ def learn(
         updates: list[Float32] = []
         for number in range(EXAMPLES):
             # Another order of the rows for each example; an attacker adds no noise to its own.
-            own = plan.model_copy(update={"seed": plan.seed + 1 + number, "privacy": PrivacyPlan()})
+            own = plan.model_copy(update={"privacy": PrivacyPlan()})
+            order = SiteRandomness.of_demonstration(plan.seed + 1 + number, kind)
             data = _only(next(iter(scene.data.values())), rows)
             trainer = LocalTrainer(
-                kind, own, data, scene.host, scene.base.pad_token_id, scene.base.device
+                kind, own, data, scene.host, scene.base.pad_token_id, scene.base.device, order
             )
             update, _ = trainer.train(start, round_number)
             updates.append((update.values - start.values).astype(np.float32))

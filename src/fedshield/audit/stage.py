@@ -1,12 +1,14 @@
 """The stage: a plan's own rounds, run again in this process with every party's view taken down.
 
 A run folder keeps no upload and no key, on purpose; so an audit runs the plan (or its first rounds)
-again, with the real messages, keys and bytes. Training repeats exactly from the plan's seed; keys
-are fresh. Whoever runs an audit needs what running the plan needs: all sites' data in one place.
+again, with the real messages, keys and bytes. Training draws from the plan's seed, as in a
+demonstration, and so repeats one exactly; keys are fresh. Whoever runs an audit needs what running
+the plan needs: all sites' data in one place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +22,11 @@ from fedshield.aggregate import MOMENTUM
 from fedshield.audit.views import AdapterView, CoalitionView, Crossing, ServerView, SiteView, Tap
 from fedshield.crypto.shares import Share
 from fedshield.data.sites import SiteData, load_sites
+from fedshield.engines.ledgers import approval_of, line_of
 from fedshield.engines.local_sites import InProcessSites
 from fedshield.engines.members import demonstration
 from fedshield.engines.workplace import run_notes
+from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import Tokens, use_template
@@ -32,12 +36,14 @@ from fedshield.privacy.terms import terms
 from fedshield.protocol.ciphers import Parts
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.local import Contribution
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.run_keys import RunKeys
 from fedshield.protocol.session import ROUND
-from fedshield.seeds import derive
-from fedshield.train import LocalTrainer
+from fedshield.protocol.site_model import first_memory, standing_digest
+from fedshield.seeds import SiteRandomness, derive
+from fedshield.train import LocalTrainer, rows_of_round
 from fedshield.types import AdapterState, AdapterUpdate, Float32, Selection, SiteMemory
 
 
@@ -109,8 +115,15 @@ def record(
     first = scene.start(plan)
     truth: dict[tuple[str, int], tuple[Tokens, ...]] = {}
     watched: dict[str, _Watched] = {}
-    with tempfile.TemporaryDirectory(prefix="fedshield-audit-") as folder:
+    start = standing_digest(first, first_memory(plan, first))
+    with (
+        tempfile.TemporaryDirectory(prefix="fedshield-audit-") as folder,
+        contextlib.ExitStack() as ledgers,
+    ):
         for name in plan.data.site_names():
+            path = Path(folder) / f"{name}.ledger"
+            ledger = ledgers.enter_context(Ledger.create(path))
+            ledger.approve(approval_of(plan, members.roster, scene.base.sha256))
             watched[name] = _Watched(
                 name=name,
                 plan=plan,
@@ -120,15 +133,18 @@ def record(
                 work=_trainer(plan, name, scene, truth),
                 store=_Memory(first),
                 journal=Journal(Path(folder) / f"{name}.jsonl"),
+                line=line_of(ledger, name, plan, members.roster, "audit", scene.data[name]),
+                start=start,
                 state=first,
                 completed_rounds=0,
+                randomness=SiteRandomness.of_demonstration(plan.seed, name),
             )
         tap = Tap(InProcessSites(watched), lambda site, method: watched[site].note(method))
         coordinator = Coordinator(plan, members.roster, tap, members.coordinator.sign)
         coordinator.start()
         total = min(rounds or plan.rounds, plan.rounds)
         for number in range(1, total + 1):
-            if any(one.spent is not None and one.spent.exhausted for one in watched.values()):
+            if any(one.exhausted for one in watched.values()):
                 say(f"{plan.scheme.name}: no round {number}, which would exceed the plan's epsilon")
                 break
             coordinator.round(number)
@@ -140,21 +156,28 @@ def record(
 
 
 def trained_rows(
-    plan: Plan, name: str, scene: Scene, rounds: int | None = None
+    plan: Plan,
+    name: str,
+    scene: Scene,
+    randomness: SiteRandomness | None,
+    rounds: int | None = None,
 ) -> tuple[Tokens, ...]:
     """The different rows of a site that so many rounds (the plan's by default) really take; all of
     its rows where each is drawn by chance (`privacy.unit: example`), whose bound is about rows
-    that could be."""
-    if plan.privacy.unit == "example":
-        return tuple(dict.fromkeys(scene.data[name].train))
-    trainer = _trainer(plan, name, scene, {})
-    batches = trainer._batches(1)
-    limited = terms(plan, scene.host.spec, trainer.num_examples)
+    that could be. `randomness`: what the site's training drew from; None where that is not known
+    here: then also all of its rows."""
+    rows = scene.data[name].train
+    if plan.privacy.unit == "example" or randomness is None:
+        return tuple(dict.fromkeys(rows))
+    limited = terms(plan, scene.host.spec, len(rows))
     if rounds is None:
         rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
-    count = rounds * plan.training.steps * plan.training.gradient_accumulation
-    rows = [row for _ in range(count) for row in next(batches)]
-    return tuple(dict.fromkeys(rows))
+    taken = {
+        place
+        for number in range(1, rounds + 1)
+        for place in rows_of_round(plan, len(rows), randomness, number, "")
+    }
+    return tuple(dict.fromkeys(rows[place] for place in sorted(taken)))
 
 
 class _Watched(Participant):
@@ -218,12 +241,20 @@ class _Memory:
         if MOMENTUM in memory.shared:
             self.momenta[completed_rounds] = memory.shared[MOMENTUM]
 
+    def keep(self, contribution: Contribution) -> None:
+        """One process, one session: nothing is repeated."""
+
+    def kept(self) -> Contribution | None:
+        return None
+
 
 def _trainer(
     plan: Plan, name: str, scene: Scene, truth: dict[tuple[str, int], tuple[Tokens, ...]]
 ) -> LocalTrainer:
     base = scene.base
-    return _Noted(name, plan, scene.data[name], scene.host, base.pad_token_id, base.device, truth)
+    randomness = SiteRandomness.of_demonstration(plan.seed, name)
+    data, pad, device = scene.data[name], base.pad_token_id, base.device
+    return _Noted(name, plan, data, scene.host, pad, device, randomness, truth)
 
 
 class _Noted(LocalTrainer):
@@ -237,9 +268,10 @@ class _Noted(LocalTrainer):
         host: AdapterHost,
         pad_token: int,
         device: str,
+        randomness: SiteRandomness,
         truth: dict[tuple[str, int], tuple[Tokens, ...]],
     ) -> None:
-        super().__init__(site, plan, data, host, pad_token, device)
+        super().__init__(site, plan, data, host, pad_token, device, randomness)
         self._truth = truth
         self._now: int | None = None
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedshield.auditfile import ROSTERS_FILE, read_rosters
 from fedshield.engines.whereabouts import check_model_there, whereabouts
+from fedshield.enrolment import KeyFile
 from fedshield.errors import PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import load_plan
 from fedshield.report import facts
 from fedshield.runfolder import RunFolder, chat_date
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState
 
 
@@ -46,6 +49,27 @@ class Subject:
         if self.run is None:
             return None
         return max((row["round"] for row in self.run.metrics()), default=None)
+
+    def drew(self) -> dict[str, SiteRandomness]:
+        """What training in the run drew from, of the sites of which it is known here: of all in a
+        demonstration, else of the one in whose kit the run lies, if its key is still the run's."""
+        path = None if self.run is None else self.run.path / ROSTERS_FILE
+        if self.run is None or path is None or not path.exists():
+            return {}
+        rosters = read_rosters(path)
+        if all(roster.demo for roster in rosters):
+            names = self.plan.data.site_names()
+            return {name: SiteRandomness.of_demonstration(self.plan.seed, name) for name in names}
+        if self.site is None:
+            return {}
+        # A run lies in KIT/runs/NAME.
+        kit = self.run.path.resolve().parent.parent
+        key = KeyFile.read(kit / f"{self.site}.key").key
+        if any(roster.sites[self.site] != key.public for roster in rosters):
+            return {}
+        # The plan here may have this machine's places in it; the run's is the one that was agreed.
+        randomness = SiteRandomness.of_site(key.secret, self.run.plan().sha256())
+        return {self.site: randomness}
 
     def released(self, spec: AdapterSpec) -> AdapterState | None:
         """The adapter of the run's last completed round; None for a plan, or where no site has

@@ -1,15 +1,17 @@
 """An audit from beginning to end: the plan's rounds under each setting, each party's attacks.
 
 Attacks on updates (tokens, properties) look at the first rounds, which are run again under every
-setting. Attacks on the released adapter (membership, canaries) need whole runs: it is the same
-adapter whatever the scheme, up to rounding, so they are made once, in the clear.
+setting. Attacks on the released adapter (membership, canaries) need whole runs: whatever the
+scheme, it is of the same rows, up to rounding and to their order within a round, so they are made
+once, in the clear.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import fedshield
@@ -21,6 +23,7 @@ from fedshield.errors import ModelError, PlanError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.privacy.terms import Spent, summarised, terms
+from fedshield.seeds import SiteRandomness
 from fedshield.summary import portable
 from fedshield.types import AdapterSpec, AdapterState
 
@@ -49,12 +52,14 @@ def audit(
     say: Callable[[str], None] = lambda _: None,
     date: datetime.date | None = None,
     site: str | None = None,
+    drew: Mapping[str, SiteRandomness] = MappingProxyType({}),
 ) -> Audit:
     """Everything that `attacks` names, on the plan's own data. `released`: gives the adapter of a
     run, which completed so many `rounds`; without one the plan is run. `date`: the day on which
     the run began. `site`: the only one whose data are here, at an organisation after its run; what
-    needs all sites' is then skipped, by name. `history`: what is known of how that run went.
-    Raises `PlanError` for an unknown attack."""
+    needs all sites' is then skipped, by name. `history`: what is known of how that run went;
+    `drew`: what its sites' training drew from, where that is known here. Raises `PlanError` for an
+    unknown attack."""
     unknown = [name for name in attacks if name not in ATTACKS]
     if unknown or not attacks:
         raise PlanError(
@@ -76,7 +81,7 @@ def audit(
             skipped["tokens"] = str(error)
     if "membership" in attacks:
         findings += after_release.membership(
-            plan, scene, effort, released(scene.host.spec), rounds, skipped, say
+            plan, scene, effort, released(scene.host.spec), rounds, drew, skipped, say
         )
     if "canaries" in attacks:
         findings += after_release.canaries(plan, scene, effort, skipped, say)
@@ -197,7 +202,8 @@ def changed(plan: Plan, changes: dict[str, Any] | Any) -> Plan:
         for parent in parents:
             section = section[parent]
         if key == "scheme.name" and value != section["name"]:
-            raw["scheme"] = {"name": value, "weights": section["weights"]}
+            kept = {name: section[name] for name in ("weights", "max_weight")}
+            raw["scheme"] = {"name": value, **kept}
             if value == "rlwe" and len(plan.data.site_names()) == 2:
                 raw["scheme"]["max_colluding"] = 0
             continue

@@ -87,8 +87,8 @@ def who_learns_what(audit: Audit) -> list[Learns]:
         "their texts, without whose they are."
     )
     rows += [
-        Learns("rlwe", SERVER, sees, follows + "Ring-LWE, X25519 and the other primitives of "
-               "SECURITY.md; fresh randomness.", _evidence(audit, "rlwe", SERVER)),
+        Learns("rlwe", SERVER, sees, follows + "Ring-LWE, ML-KEM-768 or X25519, and the other "
+               "primitives of SECURITY.md; fresh randomness.", _evidence(audit, "rlwe", SERVER)),
         Learns("rlwe", SERVER_SUM, "The mean update of all sites, every round, and from it tokens "
                "of their texts, without whose they are.",
                "None: the plan opens each sum to the server (`open_to: server`).",
@@ -238,8 +238,8 @@ def not_protected(audit: Audit) -> Iterator[str]:
         )
     yield "From the coordinator: who takes part, when, sizes, accept or reject (SECURITY.md)."
     yield (
-        "Over many rounds with changing membership, sums can single out a site (So et al., arXiv "
-        "2106.03328): not measured here."
+        "Over many rounds sums can single out a site, of one set of sites by side knowledge, of "
+        "several sets by subtraction (So et al., arXiv 2106.03328): not measured here."
     )
     yield (
         "Attacks only get better: a number at chance says that these attacks found nothing, not "

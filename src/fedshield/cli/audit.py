@@ -68,6 +68,7 @@ def audit(
         _note,
         subject.date,
         subject.site,
+        subject.drew(),
     )
     if folder is not None:
         paths = page.write(found, folder)

@@ -33,6 +33,7 @@ def data(
     from fedshield.data.preview import preview
     from fedshield.model.base import load_tokenizer
     from fedshield.model.chat import use_template
+    from fedshield.plan_floors import cap_note, too_few
     from fedshield.planfile import load_plan
 
     plan, notes = load_plan(path, overrides or ())
@@ -42,14 +43,17 @@ def data(
     tokenizer, words = load_tokenizer(plan)
     template = use_template(tokenizer, plan.model.chat_template)
     shown = preview(plan, tokenizer, site, rows)
+    told = len(shown.data.train)
+    about_count = (too_few(plan, site, told), cap_note(plan, site, told))
+    all_notes = [*words, *shown.data.notes, *(note for note in about_count if note is not None)]
     if as_json:
-        print(json.dumps(_to_json(shown, site, template, words), indent=1, ensure_ascii=False))
+        print(json.dumps(_to_json(shown, site, template, all_notes), indent=1, ensure_ascii=False))
         return
     for row in shown.rows:
-        _print_row(row)
+        print_row(row)
     for label, text in _counts(shown, template):
         out_console.print(f"{label:<14} {text}", markup=False)
-    for note in (*words, *shown.data.notes):
+    for note in all_notes:
         out_console.print(f"note           {note}", markup=False)
 
 
@@ -67,7 +71,7 @@ def _at_site(plan: Plan, kit: Path, site: str) -> Plan:
     return rules.local_plan(plan, site)
 
 
-def _print_row(row: ShownRow) -> None:
+def print_row(row: ShownRow) -> None:
     """On a terminal what has loss is green and what is cut is struck out; elsewhere, and for those
     who see no colours, marks stand around them."""
     colours = out_console.is_terminal and out_console.color_system is not None
@@ -110,7 +114,7 @@ def _counts(shown: Preview, template: str) -> list[tuple[str, str]]:
     ]
 
 
-def _to_json(shown: Preview, site: str, template: str, words: tuple[str, ...]) -> dict[str, Any]:
+def _to_json(shown: Preview, site: str, template: str, notes: list[str]) -> dict[str, Any]:
     return {
         "site": site,
         "chat_template": template,
@@ -120,6 +124,6 @@ def _to_json(shown: Preview, site: str, template: str, words: tuple[str, ...]) -
         "median_length": shown.median_length,
         "longest": shown.longest,
         "max_length": shown.max_length,
-        "notes": [*words, *shown.data.notes],
+        "notes": notes,
         "rows": [dataclasses.asdict(row) for row in shown.rows],
     }

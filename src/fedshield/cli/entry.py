@@ -18,6 +18,7 @@ from fedshield.cli import (
     consortium,
     data,
     doctor,
+    ledger,
     log,
     main,
     model,
@@ -48,6 +49,7 @@ site.site_app.command()(consortium.request)
 site.site_app.command()(consortium.install)
 site.site_app.command("renew")(consortium.renew_site)
 site.site_app.command("start")(consortium.start_site)
+site.site_app.add_typer(ledger.ledger_app, name="ledger")
 
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")

@@ -133,6 +133,8 @@ def _choice_table(others: Sequence[Choice]) -> Table:
 
 def _first_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
     """What a person asks first: how long, how much memory, how many bytes, who may open."""
+    from fedshield.plan_floors import in_words as weighting
+
     scheme = f"{cost.scheme} {cost.scheme_parameters}".strip()
     opened = cost.quorums or f"every site of the {cost.sites}, with the key that all share"
     if cost.scheme == "plain":
@@ -157,6 +159,7 @@ def _first_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
         ),
         ("scheme", scheme + (f", {cost.security_bits} bits" if cost.security_bits else "")),
         ("who may open", opened),
+        ("weights", weighting(loaded)),
         *([("privacy", _privacy_words(cost.privacy, cost.rounds))] if cost.privacy else []),
     ]
 

@@ -27,10 +27,23 @@ ColludingOption = Annotated[
     int | None, typer.Option(help="c: sites that may collude with the coordinator.")
 ]
 ThresholdOption = Annotated[int | None, typer.Option(help="T: answers that open a sum.")]
-VotesOption = Annotated[int | None, typer.Option(help="Q: matching votes before any site answers.")]
+VotesOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Q: matching votes before any site answers. Left out: T, and at least c + 2 where a "
+        "sum is over all sites; none with --server semi-honest."
+    ),
+]
 CohortOption = Annotated[int | None, typer.Option(help="Least number of contributors of a sum.")]
 ServerOption = Annotated[
     str, typer.Option(help="What the coordinator is taken for: malicious or semi-honest.")
+]
+MembershipOption = Annotated[
+    str,
+    typer.Option(
+        help="Which sets of sites are summed: fixed (all), or open (any of at least min_cohort; "
+        "only for plans with privacy.unit example)."
+    ),
 ]
 SchemeOption = Annotated[
     list[str] | None,
@@ -82,6 +95,7 @@ def init(
     votes: VotesOption = None,
     min_cohort: CohortOption = None,
     server: ServerOption = "malicious",
+    membership: MembershipOption = "fixed",
     model_sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of the base model; any model if left out.")
     ] = None,
@@ -93,7 +107,7 @@ def init(
     from fedshield.enrolment import Card, SignedRoster
     from fedshield.enrolment.files import write_new
 
-    asked = _asked(max_colluding, threshold, votes, min_cohort, server)
+    asked = _asked(max_colluding, threshold, votes, min_cohort, server, membership)
     allowed = _allowed(allow_scheme, min_bits, max_examples)
     roster = SignedRoster(
         Card.read(coordinator), asked=asked, allowed=allowed, model_sha256=_digest(model_sha256)
@@ -265,6 +279,7 @@ def demo(
     votes: VotesOption = None,
     min_cohort: CohortOption = None,
     server: ServerOption = "malicious",
+    membership: MembershipOption = "fixed",
     allow_scheme: SchemeOption = None,
     min_bits: BitsOption = None,
     max_examples: ExamplesOption = None,
@@ -272,7 +287,7 @@ def demo(
     """A demonstration: all keys by one operator, and a roster that says so. Protects nobody."""
     from fedshield.enrolment import write_demonstration
 
-    asked = _asked(max_colluding, threshold, votes, min_cohort, server)
+    asked = _asked(max_colluding, threshold, votes, min_cohort, server, membership)
     allowed = _allowed(allow_scheme, min_bits, max_examples)
     roster = write_demonstration(out, _names([sites]), asked, allowed)
     _say("roster", f"{out / 'roster.json'}: {', '.join(roster.names())}, all signed")
@@ -312,10 +327,11 @@ def _asked(
     votes: int | None,
     min_cohort: int | None,
     server: str,
+    membership: str,
 ) -> Asked:
     from fedshield.enrolment import Asked
 
-    return Asked(max_colluding, threshold, votes, min_cohort, server)  # type: ignore[arg-type]
+    return Asked(max_colluding, threshold, votes, min_cohort, server, membership)  # type: ignore[arg-type]
 
 
 def _allowed(schemes: list[str] | None, min_bits: int | None, max_examples: int | None) -> Allowed:

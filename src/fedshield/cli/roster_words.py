@@ -41,6 +41,7 @@ def show(
     _say("coordinator", f"taken for {rules.server}")
     _say("allowed", roster.allowed.in_words())
     _say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
+    _say("sealing", f"ML-KEM-768 and X25519 (version {roster.sealing}); no session offers less")
     for card in (roster.coordinator, *roster.sites):
         _say(
             card.name,
@@ -88,6 +89,7 @@ def as_json(
             "votes": rules.votes,
             "min_cohort": rules.min_cohort,
             "server": rules.server,
+            "membership": rules.membership,
             "in_words": rules.in_words(),
         },
         "allowed": {
@@ -96,6 +98,7 @@ def as_json(
             "max_examples": roster.allowed.max_examples,
         },
         "model_sha256": roster.model_sha256.hex() or None,
+        "sealing": roster.sealing,
         "coordinator": {
             "public_key": roster.coordinator.public.hex(),
             "created": roster.coordinator.created,

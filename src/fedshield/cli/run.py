@@ -24,7 +24,10 @@ def run(
     overrides: SetOption = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
     roster: Annotated[Path | None, typer.Option(help="A countersigned roster.")] = None,
-    keys: Annotated[Path | None, typer.Option(help="The folder of its parties' keys.")] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="The folder of its parties' keys; in one process, of their ledgers too."),
+    ] = None,
     engine: Annotated[
         str, typer.Option(help="inprocess, or flare: a process for each site, NVIDIA FLARE.")
     ] = "inprocess",

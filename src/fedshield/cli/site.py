@@ -1,17 +1,23 @@
-"""The commands of one site: `fedshield site check`. They print, as `cli` does, which registers
-them."""
+"""The commands of one site: `fedshield site check` and `approve`. They print, as `cli` does, which
+registers them."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshield.cli.data import print_row
 from fedshield.cli.words import JsonOption, out_console, print_notes
 from fedshield.errors import UserError
+
+if TYPE_CHECKING:
+    from fedshield.engines.flare.kit import Kit
+    from fedshield.ledger.file import Ledger
 
 site_app = typer.Typer(
     help="What this site allows: its own policy, which no plan can loosen.", no_args_is_help=True
@@ -32,9 +38,9 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Check a plan against this site's policy. Exit status 2 if the site would refuse it."""
-    import dataclasses
-
     from fedshield.enrolment import Policy, SignedRoster
+    from fedshield.ledger.file import LedgerError
+    from fedshield.ledger.inspection import inspected, runs_kept
     from fedshield.planfile import load_plan
 
     if model_sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", model_sha256) is None:
@@ -52,15 +58,24 @@ def check(
             known = dataclasses.replace(known, rules=loaded.rules())
     here = None if site is None else rules.local_plan(loaded, site)
     found = rules.violations(loaded, known, model_sha256)
+    lost: LedgerError | None = None
+    ledger = "not checked"
+    if here is not None:
+        try:
+            ledger = inspected(rules.ledger_place(), runs_kept(policy.parent))
+        except LedgerError as error:
+            lost, ledger = error, str(error)
     unchecked = [
         *(["the base model's SHA-256"] if rules.model_sha256 and model_sha256 is None else []),
         *(["the roster"] if roster is None else []),
+        *(["the ledger (--site)"] if site is None else []),
     ]
     if as_json:
         text = json.dumps(
             {
-                "accepted": not found,
+                "accepted": not found and lost is None,
                 "violations": found,
+                "ledger": ledger,
                 "not_checked": unchecked,
                 "policy_sha256": rules.sha256(),
                 "plan_sha256": loaded.sha256(),
@@ -76,12 +91,104 @@ def check(
             source = here.data.sites[site]
             _say("data", f"{source.source} (the policy's, whatever the plan says)")
             _say("model", f"{here.model.name} on {here.speed.device}")
+            _say("ledger", ledger)
             print_notes(rules.not_used(loaded, site))
         if unchecked:
             _say("not checked", ", ".join(unchecked))
-        if not found:
+        if not found and lost is None:
             _say("accepted", f"{loaded.name}, plan hash {loaded.sha256()}")
     rules.check(loaded, known, model_sha256)
+    if lost is not None:
+        raise lost
+
+
+@site_app.command("approve")
+def approve(
+    path: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan (YAML), as agreed.")],
+    kit: Annotated[Path, typer.Option(help="This site's folder.")],
+) -> None:
+    """Read what a plan would do with this site's records, and approve it: nothing of an unapproved
+    plan is read or sent. Shows eight lines and three rows, and asks for the number of sites."""
+    from fedshield.engines.approval import propose
+    from fedshield.engines.flare.kit import Kit
+    from fedshield.engines.flare.provision import site_name
+    from fedshield.planfile import load_plan
+
+    name = site_name(kit)
+    here = Kit(kit, name)
+    plan, notes = load_plan(path)
+    print_notes(notes)
+    with _ledger(here) as ledger:
+        proposal = propose(here, plan, ledger)
+        for row in proposal.rows:
+            print_row(row)
+        for number, (label, text) in enumerate(proposal.lines, 1):
+            mark = "*" if label in proposal.changed else " "
+            out_console.print(f"{number}{mark} {label:<15} {text}", markup=False)
+        if proposal.changed:
+            out_console.print("*  differs from the plan that was approved last", markup=False)
+        if proposal.refusals:
+            raise UserError(f"{proposal.refusals[0]} (this site's ledger; nothing was approved)")
+        for warning in proposal.warnings:
+            _say("warning", warning)
+        _ask(
+            f"Type the number of sites that are summed, this one with them, to approve "
+            f"{plan.name}:",
+            str(proposal.num_sites),
+        )
+        approval = proposal.approval
+        if proposal.part and _consents(name):
+            approval = dataclasses.replace(approval, part=proposal.part)
+        ledger.approve(approval)
+    _say("approved", f"{plan.name}, plan hash {approval.plan}, roster {approval.roster[:16]}")
+
+
+def _ledger(kit: Kit) -> Ledger:
+    """This site's ledger; made with the first approval, if nothing here has ever been in a run.
+    Raises `LedgerError`."""
+    from fedshield.ledger.file import Ledger, LedgerError
+    from fedshield.ledger.heads import RESTORE
+
+    path = kit.ledger_path()
+    if path.exists():
+        return Ledger.open(path)
+    if runs := kit.runs():
+        raise LedgerError(
+            f"{path}: expected the ledger of these records, found none though this kit has been "
+            f"in runs ({runs[0]}); {RESTORE} (if all were of a version without ledgers: make a new "
+            "kit, for records that were in none of them)"
+        )
+    return Ledger.create(path)
+
+
+def _consents(name: str) -> bool:
+    """Whether the operator lets out what only this site changed (R3). An empty answer is no
+    consent, and the plan is approved all the same. Raises `UserError` for any other."""
+    _say(
+        "warning",
+        "what this site puts in is not what it put in in an earlier sum. Where every site changes "
+        "its own, that needs no consent, and nobody can tell how much each changed: if theirs is "
+        "little, the difference of two sums is mostly this site's. If the others keep theirs, what "
+        "changed here alone can be seen by subtracting two sums",
+    )
+    given = _answer(f"Type {name} to consent to that, or leave it empty to refuse such sums:")
+    if given not in ("", name):
+        raise UserError(f"expected {name} or nothing, got {given[:40]!r}; nothing was approved")
+    if not given:
+        _say("consent", "without consent this site refuses sums where others kept their part (R3)")
+    return bool(given)
+
+
+def _ask(question: str, wanted: str) -> None:
+    """Raises `UserError` for any other answer."""
+    given = _answer(question)
+    if given != wanted:
+        raise UserError(f"expected {wanted}, got {given[:40]!r}; nothing was approved")
+
+
+def _answer(question: str) -> str:
+    given: str = typer.prompt(question, default="", show_default=False, prompt_suffix=" ")
+    return given.strip()
 
 
 def _say(label: str, text: str) -> None:

@@ -68,7 +68,8 @@ class Cost:
 @dataclass(frozen=True)
 class Outlook:
     """A plan's cost, None where it cannot be known; `problems`: what would stop the run, a line
-    each; `notes`: what was not looked at, and every number that was assumed."""
+    each; `notes`: what was not looked at, every number that was assumed, and whose rows count for
+    less than they are."""
 
     cost: Cost | None
     problems: tuple[str, ...]
@@ -107,8 +108,8 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
     `elsewhere`: the run is not on this machine: data files and memory are not looked for here.
     `pace`: by default the rough rule's."""
     known = inputs.look(plan, elsewhere=elsewhere)
-    problems = list(known.problems)
-    notes = list(known.notes)
+    problems = [*known.problems, *inputs.floor_problems(plan, known.rows)]
+    notes = [*known.notes, *inputs.cap_notes(plan, known.rows)]
     cost = None
     try:
         shape, spec = spec_of(plan)

@@ -17,6 +17,7 @@ from fedshield.errors import CryptoError, DataError
 from fedshield.model.shapes import ModelShape
 from fedshield.plan import Plan
 from fedshield.plan_data import SourcePlan
+from fedshield.plan_floors import cap_note, counted, too_few
 from fedshield.protocol.ciphers import parameters_of
 
 #: Bytes of a file beyond which it is not read before a run.
@@ -64,7 +65,7 @@ def weight_problem(plan: Plan, rows: Mapping[str, int | None]) -> str | None:
     None where they suffice, or where a site's rows are not known."""
     if plan.scheme.name != "rlwe" or plan.scheme.weights == "equal":
         return None
-    known = {name: count for name, count in rows.items() if count is not None}
+    known = {name: counted(plan, count) for name, count in rows.items() if count is not None}
     total = sum(known.values())
     if len(known) < len(rows) or not total:
         return None
@@ -74,10 +75,23 @@ def weight_problem(plan: Plan, rows: Mapping[str, int | None]) -> str | None:
         packing.site_limit(known[smallest] / total * (1 + _WEIGHT_TOLERANCE))
     except CryptoError as error:
         return (
-            f"encoding.bits: {smallest} has {known[smallest]} of {total} training rows; "
+            f"encoding.bits: {smallest} counts for {known[smallest]} of {total} training rows; "
             f"{error}, or scheme.weights: equal"
         )
     return None
+
+
+def floor_problems(plan: Plan, rows: Mapping[str, int | None]) -> list[str]:
+    """Why sites have too few rows for rule R6, a line each. `rows`: at most so many; a run may drop
+    some."""
+    found = (too_few(plan, name, count) for name, count in rows.items() if count is not None)
+    return [problem for problem in found if problem is not None]
+
+
+def cap_notes(plan: Plan, rows: Mapping[str, int | None]) -> list[str]:
+    """Whose rows count for less than they are, a line each."""
+    found = (cap_note(plan, name, count) for name, count in rows.items() if count is not None)
+    return [note for note in found if note is not None]
 
 
 def length_problem(plan: Plan, shape: ModelShape) -> str | None:

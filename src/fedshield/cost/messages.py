@@ -7,13 +7,15 @@ hold to parts in ten thousand). `rlwe` and `plain` are exact.
 
 from __future__ import annotations
 
+from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import parameters
-from fedshield.crypto.seal import OVERHEAD_BYTES
+from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES
 from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages
 from fedshield.protocol.ciphers import block_sizes, parameters_of, share_shape
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.session import HEAD_BYTES, VERSION_BYTES
 from fedshield.types import Layout
 
 
@@ -48,35 +50,45 @@ class Sizes:
             shape = share_shape(parameters_of(self._plan), layout, self._plan.rules())
             share = bytes(shape.num_bytes)
         box = bytes(len(share) + OVERHEAD_BYTES)
+        first_box = bytes(CIPHERTEXT_BYTES + len(box))
         clear = self._plan.scheme.open_to == "server"
-        round_key = messages.RoundKey(bytes(32), bytes(32), {})
-        vote = messages.Vote(bytes(32), bytes(32))
+        round_key = messages.RoundKey(bytes(PUBLIC_KEY_BYTES), bytes(32), {})
+        vote = messages.Vote(bytes(32), bytes(32), bytes(HEAD_BYTES))
+        answer_tag = messages.AnswerTag(bytes(32))
 
         def others(name: str, value: bytes) -> dict[str, bytes]:
             return {other: value for other in names if other != name and self._shared}
 
         def upload(name: str) -> messages.Upload:
-            return messages.Upload(bytes(16), bytes(32), digests, others(name, bytes(32)))
+            return messages.Upload(
+                bytes(16), bytes(32), digests, others(name, bytes(32)), bytes(HEAD_BYTES)
+            )
 
         uploads = {name: bytes(self._size(upload(name), phase, name)) for name in names}
         round_keys, votes = self._signed(round_key, phase), self._signed(vote, phase)
+        receipts = self._signed(messages.Receipt(bytes(32), bytes(HEAD_BYTES)), phase)
+        tags = self._signed(answer_tag, phase)
         up = down = 0
         for name in names:
-            boxes = others(name, box)
-            answer = messages.Answer({} if clear else boxes, share if clear else b"")
+            shares = others(name, first_box)
+            boxes = {} if clear else others(name, box)
+            tag = tags[name] if self._shared else b""
+            answer = messages.Answer(boxes, share if clear else b"", tag)
             answers = others(name, share if clear else box)
+            held_tags = {other: tags[other] for other in answers}
             replies: list[messages.Message] = [round_key, upload(name), vote, answer]
             commands: list[messages.Message] = [
                 messages.Prepare(),
                 messages.Work(round_keys),
                 messages.Announce(uploads, digests),
                 messages.Quorum(votes),
-                messages.Open(answers),
+                messages.Open(answers, held_tags),
             ]
             if self._shared:
-                replies += [messages.Shares(boxes), messages.Held({})]
-                commands += [messages.FetchShares(), messages.Hold(uploads, boxes)]
-            replies += [messages.Receipt(bytes(32))]
+                replies += [messages.Shares(shares), messages.Held({})]
+                commands += [messages.FetchShares(), messages.Hold(uploads, shares)]
+            replies += [messages.Receipt(bytes(32), bytes(HEAD_BYTES)), messages.Done()]
+            commands += [messages.Install(receipts)]
             if phase == "round":
                 replies += [messages.Done()]
                 commands += [messages.Evaluate()]
@@ -92,13 +104,14 @@ class Sizes:
         """Bytes up and down of all sites together: opening and closing one session."""
         names, plan = self._names, self._plan
         invite = messages.Invite(bytes(16), plan.canonical(), self._roster.encode())
-        join = messages.Join(bytes(32), bytes(32), 0, 0)
+        key = bytes(PUBLIC_KEY_BYTES)
+        join = messages.Join(bytes(32), key, 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {})
         begin = messages.Begin(self._signed(join, "setup"))
         secret_bytes = public_bytes = 0
         if plan.scheme.name == "ckks":
             chosen = parameters("ckks", plan.scheme.parameter_set)
             secret_bytes, public_bytes = chosen.secret_key_bytes, chosen.public_key_bytes
-        secret = bytes(32 + secret_bytes + OVERHEAD_BYTES)
+        secret = bytes(CIPHERTEXT_BYTES + 32 + secret_bytes + OVERHEAD_BYTES)
         maker, *others = names
         boxes = {
             name: bytes(self._size(messages.KeyBox(name, bytes(16), secret), "setup", maker))
@@ -113,7 +126,9 @@ class Sizes:
             before = "weights"
             up_weights, down_weights = self.summed(weights, "weights")
             up, down = up + up_weights, down + down_weights
-        finish = messages.Finish(self._signed(messages.Receipt(bytes(32)), "round"))
+        finish = messages.Finish(
+            self._signed(messages.Receipt(bytes(32), bytes(HEAD_BYTES)), "round")
+        )
         for name in names:
             up += self._size(join, "setup", name)
             up += self._size(messages.Ready(bytes(32)), "setup", name)

@@ -141,8 +141,8 @@ def _uniform(seed: bytes, degree: int, count: int) -> UInt64:
     return found[:count]
 
 
-def _weights(holders: list[int], at: int, prime: int) -> list[int]:
-    """Lagrange's weights of the holders' shares for the value at `at`."""
+def lagrange_weights(holders: list[int], at: int, prime: int) -> list[int]:
+    """Lagrange's weights of the holders' shares (at x = holder + 1) for the value at `at`."""
     found: list[int] = []
     for holder in holders:
         numerator = denominator = 1
@@ -156,7 +156,7 @@ def _weights(holders: list[int], at: int, prime: int) -> list[int]:
 
 def _interpolate(shares: Mapping[int, UInt64], holders: list[int], at: int) -> UInt64:
     total = np.zeros_like(shares[holders[0]])
-    for holder, weight in zip(holders, _weights(holders, at, PRIME), strict=True):
+    for holder, weight in zip(holders, lagrange_weights(holders, at, PRIME), strict=True):
         total = (total + shares[holder] * np.uint64(weight)) % _P
     return total
 
@@ -227,7 +227,7 @@ def reconstruct_residues(
     used, rest = holders[:threshold], holders[threshold:]
 
     def value(at: int) -> tuple[int, ...]:
-        weights = _weights(used, at, modulus)
+        weights = lagrange_weights(used, at, modulus)
         return tuple(
             sum(w * one for w, one in zip(weights, column, strict=True)) % modulus
             for column in zip(*(shares[holder] for holder in used), strict=True)

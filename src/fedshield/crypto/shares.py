@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedshield.crypto import shamir
+from fedshield.crypto import decode, shamir
 from fedshield.errors import CryptoError
 
 _RESIDUE_BYTES = 8
@@ -43,10 +43,12 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class OpenedShares:
-    """The sum of the keys, int64 (4096,), and that of the residues mod q."""
+    """The sum of the keys, int64 (4096,), and that of the residues mod q. `wrong`: the holders
+    whose answers do not lie on its polynomials."""
 
     key_sum: shamir.Int64 = field(repr=False)
     residues: tuple[int, ...] = field(repr=False)
+    wrong: frozenset[int] = frozenset()
 
 
 def deal(
@@ -69,22 +71,35 @@ def add(shares: Sequence[Share], shape: ShareShape) -> Share:
     )
 
 
-def open_sum(shares: Mapping[int, Share], shape: ShareShape, num_summed: int) -> OpenedShares:
-    """What `num_summed` dealers' shares add up to, from those of at least `threshold` holders
-    (index -> share). All must agree. Raises `CryptoError`."""
-    return OpenedShares(
-        shamir.reconstruct(
-            {holder: one.key for holder, one in shares.items()},
-            shape.threshold,
-            num_summed,
-            shape.num_holders,
-        ),
-        shamir.reconstruct_residues(
-            {holder: one.residues for holder, one in shares.items()},
-            shape.modulus,
-            shape.threshold,
-        ),
+def open_sum(
+    shares: Mapping[int, Share],
+    shape: ShareShape,
+    num_summed: int,
+    fits: decode.KeyCheck | None = None,
+    colluding: int = 0,
+) -> OpenedShares:
+    """What `num_summed` dealers' shares add up to, from those of m >= `threshold` holders (index ->
+    share), of which floor((m - threshold) / 2) may be wrong, and at most m - threshold - colluding
+    where nothing but the shares tells a wrong sum.
+
+    `fits` tells the right sum of keys, so that more wrong keys can be borne (`decode`). A holder
+    whose key is wrong is left out of the residues. Raises `CryptoError`.
+    """
+    key_sum, wrong = decode.open_keys(
+        {holder: one.key for holder, one in shares.items()},
+        shape.threshold,
+        num_summed,
+        shape.num_holders,
+        fits,
+        colluding,
     )
+    residues, more = decode.open_residues(
+        {holder: one.residues for holder, one in shares.items() if holder not in wrong},
+        shape.modulus,
+        shape.threshold,
+        colluding,
+    )
+    return OpenedShares(key_sum, residues, wrong | more)
 
 
 def to_bytes(share: Share) -> bytes:

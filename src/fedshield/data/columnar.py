@@ -1,7 +1,9 @@
-"""Rows of Parquet files and hub sets: only the columns that a row is asked for are converted.
+"""Rows of Parquet files and hub sets: a row has the columns that it is asked for.
 
-The others are named from the file's own counts of nulls, unread. A column of structs holds null for
-every key that a row does not have; those nulls are no part of the row and are taken out.
+The others are named from the file's own counts of nulls. Those that hold text are read all the
+same, as bytes, for the digest of the raw record (`records`): whichever are asked for, it is one.
+A column of structs holds null for every key that a row does not have; those nulls are no part of
+the row and are taken out.
 """
 
 from __future__ import annotations
@@ -11,16 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from fedshield.causes import missing_token
+from fedshield.data import records
 from fedshield.data.remarks import Remarks, named
 from fedshield.errors import DataError
 from fedshield.model.locate import offline
 from fedshield.notes import one_line
 
+#: Rows that are converted at a time: a column that nobody asked for may hold whole documents.
+BATCH_ROWS = 1024
+
 
 def parquet_rows(
     path: Path, name: str, columns: Collection[str], remarks: Remarks
-) -> Iterator[tuple[str, Any]]:
-    """Place and content of each row, or why it cannot be read (a text). Raises `DataError`."""
+) -> Iterator[tuple[str, Any, bytes]]:
+    """Place, content and digest of each row; for a content that cannot be read a text, why. Raises
+    `DataError`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -36,13 +43,16 @@ def parquet_rows(
         asked = [other for other in names if other in columns]
         if not asked and file.metadata.num_rows:
             # Without a column there are no rows to refuse: one says what the file has.
-            yield f"{name}: row 1", dict.fromkeys(names)
+            yield f"{name}: row 1", dict.fromkeys(names), b""
             return
+        texts = [field.name for field in file.schema_arrow if _holds_text(field.type)]
+        read = list(dict.fromkeys([*asked, *texts]))
         number = 0
-        for batch in file.iter_batches(columns=asked):
-            for row in _rows_of(batch):
+        for batch in file.iter_batches(BATCH_ROWS, columns=read):
+            digests = _digests(batch.select(texts))
+            for row, record in zip(_rows_of(batch.select(asked)), digests, strict=True):
                 number += 1
-                yield f"{name}: row {number}", row
+                yield f"{name}: row {number}", row, record
     except (pyarrow.ArrowException, OSError) as error:
         problem = one_line(str(error).partition("\n")[0], 160)
         raise DataError(f"{name}: expected a Parquet file, but {problem}; convert it") from None
@@ -66,6 +76,68 @@ def _one_row(batch: Any) -> Any:
         except UnicodeDecodeError as error:
             return f"expected UTF-8 text in {one_line(name, 60)}, got other bytes ({error.reason})"
     return _without_nulls(row)
+
+
+# -- digests of raw records ----------------------------------------------------------------
+
+
+def _digests(table: Any) -> Iterator[bytes]:
+    """The source's digest of each row of a batch or table of columns with text."""
+    import pyarrow
+
+    held = {name: table[name].cast(_as_bytes(table[name].type)) for name in table.schema.names}
+    yield from map(records.of_columns, pyarrow.table(held).to_pylist())
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a column of this type has text anywhere in it."""
+    from pyarrow import BaseExtensionType, types
+
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return True
+    if isinstance(kind, BaseExtensionType):
+        return _holds_text(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    if types.is_map(kind):
+        return _holds_text(kind.key_type) or _holds_text(kind.item_type)
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    return any(_holds_text(field.type) for field in fields)
+
+
+def _as_bytes(kind: Any) -> Any:
+    """The type with bytes for text, which need not be UTF-8, and integers for times, which need
+    not be any that Python has."""
+    import pyarrow as pa
+
+    def inner(field: Any) -> Any:
+        return field.with_type(_as_bytes(field.type))
+
+    types = pa.types
+    if types.is_large_string(kind):
+        return pa.large_binary()
+    if types.is_string(kind) or types.is_string_view(kind):
+        return pa.binary()
+    if isinstance(kind, pa.BaseExtensionType):
+        return _as_bytes(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _as_bytes(kind.value_type)
+    if types.is_map(kind):
+        return pa.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type))
+    if types.is_struct(kind):
+        return pa.struct([inner(kind.field(place)) for place in range(kind.num_fields)])
+    if types.is_fixed_size_list(kind):
+        return pa.list_(inner(kind.value_field), kind.list_size)
+    if types.is_large_list(kind):
+        return pa.large_list(inner(kind.value_field))
+    if types.is_list(kind):
+        return pa.list_(inner(kind.value_field))
+    if types.is_date32(kind) or types.is_time32(kind):
+        return pa.int32()
+    return pa.int64() if types.is_temporal(kind) else kind
+
+
+# -- what is not used ----------------------------------------------------------------------
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +189,8 @@ def _is_blank(statistics: Any) -> bool:
 
 def hub_rows(
     name: str, split: str, key: str, columns: Collection[str], remarks: Remarks
-) -> Iterator[tuple[str, Any]]:
-    """Place and content of each row of a data set on the hub. Raises `DataError`."""
+) -> Iterator[tuple[str, Any, bytes]]:
+    """Place, content and digest of each row of a data set on the hub. Raises `DataError`."""
     import datasets
 
     try:
@@ -146,9 +218,12 @@ def hub_rows(
                 remarks.unused(named("column", other), f"hub:{name}", count)
     asked = [other for other in names if other in columns]
     if not asked:
-        yield f"hub:{name}: row 1", dict.fromkeys(names)
+        yield f"hub:{name}: row 1", dict.fromkeys(names), b""
         return
     rows = iter(loaded.select_columns(asked))
+    texts = [field.name for field in loaded.data.schema if _holds_text(field.type)]
+    tables = loaded.select_columns(texts).with_format("arrow").iter(BATCH_ROWS)
+    digests = (record for table in tables for record in _digests(table))
     number = 0
     while True:
         number += 1
@@ -161,4 +236,4 @@ def hub_rows(
                 f"hub:{name}: row {number}: expected UTF-8 text, got other bytes "
                 f"({error.reason}); mend the set"
             ) from None
-        yield f"hub:{name}: row {number}", _without_nulls(row)
+        yield f"hub:{name}: row {number}", _without_nulls(row), next(digests)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from fedshield.data.files import BadRow, raw_rows
+from fedshield.data import records
+from fedshield.data.files import raw_rows
 from fedshield.data.remarks import Remarks, carries_meaning, named
+from fedshield.data.text_files import BadRow
 from fedshield.data.turns import Turn, list_in, read_turns, round_of, texts_in, unicode_text
 from fedshield.errors import DataError
 from fedshield.model.chat import Message
@@ -33,17 +35,23 @@ AFTER_LAST = "turns after the last answer are not used: nothing in them is learn
 @dataclass(frozen=True)
 class Row:
     """A usable example. `label`: the value of the column that a Dirichlet split asks for. `tools`:
-    the JSON text of a list, or ''."""
+    the JSON text of a list, or ''. `source_digest`: of what the source holds for it."""
 
     turns: tuple[Turn, ...]
     where: str
     label: str
     tools: str = ""
+    source_digest: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def said(self) -> tuple[tuple[Turn, ...], str]:
         """What is said: equal for equal rows, wherever they come from."""
         return self.turns, self.tools
+
+    def records(self) -> tuple[bytes, bytes]:
+        """The digests by which the raw record is known again."""
+        said = ((turn.role, turn.content, turn.more) for turn in self.turns)
+        return self.source_digest, records.of_conversation(said, self.tools)
 
     def as_messages(self) -> list[Message]:
         return [turn.as_message() for turn in self.turns]
@@ -91,13 +99,13 @@ def read(
     seen: set[str] = set()
     skipped, first = 0, ""
     raw = raw_rows(plan, source, settings, key=key, columns=asked, remarks=told)
-    for where, fields in raw:
+    for where, fields, digest in raw:
         try:
             if isinstance(fields, BadRow):
                 raise fields
             if isinstance(fields, dict):
                 seen |= fields.keys()
-            row, used = _row(fields, where, columns, label_column, source, told)
+            row, used = _row(fields, where, digest, columns, label_column, source, told)
         except BadRow as bad:
             skip_or_refuse(where, bad, on_bad_row)
             skipped += 1
@@ -141,6 +149,7 @@ def skip_or_refuse(where: str, bad: BadRow, on_bad_row: Literal["refuse", "skip"
 def _row(
     fields: Any,
     where: str,
+    digest: bytes,
     columns: ColumnsPlan,
     label_column: str | None,
     source: str,
@@ -173,7 +182,7 @@ def _row(
         raise BadRow(f"expected an answer with loss in {shown}, got weight 0 on all")
     if cut:
         remarks.row(AFTER_LAST, where)
-    return Row(turns, where, label, tools), used
+    return Row(turns, where, label, tools, digest), used
 
 
 def _turns_column(fields: dict[str, Any], columns: ColumnsPlan) -> str | None:

@@ -14,6 +14,7 @@ from fedshield.data.split import Share, shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, date_in, encode
 from fedshield.plan import Plan
+from fedshield.plan_floors import too_few
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class SiteData:
     `duplicate_rows`: training rows equal to a held-out row; `no_response_rows`: nothing of the
     answer is left within max_length; `truncated_rows`, `truncated_tokens`: cut at max_length.
     `notes`: what else of the source was not used or not as it stands, one sentence each.
+    `records`: SHA-256 digests by which the raw records of `train` are known again (`data.records`),
+    each once, sorted; up to two of one record. They are for the site's own memory: they are not
+    keyed, and whoever has them can try texts. They are never written, logged or sent.
+    `sources`: digest of what the source holds for the rows of `train`, in whatever order, 32
+    bytes. It does not change with what a plan reads of them.
 
     A conversation is one example, but where the chat template rewrites earlier answers: then each
     of those is one too.
@@ -38,6 +44,8 @@ class SiteData:
     no_response_rows: int
     truncated_rows: int
     truncated_tokens: int
+    records: tuple[bytes, ...] = field(repr=False)
+    sources: bytes = field(repr=False)
     notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
@@ -49,6 +57,16 @@ class SiteData:
                 row = np.asarray([*tokens.input_ids, -1, *tokens.labels, -2], dtype="<i4")
                 digest.update(row.tobytes())
         return digest.hexdigest()
+
+    def train_digest(self) -> bytes:
+        """Digest of the training rows as the model reads them, in whatever order, 32 bytes."""
+        rows = (
+            hashlib.sha256(
+                np.asarray([*row.input_ids, -1, *row.labels], dtype="<i4").tobytes()
+            ).digest()
+            for row in self.train
+        )
+        return hashlib.sha256(b"fedshield training rows 1" + b"".join(sorted(rows))).digest()
 
     def counts(self) -> dict[str, int | str]:
         return {
@@ -71,7 +89,8 @@ def load_sites(
     only: str | None = None,
 ) -> dict[str, SiteData]:
     """Every site's data, by name, or that of one site: no other site's source is opened then,
-    but for a pool's, which all sites share. Raises `DataError`."""
+    but for a pool's, which all sites share. Raises `DataError`, also for a site with fewer rows
+    than the plan's sites have (rule R6): it is not to be trained on."""
     names = plan.data.site_names() if only is None else (only,)
     all_shares = shares(plan, tokenizer, names)
     sites: dict[str, SiteData] = {}
@@ -79,6 +98,8 @@ def load_sites(
         interrupt.check()
         say(f"tokenising {name}")
         sites[name] = tokenised(all_shares[name], tokenizer, plan.training.max_length)
+        if why := too_few(plan, name, len(sites[name].train)):
+            raise DataError(why)
     return sites
 
 
@@ -93,12 +114,19 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         )
     parts: dict[str, tuple[Tokens, ...]] = {}
     lost = cut_rows = cut_tokens = 0
+    records: set[bytes] = set()
+    sources: list[bytes] = []
     for part, examples in (("train", train), ("heldout", share.heldout)):
-        all_tokens = [
-            encode(tokenizer, passage, max_length)
-            for example in examples
-            for passage in example.passages
-        ]
+        all_tokens: list[Tokens] = []
+        for example in examples:
+            texts = [encode(tokenizer, passage, max_length) for passage in example.passages]
+            all_tokens += texts
+            # Held-out rows are in no sum: what is measured on them stays at the site, and nothing
+            # is chosen by it. A row of which no answer is left is in none either.
+            if part == "train" and any(tokens.num_response for tokens in texts):
+                records.update(example.row.records())
+                # Not of the conversation: a plan's columns change that, at every site.
+                sources.append(example.row.source_digest)
         kept = tuple(tokens for tokens in all_tokens if tokens.num_response)
         lost += len(all_tokens) - len(kept)
         cut_rows += sum(tokens.num_dropped > 0 for tokens in all_tokens)
@@ -119,6 +147,8 @@ def tokenised(share: Share, tokenizer: Any, max_length: int) -> SiteData:
         no_response_rows=lost,
         truncated_rows=cut_rows,
         truncated_tokens=cut_tokens,
+        records=tuple(sorted(records)),
+        sources=hashlib.sha256(b"fedshield sources 1" + b"".join(sorted(sources))).digest(),
         notes=(*share.notes, *_date_note(tokenizer), *_length_note(tokenizer, max_length)),
     )
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedshield.data.files import BadRow
 from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read, skip_or_refuse
+from fedshield.data.text_files import BadRow
 from fedshield.data.usable import Example, Reader
 from fedshield.errors import DataError
 from fedshield.plan import Plan

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from fedshield.data.files import BadRow, parse_json
 from fedshield.data.remarks import carries_meaning
+from fedshield.data.text_files import BadRow, parse_json
 from fedshield.model.chat import Message
 from fedshield.notes import one_line
 

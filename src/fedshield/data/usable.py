@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedshield.data.files import BadRow
 from fedshield.data.remarks import Remarks, named
 from fedshield.data.rows import Row
+from fedshield.data.text_files import BadRow
 from fedshield.data.turns import texts_in
 from fedshield.errors import ModelError
 from fedshield.model.chat import Message, Passage, passages, render

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from fedshield.causes import failure_code
@@ -40,9 +41,17 @@ class Admission(Protocol):
 
     def not_used(self, plan: Plan) -> tuple[str, ...]: ...
 
+    def ledger_path(self) -> Path: ...
+
     def admit(self, plan: Plan, base_model_sha256: str | None) -> Party: ...
+
+
+class NotApproved(UserError):
+    """A plan that this site's operator has not approved, as it is to be run."""
 
 
 def refusal_code(error: Exception) -> str:
     """What may be told of a site's error."""
+    if isinstance(error, NotApproved):
+        return "not-approved"
     return "refused" if isinstance(error, UserError) else failure_code(error)

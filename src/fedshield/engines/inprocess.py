@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,35 @@ from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
+from fedshield.engines.ledgers import (
+    approval_of,
+    beside_keys,
+    check_kept,
+    check_one_run,
+    line_of,
+    of_demonstration,
+    of_keys,
+)
 from fedshield.engines.local_sites import InProcessSites, Traffic
-from fedshield.engines.members import Enrolment, Members, demonstration, enrolled
+from fedshield.engines.members import (
+    Enrolment,
+    Members,
+    demonstration,
+    enrolled,
+    randomness_of,
+)
 from fedshield.engines.metrics import round_rows
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.workplace import cap_notes, prepare, standing_of
-from fedshield.errors import FedShieldError, ResourceError, RoundFailed, RunFolderError
-from fedshield.model.adapter import AdapterHost
+from fedshield.errors import (
+    FedShieldError,
+    ProtocolError,
+    ResourceError,
+    RoundFailed,
+    RunFolderError,
+)
+from fedshield.ledger.file import Ledger
+from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.plan_effect import without_effect_in_process
@@ -39,7 +62,9 @@ from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import least_sites
-from fedshield.runfolder import RunFolder, chat_date, write_atomic
+from fedshield.protocol.site_model import first_memory, standing_digest
+from fedshield.runfolder import ANEW, RunFolder, chat_date, write_atomic
+from fedshield.seeds import derive
 
 # -- running -------------------------------------------------------------------------------
 
@@ -58,6 +83,7 @@ def run(
     started = time.perf_counter()
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
+    _check_ledgers(plan, members, out)
     parties = "demonstration" if members.roster.demo else "enrolled"
     state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
     state["engine"] = "inprocess"
@@ -70,6 +96,18 @@ def run(
     with folder.locked():
         _session(folder, plan, base, data, host, watch, members)
     return folder
+
+
+def _check_ledgers(plan: Plan, members: Members, out: Path) -> None:
+    """Before a run folder is made, at each enrolled site: that its ledger is not lost, and R4."""
+    if members.keys is None:
+        return
+    for name in plan.data.site_names():
+        check_kept(members.keys, name, members.roster, out)
+        path = beside_keys(members.keys, name)
+        if path.exists():
+            with Ledger.open(path) as ledger:
+                check_one_run(ledger, plan, out.name)
 
 
 def _members(plan: Plan, enrolment: Enrolment | None, base: BaseModel) -> Members:
@@ -108,7 +146,7 @@ def resume(
             if state["data_sha256"][site] != found.sha256():
                 raise RunFolderError(
                     f"{path}: expected {site}'s data as the run began with, got other rows; "
-                    "restore them, or start a new run"
+                    f"restore them or {ANEW}"
                 )
         members = _members(plan, enrolment, base)
         check_charter(folder, state, members.roster.charter.hex())
@@ -137,10 +175,30 @@ def _session(
     members: Members,
 ) -> None:
     """From the last common round to the end of the run, or to what stops it."""
-    with session(folder) as (state, elapsed), interrupt.at_once():
-        _rounds(folder, plan, base, data, host, watch, members, state, elapsed)
+    with session(folder) as (state, elapsed), interrupt.at_once(), ExitStack() as open_ledgers:
+        ledgers = {
+            name: open_ledgers.enter_context(_ledger(folder, name, members, watch))
+            for name in plan.data.site_names()
+        }
+        for ledger in ledgers.values():
+            # Whoever starts the run plays every site, and approves for each by starting it.
+            ledger.approve(approval_of(plan, members.roster, base.sha256))
+        _rounds(folder, plan, base, data, host, watch, members, state, elapsed, ledgers)
         state["wall_s"] = elapsed()
         finish(folder, plan, base, data, host, watch, state)
+
+
+def _ledger(folder: RunFolder, site: str, members: Members, watch: Events) -> Ledger:
+    """A demonstration's lies in its run folder; an enrolled site's beside its key file, so that
+    all its runs share it."""
+    if members.keys is None:
+        return of_demonstration(folder, site)
+    path = beside_keys(members.keys, site)
+    new = not path.exists()
+    ledger = of_keys(members.keys, site, members.roster, folder.path)
+    if new:
+        watch.note(f"{site}: made its ledger, {path}; keep it with its records")
+    return ledger
 
 
 def _rounds(
@@ -153,6 +211,7 @@ def _rounds(
     members: Members,
     state: dict[str, Any],
     elapsed: Callable[[], float],
+    ledgers: Mapping[str, Ledger],
 ) -> None:
     from fedshield.train import LocalTrainer
 
@@ -173,6 +232,9 @@ def _rounds(
             return
     if completed and not over:
         watch.note(f"going on after round {completed} of {plan.rounds}")
+    randomness = {
+        name: randomness_of(plan, members.roster, name, members.sites[name]) for name in names
+    }
     current = {"round": completed}
     seen: dict[str, SiteRound] = {}
 
@@ -184,8 +246,12 @@ def _rounds(
             host,
             base.pad_token_id,
             base.device,
+            randomness[name],
             on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
         )
+
+    first = initial_state(host.spec, derive(plan.seed, "adapter"))
+    start = standing_digest(first, first_memory(plan, first))
 
     def participant(name: str) -> Participant:
         stands, state, memory = standing_of(folder.site_store(name), plan, host, completed)
@@ -199,8 +265,18 @@ def _rounds(
             work=trainer(name),
             store=folder.site_store(name),
             journal=Journal(folder.journal_path(name)),
+            line=line_of(
+                ledgers[name],
+                name,
+                plan,
+                members.roster,
+                folder.path.name,
+                data[name],
+            ),
+            start=start,
             state=state,
             completed_rounds=stands,
+            randomness=randomness[name],
             memory=memory,
             observe=lambda record: seen.__setitem__(record.site, record),
             log=log(site_log(folder.path, name), name, members.sites[name]),
@@ -223,10 +299,13 @@ def _rounds(
         log=log(coordinator_log(folder.path), COORDINATOR, members.coordinator),
     )
 
+    fixed = members.roster.rules.membership == "fixed"
+    then = "no further round without it" if fixed else "going on without it"
+
     def lose(when: str, lost: Mapping[str, str]) -> None:
         for site, why in lost.items():
             known = f" ({_told(folder, site, sites.errors[site])})" if site in sites.errors else ""
-            watch.note(f"{when}: {site} was lost at {why}{known}; going on without it")
+            watch.note(f"{when}: {site} was lost at {why}{known}; {then}")
             state.setdefault("lost_sites", {})[site] = f"{when}, {why}{known}"
 
     try:
@@ -261,15 +340,18 @@ def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
     """Why round `number` may not begin; '' if it may. A first round that may not is no run."""
     for name, participant in participants.items():
         spent = participant.spent
-        if spent is not None and spent.exhausted:
-            after = spent.terms.epsilon(spent.uploads + 1)
+        if spent is not None and participant.exhausted:
+            after = spent.epsilon_after(1)
             reason = (
                 f"{name} has spent epsilon {spent.epsilon:.4g} in {spent.uploads} uploads, and the "
-                f"next would make it {after:.4g}, over the plan's {spent.terms.limit:g}"
+                f"next would make it {'infinite' if after is None else f'{after:.4g}'} over all "
+                f"plans on its records, over the plan's {spent.terms.limit:g}"
             )
             if number == 1:
                 raise RoundFailed(
-                    f"{reason}; no round was completed, start a new run", resumable=False
+                    f"{reason}; no round was completed, agree on a plan with a higher limit or "
+                    "more noise",
+                    resumable=False,
                 )
             return reason
     return ""
@@ -292,9 +374,14 @@ def _with_site_errors(
     causes = [cause for error in errors.values() if (cause := cause_of(error)) is not None]
     if causes:
         return ResourceError(line, resumable=all(cause.resumable for cause in causes))
-    # The same rows in the same order: training that failed would fail again.
-    trained_in_vain = any(isinstance(error, RoundFailed) for error in errors.values())
-    return RoundFailed(line, resumable=failure.resumable and not trained_in_vain)
+    # The same rows in the same order: training that failed would fail again. So would a sum that a
+    # rule of a ledger forbids.
+    in_vain = any(
+        isinstance(error, RoundFailed)
+        or (isinstance(error, ProtocolError) and error.code in ("rule", "budget"))
+        for error in errors.values()
+    )
+    return RoundFailed(line, resumable=failure.resumable and not in_vain)
 
 
 def _told(folder: RunFolder, site: str, error: Exception) -> str:

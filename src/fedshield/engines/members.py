@@ -13,16 +13,19 @@ from fedshield.enrolment import KeyFile, RosterError, SignedRoster
 from fedshield.plan import Plan
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.quorum import Rules
+from fedshield.seeds import SiteRandomness
 
 
 @dataclass(frozen=True)
 class Members:
-    """The roster and everyone's keys. `example_cap`: most examples that a site counts for."""
+    """The roster and everyone's keys. `example_cap`: most examples that a site counts for; `keys`:
+    the folder of the key files, None in a demonstration."""
 
     roster: Roster
     sites: Mapping[str, SiteKey] = field(repr=False)
     coordinator: SiteKey = field(repr=False)
     example_cap: int | None = None
+    keys: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,16 @@ def enrolled(plan: Plan, where: Enrolment, base_model_sha256: str) -> Members:
         signed.check_own(key, name)
         keys[name] = key
     coordinator = keys.pop(COORDINATOR)
-    return Members(roster_of(plan, signed), keys, coordinator, signed.allowed.max_examples)
+    cap = signed.allowed.max_examples
+    return Members(roster_of(plan, signed), keys, coordinator, cap, where.keys)
+
+
+def randomness_of(plan: Plan, roster: Roster, name: str, key: SiteKey) -> SiteRandomness:
+    """What a site's training draws from. Under a demonstration's roster, whose keys may be made for
+    one session, it is the plan's seed, so that a run repeats; else the site's own secret."""
+    if roster.demo:
+        return SiteRandomness.of_demonstration(plan.seed, name)
+    return SiteRandomness.of_site(key.secret, plan.sha256())
 
 
 def roster_of(plan: Plan, signed: SignedRoster) -> Roster:
@@ -85,8 +97,8 @@ def check_roster(
     if plan.scheme.name == "rlwe" and signed.rules() != plan.rules():
         raise RosterError(
             f"{path}: expected the plan's quorums ({_numbers(plan.rules())}), got "
-            f"{_numbers(signed.rules())}; set scheme.max_colluding, threshold, votes, min_cohort "
-            "and server alike in both"
+            f"{_numbers(signed.rules())}; set scheme.max_colluding, threshold, votes, min_cohort, "
+            "server and membership alike in both"
         )
     if allowed.min_bits is not None and plan.encoding.bits < allowed.min_bits:
         raise RosterError(
@@ -104,5 +116,5 @@ def check_roster(
 def _numbers(rules: Rules) -> str:
     return (
         f"c={rules.max_colluding} T={rules.threshold} Q={rules.votes} "
-        f"min_cohort={rules.min_cohort} {rules.server}"
+        f"min_cohort={rules.min_cohort} {rules.server} {rules.membership}"
     )

@@ -56,6 +56,7 @@ def site_row(
         "contributors": list(record.contributors),
         "sites_in_round": 1,
         "mean_train_loss": _or_none(record.mean_train_loss),
+        "faulty_answers": dict(record.faulty_answers),
         "upload_bytes": upload_bytes,
         "download_bytes": download_bytes,
         "adapter_sha256": adapter_sha256,

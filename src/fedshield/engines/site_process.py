@@ -21,21 +21,33 @@ from fedshield.engines import progress, prometheus
 from fedshield.engines.admission import Admission, Party, Reply, refusal_code
 from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
+from fedshield.engines.ledgers import (
+    approval_of,
+    check_approved,
+    check_model,
+    line_of,
+    of_demonstration,
+)
+from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
 from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
 from fedshield.engines.standing import SHOWN, Standing, is_digest
 from fedshield.engines.workplace import cap_notes, prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
+from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.plan import Plan
 from fedshield.plan_effect import without_effect
 from fedshield.privacy.terms import summarised
+from fedshield.protocol.answers import in_words
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
+from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.runfolder import (
+    ANEW,
     RunFolder,
     append_rows,
     chat_date,
@@ -62,6 +74,7 @@ class Work:
     base: BaseModel
     data: SiteData
     host: AdapterHost = field(repr=False)
+    ledger: Ledger = field(repr=False)
 
 
 class SiteProcess:
@@ -83,6 +96,7 @@ class SiteProcess:
         # The engine calls from threads of its own; a site does one thing at a time.
         self._lock = threading.Lock()
         self._work: Work | None = None
+        self._ledger: Ledger | None = None
         self._participant: Participant | None = None
         self._began = 0
         self._up = self._down = 0
@@ -128,6 +142,8 @@ class SiteProcess:
     def ended(self) -> None:
         """The job is over. A run that is not finished becomes `interrupted`, or `failed` where an
         error of this site's own was the last word."""
+        if self._ledger is not None:
+            self._ledger.close()
         if self._admission.simulated or self._folder.state()["status"] != "running":
             return
         outcome = {"status": "interrupted", "reason": ENDED_BY_OTHERS}
@@ -171,7 +187,8 @@ class SiteProcess:
             # Roster, plan and policy first: nothing is read for a run that may not take place.
             here = self._admission.local(self._plan)
             date = chat_date(self._folder.state())
-            self._admission.admit(self._plan, None)
+            party = self._admission.admit(self._plan, None)
+            ledger = self._remember(party)
             self._show("stand")
             for note in self._admission.not_used(self._plan):
                 self._events.note(f"note: {note}")
@@ -179,9 +196,27 @@ class SiteProcess:
             party = self._admission.admit(self._plan, base.sha256)
             for note in cap_notes(self._plan, data, party.example_cap):
                 self._events.note(f"note: {note}")
+            if self._admission.simulated:
+                # Whoever starts a simulation plays every site, and approves for each.
+                ledger.approve(approval_of(self._plan, party.roster, base.sha256))
+            check_model(ledger, self._plan, base.sha256)
             self._check_same(base, data[self.name], host, party)
-            self._work = Work(party, base, data[self.name], host)
+            self._work = Work(party, base, data[self.name], host, ledger)
         return self._work
+
+    def _remember(self, party: Party) -> Ledger:
+        """This site's ledger, locked for the life of the process; its operator has approved the
+        plan. The first try is kept: a second process would find it locked."""
+        simulated = self._admission.simulated
+        if self._ledger is None:
+            self._ledger = (
+                of_demonstration(self._folder, self.name)
+                if simulated
+                else Ledger.open(self._admission.ledger_path())
+            )
+        if not simulated:
+            check_approved(self._ledger, self._plan, party.roster, self._folder.path.name)
+        return self._ledger
 
     def _check_same(self, base: BaseModel, data: SiteData, host: AdapterHost, party: Party) -> None:
         """A run goes on with what it began with, once anything has left this site: until then its
@@ -208,7 +243,7 @@ class SiteProcess:
             if began.get(key) != value:
                 raise UserError(
                     f"{self._folder.path}: expected the run's {key} {str(began.get(key))[:16]}, "
-                    f"got {value[:16]}; restore it, or start a new run"
+                    f"got {value[:16]}; restore it or {ANEW}"
                 )
 
     def _has_sent(self) -> bool:
@@ -229,6 +264,7 @@ class SiteProcess:
             )
         store = self._folder.site_store(self.name)
         stands, state, memory = standing_of(store, self._plan, work.host, completed_rounds)
+        _, first, _ = standing_of(store, self._plan, work.host, 0)
         rows = [row for row in site_rows(self._folder, self.name) if row["round"] <= stands]
         write_atomic(
             self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
@@ -248,6 +284,7 @@ class SiteProcess:
             party.roster,
             policy_sha256=party.policy_sha256,
         )
+        randomness = randomness_of(self._plan, party.roster, self.name, party.key)
         self._participant = Participant(
             name=self.name,
             plan=self._plan,
@@ -262,11 +299,22 @@ class SiteProcess:
                 work.host,
                 work.base.pad_token_id,
                 work.base.device,
+                randomness,
             ),
             store=store,
             journal=Journal(self._folder.journal_path(self.name)),
+            line=line_of(
+                work.ledger,
+                self.name,
+                self._plan,
+                work.party.roster,
+                self._folder.path.name,
+                work.data,
+            ),
+            start=standing_digest(first, first_memory(self._plan, first)),
             state=state,
             completed_rounds=stands,
+            randomness=randomness,
             memory=memory,
             observe=self._observed,
             log=log.append,
@@ -337,8 +385,7 @@ class SiteProcess:
         folder.write_state(state)
 
     def _exhausted(self) -> bool:
-        spent = None if self._participant is None else self._participant.spent
-        return spent is not None and spent.exhausted
+        return self._participant is not None and self._participant.exhausted
 
     def _spent(self) -> dict[str, Any] | None:
         spent = None if self._participant is None else self._participant.spent
@@ -348,6 +395,8 @@ class SiteProcess:
         """After an evaluation: what was measured, with the bytes since the last. Its own reply,
         a few hundred bytes, counts with the next."""
         assert self._participant is not None
+        if record.faulty_answers:
+            self._events.note(f"opening the sum: {in_words(record.faulty_answers, self.name)}")
         row = {"round": 0, "upload_bytes": self._up, "download_bytes": self._down}
         if record.round_number > self._began:
             spent = time.perf_counter() - self._round_started

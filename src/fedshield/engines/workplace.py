@@ -21,6 +21,7 @@ from fedshield.model.gradient import public_factors
 from fedshield.model.shapes import from_modules
 from fedshield.notes import library_words
 from fedshield.plan import Plan
+from fedshield.plan_floors import cap_note
 from fedshield.privacy.terms import terms
 from fedshield.protocol.ciphers import facts, parameters_of
 from fedshield.runfolder import SiteStore
@@ -100,16 +101,10 @@ def run_notes(base: BaseModel, data: Mapping[str, SiteData], host: AdapterHost) 
 
 
 def cap_notes(plan: Plan, data: Mapping[str, SiteData], cap: int | None) -> list[str]:
-    """A sentence on each site whose rows count for less than they are: a roster can cap what a site
-    counts for. `cap`: the roster's `max_examples`."""
-    if cap is None or plan.scheme.weights == "equal":
-        return []
-    return [
-        f"{site}: {len(data[site].train):,} rows to train on count as {cap:,} (the roster's "
-        "max_examples)"
-        for site in sorted(data)
-        if len(data[site].train) > cap
-    ]
+    """A sentence on each site whose rows count for less than they are: plan (rule R6) and roster
+    cap what a site counts for. `cap`: the roster's `max_examples`."""
+    notes = (cap_note(plan, site, len(data[site].train), cap) for site in sorted(data))
+    return [note for note in notes if note is not None]
 
 
 def standing_of(

@@ -71,9 +71,13 @@ class Card:
         """What of a card is under other signatures."""
         return _content(self.name, self.public, self.created, self.replaces)
 
+    def chain(self) -> tuple[bytes, ...]:
+        """Every key of the party, its first one and that of today at the ends."""
+        return (*(one.public for one in self.replaces), self.public)
+
     def first_public(self) -> bytes:
         """The party's first key: the same for all cards of one party."""
-        return self.replaces[0].public if self.replaces else self.public
+        return self.chain()[0]
 
     def follows(self, earlier: Card) -> bool:
         """Whether the key of the earlier card named that of this one, directly or through keys in

@@ -20,21 +20,21 @@ from fedshield.plan_data import SITE_NAME
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.site_names import holder_of_reserved_name
 
-Kind = Literal["card 1", "key 1", "roster 1", "run rosters 1", "keys seen 1"]
+Kind = Literal["card 1", "key 1", "roster 2", "run rosters 2", "keys seen 2"]
 KIND_KEY = "fedshield"
 MAX_BYTES: dict[Kind, int] = {
     "card 1": 16 * 1024,
     "key 1": 16 * 1024,
-    "roster 1": 1024 * 1024,
-    "run rosters 1": 16 * 1024 * 1024,
-    "keys seen 1": 1024 * 1024,
+    "roster 2": 1024 * 1024,
+    "run rosters 2": 16 * 1024 * 1024,
+    "keys seen 2": 1024 * 1024,
 }
 WORDS: dict[str, str] = {
     "card 1": "a card (NAME.card.json)",
     "key 1": "a key file (NAME.key)",
-    "roster 1": "a roster",
-    "run rosters 1": "a run folder's rosters.json",
-    "keys seen 1": "a kit's keys.seen.json",
+    "roster 2": "a roster",
+    "run rosters 2": "a run folder's rosters.json",
+    "keys seen 2": "a kit's keys.seen.json",
 }
 
 
@@ -115,6 +115,18 @@ def _refuse_kind(path: Path, kind: Kind, got: object) -> None:
             f"{path}: expected {wanted}, got a private key file; never send it to anyone, and "
             "make new keys if it has left its site"
         )
+    if (kind, got) == ("roster 2", "roster 1"):
+        raise RosterError(
+            f"{path}: expected a roster that says how boxes are sealed ('roster 2'), got one from "
+            "before, for X25519 alone ('roster 1'); make it anew from the same cards (fedshield "
+            "roster init, fedshield roster add) and have every site sign it"
+        )
+    if (kind, got) == ("keys seen 2", "keys seen 1"):
+        raise RosterError(
+            f"{path}: expected all keys of each party ('keys seen 2'), got a file from before, "
+            "with the last ones only; compare the fingerprint of roster.json with the one that you "
+            "signed (fedshield roster verify), then delete the file: it is made anew"
+        )
     if isinstance(got, str) and got in WORDS:
         raise RosterError(f"{path}: expected {wanted}, got {WORDS[got]}; give the other file")
     if isinstance(got, str) and got.split(" ")[0] == kind.split(" ")[0]:
@@ -186,6 +198,12 @@ class Fields:
         value = self._take(key, "a whole number or null")
         if value is not None and type(value) is not int:
             raise self._wrong(key, "a whole number or null")
+        return value
+
+    def number(self, key: str) -> int:
+        value = self._take(key, "a whole number")
+        if type(value) is not int:
+            raise self._wrong(key, "a whole number")
         return value
 
     def flag(self, key: str) -> bool:

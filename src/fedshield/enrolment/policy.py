@@ -19,7 +19,7 @@ from fedshield.plan import BUILT_IN, Plan
 from fedshield.plan_data import MAX_SITES, PositiveInt, Section, SourcePlan
 from fedshield.planfile import explain, read_mapping
 from fedshield.protocol.roster import Roster
-from fedshield.quorum import OpenTo, Server
+from fedshield.quorum import Membership, OpenTo, Server
 
 POLICY_FILE = "{site}.policy.yaml"
 #: Beginnings of places that are not paths: built-in samples, and sets in the local hub cache.
@@ -47,6 +47,7 @@ class Policy(Section):
 
     data_path: Text
     heldout_path: Text | None = None
+    ledger_path: Text
     model_path: Text
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     schemes: Annotated[tuple[Literal["rlwe", "ckks", "plain"], ...], Field(min_length=1)] = (
@@ -58,6 +59,7 @@ class Policy(Section):
         "private",
         "equal",
     )
+    memberships: Annotated[tuple[Membership, ...], Field(min_length=1)] = ("fixed",)
     min_colluding: Annotated[int, Field(ge=0, lt=MAX_SITES)] | None = None
     min_threshold: Annotated[int, Field(ge=1, le=MAX_SITES)] | None = None
     min_cohort: Annotated[int, Field(ge=2, le=MAX_SITES)] | None = None
@@ -139,6 +141,15 @@ class Policy(Section):
         opened = "server" if scheme.name == "plain" else scheme.open_to
         if opened not in self.open_to:
             found.append(_line("scheme.open_to", _one_of(self.open_to), opened, "open_to"))
+        if scheme.membership not in self.memberships:
+            found.append(
+                _line(
+                    "scheme.membership",
+                    _one_of(self.memberships),
+                    scheme.membership,
+                    "memberships",
+                )
+            )
         if scheme.weights not in self.weights:
             found.append(_line("scheme.weights", _one_of(self.weights), scheme.weights, "weights"))
         bits = plan.encoding.bits
@@ -259,6 +270,10 @@ class Policy(Section):
         """Where the base model lies: an absolute path, or the name of a built-in or cached one."""
         path = self._base_dir / Path(self.model_path).expanduser()
         return str(path) if path.exists() else self.model_path
+
+    def ledger_place(self) -> Path:
+        """Where the ledger of this site's records lies: an absolute path."""
+        return self._base_dir / Path(self.ledger_path).expanduser()
 
     def _place(self, text: str) -> str:
         if text.startswith(_NOT_PATHS):

@@ -1,7 +1,8 @@
 """The roster that organisations review and countersign, and when a run may use it.
 
 Under the signatures is its content: who takes part with which key, who may open what, the base
-model's hash and the settings that a plan may have. A countersignature is over the content's
+model's hash, the settings that a plan may have, and how boxes are sealed: a session offers no less
+than what every site signed. A countersignature is over the content's
 hash and the names of the sites whose fingerprint the signer compared over another channel.
 
 Signatures by keys inside the roster prove nothing against a coordinator that made up those
@@ -22,6 +23,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from fedshield.crypto.keys import SigningKey
+from fedshield.crypto.public_keys import SEALING
 from fedshield.enrolment.cards import Card, KeyFile, check_parties
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
@@ -55,6 +57,7 @@ class SignedRoster:
     allowed: Allowed = field(default_factory=Allowed)
     model_sha256: bytes = b""
     demo: bool = False
+    sealing: int = SEALING
     countersignatures: dict[str, Countersignature] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +74,12 @@ class SignedRoster:
             raise RosterError(
                 f"--model-sha256: expected 32 bytes, got {len(self.model_sha256)}; leave it out "
                 "for any model"
+            )
+        if self.sealing != SEALING:
+            raise RosterError(
+                f"sealing: expected {SEALING} (ML-KEM-768 and X25519), got "
+                f"{str(self.sealing)[:20]}; all parties need the same version of FedShield: make "
+                "the roster anew with it, and have every site sign it"
             )
         check_parties((self.coordinator, *self.sites))
         # The order of cards means nothing; one order makes one content.
@@ -131,18 +140,19 @@ class SignedRoster:
         rules = self.rules()
         numbers: list[codec.Value] = [
             *(rules.num_sites, rules.max_colluding),
-            *(rules.threshold, rules.votes, rules.min_cohort, rules.server),
+            *(rules.threshold, rules.votes, rules.min_cohort, rules.server, rules.membership),
         ]
         allowed = self.allowed
         return codec.encode(
             [
-                "fedshield signed roster 1",
+                "fedshield signed roster 2",
                 int(self.demo),
                 self.coordinator.content(),
                 [card.content() for card in self.sites],
                 numbers,
                 self.model_sha256,
                 [[*sorted(allowed.schemes)], allowed.min_bits or 0, allowed.max_examples or 0],
+                self.sealing,
             ]
         )
 
@@ -173,8 +183,9 @@ class SignedRoster:
         """With this card in place of its party's, and without any countersignature: each was over
         the old key. `key_lost`: the party cannot sign with its old key, and comes as a new one.
 
-        Raises `RosterError` for a party that is not in the roster, and for a card that the key in
-        the roster did not sign, unless that is lost."""
+        Raises `RosterError` for a party that is not in the roster, for a card that the key in the
+        roster did not sign, unless that is lost, and then for one with any key of the card there:
+        a new party inherits nothing."""
         if card.name not in (COORDINATOR, *self.names()):
             raise RosterError(
                 f"expected a card of a party of the roster (coordinator, {', '.join(self.names())})"
@@ -197,6 +208,12 @@ class SignedRoster:
                 f"({current.public.hex()[:16]}) signed, got one that it did not; make it with "
                 f"fedshield keygen {card.name} --replaces OLD.key, or give --key-lost if nobody "
                 "has the old key any more"
+            )
+        if not card.follows(current) and not set(card.chain()).isdisjoint(current.chain()):
+            raise RosterError(
+                f"--key-lost: expected a card of {card.name} with new keys only, got one that goes "
+                "another way from an old key; who has that one could come as this party: make it "
+                f"without --replaces: fedshield keygen {card.name}"
             )
         coordinator = card if card.name == COORDINATOR else self.coordinator
         sites = tuple(card if site.name == card.name else site for site in self.sites)
@@ -287,6 +304,8 @@ class SignedRoster:
             self.rules(),
             self.demo,
             self.content_sha256(),
+            # The keys of a demonstration are new in every session: its sites are known by name.
+            {} if self.demo else {card.name: card.chain() for card in self.sites},
         )
 
     # -- file --------------------------------------------------------------------------------
@@ -294,7 +313,7 @@ class SignedRoster:
     def to_text(self) -> str:
         allowed = dataclasses.asdict(self.allowed) | {"schemes": sorted(self.allowed.schemes)}
         return to_text(
-            "roster 1",
+            "roster 2",
             {
                 "demonstration": self.demo,
                 "coordinator": self.coordinator.fields(),
@@ -302,6 +321,7 @@ class SignedRoster:
                 "rules": dataclasses.asdict(self.asked),
                 "allowed": allowed,
                 "model_sha256": self.model_sha256.hex() or None,
+                "sealing": self.sealing,
                 "countersignatures": {
                     name: {"confirmed": [*given.confirmed], "signature": given.signature.hex()}
                     for name, given in sorted(self.countersignatures.items())
@@ -312,7 +332,7 @@ class SignedRoster:
     @classmethod
     def read(cls, path: Path) -> SignedRoster:
         """Raises `RosterError` for anything but a roster whose every signature fits."""
-        fields, _ = read_document(path, "roster 1")
+        fields, _ = read_document(path, "roster 2")
         try:
             return cls._from_fields(fields)
         except RosterError as error:
@@ -329,13 +349,16 @@ class SignedRoster:
         asked = Asked.from_fields(fields.inner("rules"))
         allowed = Allowed.from_fields(fields.inner("allowed"))
         model_sha256 = fields.maybe_hexadecimal("model_sha256", 32)
+        sealing = fields.number("sealing")
         given = fields.inner("countersignatures")
         countersignatures = {
             name: _countersignature(given.inner(name)) for name in given.names()[:MAX_SITES]
         }
         given.done()
         fields.done()
-        return cls(coordinator, sites, asked, allowed, model_sha256, demo, countersignatures)
+        return cls(
+            coordinator, sites, asked, allowed, model_sha256, demo, sealing, countersignatures
+        )
 
 
 def _countersignature(fields: Fields) -> Countersignature:

@@ -1,19 +1,25 @@
-"""What a kit remembers of the rosters that were in force in it: each party's key, and which keys
-were replaced.
+"""What a kit remembers of the rosters that were in force in it: each party's keys, and which of
+them were replaced.
 
 A roster that was replaced keeps all its signatures, so whoever stole an old key, or the
 coordinator, could hand it out again. A kit takes no roster in which a key is in force that it
 saw replaced, and says so of any other that was in force before: its rules may be weaker.
+
+Whoever stole an old key can sign another successor with it too. A party is known by its first key,
+so a kit takes no card that has a key of a party and does not go on from all keys that it saw of
+it. A card whose keys were never seen is a new party's: `roster replace --key-lost`. It inherits
+nothing, and the party before it does not come back, whoever finds the lost key.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedshield import interrupt
 from fedshield.durable import sync_folder
+from fedshield.enrolment.cards import Card
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text, write_new
 from fedshield.enrolment.replacement import PUBLIC_BYTES
 from fedshield.enrolment.roster import SignedRoster
@@ -25,11 +31,13 @@ MAX_ROSTERS = 256
 
 @dataclass(frozen=True)
 class SeenKeys:
-    """`in_force`: party -> its public key; `replaced`: public keys that count no more; `rosters`:
-    SHA-256 of the contents of rosters that were in force, the present one last."""
+    """`in_force`: party -> its public key; `replaced`: public keys that count no more; `chains`:
+    first key of a party -> all its keys that were seen, in order; `rosters`: SHA-256 of the
+    contents of rosters that were in force, the present one last."""
 
     in_force: dict[str, bytes]
     replaced: frozenset[bytes]
+    chains: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     rosters: tuple[bytes, ...] = ()
 
     @classmethod
@@ -37,23 +45,30 @@ class SeenKeys:
         """Nothing where there is no file. Raises `RosterError` for one that is damaged."""
         if not path.exists():
             return cls({}, frozenset())
-        fields, _ = read_document(path, "keys seen 1")
+        fields, _ = read_document(path, "keys seen 2")
         try:
             inner = fields.inner("in_force")
             in_force = {name: inner.hexadecimal(name, PUBLIC_BYTES) for name in inner.names()}
             replaced = _digests(fields, "replaced")
+            chains = _chains(fields)
             rosters = _digests(fields, "rosters")
             fields.done()
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
-        return cls(in_force, frozenset(replaced), rosters)
+        return cls(in_force, frozenset(replaced), chains, rosters)
 
     def to_text(self) -> str:
         in_force = {name: public.hex() for name, public in sorted(self.in_force.items())}
         replaced = sorted(public.hex() for public in self.replaced)
         rosters = [digest.hex() for digest in self.rosters]
-        values = {"in_force": in_force, "replaced": replaced, "rosters": rosters}
-        return to_text("keys seen 1", values)
+        chains = [[key.hex() for key in self.chains[first]] for first in sorted(self.chains)]
+        values = {
+            "in_force": in_force,
+            "replaced": replaced,
+            "chains": chains,
+            "rosters": rosters,
+        }
+        return to_text("keys seen 2", values)
 
     def after(self, roster: SignedRoster) -> SeenKeys:
         """With this roster in force."""
@@ -64,18 +79,39 @@ class SeenKeys:
         present = roster.content_sha256()
         others = [digest for digest in self.rosters if digest != present]
         rosters = (*others[-MAX_ROSTERS + 1 :], present)
-        return SeenKeys(in_force, self.replaced | replaced, rosters)
+        chains = self.chains | {card.first_public(): card.chain() for card in cards}
+        return SeenKeys(in_force, self.replaced | replaced, chains, rosters)
+
+    def forks(self, card: Card) -> bool:
+        """Whether the card has a key that was seen, and does not go on from its party's last."""
+        first, keys = card.first_public(), card.chain()
+        before = self.chains.get(first, ())
+        others = {key for one, chain in self.chains.items() if one != first for key in chain}
+        return (
+            keys[: len(before)] != before
+            or not others.isdisjoint(keys)
+            # Lost: a new party's card took its place.
+            or not self.replaced.isdisjoint(before[-1:])
+        )
+
+
+def _chains(fields: Fields) -> dict[bytes, tuple[bytes, ...]]:
+    rows = [Fields({"keys": row}, f"chains.{k}") for k, row in enumerate(fields.items("chains"))]
+    return {keys[0]: keys for row in rows if (keys := _digests(row, "keys"))}
 
 
 def _digests(fields: Fields, key: str) -> tuple[bytes, ...]:
     """A list of values of 32 bytes each."""
-    rows = [Fields({key: row}, f"{key}.{k}") for k, row in enumerate(fields.items(key))]
+    rows = [
+        Fields({key: row}, f"{fields.path(key)}.{k}") for k, row in enumerate(fields.items(key))
+    ]
     return tuple(row.hexadecimal(key, PUBLIC_BYTES) for row in rows)
 
 
 def put_in_force(folder: Path, roster: SignedRoster) -> tuple[str, ...]:
     """Remember the roster and its keys in the kit `folder`, synced. Raises `RosterError` for a
-    roster in which a key counts that was replaced here before.
+    roster in which a key counts that was replaced here before, or one that does not go on from a
+    party's last.
 
     Returns:
         A sentence for the operator, if an earlier roster has come back.
@@ -89,6 +125,14 @@ def put_in_force(folder: Path, roster: SignedRoster) -> tuple[str, ...]:
                 f"{card.public.hex()[:16]}, which was replaced: this is an older roster, and who "
                 "stole that key could take part; put the present roster in its place (if all "
                 f"sites agreed to go back, delete {path})"
+            )
+        if seen.forks(card):
+            raise RosterError(
+                f"{folder / 'roster.json'}: expected the card of {card.name} to go on from the "
+                f"keys that were seen here, got {card.public.hex()[:16]} on another way from one "
+                "of them: who holds an old or a lost key can make such a card; do not run with "
+                "it, and ask its operator over a channel that the coordinator does not carry (if "
+                f"the key is lost: fedshield keygen {card.name}, and roster replace --key-lost)"
             )
     now = seen.after(roster)
     if now == seen:

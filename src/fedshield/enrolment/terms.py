@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from fedshield.enrolment.files import Fields, RosterError
 from fedshield.errors import PlanError
 from fedshield.plan_data import MAX_SITES
-from fedshield.quorum import Rules, Server, resolve
+from fedshield.quorum import Membership, Rules, Server, resolve
 
 #: The plan's schemes, the default first.
 SCHEMES = ("rlwe", "ckks", "plain")
 SERVERS: tuple[Server, ...] = ("malicious", "semi-honest")
+MEMBERSHIPS: tuple[Membership, ...] = ("fixed", "open")
 _NUMBERS = ("max_colluding", "threshold", "votes", "min_cohort")
 #: Least and largest of each number that may be asked for.
 _RANGES = {
@@ -49,6 +50,7 @@ class Asked:
     votes: int | None = None
     min_cohort: int | None = None
     server: Server = "malicious"
+    membership: Membership = "fixed"
 
     def __post_init__(self) -> None:
         for key in _NUMBERS:
@@ -58,13 +60,19 @@ class Asked:
                 f"--server: expected {' or '.join(SERVERS)}, got {str(self.server)[:40]!r}; "
                 "leave it out for malicious"
             )
+        if self.membership not in MEMBERSHIPS:
+            raise RosterError(
+                f"--membership: expected {' or '.join(MEMBERSHIPS)}, got "
+                f"{str(self.membership)[:40]!r}; leave it out for fixed"
+            )
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Asked:
         numbers = {key: fields.maybe_number(key) for key in _NUMBERS}
         server: Server = fields.text("server")  # type: ignore[assignment]  # checked below
+        membership: Membership = fields.text("membership")  # type: ignore[assignment]  # checked below
         fields.done()
-        return cls(**numbers, server=server)
+        return cls(**numbers, server=server, membership=membership)
 
     def rules(self, num_sites: int) -> Rules:
         """Raises `RosterError` in the words of the command's options."""

@@ -57,17 +57,27 @@ def epsilon(release: Release, rounds: int, delta: float) -> float:
     distance. Noise within d of its distribution gives (epsilon, delta + (1 + e^epsilon) d)."""
     if rounds == 0:
         return 0.0
+    curve = release.rdp(rounds, release.orders)
+    return epsilon_of(curve, release.orders, rounds * release.distance, delta)
+
+
+def epsilon_of(
+    curve: Sequence[float] | NDArray[np.float64],
+    orders: Sequence[float],
+    away: float,
+    delta: float,
+) -> float:
+    """Epsilon at `delta` of a Renyi curve at these orders, of noise whose total variation from the
+    distribution that it stands for is `away` in all."""
     from dp_accounting.rdp import compute_epsilon
 
-    curve = release.rdp(rounds, release.orders)
-    away = rounds * release.distance
     found = 0.0
     # The least epsilon that allows for the distance at that very epsilon, from below.
     for _ in range(50):
         left = delta - away * (1 + math.exp(min(found, 700.0)))
         if left <= 0:
             return math.inf
-        needed = float(compute_epsilon(release.orders, curve, left)[0])
+        needed = float(compute_epsilon(orders, np.asarray(curve), left)[0])
         if needed <= found * (1 + 1e-12):
             return found
         found = needed

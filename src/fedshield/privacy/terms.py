@@ -64,20 +64,49 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What other plans released of the same records. `curve`: their Renyi curves added up, at
+    `accounting.WHOLE_ORDERS`; empty where there were none, None where one protected no such unit;
+    `distance`: as of `Release`, in all."""
+
+    curve: tuple[float, ...] | None = ()
+    distance: float = 0.0
+
+
+@dataclass(frozen=True)
 class Spent:
-    """What a site has spent: `uploads` that left it in the rounds of this run."""
+    """What a site's records have spent: `uploads`, the rounds of this plan that left it, each
+    counted once however often it was repeated; `earlier`: the other plans'."""
 
     terms: Terms
     uploads: int
+    earlier: Earlier = Earlier()
 
     @property
     def epsilon(self) -> float:
+        """Of this plan's rounds alone."""
         return self.terms.epsilon(self.uploads)
+
+    def epsilon_after(self, more: int) -> float | None:
+        """Over all plans, after so many more rounds of this one; None for infinite."""
+        rounds, earlier = self.uploads + more, self.earlier
+        if earlier.curve is None:
+            return None
+        if not earlier.curve:
+            found = self.terms.epsilon(rounds)
+        else:
+            orders = accounting.WHOLE_ORDERS
+            own = self.terms.release.rdp(rounds, orders).tolist() if rounds else [0.0] * len(orders)
+            curve = [before + now for before, now in zip(earlier.curve, own, strict=True)]
+            away = earlier.distance + rounds * self.terms.release.distance
+            found = accounting.epsilon_of(curve, orders, away, self.terms.delta)
+        return found if math.isfinite(found) else None
 
     @property
     def exhausted(self) -> bool:
         """Whether the next round would exceed the limit."""
-        return not self.terms.allows(self.uploads + 1)
+        limit, after = self.terms.limit, self.epsilon_after(1)
+        return limit is not None and (after is None or after > limit)
 
 
 def most_values(plan: Plan, spec: AdapterSpec) -> int:

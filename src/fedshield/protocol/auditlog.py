@@ -50,7 +50,7 @@ Act = Literal[
 UNLOGGED = ("fetch", "deliver")
 _KINDS = {kind.kind for kind in messages.Message.__subclasses__()}
 #: Fields of commands that pass on other sites' signed messages.
-_PASSED_ON = ("joins", "round_keys", "uploads", "votes", "receipts")
+_PASSED_ON = ("joins", "round_keys", "uploads", "votes", "tags", "receipts")
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,16 @@ def opening(
 
 
 def answered(
-    site: str, method: str, command: bytes, session: str, reply: bytes, message: messages.Message
+    site: str,
+    method: str,
+    command: bytes,
+    session: str,
+    reply: bytes,
+    message: messages.Message,
+    faulty: Mapping[str, str],
 ) -> Fact:
-    """A command that was carried out: `command` and `reply` are the signed bytes."""
+    """A command that was carried out: `command` and `reply` are the signed bytes; `faulty`: whose
+    answers to a sum were wrong, and how (`answers`)."""
     value: Any = codec.decode(command[5:-SIGNATURE_BYTES])
     _, _, round_number, phase, _, body = value
     saw = {
@@ -131,7 +138,7 @@ def answered(
         saw={**saw, COORDINATOR: sha256(command)},
         made_bytes=len(reply),
         saw_bytes=len(command),
-        details=_details(message),
+        details=_details(message) | _faulty(faulty),
     )
 
 
@@ -146,14 +153,27 @@ def _details(message: messages.Message) -> dict[str, codec.Value]:
         return {"complaints": dict(complaints)}
     if isinstance(message, messages.Vote):
         return {"contributors": message.contributors.hex(), "aggregate": message.aggregate.hex()}
+    if isinstance(message, messages.Answer) and message.tag:
+        return {"answer_tag": sha256(message.tag)}
     if isinstance(message, messages.Receipt):
         return {"receipt": message.model_tag.hex()}
     return {}
 
 
-def refused(method: str, command: bytes, session: str, binding: Binding, error: Exception) -> Fact:
+def _faulty(faulty: Mapping[str, str]) -> dict[str, codec.Value]:
+    return {"answers": dict(faulty)} if faulty else {}
+
+
+def refused(
+    method: str,
+    command: bytes,
+    session: str,
+    binding: Binding,
+    error: Exception,
+    faulty: Mapping[str, str],
+) -> Fact:
     """A command that was not carried out. Whoever sent it may not be the coordinator, so its
-    digest is a detail and nobody's message."""
+    digest is a detail and nobody's message. `faulty` as in `answered`."""
     return Fact(
         "refused",
         method if method in _KINDS else "unknown",
@@ -162,7 +182,7 @@ def refused(method: str, command: bytes, session: str, binding: Binding, error: 
         binding.phase,
         failure_code(error),
         saw_bytes=len(command),
-        details={"command": sha256(command)},
+        details={"command": sha256(command)} | _faulty(faulty),
     )
 
 

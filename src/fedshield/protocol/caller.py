@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.errors import ProtocolCode, ProtocolError, RoundFailed
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.auditlog import UNLOGGED, Act, Fact, Log, plain_text, sha256, unlogged
 from fedshield.protocol.envelope import Binding, Sign
@@ -78,9 +78,10 @@ class Caller:
         commands: Mapping[str, messages.Message],
         kind: type[_M],
         replies_in: Binding | None = None,
+        but: ProtocolCode | None = None,
     ) -> dict[str, tuple[bytes, _M]]:
         """The signed replies and what they say, of the sites that answered rightly; the others
-        are out of the session."""
+        are out of the session, but for those that refused with the code `but`."""
         if not commands:
             return {}
         sealed: dict[int, bytes] = {}
@@ -126,7 +127,8 @@ class Caller:
                 saw_bytes=sum(len(data) for data, _ in found.values()),
                 details={"refused": dict(refused)} if refused else {},
             )
-        self.drop(failed, method)
+        stay = {site for site, code in replies.failed.items() if code == but}
+        self.drop({site: why for site, why in failed.items() if site not in stay}, method)
         return {site: found[site] for site in args if site in found}
 
     # -- what is logged --------------------------------------------------------------------

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fedshield import encode, encode_integers
 from fedshield.crypto import framing
+from fedshield.crypto.decode import KeyCheck
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import SECURITY_BITS, RlweParameters
@@ -84,6 +85,12 @@ class Cipher(Protocol):
     ) -> Encoded: ...
 
     def encrypt(self, encoded: Encoded, context: bytes) -> Sealed: ...
+
+    def key_check(
+        self, blocks: Sequence[bytes], layout: Layout, num_contributors: int, context: bytes
+    ) -> KeyCheck | None:
+        """What tells the sum of the keys that these blocks were made under from any other; None
+        where nothing does."""
 
     def open(
         self,
@@ -155,6 +162,11 @@ class SharedKey:
     def encrypt(self, encoded: Encoded, context: bytes) -> Sealed:
         assert isinstance(encoded, EncodedUpdate)
         return Sealed(tuple(self.scheme.encrypt(encoded.slots)))
+
+    def key_check(
+        self, blocks: Sequence[bytes], layout: Layout, num_contributors: int, context: bytes
+    ) -> KeyCheck | None:
+        return None
 
     def open(
         self,
@@ -239,6 +251,14 @@ class OneTimeKeys:
         blocks = tuple(encryption.chunks())
         share_seed = hmac.digest(key.seed, b"fedshield shares 2", "sha256")
         return Sealed(blocks, key.secret(), encryption.residues(), share_seed)
+
+    def key_check(
+        self, blocks: Sequence[bytes], layout: Layout, num_contributors: int, context: bytes
+    ) -> KeyCheck | None:
+        lay = self._lay(layout)
+        if not rlwe.tells_keys(num_contributors, lay):
+            return None
+        return lambda key_sum: rlwe.key_fits(blocks, key_sum, num_contributors, context, lay)
 
     def open(
         self,

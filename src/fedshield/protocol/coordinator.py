@@ -38,6 +38,7 @@ from fedshield.protocol.session import (
     least_opened,
     least_sites,
     read_joins,
+    read_signed,
     round_context,
     session_context,
     setup_context,
@@ -82,6 +83,8 @@ class Coordinator:
         self._threshold = plan.scheme.name == "rlwe"
         # Dealers that are left out of this sum because of their shares.
         self._blamed: dict[str, str] = {}
+        # Dealer -> who has a good share of it.
+        self._heard: dict[str, set[str]] = {}
 
     @property
     def active(self) -> list[str]:
@@ -183,14 +186,14 @@ class Coordinator:
 
     def _evaluate(self) -> None:
         self._calls.gather(self._calls.everyone(messages.Evaluate()), messages.Done)
-        self._calls.require("evaluate", len(self.active), self._least_opened)
+        self._calls.require("evaluate", len(self.active), self._least_left)
 
     def finish(self) -> None:
         """Have every site compare the last receipts and forget the session's keys."""
         finish = messages.Finish(self._receipts)
         with self._noted():
             self._calls.gather(self._calls.everyone(finish), messages.Done)
-            self._calls.require("finish", len(self.active), self._least_opened)
+            self._calls.require("finish", len(self.active), self._least_left)
         self._calls.note("closed", details={"completed_rounds": self.completed_rounds})
 
     @contextmanager
@@ -262,12 +265,18 @@ class Coordinator:
                 for holder, answer in answers.items()
                 if holder != site and (answer.share or site in answer.boxes)
             }
-            opening[site] = messages.Open(boxes)
-        receipts = self._calls.gather(opening, messages.Receipt)
-        self._calls.require("open", len(receipts), self._least_opened)
+            opening[site] = messages.Open(boxes, {holder: answers[holder].tag for holder in boxes})
+        # A site that signed for another result before has no receipt to give now. It takes this one
+        # by the others' receipts, if they are enough.
+        receipts = self._calls.gather(opening, messages.Receipt, but="disagree")
+        unsigned = dict.fromkeys(set(self.active) - set(receipts), "disagree")
+        self._calls.require("open", len(receipts), self._least_opened, unsigned)
         self._receipts = {site: data for site, (data, _) in receipts.items()}
         if len({receipt.model_tag for _, receipt in receipts.values()}) != 1:
-            raise RoundFailed("the sites opened different sums; the run stops here")
+            raise RoundFailed("the sites opened different sums; no site takes its own")
+        install = messages.Install(self._receipts)
+        self._calls.gather(self._calls.everyone(install), messages.Done)
+        self._calls.require("install", len(self.active), self._least_left)
         summed: dict[str, codec.Value] = {
             "contributors": contributors_digest(found).hex(),
             "aggregate": aggregate_digest(digests).hex(),
@@ -316,7 +325,7 @@ class Coordinator:
         self, uploads: dict[str, messages.Upload], raw: Mapping[str, bytes]
     ) -> dict[str, messages.Upload]:
         """Every dealer's sealed shares to their holders; the dealers that remain in the sum."""
-        self._blamed = {}
+        self._blamed, self._heard = {}, {}
         if not self._threshold:
             return uploads
         fetched = self._calls.gather(
@@ -334,6 +343,9 @@ class Coordinator:
             hold[holder] = messages.Hold({site: raw[site] for site in dealers}, shares)
         held = self._calls.gather(hold, messages.Held)
         complaints = {site: set(reply.complaints) for site, (_, reply) in held.items()}
+        for holder in complaints:
+            for dealer in set(fetched) - complaints[holder] - {holder}:
+                self._heard.setdefault(dealer, set()).add(holder)
         content = [site for site in complaints if not complaints[site]]
         if len(content) >= self._least_answers:
             return dealers
@@ -391,21 +403,42 @@ class Coordinator:
         rules = self._roster.rules
         announce = messages.Announce(raw, digests)
         votes = self._calls.gather(self._calls.everyone(announce), messages.Vote)
-        expected = messages.Vote(contributors_digest(uploads), aggregate_digest(digests))
-        matching = {site: data for site, (data, vote) in votes.items() if vote == expected}
+        expected = contributors_digest(uploads) + aggregate_digest(digests)
+        matching = {site: data for site, (data, vote) in votes.items() if vote.about == expected}
         others = {site: "voted for another sum" for site in votes if site not in matching}
         self._calls.drop(others, "announce")
         self._calls.require("announce", len(matching), max(rules.votes, self._least_answers))
-        quorum = messages.Quorum(matching)
-        replies = self._calls.gather(dict.fromkeys(matching, quorum), messages.Answer)
+        replies = self._calls.gather(
+            {site: messages.Quorum(matching, self._unheard(site)) for site in matching},
+            messages.Answer,
+        )
         answers = {
             site: answer
             for site, (_, answer) in replies.items()
             if answer.boxes or answer.share or not self._threshold
         }
         lacking = {site: "lacks a share" for site in replies if site not in answers}
+        self._check_tags(answers)
         self._calls.require("quorum", len(answers), self._least_answers, lacking)
         return answers
+
+    def _check_tags(self, answers: dict[str, messages.Answer]) -> None:
+        """Leaves out answers whose tag their holder did not sign: no site could take them."""
+        refused: dict[str, str] = {}
+        for site, answer in answers.items() if self._threshold else ():
+            try:
+                read_signed(answer.tag, messages.AnswerTag, self._calls.binding, site, self._roster)
+            except ProtocolError as error:
+                refused[site] = f"its answer was refused: {error}"
+        for site in refused:
+            del answers[site]
+        self._calls.drop(refused, "quorum")
+
+    def _unheard(self, site: str) -> dict[str, bytes]:
+        """The others that have no good share of this site's, where there are shares."""
+        if not self._threshold or self._plan.scheme.open_to == "server":
+            return {}
+        return dict.fromkeys(set(self.active) - self._heard.get(site, set()) - {site}, b"")
 
     # -- calling ---------------------------------------------------------------------------
 
@@ -417,6 +450,12 @@ class Coordinator:
     @property
     def _least_answers(self) -> int:
         return self._roster.rules.threshold or self._roster.rules.num_sites
+
+    @property
+    def _least_left(self) -> int:
+        """Sites that must still be there once a result has its certificate: one that takes it is
+        enough for it not to be lost."""
+        return 1 if self._threshold else self._roster.rules.num_sites
 
     @property
     def _least_opened(self) -> int:

@@ -3,8 +3,11 @@ someone to tell what it measured. None of it crosses to another party."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from fedshield.types import AdapterState, AdapterUpdate, Float32, SiteMemory
 
@@ -24,11 +27,41 @@ class LocalWork(Protocol):
         """Mean loss per response token on the site's held-out rows."""
 
 
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    """What a site is about to send in a round, kept so that a repetition sends the same numbers
+    with the same noise, and opens nothing new (rule R4).
+
+    `base`: digest of what the round started from; `weight`: what it is encoded with; `trained`:
+    float32, (num_values,), the trained parameters; `encoded`: what is encrypted, as `Encoded` has
+    it: its digits or slots; `reserved`: its reserved integers; `residual`: what rounding left,
+    where the scheme has any.
+    """
+
+    round_number: int
+    base: str
+    weight: float
+    trained: Float32 = field(repr=False)
+    encoded: NDArray[Any] = field(repr=False)
+    reserved: tuple[int, ...]
+    num_clipped: int
+    residual: Float32 | None = field(repr=False)
+    train_loss: float
+    num_examples: int
+    clip_factor: float
+
+
 class Store(Protocol):
     """Where a site keeps its global adapter between rounds."""
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         """Keep both durably, all or nothing, and keep the round before as well."""
+
+    def keep(self, contribution: Contribution) -> None:
+        """Keep this contribution durably, instead of the last."""
+
+    def kept(self) -> Contribution | None:
+        """The contribution that is kept, if any."""
 
 
 @dataclass(frozen=True)
@@ -52,4 +85,6 @@ class SiteRound:
     #: Who is in the opened sum, and their weighted mean training loss if the scheme carries it.
     contributors: tuple[str, ...] = ()
     mean_train_loss: float = float("nan")
+    #: Holder -> code of what was wrong with its answer to the last sum (`answers`).
+    faulty_answers: Mapping[str, str] = field(default_factory=dict)
     wall_s: dict[str, float] = field(default_factory=dict)

@@ -26,7 +26,7 @@ _OF_A_SITE = frozenset([*get_args(ProtocolCode), *get_args(CryptoCode), "trainin
 #: Command that passes on sites' messages -> the command that those were answers to.
 _PASSED_ON = {
     **{"begin": "invite", "work": "prepare", "hold": "work", "announce": "work"},
-    **{"quorum": "announce", "finish": "open"},
+    **{"quorum": "announce", "open": "quorum", "install": "open", "finish": "open"},
 }
 _ENDS = ("closed", "failed", "stopped")
 
@@ -176,6 +176,12 @@ def _missing(chain: Chain, sound: Mapping[str, Chain]) -> list[str]:
         (entry.fact.message, digest)
         for entry in chain.entries
         for digest in entry.fact.made.values()
+    }
+    # Signed apart from the answer that it came in, and passed on alone.
+    made |= {
+        (entry.fact.message, str(entry.fact.details["answer_tag"]))
+        for entry in chain.entries
+        if "answer_tag" in entry.fact.details
     }
     lacking = [
         (other, entry)

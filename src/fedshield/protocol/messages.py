@@ -149,20 +149,34 @@ class Deliver(Message):
 
 @dataclass(frozen=True)
 class Quorum(Message):
-    """The signed `Vote`s for what was announced: answer with the share of the sum's key."""
+    """The signed `Vote`s for what was announced: answer with the share of the sum's key.
+
+    `unheard`: the peers that have no good share of this site's, so that its answers to them bring
+    the ML-KEM ciphertext (keys count, values are empty)."""
 
     kind = "quorum"
     votes: dict[str, bytes]
+    unheard: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Open(Message):
-    """Open what was delivered and take it as the new global adapter (or weight total).
+    """Open what was delivered, and say by a receipt what it is; nothing is taken yet.
 
-    `answers`: holder -> its share of the sum's key, sealed to this site."""
+    `answers`: holder -> its share of the sum's key, sealed to this site; `tags`: holder -> its
+    signed `AnswerTag`, the same for every site."""
 
     kind = "open"
     answers: dict[str, bytes]
+    tags: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Install(Message):
+    """The certificate: signed `Receipt`s of enough sites that opened the same. Take the result."""
+
+    kind = "install"
+    receipts: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -185,15 +199,22 @@ class Finish(Message):
 
 @dataclass(frozen=True)
 class Join(Message):
-    """A site's fresh nonce and X25519 key, and the round that it stands at.
+    """A site's fresh nonce, its public keys for the session (ML-KEM-768 | X25519) and the round
+    that it stands at.
 
-    `num_examples` is zero unless the plan makes weights public."""
+    `num_examples` is zero unless the plan makes weights public. `version`: of what the site puts
+    in, keyed: 32 bytes of its source records, 32 of its rows as the model reads them; `head`: its
+    ledger's head, signed; `heads`: the last head that it saw of each other site, as that site
+    signed it."""
 
     kind = "join"
     nonce: bytes
     run_key: bytes
     completed_rounds: int
     num_examples: int
+    version: bytes
+    head: bytes
+    heads: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -215,7 +236,7 @@ class KeyOffer(Message):
 
 @dataclass(frozen=True)
 class KeyBox(Message):
-    """The run's keys, sealed to one site."""
+    """The run's keys, sealed to one site. `box`: ML-KEM ciphertext | sealed keys."""
 
     kind = "key-box"
     receiver: str
@@ -225,8 +246,8 @@ class KeyBox(Message):
 
 @dataclass(frozen=True)
 class RoundKey(Message):
-    """A site's ephemeral X25519 key for one sum, a keyed tag of the model that it starts from,
-    and the only set that it may still open from there (empty if any)."""
+    """A site's ephemeral public keys for one sum (ML-KEM-768 | X25519), a keyed tag of the model
+    that it starts from, and the only set that it may still open from there (empty if any)."""
 
     kind = "round-key"
     key: bytes
@@ -238,18 +259,20 @@ class RoundKey(Message):
 class Upload(Message):
     """What a site will hand over: journalled by the site before it is sent.
 
-    `share_digests`: holder -> SHA-256 of the sealed share for it."""
+    `share_digests`: holder -> SHA-256 of the sealed share for it; `head`: of the site's ledger,
+    signed, which holds this sum's row: every site has seen it before any votes."""
 
     kind = "upload"
     key_id: bytes
     layout_tag: bytes
     block_digests: tuple[bytes, ...]
     share_digests: dict[str, bytes]
+    head: bytes
 
 
 @dataclass(frozen=True)
 class Shares(Message):
-    """Sealed shares of a site's one-time key: holder -> box."""
+    """Sealed shares of a site's one-time key: holder -> ML-KEM ciphertext | box."""
 
     kind = "shares"
     boxes: dict[str, bytes]
@@ -265,21 +288,39 @@ class Held(Message):
 
 @dataclass(frozen=True)
 class Vote(Message):
-    """For opening one sum: digests of the contributing set and of the aggregate."""
+    """For opening one sum: digests of the contributing set and of the aggregate. `head`: of the
+    site's ledger, signed, which holds this sum's row."""
 
     kind = "vote"
     contributors: bytes
     aggregate: bytes
+    head: bytes
+
+    @property
+    def about(self) -> bytes:
+        """What must match between votes: the set and the aggregate."""
+        return self.contributors + self.aggregate
 
 
 @dataclass(frozen=True)
 class Answer(Message):
     """The share of the sum's key: sealed to each peer, or in the clear where the plan opens to
-    the server (`share`)."""
+    the server (`share`). `tag`: the signed `AnswerTag` of that share; all three are empty where
+    there is no share. Only boxes for who is `unheard` have a ciphertext in front."""
 
     kind = "answer"
     boxes: dict[str, bytes]
     share: bytes
+    tag: bytes
+
+
+@dataclass(frozen=True)
+class AnswerTag(Message):
+    """HMAC of a holder's share of the sum's key, under the group key: one for all its peers, so
+    that it cannot answer two of them differently unseen."""
+
+    kind = "answer-tag"
+    tag: bytes
 
 
 @dataclass(frozen=True)
@@ -291,10 +332,12 @@ class Block(Message):
 
 @dataclass(frozen=True)
 class Receipt(Message):
-    """A keyed tag of what was opened: equal at all sites, and nothing to the coordinator."""
+    """A keyed tag of what was opened: equal at all sites, and nothing to the coordinator. `head`:
+    of the site's ledger, signed, which holds this receipt: whoever takes the result has seen it."""
 
     kind = "receipt"
     model_tag: bytes
+    head: bytes
 
 
 @dataclass(frozen=True)

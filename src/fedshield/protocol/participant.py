@@ -2,27 +2,31 @@
 
 Order of a session: join -> begin -> (make-key | take-key) -> one sum of the weights -> for each
 round one sum, then evaluate; last finish. A sum: prepare -> work -> fetch... -> fetch-shares ->
-hold -> announce -> quorum -> deliver... -> open (summation.py). A command out of order, for
-another run, or not signed by the coordinator's key in the roster is refused.
+hold -> announce -> quorum -> deliver... -> open -> install (summation.py). A command out of order,
+for another run, or not signed by the coordinator's key in the roster is refused.
 
 What is trained and measured is behind `LocalWork`, so that nothing here knows a model.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from fedshield.crypto.keys import RunKey, SigningKey
+from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
+from fedshield.ledger.rows import Version
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Spent
 from fedshield.protocol import auditlog, envelope, messages, run_keys
 from fedshield.protocol.ciphers import Cipher, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
 from fedshield.protocol.local import LocalWork, SiteRound, Store
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import (
@@ -39,15 +43,18 @@ from fedshield.protocol.session import (
 )
 from fedshield.protocol.site_model import SiteModel
 from fedshield.protocol.summation import Member, Summation, tag
+from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterState, OpenedSum, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
 
 
 class Participant:
-    """A site. `handle` is its only door. `secret`: 32 bytes of the site's own, which harden its
-    one-time keys against a cloned machine; `example_cap`: most examples that it counts for; `log`:
-    takes what the site did and refused, before a reply leaves."""
+    """A site. `handle` is its only door. `randomness`: of its training and rounding; `secret`: 32
+    bytes of the site's own, which harden every key that it makes against a poor generator;
+    `example_cap`: most examples that it counts for; `line`: the rules over all sums of its records;
+    `start`: digest of what the plan starts from; `log`: takes what the site did and refused, before
+    a reply leaves."""
 
     def __init__(
         self,
@@ -58,12 +65,15 @@ class Participant:
         work: LocalWork,
         store: Store,
         journal: Journal,
+        line: Line,
         state: AdapterState,
         completed_rounds: int,
+        randomness: SiteRandomness,
         memory: SiteMemory | None = None,
         heldout_loss: float | None = None,
         secret: bytes | None = None,
         example_cap: int | None = None,
+        start: str = "",
         observe: Callable[[SiteRound], None] = lambda _: None,
         log: auditlog.Log = auditlog.unlogged,
     ) -> None:
@@ -71,16 +81,30 @@ class Participant:
             raise ProtocolError("context", "the roster's quorums are not the plan's")
         self.name = name
         self._model = SiteModel(
-            name, plan, work, store, state, completed_rounds, memory, heldout_loss, example_cap
+            name,
+            plan,
+            work,
+            store,
+            state,
+            completed_rounds,
+            memory,
+            heldout_loss,
+            example_cap,
+            randomness=randomness,
         )
         self._plan = plan
         self._roster = roster
         self._key = key
         self._journal = journal
+        self._line = line
+        self._start = start
         self._secret = secret or os.urandom(32)
         self._observe = observe
         self._log = log
         self._session_id = ""
+        # What was wrong with peers' answers: in this command, and in the sum that is opened.
+        self._noticed: dict[str, str] = {}
+        self._faulty: dict[str, str] = {}
         self._commands: dict[str, Callable[[bytes], messages.Message]] = {
             "invite": self._invite,
             "begin": self._begin,
@@ -95,6 +119,7 @@ class Participant:
             "quorum": self._quorum,
             "deliver": self._deliver,
             "open": self._open,
+            "install": self._install,
             "evaluate": self._evaluate,
             "finish": self._finish,
         }
@@ -106,13 +131,18 @@ class Participant:
         self._cipher: Cipher | None = None
         self._sum: Summation | None = None
         self._run_key: RunKey | None = None
-        self._peer_keys: dict[str, bytes] = {}
+        self._peer_keys: dict[str, PublicKey] = {}
         self._session = self._binding = Binding(bytes(32), 0, SETUP)
         self._join: messages.Join | None = None
         self._weight = 0.0
         self._weights_total = 0
         self._left_out_of_weights = False
         self._receipt_tag = b""
+        self._versions: dict[str, Version] = {}
+        # What takes the sum that was opened last; its result, and whether this site signed for it.
+        self._opened: Callable[[], None] | None = None
+        self._result, self._signed = "", False
+        self._faulty = {}
 
     @property
     def state(self) -> AdapterState:
@@ -128,11 +158,18 @@ class Participant:
 
     @property
     def spent(self) -> Spent | None:
-        """What of the plan's privacy this site has spent, by its journal; None where the plan
-        protects no unit."""
-        if self._model.terms is None:
-            return None
-        return Spent(self._model.terms, self._journal.num_uploads(ROUND))
+        """What of the plan's privacy this site's records have spent, by its ledger; None where the
+        plan protects no unit."""
+        return self._line.spent(self._model.terms)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the next round would exceed the plan's limit for these records (R5), whatever the
+        coordinator asks for. A round that was tried before was counted then."""
+        spent, number = self.spent, self.completed_rounds + 1
+        if spent is None or self._line.has_entered(Binding(bytes(32), number, ROUND)):
+            return False
+        return spent.exhausted
 
     # -- the door --------------------------------------------------------------------------
 
@@ -141,18 +178,20 @@ class Participant:
 
         Raises `ProtocolError` or `CryptoError`; the engine sends on the code, never the text.
         """
+        self._noticed = {}
         try:
             if method not in self._commands:
                 raise ProtocolError("kind", f"unknown command {method!r}")
             reply = self._commands[method](data)
         except Exception as error:
-            self._log(auditlog.refused(method, data, self._session_id, self._binding, error))
+            session, noticed = self._session_id, self._noticed
+            self._log(auditlog.refused(method, data, session, self._binding, error, noticed))
             raise
         body = reply.to_body()
         sealed = envelope.seal(reply.kind, self._binding, self.name, body, self._key.sign)
         if method not in auditlog.UNLOGGED:
-            session = self._session_id
-            self._log(auditlog.answered(self.name, method, data, session, sealed, reply))
+            session, noticed = self._session_id, self._noticed
+            self._log(auditlog.answered(self.name, method, data, session, sealed, reply, noticed))
         return sealed
 
     def _read(self, kind: type[_M], data: bytes) -> _M:
@@ -175,13 +214,16 @@ class Participant:
             raise ProtocolError("context", "the coordinator's roster is not the one agreed here")
         self._forget()
         self._session_id = invite.session[:32].hex()
-        self._run_key = RunKey()
+        self._run_key = RunKey(self._secret)
         public = self._plan.scheme.weights == "public"
         self._join = messages.Join(
             nonce=os.urandom(NONCE_BYTES),
-            run_key=self._run_key.public,
+            run_key=self._run_key.public.to_bytes(),
             completed_rounds=self.completed_rounds,
             num_examples=self._model.num_examples if public else 0,
+            version=self._line.version.to_bytes(),
+            head=self._line.statement(self._key.sign),
+            heads=self._line.statements(),
         )
         self._binding = Binding(
             setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP
@@ -196,7 +238,12 @@ class Participant:
             raise ProtocolError("disagree", "this site's own join was replaced")
         if {join.completed_rounds for join in joins.values()} != {self.completed_rounds}:
             raise ProtocolError("round", "the session's sites stand at different rounds")
-        self._peer_keys = {site: join.run_key for site, join in joins.items()}
+        self._line.compare(
+            {site: join.head for site, join in joins.items()},
+            {site: join.heads for site, join in joins.items()},
+        )
+        self._versions = {site: Version.from_bytes(join.version) for site, join in joins.items()}
+        self._peer_keys = {site: PublicKey.from_bytes(join.run_key) for site, join in joins.items()}
         self._session = Binding(session_context(self._binding, joins), 0, SETUP)
         self._binding = self._session
         if self._plan.scheme.weights == "equal":
@@ -274,8 +321,10 @@ class Participant:
             self._roster,
             self._plan.scheme.open_to,
             self._journal,
+            self._line,
             self._key.sign,
             keys.group_key,
+            self._secret,
         )
         agreed = self._model.agreed() + self._weights_total.to_bytes(8, "big")
         self._sum = Summation(member, cipher, wanted, base, agreed)
@@ -284,24 +333,45 @@ class Participant:
     def _contribute(self, data: bytes) -> messages.Message:
         command = self._read(messages.Work, data)
         current = self._current()
-        spent = self.spent
-        if self._binding.phase == ROUND and spent is not None and spent.exhausted:
-            # The site's own limit, whatever the coordinator asks for.
-            raise ProtocolError(
-                "budget",
-                f"epsilon would be {spent.terms.epsilon(spent.uploads + 1):.4g}, the plan's limit "
-                f"is {spent.terms.limit:g}",
-            )
         current.begin(command)
         self._binding = current.binding
         _, cipher = self._ready()
+        base = ""
         if self._binding.phase == WEIGHTS:
             encoded = cipher.encode_count(self._model.num_examples)
+            content = encoded.sha256()
         else:
-            round_number = self._binding.round_number
-            encoded = self._model.contribution(round_number, cipher, self._weight)
+            # Before anything is trained, or what was encoded before is forgotten.
+            if self.exhausted:
+                raise ProtocolError("budget", self._over_budget())
+            if self._line.has_entered(self._binding):
+                self._model.check_kept(self._binding.round_number, self._weight)
+            base = self._model.standing()
+            encoded = self._model.contribution(self._binding.round_number, cipher, self._weight)
+            content = self._model.content_sha256(encoded)
+        strangers = set(current.sites) - set(self._versions)
+        if strangers:
+            raise ProtocolError("not-in-set", f"{min(strangers)!r:.60} is not in this session")
+        self._line.enter(
+            phase=self._binding.phase,
+            round_number=self._binding.round_number,
+            base=base,
+            content=content,
+            versions={site: self._versions[site] for site in current.sites},
+            count=self._model.num_examples,
+            first=self._start,
+            terms=self._model.terms,
+        )
         with self._model.timed("encrypt"):
             return current.contribute(encoded)
+
+    def _over_budget(self) -> str:
+        assert self.spent is not None
+        after = self.spent.epsilon_after(1)
+        return (
+            f"R5: epsilon would be {'infinite' if after is None else f'{after:.4g}'} over all "
+            f"plans on these records, the plan's limit is {self.spent.terms.limit:g}"
+        )
 
     def _fetch(self, data: bytes) -> messages.Message:
         index = self._read(messages.Fetch, data).index
@@ -344,28 +414,56 @@ class Participant:
             if error.code == "repeated":  # out of turn: nothing was tried
                 self._sum = current
             raise
+        finally:
+            self._noticed = self._faulty = current.faulty
         if weighing:
-            self._take_weights(opened, current)
-            tagged = self._weights_total.to_bytes(8, "big")
+            result, take = self._weights_of(opened, current)
         else:
-            self._model.take(opened, self._binding.round_number, self._weight, current.contributors)
-            tagged = bytes.fromhex(self.state.sha256())
-        self._receipt_tag = self._tag(b"receipt", tagged)
-        return messages.Receipt(self._receipt_tag)
+            result, take = self._model.opened(
+                opened, self._binding.round_number, self._weight, current.contributors
+            )
+        # Kept before it is signed for: a site that signed for another result before sends no
+        # receipt now, and takes this one only by those of the others.
+        self._opened, self._result, self._signed = take, result, False
+        self._receipt_tag = self._tag(b"receipt", result.encode())
+        # Signed once for ever: of two results of one sum, no two certificates can be made.
+        self._line.sign_receipt(self._binding.phase, self._binding.round_number, result)
+        self._signed = True
+        return messages.Receipt(self._receipt_tag, self._line.statement(self._key.sign))
 
-    def _take_weights(self, opened: OpenedSum, current: Summation) -> None:
+    def _install(self, data: bytes) -> messages.Message:
+        """Take what this site opened itself, once enough sites signed that they opened the same."""
+        command = self._read(messages.Install, data)
+        if self._opened is None:
+            raise ProtocolError("repeated", "there is nothing opened to take")
+        self._check_receipts(command.receipts, self._binding)
+        if not self._signed:
+            # First: its own receipt is for another result, and the next round starts from this one.
+            number = self._binding.round_number
+            self._line.take_certified(self._binding.phase, number, self._result)
+        install, self._opened = self._opened, None
+        install()
+        return messages.Done()
+
+    def _weights_of(self, opened: OpenedSum, current: Summation) -> tuple[str, Callable[[], None]]:
+        """The total's digest, and what takes it."""
         assert self._cipher is not None
         total = self._cipher.count(opened, len(current.contributors))
         own = self._model.num_examples
         if total < 1 or (current.in_set and total < own):
             raise CryptoError("weights: the total is less than this site's own count", "weight")
-        self._weights_total = total
-        self._left_out_of_weights = not current.in_set
-        self._weight = own / total
+
+        def take() -> None:
+            self._weights_total = total
+            self._left_out_of_weights = not current.in_set
+            self._weight = own / total
+
+        return hashlib.sha256(total.to_bytes(8, "big")).hexdigest(), take
 
     def _evaluate(self, data: bytes) -> messages.Message:
         self._read(messages.Evaluate, data)
         record, spent = self._model.evaluate(), self.spent
+        record = replace(record, faulty_answers=self._faulty)
         self._observe(record if spent is None else replace(record, epsilon=spent.epsilon))
         return messages.Done()
 
@@ -391,14 +489,22 @@ class Participant:
         return self._sum
 
     def _check_receipts(self, receipts: dict[str, bytes], binding: Binding) -> None:
-        """Every site that opened the last sum must have opened the same; at least as many as a
-        round needs must have."""
-        if len(receipts) < least_opened(self._roster.rules):
-            raise ProtocolError("disagree", "receipts of the last sum are missing")
+        """A certificate of this site's own result: receipts of so many distinct sites that no other
+        result can have one. Without this site's, where it signed for another result before."""
+        least = least_opened(self._roster.rules)
+        if self.name in receipts and not self._signed:
+            raise ProtocolError("disagree", "this site signed no receipt of this sum, but got one")
         for site in sorted(receipts):
             receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
+            self._line.see(site, receipt.head)
+        if len(receipts) < least:
+            raise ProtocolError(
+                "disagree",
+                f"expected {least} receipts of the last sum, got {len(receipts)}: what this site "
+                "opened is not taken; the next session repeats the sum",
+            )
 
     def _tag(self, label: bytes, value: bytes) -> bytes:
         assert self._keys is not None

@@ -7,8 +7,10 @@ and countersigned comes from `fedshield.enrolment`, which hands out this type.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 
+from fedshield.crypto.public_keys import SEALING
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec
 from fedshield.quorum import Rules
@@ -20,7 +22,8 @@ COORDINATOR = "coordinator"
 class Roster:
     """`sites`: name -> Ed25519 public key (32 bytes); `coordinator`: its public key; `rules`: who
     may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
-    nothing for a demonstration.
+    nothing for a demonstration; `chains`: name -> every key of the site's card, the first one
+    and that of today at the ends (under the charter, so not encoded here).
 
     Raises `ProtocolError` ('sender') for a site with the coordinator's name, or a key that two
     parties have."""
@@ -30,6 +33,7 @@ class Roster:
     rules: Rules
     demo: bool
     charter: bytes = b""
+    chains: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Else the coordinator's key would speak for that site.
@@ -53,11 +57,23 @@ class Roster:
             raise ProtocolError("sender", f"{name!r} is not in the roster")
         return self.sites[name]
 
+    def identity(self, name: str) -> str:
+        """Whom a ledger knows `name` as: the first key of its card, hex; the name itself in a
+        demonstration, whose keys are new in every session. Raises `ProtocolError`."""
+        self.public(name)
+        return self.chains[name][0].hex() if name in self.chains else name
+
+    def keys(self, name: str) -> tuple[bytes, ...]:
+        """Every key that a site ever signed with, as its card says: that of today is the last.
+        Raises `ProtocolError`."""
+        return self.chains.get(name, (self.public(name),))
+
     def encode(self) -> bytes:
         sites: dict[str, codec.Value] = dict(self.sites)
         rules: list[codec.Value] = [*astuple(self.rules)]
+        demo = int(self.demo)
         return codec.encode(
-            ["fedshield roster 2", sites, self.coordinator, rules, self.charter, int(self.demo)]
+            ["fedshield roster 3", sites, self.coordinator, rules, self.charter, demo, SEALING]
         )
 
     def sha256(self) -> bytes:

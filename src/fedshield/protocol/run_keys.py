@@ -3,7 +3,7 @@
 Two keys travel in one box: the scheme's secret (ckks; nothing for plain and rlwe) and a group key
 with which sites tag what must agree between them, so that the coordinator can compare tags
 without learning what they are of. Boxes are signed by their maker: the coordinator cannot put
-its own key in their place.
+its own key in their place. Each has an encapsulation of its own, in front.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from fedshield.crypto.ckks import CkksScheme
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.plain import PlainScheme
+from fedshield.crypto.public_keys import PublicKey
 from fedshield.crypto.scheme import SiteScheme
-from fedshield.crypto.seal import seal, unseal
+from fedshield.crypto.seal import encapsulate, receive
 from fedshield.errors import ProtocolError
 from fedshield.plan import Plan
 from fedshield.protocol import envelope, messages
@@ -66,12 +67,12 @@ def _scheme(plan: Plan, secret: bytes | None) -> SiteScheme | None:
 def offer(
     keys: RunKeys,
     run_key: RunKey,
-    peer_keys: dict[str, bytes],
+    peer_keys: dict[str, PublicKey],
     binding: Binding,
     sign: Sign,
 ) -> messages.KeyOffer:
     """The maker's reply: public material, and a signed box for each other site. `peer_keys`:
-    every site's X25519 public key in this session."""
+    every site's public keys in this session."""
     me = maker(peer_keys)
     public = secret = b""
     if isinstance(keys.scheme, CkksScheme):
@@ -80,14 +81,10 @@ def offer(
     for receiver in sorted(peer_keys):
         if receiver == me:
             continue
-        box = seal(
-            keys.group_key + secret,
-            run_key,
-            peer_keys[receiver],
-            purpose=PURPOSE,
-            context=binding.context,
-            names=(me, receiver),
+        channel = encapsulate(
+            run_key, peer_keys[receiver], context=binding.context, names=(me, receiver)
         )
+        box = channel.ciphertext + channel.seal(keys.group_key + secret, PURPOSE)
         body = messages.KeyBox(receiver, keys.key_id, box).to_body()
         boxes[receiver] = envelope.seal(messages.KeyBox.kind, binding, me, body, sign)
     return messages.KeyOffer(public, boxes)
@@ -99,7 +96,7 @@ def take(
     roster: Roster,
     receiver: str,
     run_key: RunKey,
-    peer_keys: dict[str, bytes],
+    peer_keys: dict[str, PublicKey],
     binding: Binding,
 ) -> RunKeys:
     """The keys out of a signed box. Raises `ProtocolError` or `CryptoError` unless the maker
@@ -108,14 +105,14 @@ def take(
     found = read_signed(data, messages.KeyBox, binding, sender, roster)
     if found.receiver != receiver:
         raise ProtocolError("sender", f"a key box for {found.receiver!r} came here")
-    opened = unseal(
+    channel, box = receive(
         found.box,
         run_key,
         peer_keys[sender],
-        purpose=PURPOSE,
         context=binding.context,
         names=(sender, receiver),
     )
+    opened = channel.unseal(box, PURPOSE)
     group_key, secret = opened[:GROUP_KEY_BYTES], opened[GROUP_KEY_BYTES:]
     keys = RunKeys(_scheme(plan, secret), group_key)
     if keys.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES:

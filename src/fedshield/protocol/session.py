@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from typing import TypeVar
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-
-from fedshield.errors import ProtocolError
+from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES, PublicKey
+from fedshield.errors import CryptoError, ProtocolError
+from fedshield.ledger.rows import HALF_BYTES
 from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import Roster
@@ -20,7 +20,9 @@ _M = TypeVar("_M", bound=messages.Message)
 
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
 NONCE_BYTES = 32
-KEY_BYTES = 32
+VERSION_BYTES = 2 * HALF_BYTES
+#: Of a signed statement of a ledger's head: three items of a list.
+HEAD_BYTES = 5 + 9 + (5 + 32) + (5 + 64)
 
 
 def setup_context(plan_sha256: str, roster: Roster, session: bytes) -> bytes:
@@ -31,11 +33,13 @@ def setup_context(plan_sha256: str, roster: Roster, session: bytes) -> bytes:
 
 def session_context(setup: Binding, joins: dict[str, messages.Join]) -> bytes:
     """The context of everything after `begin`: fresh, because every site's nonce is in it, and
-    bound to every site's run key."""
+    bound to every site's public keys."""
     parts: list[bytes] = [setup.context]
     for site in sorted(joins):
         join = joins[site]
         parts += [site.encode(), join.nonce, join.run_key, codec.encode(join.num_examples)]
+        heads: dict[str, codec.Value] = dict(join.heads)
+        parts += [join.version, join.head, codec.encode(heads)]
     return envelope.run_context("session", *parts)
 
 
@@ -53,13 +57,17 @@ def read_joins(
     joins: dict[str, messages.Join] = {}
     for site, data in sorted(raw.items()):
         join = read_signed(data, messages.Join, binding, site, roster)
-        if len(join.nonce) != NONCE_BYTES or len(join.run_key) != KEY_BYTES:
-            raise ProtocolError("size", f"{site}: nonce and run key are 32 bytes each")
+        if len(join.nonce) != NONCE_BYTES:
+            raise ProtocolError("size", f"{site}: the nonce is {NONCE_BYTES} bytes")
+        if len(join.version) != VERSION_BYTES:
+            raise ProtocolError("size", f"{site}: version is {VERSION_BYTES} bytes")
+        _check_public_key(site, "run key", join.run_key)
         if join.num_examples < 0 or join.completed_rounds < 0:
             raise ProtocolError("malformed", f"{site}: negative counts")
         joins[site] = join
     if len({join.nonce for join in joins.values()}) != len(joins):
         raise ProtocolError("repeated", "two sites sent the same nonce")
+    _check_distinct("run key", {site: join.run_key for site, join in joins.items()})
     return joins
 
 
@@ -79,31 +87,37 @@ def read_round_keys(
 
 def check_round_key(site: str, key: messages.RoundKey) -> None:
     """Raises `ProtocolError` for a key that nothing could be sealed to."""
-    if len(key.key) != KEY_BYTES or len(key.model_tag) != 32:
-        raise ProtocolError("size", f"{site}: round key and model tag are 32 bytes each")
-    if not _is_usable(key.key):
-        raise ProtocolError("malformed", f"{site}: the round key is of low order")
+    if len(key.model_tag) != 32:
+        raise ProtocolError("size", f"{site}: the model tag is 32 bytes")
+    _check_public_key(site, "round key", key.key)
 
 
 def check_distinct(keys: dict[str, messages.RoundKey]) -> None:
-    """Raises `ProtocolError` if two sites have one key."""
-    if len({key.key for key in keys.values()}) != len(keys):
-        raise ProtocolError("repeated", "two sites sent the same round key")
+    """Raises `ProtocolError` if two sites have one key, ML-KEM or X25519."""
+    _check_distinct("round key", {site: key.key for site, key in keys.items()})
 
 
-def _is_usable(public: bytes) -> bool:
-    """Whether an X25519 key gives a shared secret at all: with one of low order nobody could
-    seal anything to its owner. The private key here is nobody's."""
+def _check_public_key(site: str, what: str, raw: bytes) -> None:
+    if len(raw) != PUBLIC_KEY_BYTES:
+        raise ProtocolError("size", f"{site}: the {what} is {PUBLIC_KEY_BYTES} bytes")
     try:
-        probe = X25519PrivateKey.from_private_bytes(bytes(range(32)))
-        probe.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError:
-        return False
-    return True
+        PublicKey.from_bytes(raw).check()
+    except CryptoError as error:
+        raise ProtocolError("malformed", f"{site}: the {what}: {error}") from None
+
+
+def _check_distinct(what: str, keys: dict[str, bytes]) -> None:
+    """Each half alone: who has another's ML-KEM key beside an X25519 key of its own has not sent
+    the same bytes, and what is sealed to it could still be half opened by the other."""
+    read = [PublicKey.from_bytes(raw) for raw in keys.values()]
+    for half in zip(*read, strict=True):
+        if len(set(half)) != len(keys):
+            raise ProtocolError("repeated", f"two sites sent the same {what}")
 
 
 def round_context(session: Binding, keys: dict[str, messages.RoundKey]) -> bytes:
-    """The context of one sum: bound to the session, round, phase and every ephemeral key."""
+    """The context of one sum: bound to the session, round, phase and every ephemeral key, ML-KEM
+    and X25519."""
     parts: list[bytes] = [
         session.context,
         codec.encode(session.round_number),
@@ -130,15 +144,20 @@ def least_sites(rules: Rules) -> int:
 
 
 def least_opened(rules: Rules) -> int:
-    """How many sites must take an opened sum: with a threshold one is enough for it not to be
-    lost, without one all must."""
-    return 1 if rules.threshold else rules.num_sites
+    """How many sites must have opened the same sum before any takes it: with a threshold as many
+    as make a certificate, without one all."""
+    return rules.certificate if rules.threshold else rules.num_sites
 
 
 def upload_digest(upload: messages.Upload) -> bytes:
-    """H(upload): over the key id, the layout tag and every block's digest. What a sealed share
-    is bound to, so the shares themselves are not in it."""
-    value: list[codec.Value] = [upload.key_id, upload.layout_tag, list(upload.block_digests)]
+    """H(upload): over the key id, the layout tag, every block's digest and the ledger's head. What
+    a sealed share is bound to, so the shares themselves are not in it."""
+    value: list[codec.Value] = [
+        upload.key_id,
+        upload.layout_tag,
+        list(upload.block_digests),
+        upload.head,
+    ]
     return hashlib.sha256(codec.encode(value)).digest()
 
 

@@ -6,23 +6,28 @@ the public clip of each tensor; the three are saved together.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedshield import aggregate, encode, encode_integers, prune
+from fedshield import aggregate, encode, encode_integers, plan_floors, prune
+from fedshield.errors import CryptoError, ProtocolError
 from fedshield.plan import Plan, learning_rate
 from fedshield.privacy import site_level
 from fedshield.privacy.discrete_gaussian import fresh_stream
 from fedshield.privacy.terms import Terms, terms
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts
-from fedshield.protocol.local import LocalWork, SiteRound, Store
+from fedshield.protocol.local import Contribution, LocalWork, SiteRound, Store
+from fedshield.seeds import SiteRandomness
 from fedshield.types import (
     AdapterState,
     AdapterUpdate,
+    EncodedIntegers,
+    EncodedUpdate,
     Float32,
     Float64,
     Layout,
@@ -61,6 +66,28 @@ def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterStat
     return AdapterState(np.where(prune.own_places(plan, state.spec), own, state.values), state.spec)
 
 
+def counted(plan: Plan, num_examples: int, cap: int | None) -> int:
+    """What so many rows count for: at most the plan's and the roster's cap, and rounded to two
+    significant digits, as others hear it."""
+    return encode.round_count(plan_floors.counted(plan, num_examples, cap))
+
+
+def standing_digest(state: AdapterState, memory: SiteMemory) -> str:
+    """Digest of an adapter and of what all sites derived from earlier sums, hex."""
+    agreed = bytes.fromhex(state.sha256()) + memory.shared_sha256()
+    return hashlib.sha256(b"fedshield standing 1" + agreed).hexdigest()
+
+
+def _encoded_again(kept: Contribution, layout: Layout) -> Encoded:
+    """What was encoded before. Raises `CryptoError` if it was laid out for another selection."""
+    try:
+        if kept.residual is None or not kept.reserved:
+            return EncodedUpdate(kept.encoded, layout, kept.num_clipped, kept.residual)
+        return EncodedIntegers(kept.encoded, kept.reserved, layout, kept.num_clipped, kept.residual)
+    except ValueError as error:
+        raise CryptoError(f"the kept contribution does not fit this round: {error}") from None
+
+
 @dataclass(frozen=True, eq=False)
 class _Made:
     """This round's contribution, until its sum is opened."""
@@ -74,7 +101,8 @@ class _Made:
 
 class SiteModel:
     """The adapter of one site. `record` is what the site measured in the current round; `terms`:
-    what is promised of its data, None where nothing is. Raises `PlanError` where that cannot be."""
+    what is promised of its data, None where nothing is; `randomness`: what its rounding is drawn
+    from. Raises `PlanError` where a promise cannot be kept."""
 
     def __init__(
         self,
@@ -87,6 +115,8 @@ class SiteModel:
         memory: SiteMemory | None,
         heldout_loss: float | None,
         example_cap: int | None = None,
+        *,
+        randomness: SiteRandomness,
     ) -> None:
         self.state = state
         self.memory = memory or first_memory(plan, state)
@@ -98,6 +128,7 @@ class SiteModel:
         self._store = store
         self._heldout_loss = heldout_loss
         self._example_cap = example_cap
+        self._randomness = randomness
         self.terms: Terms | None = terms(plan, state.spec, work.num_examples)
         self._made: _Made | None = None
         self._selected: Selection | None = None
@@ -105,13 +136,17 @@ class SiteModel:
     @property
     def num_examples(self) -> int:
         """Capped and rounded to two significant digits, as it is told to others."""
-        cap = self._example_cap or self._work.num_examples
-        return encode.round_count(min(self._work.num_examples, cap))
+        return counted(self._plan, self._work.num_examples, self._example_cap)
 
     def agreed(self) -> bytes:
         """What must be alike at all sites before a round: the adapter, and what they derived
         from earlier sums (clips, scores, moments)."""
         return bytes.fromhex(self.state.sha256()) + self.memory.shared_sha256()
+
+    def standing(self) -> str:
+        """Digest of what the next round starts from, alike at all sites, hex: the result that the
+        last one is signed for."""
+        return standing_digest(self.state, self.memory)
 
     def selection(self) -> Selection:
         """The coordinates that travel in the next round: ranked once a round."""
@@ -138,15 +173,39 @@ class SiteModel:
             ]
         return found
 
+    def check_kept(self, round_number: int, weight: float) -> None:
+        """Of a round that was entered before (R4). Raises `ProtocolError` ('rule') where what is
+        kept was made for another round, start or weight: it is sent again as it is, or not at all,
+        and nothing may take its place."""
+        kept = self._store.kept()
+        if kept is None:
+            return
+        fixed = self._plan.scheme.membership == "fixed"
+        wanted = (round_number, self.standing(), weight if fixed else kept.weight)
+        if (kept.round_number, kept.base, kept.weight) != wanted:
+            raise ProtocolError(
+                "rule",
+                f"R4: round {round_number} was tried before from another start, or with another "
+                "weight; go on where the run stands, with fedshield submit --resume",
+            )
+
     def contribution(self, round_number: int, cipher: Cipher, weight: float) -> Encoded:
-        """Train, prune, encode. Raises `CryptoError` for values that cannot be encoded."""
+        """Train, prune, encode; or what was encoded before, where this round was tried from the
+        same start. Raises `CryptoError` for values that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
+        base = self.standing()
+        kept = self._store.kept()
+        if kept is not None and (kept.round_number, kept.base) != (round_number, base):
+            kept = None
         memory, start = self.memory, personal(self._plan, self.state, self.memory)
         correction = None
         if CONTROL in memory.shared:
             correction = memory.shared[CONTROL] - memory.own[CONTROL]
         with self.timed("train"):
-            if correction is None:
+            if kept is not None:
+                update = AdapterUpdate(kept.trained, start, kept.num_examples)
+                train_loss = kept.train_loss
+            elif correction is None:
                 update, train_loss = self._work.train(start, round_number)
             else:
                 update, train_loss = self._work.train(start, round_number, correction)
@@ -160,7 +219,27 @@ class SiteModel:
                 change = self._control_change(update, round_number)
                 values = np.concatenate([values, change[selection.indices]])
             layout = cipher.update_layout(selection.sha256(), values.size)
-            encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
+            if kept is not None and kept.weight == weight:
+                encoded = _encoded_again(kept, layout)
+                self.record = replace(self.record, clip_factor=kept.clip_factor)
+            else:
+                encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
+        if kept is None or kept.weight != weight:
+            self._store.keep(
+                Contribution(
+                    round_number,
+                    base,
+                    weight,
+                    update.values,
+                    encoded.slots if isinstance(encoded, EncodedUpdate) else encoded.digits,
+                    () if isinstance(encoded, EncodedUpdate) else encoded.reserved,
+                    encoded.num_clipped,
+                    encoded.residual,
+                    train_loss,
+                    update.num_examples,
+                    self.record.clip_factor,
+                )
+            )
         self._made = _Made(update, pruned, selection, values, encoded.residual)
         self.record = replace(
             self.record,
@@ -173,6 +252,14 @@ class SiteModel:
         )
         return encoded
 
+    def content_sha256(self, encoded: Encoded) -> str:
+        """H(m) of rule R4, hex: of the encoded integers. With membership open, where another set
+        gives this site another weight, of the trained values that they are made of."""
+        if self._plan.scheme.membership == "fixed" or self._made is None:
+            return encoded.sha256()
+        values = self._made.update.values.astype("<f4", copy=False).tobytes()
+        return hashlib.sha256(b"fedshield trained 1" + values).hexdigest()
+
     def _encode(
         self,
         values: Float32,
@@ -182,7 +269,7 @@ class SiteModel:
         weight: float,
         train_loss: float,
     ) -> Encoded:
-        seed = encode_integers.rounding_seed(self._plan, self._name, round_number)
+        seed = self.rounding_seed(round_number)
         if self.terms is None:
             return cipher.encode_update(values, layout, self.parts(), weight, train_loss, seed)
         if self.terms.site is None:
@@ -195,6 +282,11 @@ class SiteModel:
         self.record = replace(self.record, clip_factor=bounded.factor)
         return site_level.encode_noised(bounded, mechanism, layout, weight, stream)
 
+    def rounding_seed(self, round_number: int) -> int:
+        """Of this round's stochastic rounding, from the adapter that it starts from: the site's
+        own, and the same when the round is made again."""
+        return self._randomness.seed("rounding", round_number, self.state.sha256())
+
     def _control_change(self, update: AdapterUpdate, round_number: int) -> Float32:
         """What this site's control variate changes by: SCAFFOLD (Karimireddy et al., ICML 2020),
         option II."""
@@ -202,15 +294,15 @@ class SiteModel:
         moved = (update.start.values - update.values) / np.float32(steps)
         return (moved - self.memory.shared[CONTROL]).astype(np.float32)
 
-    def take(
+    def opened(
         self,
         opened: OpenedSum,
         round_number: int,
         weight: float,
         contributors: tuple[str, ...],
-    ) -> None:
-        """Make the opened sum the new adapter and keep it. `weight`: this site's own. Raises
-        `CryptoError` if it is not a mean of this round's; nothing has changed then."""
+    ) -> tuple[str, Callable[[], None]]:
+        """What the opened sum makes of the adapter: the result's digest, and what takes and keeps
+        it. `weight`: this site's own. Raises `CryptoError` if it is not a mean of this round's."""
         in_set = self._name in contributors
         least = None
         if self._plan.scheme.name == "rlwe":
@@ -227,20 +319,25 @@ class SiteModel:
             | moments
         )
         memory = SiteMemory(self._left_over(in_set), shared, self._next_own(selection, in_set))
-        # Kept first: a site never stands at a round that it could not load again.
-        self._store.save(round_number, state, memory)
-        self.state, self.memory, self.completed_rounds = state, memory, round_number
-        self._made = self._selected = None
         loss = opened.reserved.get(encode_integers.LOSS)
         if self.terms is not None:
             loss = None
-        self.record = replace(
+        record = replace(
             self.record,
             contributors=contributors,
             mean_train_loss=(
                 float("nan") if loss is None else loss / opened.reserved[encode.WEIGHT]
             ),
         )
+
+        def install() -> None:
+            # Kept first: a site never stands at a round that it could not load again.
+            self._store.save(round_number, state, memory)
+            self.state, self.memory, self.completed_rounds = state, memory, round_number
+            self._made = self._selected = None
+            self.record = record
+
+        return standing_digest(state, memory), install
 
     def _next_shared(
         self,

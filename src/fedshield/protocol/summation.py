@@ -6,24 +6,28 @@ The rules that keep a single update closed are all here, each where it acts:
 - from one base model only one set, for ever (the vote binds);
 - an answer only after Q matching votes of distinct roster sites, and only over exactly that set;
 - a holder that lacks a share complains; a partial sum is never sent.
-The X25519 key and the one-time key live in this object only and go with it: after a restart a
-site has nothing to answer an interrupted round with.
+The keys that others seal to and the one-time key live in this object only and go with it: after a
+restart a site has nothing to answer an interrupted round with.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import RunKey
-from fedshield.crypto.seal import seal, unseal
+from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
-from fedshield.protocol import messages
+from fedshield.protocol import envelope, messages
+from fedshield.protocol.answers import MISSING, UNFITTING, UNREADABLE, UNTAGGED, in_words
+from fedshield.protocol.channels import Channels
 from fedshield.protocol.ciphers import Cipher, Encoded, Parts, Sealed
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import (
     aggregate_digest,
@@ -39,8 +43,6 @@ from fedshield.protocol.session import (
 from fedshield.quorum import OpenTo
 from fedshield.types import Layout, OpenedSum
 
-SHARE, ANSWER = "share", "answer"
-
 
 @dataclass(frozen=True)
 class Member:
@@ -50,8 +52,11 @@ class Member:
     roster: Roster
     open_to: OpenTo
     journal: Journal
+    line: Line
     sign: Sign
     group_key: bytes = field(repr=False)
+    #: 32 bytes of the site's own, which go into every key that it makes.
+    secret: bytes = field(repr=False)
 
 
 class Summation:
@@ -68,14 +73,16 @@ class Summation:
         self._cipher = cipher
         self._session = session
         self._base = base
-        self._key = RunKey()
+        self._key = RunKey(member.secret)
         self._model_tag = self._tag_in(session, b"model", agreed)
         #: What messages after `work` are bound to; until then the session's.
         self.binding = session
         #: Whether this site's upload is in the sum; known from `announce` on.
         self.in_set = True
         self.contributors: tuple[str, ...] = ()
-        self._peers: dict[str, bytes] = {}
+        #: Holder -> what was wrong with its answer, as a code; known from `open` on.
+        self.faulty: dict[str, str] = {}
+        self._channels: Channels | None = None
         self._sealed: Sealed | None = None
         self._salt_key: bytes | None = None
         self._upload: messages.Upload | None = None
@@ -91,32 +98,39 @@ class Summation:
         self._answered = False
         self._delivered: list[bytes] = []
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Everyone whose key is in this sum."""
+        peers = () if self._channels is None else self._channels.peers
+        return tuple(sorted((self._member.name, *peers)))
+
     # -- keys and upload -------------------------------------------------------------------
 
     def round_key(self) -> messages.RoundKey:
         bound = dict.fromkeys(self._member.journal.bound(self._base), b"")
-        return messages.RoundKey(self._key.public, self._model_tag, bound)
+        return messages.RoundKey(self._key.public.to_bytes(), self._model_tag, bound)
 
     def begin(self, command: messages.Work) -> None:
-        """Take every site's ephemeral key; from here on messages are bound to all of them."""
-        if self._peers:
+        """Take every site's ephemeral keys; from here on messages are bound to all of them."""
+        if self._channels is not None:
             raise ProtocolError("repeated", "this site has begun this sum already")
         least = least_sites(self._member.roster.rules)
         keys = read_round_keys(command.round_keys, self._session, self._member.roster, least)
         own = keys.get(self._member.name)
-        if own is None or own.key != self._key.public:
+        if own is None or own.key != self._key.public.to_bytes():
             raise ProtocolError("disagree", "this site's own round key was replaced")
         for site, key in keys.items():
             if not hmac.compare_digest(key.model_tag, self._model_tag):
                 raise ProtocolError("disagree", f"{site} starts from another model")
-        self._peers = {site: key.key for site, key in keys.items()}
-        self.binding = Binding(
-            round_context(self._session, keys), self._session.round_number, self._session.phase
-        )
+        context = round_context(self._session, keys)
+        peers = {site: PublicKey.from_bytes(key.key) for site, key in keys.items()}
+        self._channels = Channels(self._member.name, self._key, peers, context)
+        self.binding = Binding(context, self._session.round_number, self._session.phase)
 
     def contribute(self, encoded: Encoded) -> messages.Upload:
         """Encrypt, share the key out, journal, and say what will be handed over."""
-        if not self._peers or self._upload is not None:
+        channels = self._channels
+        if channels is None or self._upload is not None:
             raise ProtocolError("repeated", "this site has an upload in this sum")
         context = self.binding.context
         sealed = self._cipher.encrypt(encoded, context)
@@ -125,13 +139,12 @@ class Summation:
             layout_tag=self._tag_in(self.binding, b"layout", encoded.layout.sha256()),
             block_digests=tuple(hashlib.sha256(block).digest() for block in sealed.blocks),
             share_digests={},
+            head=self._member.line.statement(self._member.sign),
         )
         if sealed.secret is not None:
-            self._share_out(sealed, encoded.layout, upload_digest(upload))
+            self._share_out(sealed, encoded.layout, upload_digest(upload), channels)
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
-            upload = messages.Upload(
-                upload.key_id, upload.layout_tag, upload.block_digests, digests
-            )
+            upload = replace(upload, share_digests=digests)
         self._member.journal.upload(
             self._session.context,
             self._session.round_number,
@@ -144,28 +157,15 @@ class Summation:
     def _shape(self, layout: Layout) -> sharing.ShareShape:
         return self._cipher.share_shape(layout, self._member.roster.rules)
 
-    def _share_out(self, sealed: Sealed, layout: Layout, digest: bytes) -> None:
+    def _share_out(self, sealed: Sealed, layout: Layout, digest: bytes, channels: Channels) -> None:
         assert sealed.secret is not None
-        me, roster = self._member.name, self._member.roster
+        roster = self._member.roster
         self._salt_key = hmac.digest(sealed.share_seed, b"salts", "sha256")
         dealt = sharing.deal(sealed.secret, sealed.residues, self._shape(layout), sealed.share_seed)
-        self._held[me] = dealt[roster.index(me)]
-        for holder, public in self._peers.items():
-            if holder != me:
-                share = sharing.to_bytes(dealt[roster.index(holder)])
-                self._boxes[holder] = self._seal(share, holder, public, SHARE, digest)
-
-    def _seal(self, content: bytes, to: str, public: bytes, purpose: str, about: bytes) -> bytes:
-        return seal(
-            content,
-            self._key,
-            public,
-            purpose=purpose,
-            context=self.binding.context,
-            names=(self._member.name, to),
-            associated=about,
-            salt_key=self._salt_key,
-        )
+        self._held[self._member.name] = dealt[roster.index(self._member.name)]
+        for holder in channels.peers:
+            share = sharing.to_bytes(dealt[roster.index(holder)])
+            self._boxes[holder] = channels.seal_share(share, holder, digest, self._salt_key)
 
     def fetch(self, index: int) -> bytes:
         blocks = self._contributed()[0].blocks
@@ -203,38 +203,29 @@ class Summation:
                 self._held_for[dealer] = upload_record(upload)
             except CryptoError:
                 complaints[dealer] = b"share"
+                self._sealing().forget(dealer)
         return messages.Held(complaints)
 
     def _open_share(self, box: bytes, dealer: str, upload: messages.Upload) -> sharing.Share:
         expected = upload.share_digests.get(self._member.name, b"")
         if not hmac.compare_digest(hashlib.sha256(box).digest(), expected):
             raise CryptoError(f"share of {dealer}: not the one that it signed for")
-        content = self._unseal(box, dealer, SHARE, upload_digest(upload))
+        content = self._sealing().open_share(box, dealer, upload_digest(upload))
         assert self._layout is not None
         return sharing.from_bytes(content, self._shape(self._layout))
-
-    def _unseal(self, box: bytes, sender: str, purpose: str, about: bytes) -> bytes:
-        return unseal(
-            box,
-            self._key,
-            self._peers[sender],
-            purpose=purpose,
-            context=self.binding.context,
-            names=(sender, self._member.name),
-            associated=about,
-        )
 
     def _read_uploads(self, raw: dict[str, bytes]) -> dict[str, messages.Upload]:
         """Signed uploads of sites in this sum, laid out and keyed as this site's is."""
         _, own = self._contributed()
         uploads = read_uploads(raw, self.binding, self._member.roster)
         for site, upload in uploads.items():
-            if site not in self._peers:
+            if not self._is_here(site):
                 raise ProtocolError("not-in-set", f"{site} is not in this sum")
             if not hmac.compare_digest(upload.layout_tag, own.layout_tag):
                 raise ProtocolError("layout", f"{site} laid its values out differently")
             if upload.key_id != own.key_id:
                 raise ProtocolError("scheme", f"{site} encrypted under another key")
+            self._member.line.see(site, upload.head)
         mine = uploads.get(self._member.name)
         if mine is not None and mine != own:
             raise ProtocolError("digest", "this site's own upload was replaced")
@@ -257,12 +248,16 @@ class Summation:
         assert self._layout is not None
         if len(command.block_digests) != self._cipher.num_blocks(self._layout):
             raise ProtocolError("size", "the sum has a wrong number of blocks")
-        vote = messages.Vote(contributors_digest(uploads), aggregate_digest(command.block_digests))
+        vote = messages.Vote(
+            contributors_digest(uploads),
+            aggregate_digest(command.block_digests),
+            self._member.line.statement(self._member.sign),
+        )
         self._member.journal.vote(
             self._session.context,
             self._session.round_number,
             self._session.phase,
-            hashlib.sha256(self.binding.context + vote.contributors + vote.aggregate).digest(),
+            hashlib.sha256(self.binding.context + vote.about).digest(),
             self._base,
             list(uploads),
         )
@@ -283,27 +278,30 @@ class Summation:
         matching = 0
         for site, data in sorted(command.votes.items()):
             found = read_signed(data, messages.Vote, self.binding, site, self._member.roster)
-            if found != vote:
+            if found.about != vote.about:
                 raise ProtocolError("vote", f"{site} voted for another set or another sum")
+            self._member.line.see(site, found.head)
             matching += 1
         if matching < rules.votes:
             raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {matching}")
-        about = vote.contributors + vote.aggregate
+        for peer in command.unheard:
+            if not self._is_here(peer):
+                raise ProtocolError("not-in-set", f"{peer!r:.60} is not in this sum")
+        about = vote.about
         lacking = [site for site in self.contributors if site not in self._held]
         boxes: dict[str, bytes] = {}
-        clear = b""
+        clear = signed_tag = b""
         if self._cipher.one_time and not lacking:
             assert self._layout is not None
             held = [self._held[one] for one in self.contributors]
             self._own_answer = sharing.add(held, self._shape(self._layout))
             content = sharing.to_bytes(self._own_answer)
+            signed_tag = self._signed(messages.AnswerTag(self._answer_tag(content)))
             if self._member.open_to == "server":
                 clear = content
             else:
-                for peer, public in self._peers.items():
-                    if peer != self._member.name:
-                        boxes[peer] = self._seal(content, peer, public, ANSWER, about)
-        answer = messages.Answer(boxes, clear)
+                boxes = self._sealed_answers(content, about, command.unheard)
+        answer = messages.Answer(boxes, clear, signed_tag)
         self._member.journal.answer(
             self._session.context,
             self._session.round_number,
@@ -314,6 +312,16 @@ class Summation:
         # What was one dealer's goes as soon as it is in the sum.
         self._held.clear()
         return answer
+
+    def _sealed_answers(
+        self, content: bytes, about: bytes, unheard: Collection[str]
+    ) -> dict[str, bytes]:
+        channels, salt_key = self._sealing(), self._salt_key
+        assert salt_key is not None
+        return {
+            peer: channels.seal_answer(content, peer, about, salt_key, first=peer in unheard)
+            for peer in channels.peers
+        }
 
     def _voted(self) -> messages.Vote:
         if self._vote is None:
@@ -351,7 +359,7 @@ class Summation:
         ):
             raise ProtocolError("repeated", "there is nothing whole to open")
         delivered, self._delivered, self._announced = self._delivered, [], None
-        shares = self._opened(command.answers, layout) if self._cipher.one_time else None
+        shares = self._opened(command, delivered, layout) if self._cipher.one_time else None
         return self._cipher.open(
             delivered,
             layout,
@@ -361,35 +369,79 @@ class Summation:
             parts,
         )
 
-    def _opened(self, answers: dict[str, bytes], layout: Layout) -> sharing.OpenedShares:
-        """The sum of the keys, and of what goes with them, from at least T answers; all that came
-        must agree."""
-        vote, roster, shape = self._voted(), self._member.roster, self._shape(layout)
-        about = vote.contributors + vote.aggregate
+    def _opened(
+        self, command: messages.Open, blocks: list[bytes], layout: Layout
+    ) -> sharing.OpenedShares:
+        """The sum of the keys, and of what goes with them, from at least T answers. Wrong ones are
+        found and left out as far as they can be (`crypto.decode`); `faulty` says whose."""
+        roster, shape, me = self._member.roster, self._shape(layout), self._member.name
         shares: dict[int, sharing.Share] = {}
         if self._own_answer is not None:
-            shares[roster.index(self._member.name)] = self._own_answer
-        unreadable: list[str] = []
-        for holder, raw in sorted(answers.items()):
-            if holder == self._member.name:
-                continue
-            if holder not in self._peers:
+            shares[roster.index(me)] = self._own_answer
+        for holder in sorted(command.answers):
+            if not self._is_here(holder):
                 raise ProtocolError("not-in-set", f"{holder!r:.60} is not in this sum")
-            content = raw
-            try:
-                if self._member.open_to == "peers":
-                    content = self._unseal(raw, holder, ANSWER, about)
-                shares[roster.index(holder)] = sharing.from_bytes(content, shape)
-            except CryptoError:
-                unreadable.append(holder)
+        for holder in self.sites:
+            if holder != me:
+                found = self._read_answer(holder, command, shape)
+                if isinstance(found, str):
+                    self.faulty[holder] = found
+                else:
+                    shares[roster.index(holder)] = found
         if len(shares) < shape.threshold:
-            worse = f"; unreadable from {', '.join(unreadable)}" if unreadable else ""
             raise ProtocolError(
-                "share", f"expected {shape.threshold} answers, got {len(shares)}{worse}"
+                "share", f"expected {shape.threshold} answers, got {len(shares)}{self._whose()}"
             )
-        return sharing.open_sum(shares, shape, len(self.contributors))
+        number = len(self.contributors)
+        fits = self._cipher.key_check(blocks, layout, number, self.binding.context)
+        try:
+            opened = sharing.open_sum(shares, shape, number, fits, roster.rules.max_colluding)
+        except CryptoError as error:
+            raise CryptoError(f"{error}{self._whose()}", error.code) from None
+        for index in opened.wrong:
+            self.faulty[roster.names()[index]] = UNFITTING
+        return opened
+
+    def _whose(self) -> str:
+        """For the site's own operator: which answers were wrong, at the end of an error."""
+        return f"; {in_words(self.faulty, self._member.name)}" if self.faulty else ""
+
+    def _read_answer(
+        self, holder: str, command: messages.Open, shape: sharing.ShareShape
+    ) -> sharing.Share | str:
+        """A peer's share of the sum's key, or the code of what is wrong with it."""
+        if holder not in command.answers:
+            return MISSING
+        vote, content = self._voted(), command.answers[holder]
+        signed, roster = command.tags.get(holder, b""), self._member.roster
+        try:
+            found = read_signed(signed, messages.AnswerTag, self.binding, holder, roster)
+            if self._member.open_to == "peers":
+                content = self._sealing().open_answer(content, holder, vote.about)
+            share = sharing.from_bytes(content, shape)
+        except (CryptoError, ProtocolError):
+            return UNREADABLE
+        return share if hmac.compare_digest(found.tag, self._answer_tag(content)) else UNTAGGED
 
     # -- helpers ---------------------------------------------------------------------------
+
+    def _answer_tag(self, content: bytes) -> bytes:
+        """Of a share as it travels. The holder's name is in the signature."""
+        return self._tag_in(self.binding, b"answer", content)
+
+    def _signed(self, message: messages.Message) -> bytes:
+        """What goes on to every site in this one's name."""
+        body = message.to_body()
+        return envelope.seal(message.kind, self.binding, self._member.name, body, self._member.sign)
+
+    def _sealing(self) -> Channels:
+        if self._channels is None:
+            raise ProtocolError("repeated", "this site has not begun this sum")
+        return self._channels
+
+    def _is_here(self, site: str) -> bool:
+        """Whether it sent a key for this sum."""
+        return site in (self._member.name, *self._sealing().peers)
 
     def _tag_in(self, binding: Binding, label: bytes, value: bytes) -> bytes:
         return tag(self._member.group_key, binding, label, value)

@@ -97,8 +97,8 @@ def protection(plan: Plan) -> str:
     if plan.scheme.name == "rlwe":
         rules = plan.rules()
         colluding = (
-            f"up to {rules.max_colluding} sites colluding with the coordinator learn no single "
-            "update"
+            f"in one sum, up to {rules.max_colluding} sites colluding with the coordinator learn "
+            "no single update"
             if rules.max_colluding
             else "the coordinator alone learns no single update, with any site's help it may"
         )
@@ -107,6 +107,11 @@ def protection(plan: Plan) -> str:
             if plan.scheme.open_to == "server"
             else ""
         )
+        if rules.membership == "open":
+            opens += (
+                " Sums may be over fewer than all sites: a site's own update, noised for each "
+                "training row, can be had as the difference of two of them."
+            )
         return (
             f"one-time ring-LWE keys; sums over at least {rules.min_cohort} sites were opened by "
             f"{rules.threshold} of {rules.num_sites}; {colluding}, under the assumptions of "

@@ -57,6 +57,8 @@ class Facts:
     train: str
     max_colluding: int | None
     quorums_in_words: str
+    #: Whether sums are over the whole roster (`fixed`), or any set (`open`); '' where not known.
+    membership: str
     privacy: Mapping[str, Any]
     rounds: int
     rounds_planned: int
@@ -98,6 +100,7 @@ def of_summary(summary: Mapping[str, Any]) -> Facts:
         train=str(mapping(summary.get("adapter")).get("train") or ""),
         max_colluding=None if colluding is None else int(colluding),
         quorums_in_words=str(summary.get("quorums_in_words") or ""),
+        membership=str(rules.get("membership") or ""),
         privacy=mapping(summary.get("privacy")),
         rounds=rounds,
         rounds_planned=int(units.number(summary.get("rounds_planned")) or rounds),
@@ -129,7 +132,9 @@ def who_ran(facts: Facts) -> str:
         return (
             "This was a demonstration: all parties were simulated on one machine, under a roster "
             "that was made for the run. Nobody compared fingerprints, and whoever controls that "
-            "machine sees everything."
+            "machine sees everything. What training draws at random came from the plan's seed, "
+            "which is no secret, but for what differential privacy draws; enrolled sites draw from "
+            "secrets of their own."
         )
     if facts.parties == ENROLLED:
         return (

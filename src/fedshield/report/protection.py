@@ -165,6 +165,26 @@ def _with_quorums(base: Protection, facts: Facts) -> Protection:
             else sight
             for sight in sights
         )
+    if facts.membership == "open":
+        limits = (
+            "Sums may be over fewer than all sites (membership open): a site's own update, noised "
+            "for each training row, can be had as the difference of two sums. What it shows of a "
+            "row is bounded by epsilon; what it shows of the site as a whole is not.",
+            *limits,
+        )
+        seeing = {"One site", "One site together with the coordinator"}
+        if facts.open_to == "server":
+            seeing.add("The coordinator alone")
+        sights = tuple(
+            replace(
+                sight,
+                could=f"{sight.could} From sums over different sets: their difference.",
+                could_not="In one sum: " + sight.could_not[0].lower() + sight.could_not[1:],
+            )
+            if sight.party in seeing
+            else sight
+            for sight in sights
+        )
     paragraph = f"{base.paragraph} Quorums of this run: {quorums}" if quorums else base.paragraph
     return replace(base, paragraph=paragraph, limits=limits, sights=sights)
 

@@ -166,10 +166,9 @@ RLWE = Protection(
         "statement above does not hold.",
         "The coordinator with any one site learns the sum, as does every site; the released "
         "adapter gives it to anyone.",
-        "Sums over many rounds with changing membership, very small groups and side knowledge "
-        "can still single out a site.",
-        "Keys are exchanged with X25519: a break of it opens recorded rounds, and it is not "
-        "post-quantum on its own.",
+        "Sums over many rounds, very small groups and side knowledge can still single out a site.",
+        "Shares of keys are sealed under ML-KEM-768 and X25519 together: a break of both, not of "
+        "one, opens recorded rounds. Signatures are not post-quantum.",
         "The composition has had no outside review. The code is not fully constant-time, and "
         "Python cannot be relied on to wipe memory.",
         "Any site can spoil, poison or stop a round.",

@@ -18,8 +18,14 @@ BASE, OTHER, THIRD = "a" * 16, "b" * 16, "c" * 16
 
 
 def plan(num_sites: int) -> Plan:
+    """From four sites on, one may be lost."""
     sites = {f"s{number}": {"source": "sample:maths"} for number in range(num_sites)}
-    return parse_plan({"data": {"sites": sites}}, base_dir=Path())
+    raw: dict[str, Any] = {"data": {"sites": sites}}
+    if num_sites > 3:
+        raw["scheme"] = {"membership": "open"}
+        raw["privacy"] = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0}
+        raw["adapter"] = {"dropout": 0.0}
+    return parse_plan(raw, base_dir=Path())
 
 
 class Sites:

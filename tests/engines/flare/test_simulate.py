@@ -11,6 +11,8 @@ import yaml
 from fedshield.auditfile import logs_of, read_known_keys, read_log
 from fedshield.engines import inprocess
 from fedshield.engines.flare import simulate
+from fedshield.engines.members import check_roster
+from fedshield.enrolment import SignedRoster
 from fedshield.errors import RunFolderError
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
@@ -26,7 +28,7 @@ MEASURED = {"started", "finished", "wall_s", "rounds_s", "phase_s", "protection_
 def short_plan() -> Plan:
     raw = yaml.safe_load(EXAMPLE.read_text())
     raw |= {"rounds": 2, "evaluation": {"prompts": []}, "speed": {"threads": 1}}
-    raw["data"]["heldout_rows"] = 6
+    raw["data"] |= {"heldout_rows": 6, "min_examples": 14}
     for site in raw["data"]["sites"].values():
         site["rows"] = 40
     raw["training"] |= {"steps": 2, "batch_size": 4, "max_length": 96}
@@ -59,6 +61,21 @@ def test_both_engines_make_the_same(tmp_path: Path) -> None:
     assert "private_key" not in (apart.path / "flare.log").read_text()
     with pytest.raises(RunFolderError, match="finished"):
         simulate.resume(apart.path)
+
+
+@pytest.mark.parametrize("membership", ["fixed", "open"])
+def test_the_kits_roster_has_the_plans_quorums(membership: str) -> None:
+    """Membership too: a plan that says open was refused by a roster that said fixed."""
+    raw = short_plan().model_dump(mode="json")
+    raw["privacy"] |= {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0}
+    raw["adapter"]["dropout"] = 0.0
+    raw["scheme"]["membership"] = membership
+    plan = parse_plan(raw, base_dir=EXAMPLE.parent)
+    with simulate._kits(plan, None) as kits:
+        for name in plan.data.site_names():
+            roster = SignedRoster.read(kits / name / "roster.json")
+            assert roster.rules() == plan.rules()
+            check_roster(plan, roster, None, kits)
 
 
 def test_a_run_of_the_other_engine_is_not_taken_up(tmp_path: Path) -> None:

@@ -59,8 +59,14 @@ class Notes(Quiet):
 
 
 def plan_of(num_sites: int) -> Plan:
+    """From four sites on, one may be lost."""
     sites = {f"s{number}": {"source": "sample:maths"} for number in range(num_sites)}
-    return parse_plan({"data": {"sites": sites}}, base_dir=Path())
+    raw: dict[str, Any] = {"data": {"sites": sites}}
+    if num_sites > 3:
+        raw["scheme"] = {"membership": "open"}
+        raw["privacy"] = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0}
+        raw["adapter"] = {"dropout": 0.0}
+    return parse_plan(raw, base_dir=Path())
 
 
 @pytest.fixture
@@ -130,7 +136,10 @@ def test_the_roll_tells_once_who_goes_and_who_comes_back(monkeypatch: pytest.Mon
     roll.call(session, watch)
     (gone,) = watch.notes
     assert gone.startswith("s2 does not answer")
-    assert "the run stops; go on with --resume (2 sites are left, 3 are needed)" in gone
+    assert (
+        "the run stops before its next round; go on with --resume (2 sites are left, 3 are needed)"
+        in gone
+    )
     session.states["s2"] = "started"
     roll.call(session, watch)
     assert watch.notes[-1].startswith("s2 answers again")

@@ -223,6 +223,38 @@ def residual_limit(num_contributors: int, parameters: RlweParameters) -> float:
     return 2 * num_contributors * (ERROR_VARIANCE + rounding)
 
 
+#: Under a wrong key what is left over is near uniform, with a mean square of delta^2/12 over a
+#: block. Where the limit is below this part of that, 4096 coefficients tell the two apart.
+TELLING = 0.75
+
+
+def tells_keys(num_contributors: int, layout: RlweLayout) -> bool:
+    """Whether `key_fits` can tell a wrong sum of keys: not where there are no blocks, nor where the
+    limit is about what a wrong key leaves (two sites at 8 to 16 bits)."""
+    p = layout.parameters
+    limit = residual_limit(num_contributors, p)
+    return layout.num_blocks > 0 and limit < TELLING * p.delta**2 / 12
+
+
+def key_fits(
+    chunks: Sequence[bytes],
+    key_sum: Int64,
+    num_contributors: int,
+    context: bytes,
+    layout: RlweLayout,
+    *,
+    fast: bool = True,
+) -> bool:
+    """Whether the first blocks of a sum (8 at the most) leave no more over under this key than
+    under the right one. Arguments as in `open_sum`, which checks the rest. Raises `CryptoError`
+    for a chunk of a wrong length or words too large."""
+    products = Products(key_sum, context, layout.parameters.q, fast)
+    squares = np.zeros(layout.num_blocks)
+    next(_messages(chunks, products, num_contributors, layout, squares, fast))
+    first = squares[: min(LANES, layout.chunk_blocks(0))] / RING_DEGREE
+    return bool((first < residual_limit(num_contributors, layout.parameters)).all())
+
+
 def open_sum(
     chunks: Iterable[bytes],
     key_sum: Int64,

@@ -77,7 +77,9 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
             reason = f"before round {number}: {spent} has spent the plan's epsilon"
             if number == 1:
                 raise RoundFailed(
-                    f"{reason}; no round was completed, start a new run", resumable=False
+                    f"{reason}; no round was completed, agree on a plan with a higher limit or "
+                    "more noise",
+                    resumable=False,
                 )
             log.add({"ended_early": reason})
             break

@@ -20,6 +20,12 @@ CODES = {
     "unreachable": "it cannot be reached any more",
     "malformed": "its answer was malformed",
     "refused": "it refused; its own error.log says why",
+    "not-approved": "its operator has not approved this plan (fedshield site approve PLAN "
+    "--kit KIT)",
+    "rule": "a rule of its ledger forbids this sum until what its own error.log names is mended "
+    "(docs/deploy.md says how)",
+    "ledger": "its ledger, or another site's, is not the one that was signed before; its own "
+    "error.log says whose",
     "internal": "an error at the site; its own error.log says which",
     "disagree": "it disagrees with what the others say",
 }
@@ -86,8 +92,8 @@ class Follower:
             after = (
                 f"going on without it ({left} sites are left, {needed} are needed)"
                 if left >= needed
-                else f"the run stops ({left} sites are left, {needed} are needed); every site "
-                "keeps the model of the last round"
+                else f"the run stops ({left} sites are left, {needed} are needed), unless the "
+                "others can end its last round; every site keeps the model of its own last one"
             )
             phase = PHASES.get(method, method)
             _LOG.info("%s is lost (%s): %s; %s", site, phase, why, after)

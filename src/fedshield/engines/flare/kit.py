@@ -28,6 +28,7 @@ from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.policy import POLICY_FILE, Policy
 from fedshield.enrolment.seen import put_in_force
 from fedshield.errors import FedShieldError, UserError
+from fedshield.ledger.inspection import runs_kept
 from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol.roster import COORDINATOR
@@ -88,9 +89,7 @@ class Kit(Quiet):
         shared = os.environ.get(SHARED_RUN)
         if shared:
             return RunFolder.open(Path(shared))
-        if not _RUN_NAME.fullmatch(run):
-            raise UserError(f"the job: expected a run's name, got {run[:40]!r}; submit it again")
-        path = self.path / "runs" / run
+        path = self._place(run)
         if path.exists():
             folder = RunFolder.open(path)
             if folder.state()["plan_sha256"] != plan.sha256():
@@ -112,6 +111,27 @@ class Kit(Quiet):
             "wall_s": 0.0,
         }
         return RunFolder.create(path, plan, state)
+
+    def take_part(self, run: str, plan: Plan) -> RunFolder:
+        """A site's `run_folder`: made once its operator has approved the plan (R8), for before that
+        nothing of a plan is written here. Raises `UserError`s, of which `NotApproved`."""
+        if not self.simulated and not self._place(run).exists():
+            # Here and not above: the coordinator's process has no use for what this imports.
+            from fedshield.engines.ledgers import check_approved, of_site
+
+            roster = roster_of(plan, SignedRoster.read(self.path / "roster.json"))
+            with of_site(self.ledger_path(), self.runs(), plan) as ledger:
+                check_approved(ledger, plan, roster, run)
+        return self.run_folder(run, plan)
+
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs that this party has kept."""
+        return runs_kept(self.path)
+
+    def _place(self, run: str) -> Path:
+        if not _RUN_NAME.fullmatch(run):
+            raise UserError(f"the job: expected a run's name, got {run[:40]!r}; submit it again")
+        return self.path / "runs" / run
 
     def take_up(self, folder: RunFolder, job: str) -> IO[str]:
         """Begin a session of a run in this process: the lock that says so, to be kept until the
@@ -177,6 +197,12 @@ class Kit(Quiet):
             policy.check(plan, roster, base_model_sha256)
         digest = "" if policy is None else policy.sha256()
         return Party(roster, key, signed.allowed.max_examples, digest)
+
+    def ledger_path(self) -> Path:
+        """Where the ledger of this site's records lies: its policy says so."""
+        policy = self.policy()
+        assert policy is not None, "in a simulation each run has its own"
+        return policy.ledger_place()
 
     # -- telling ---------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class SiteApp:
         try:
             kit = Kit.here(self._name)
             plan = kit.read_plan(self.plan)
-            folder = kit.run_folder(self.run, plan)
+            folder = kit.take_part(self.run, plan)
             if not kit.simulated:
                 self._lock = kit.take_up(folder, collab.fl_ctx.get_job_id())
             self._site = SiteProcess(self._name, plan, folder, kit, kit)

@@ -30,7 +30,7 @@ from fedshield.engines.members import Enrolment, check_roster
 from fedshield.engines.metrics import whole_round
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.site_process import site_rows
-from fedshield.engines.workplace import prepare
+from fedshield.engines.workplace import cap_notes, prepare
 from fedshield.enrolment import Allowed, Asked, KeyFile, SignedRoster
 from fedshield.enrolment import demonstration as demonstration_roster
 from fedshield.errors import RoundFailed, RunFolderError
@@ -53,11 +53,18 @@ def run(
     _check_installed()
     RunFolder.check_free(out)
     base, data, host = prepare(plan, watch)
+    parties, cap = "demonstration", None
     if enrolment is not None:
-        check_roster(plan, SignedRoster.read(enrolment.roster), base.sha256, enrolment.roster)
-    parties = "demonstration" if enrolment is None else "enrolled"
+        signed = SignedRoster.read(enrolment.roster)
+        check_roster(plan, signed, base.sha256, enrolment.roster)
+        parties = "demonstration" if signed.demo else "enrolled"
+        cap = signed.allowed.max_examples
     state = first_state(plan, base, data, host, _charter(enrolment), parties)
     state["engine"] = "flare"
+    notes = cap_notes(plan, data, cap)
+    for sentence in notes:
+        watch.note(f"note: {sentence}")
+    state["notes"] = [*state["notes"], *notes]
     folder = RunFolder.create(out, plan, state)
     with folder.locked():
         _session(folder, plan, (base, data, host), watch, enrolment)
@@ -133,6 +140,7 @@ def _kits(plan: Plan, enrolment: Enrolment | None) -> Iterator[Path]:
                     rules.votes,
                     rules.min_cohort,
                     rules.server,
+                    rules.membership,
                 )
             roster, keys = demonstration_roster(names, asked, Allowed((scheme.name,)))
         else:

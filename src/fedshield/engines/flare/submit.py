@@ -223,7 +223,11 @@ class _Roll:
         for site in sorted(self._missing - set(missing)):
             watch.note(f"{site} answers again; if the run went on without it, --resume takes it in")
         left = len(self._sites) - len(missing)
-        after = "goes on without it" if left >= self._needed else "stops; go on with --resume"
+        after = (
+            "goes on without it"
+            if left >= self._needed
+            else "stops before its next round; go on with --resume"
+        )
         for site in sorted(set(missing) - self._missing):
             watch.note(
                 f"{site} {missing[site]}; if it is not back within its deadline (at most "
@@ -278,7 +282,8 @@ def _follow(
         watch.note(f"the coordinator's log could not be fetched from the server: {missing}")
     if last.get("status") != "finished":
         why = last.get("reason") or _without_reason(said, missing)
-        raise RoundFailed(f"{why}; each site's error.log says more")
+        more = "each site's error.log says more, or its console where no run began"
+        raise RoundFailed(f"{why}; {more}")
 
 
 def _without_reason(status: str, missing: str = "") -> str:

@@ -1,0 +1,98 @@
+"""A ledger's lines as JSON, and back."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from fedshield.ledger.rows import RECORD_BYTES, Row, Scale, Version
+from fedshield.ledger.rules import Approval
+
+
+class Receipt(NamedTuple):
+    """A result of a sum. What this site signed for (R4: one for each key, for ever), or what it
+    took since enough others signed for it."""
+
+    plan: str
+    phase: str
+    round_number: int
+    result: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The sum that it is the result of."""
+        return self[:3]
+
+
+_ROW = {field.name for field in dataclasses.fields(Row)}
+_APPROVAL = {field.name for field in dataclasses.fields(Approval)}
+
+
+class Forgotten(NamedTuple):
+    """A head that this site's operator had it forget: whose (its first key), which, and when."""
+
+    site: str
+    length: int
+    head: str
+    when: str
+
+
+def of_row(row: Row, records: str) -> dict[str, Any]:
+    """`records`: the digest of the line that holds the row's records."""
+    return {"kind": "row", **dataclasses.asdict(row), "records": records}
+
+
+def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Row:
+    """`records`: by the digest of their line. Raises `KeyError` or `TypeError` for another
+    entry."""
+    fields = {name: entry[name] for name in _ROW}
+    return Row(
+        **fields
+        | {
+            "batch": tuple(fields["batch"]),
+            "sites": tuple(fields["sites"]),
+            "curve": tuple(fields["curve"]),
+            "scale": Scale(**fields["scale"]),
+            "versions": {site: Version(*one) for site, one in fields["versions"].items()},
+            "records": records[fields["records"]],
+        }
+    )
+
+
+def of_approval(approval: Approval) -> dict[str, Any]:
+    return {"kind": "approval", **dataclasses.asdict(approval)}
+
+
+def to_approval(entry: Mapping[str, Any]) -> Approval:
+    """Raises `KeyError` or `TypeError` for another entry."""
+    given = {name: entry[name] for name in _APPROVAL}
+    lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
+    part = given["part"] and Version(*given["part"])
+    return Approval(**given | lists | {"part": part})
+
+
+def to_receipt(entry: Mapping[str, Any]) -> Receipt:
+    """Raises `KeyError` for another entry."""
+    return Receipt(**{name: entry[name] for name in Receipt._fields})
+
+
+def of_records(records: Collection[bytes]) -> dict[str, Any]:
+    return {"kind": "records", "hashes": base64.b64encode(b"".join(sorted(records))).decode()}
+
+
+def to_records(entry: Mapping[str, Any]) -> frozenset[bytes]:
+    """Raises `KeyError`, `TypeError` or `ValueError` for another entry."""
+    packed = base64.b64decode(entry["hashes"], validate=True)
+    places = range(0, len(packed), RECORD_BYTES)
+    return frozenset(packed[at : at + RECORD_BYTES] for at in places)
+
+
+def of_forgotten(forgotten: Forgotten) -> dict[str, Any]:
+    return {"kind": "forgotten", **forgotten._asdict()}
+
+
+def to_forgotten(entry: Mapping[str, Any]) -> Forgotten:
+    """Raises `KeyError` for another entry."""
+    return Forgotten(**{name: entry[name] for name in Forgotten._fields})

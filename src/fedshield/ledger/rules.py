@@ -1,0 +1,318 @@
+"""Rules R1 to R8: whether a site enters a sum, from its ledger and the request alone.
+
+The promise: no vector in the rational span of the rows of coefficients of all sums ever opened has
+exactly one honest site (So et al., AAAI 2023, arXiv 2106.03328). Each rule here is a pure function.
+It gives '' or the reason why not, in one line, and knows no clock, no network and no file. The rows
+are those of the request's line (`rows.line_of`), the oldest first; the request is the row that
+would be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fedshield.ledger.rows import Consent, Row, Unit, Version
+
+RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
+#: Times that one sum of an approved plan may be tried (R8).
+MAX_TRIES = 8
+#: What follows where a plan has been run before (R4).
+ONE_RUN = "a plan has one run; --resume that one if it is not finished, else agree on another plan"
+#: Largest share of a batch's honest weight that one site may have (R6).
+MAX_WEIGHT = 0.75
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What an operator approved at the site's terminal (R8). `roster`: its content's SHA-256, hex,
+    or 'demonstration'; `model`: the base model's SHA-256; `rounds`, `tallies`: the sums that it is
+    for; `part`: the version of what this site puts in (`rows.part_version`), where the operator
+    consented to it though only this site may have changed (R3), else None; `lines`: what the
+    operator read, to mark what changes in the next plan; `unit`, `limit` (None for none) and
+    `delta`: the plan's privacy."""
+
+    plan: str
+    roster: str
+    model: str
+    rounds: int
+    tallies: tuple[str, ...]
+    part: Version | None = None
+    lines: tuple[str, ...] = ()
+    unit: Unit = "none"
+    limit: float | None = None
+    delta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What else of the plan the rules need. `min_examples`: the floor of R6; `examples`: this
+    site's rows that carry loss after all filtering and cutting; `starts`: digests that a first
+    round may start from, the plan's own and results in this ledger (R7); `limit`, `epsilon`: the
+    plan's limit and what the line would have spent after this sum, None for no limit (R5)."""
+
+    min_examples: int
+    examples: int
+    starts: frozenset[str]
+    limit: float | None = None
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A rule that a request breaks, and the line that says so."""
+
+    rule: RuleName
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.reason}"
+
+
+def first_refusal(
+    rows: Sequence[Row],
+    request: Row,
+    terms: Terms,
+    approval: Approval | None,
+    roster: str,
+    tries: int,
+    consent: Consent | None = None,
+    ledger: Sequence[Row] | None = None,
+) -> Refusal | None:
+    """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5; None if
+    it may go on. `roster`: the content digest of the roster in force; `tries`: rows already
+    written for this very sum; `ledger`: the rows of all lines, for what a site put into any sum
+    (R3) and the one run of a plan (R4); those of the line if left out."""
+    agreed = consent or Consent()
+    everything = rows if ledger is None else ledger
+    checks: tuple[tuple[RuleName, Callable[[], str]], ...] = (
+        ("R8", lambda: approved(request, approval, roster, tries)),
+        ("R7", lambda: known_start(rows, request, terms.starts)),
+        ("R6", lambda: enough_examples(terms.examples, terms.min_examples)),
+        ("R4", lambda: once(everything, request)),
+        ("R1", lambda: whole_batch(rows, request, agreed)),
+        ("R2", lambda: one_scale(rows, request)),
+        ("R3", lambda: own_part(everything, request, agreed)),
+        ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
+    )
+    for rule, check in checks:
+        if reason := check():
+            return Refusal(rule, reason)
+    return None
+
+
+def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
+    """R1: a sum holds this site's whole batch, and on a line the batch never changes.
+
+    Two honest members of a batch are then in exactly the same rows with the same ratio, so no
+    vector of the span holds one of them without the other. `membership: open` is for lines whose
+    every row protects each training row by itself (`unit: example`).
+    """
+    if request.own not in request.sites:
+        return "expected a sum that this site is in, got one without it"
+    colluding = max([request.colluding, *(row.colluding for row in rows)])
+    if request.colluding < colluding:
+        # Else the coalition that the earlier sums hold against opens this one's updates by itself.
+        return (
+            f"expected to hold against {colluding} colluding sites and the coordinator, as earlier "
+            f"sums of these records did, got {request.colluding} (scheme, max_colluding)"
+        )
+    if request.membership == "open":
+        bare = [row for row in (*rows, request) if row.unit != "example"]
+        if bare:
+            return (
+                "expected privacy.unit example in every sum of these records with membership "
+                f"open, got {bare[0].unit} in {_named(bare[0])}; use membership fixed"
+            )
+        return ""
+    opened = [row for row in rows if row.membership == "open"]
+    if opened and request.unit != "example":
+        return (
+            "expected privacy.unit example in every sum of these records, since "
+            f"{_named(opened[0])} was with membership open, got {request.unit}"
+        )
+    # A plan of one site hides it behind nobody, and says so. Its batch never changes all the same.
+    alone = request.batch == request.sites == (request.own,) and colluding == 0
+    if len(request.batch) < colluding + 2 and not alone:
+        return (
+            f"expected a batch of at least {colluding + 2} sites (c + 2, the largest c that these "
+            f"records were used with), got {len(request.batch)}"
+        )
+    if request.own not in request.batch:
+        return "expected a batch that this site is in, got another"
+    missing = len(set(request.batch) - set(request.sites))
+    if missing:
+        return (
+            f"expected a sum over this site's whole batch of {len(request.batch)}, got one without "
+            f"{missing} of them; go on with --resume once they are back"
+        )
+    if request.membership == "fixed" and set(request.batch) != set(request.sites):
+        return "expected a sum over one batch with membership fixed, got more sites than it has"
+    for row in rows:
+        if row.membership == "open":
+            continue
+        changed = set(row.batch) ^ set(request.batch)
+        if changed and not changed <= consent.exposed:
+            return (
+                f"expected the batch that these records were summed in before ({_named(row)}), got "
+                f"one that differs by {len(changed)} sites; have the same sites back, under keys "
+                "that their first ones signed, or use records that were in no sum, at every site"
+            )
+        # Else several exposures together could leave this site alone.
+        if changed and len(set(request.batch) - consent.exposed) < colluding + 2:
+            return (
+                f"expected {colluding + 2} sites of the batch that are not exposed, got "
+                f"{len(set(request.batch) - consent.exposed)}"
+            )
+    return ""
+
+
+def one_scale(rows: Sequence[Row], request: Row) -> str:
+    """R2: weights, own count and steps a round are those of every row of the line. One body of
+    numbers under two weightings is two equations."""
+    for row in rows:
+        for name in ("weights", "count", "steps"):
+            old, new = getattr(row.scale, name), getattr(request.scale, name)
+            if old != new:
+                return (
+                    f"expected {name} {old} as in an earlier sum of these records "
+                    f"({_named(row)}), got {new}; keep it, or the two sums give single sites away"
+                )
+    return ""
+
+
+def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
+    """R3: between two rows either nobody in the batch changes what it puts in, or everyone does.
+    What only this site changed can be seen by subtraction, other records too: `rows` are those of
+    all lines. Source records and rows of the model are compared each by itself: a plan can change
+    the latter at everyone. How much each changed no version says, so another's change of one
+    record counts as much as this site's of all of them."""
+    ours = request.versions[request.own]
+    for row in rows:
+        before = row.versions.get(request.own)
+        if before is None or before.rows == ours.rows:
+            continue  # other bytes of the file, and nothing else enters
+        for half, name in enumerate(("records", "rows as the model reads them")):
+            if before[half] == ours[half]:
+                continue
+            if consent.part is not None and consent.part[half] == ours[half]:
+                continue
+            kept = [
+                member
+                for member in request.batch
+                if member != request.own
+                and member in row.versions.keys() & request.versions.keys()
+                and row.versions[member][half] == request.versions[member][half]
+            ]
+            if kept:
+                return (
+                    f"expected this site's {name} as in {_named(row)}, or everyone's changed, got "
+                    f"them changed where {len(kept)} of the batch kept theirs; put them back, or "
+                    "have every site change its own: what changed here alone can be seen by "
+                    "subtraction (to let it, in a kit: fedshield site approve PLAN --kit KIT; run "
+                    "--keys takes no consent)"
+                )
+    return ""
+
+
+def once(rows: Sequence[Row], request: Row) -> str:
+    """R4: one row for each (plan, phase, round), repeated only with equal base, set and content;
+    and one run for each plan. With membership open the set may differ: what its sums show of a
+    site is the site's update, which is the same and was counted (R5)."""
+    for row in rows:
+        if row.plan == request.plan and row.run != request.run:
+            return f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
+        if row.key != request.key:
+            continue
+        compared = [
+            ("base model", row.base, request.base),
+            ("encoded update", row.content, request.content),
+        ]
+        if request.membership != "open":
+            same_set = ",".join(sorted(row.sites)), ",".join(sorted(request.sites))
+            compared.insert(1, ("set of sites", *same_set))
+        for name, old, new in compared:
+            if old != new:
+                return f"expected the {name} of the first try of {_named(row)}, got another"
+    return ""
+
+
+def within_budget(epsilon: float | None, limit: float | None) -> str:
+    """R5: what all plans together have spent of these records stays within the plan's limit."""
+    if limit is None:
+        return ""
+    if epsilon is None:
+        return (
+            f"expected epsilon of at most {limit:g} for these records, got infinity: a sum without "
+            "privacy was made from them before"
+        )
+    if epsilon > limit:
+        return (
+            f"expected epsilon of at most {limit:g} for these records over all plans, got "
+            f"{epsilon:.4g} after this sum"
+        )
+    return ""
+
+
+def enough_examples(examples: int, min_examples: int) -> str:
+    """R6, this site's own floor, which is the others' too: rows that carry loss."""
+    if examples >= min_examples:
+        return ""
+    return (
+        f"expected at least {min_examples} rows with loss (min_examples), got {examples}; this "
+        "site cannot take part in this plan"
+    )
+
+
+def largest_count(
+    batch_size: int, colluding: int, min_examples: int, max_weight: float = MAX_WEIGHT
+) -> int:
+    """R6: the largest count n for which this site's share stays within `max_weight` of the honest
+    members' weight: n <= (b - c - 1) min_examples w / (1 - w). Colluders may claim any count, so
+    the others are taken at their floor."""
+    honest_others = batch_size - colluding - 1
+    return int(honest_others * min_examples * max_weight / (1 - max_weight))
+
+
+def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> str:
+    """R7: a round starts from what the plan derives, or from a result in this ledger. A crafted
+    start can mute all sites but one (Pasquini et al., CCS 2022)."""
+    if request.phase != "round" or request.base in starts:
+        return ""
+    return (
+        f"expected {_named(request)} to start from the plan's own adapter or a result in this "
+        f"ledger, got {request.base[:16]}"
+    )
+
+
+def approved(request: Row, approval: Approval | None, roster: str, tries: int) -> str:
+    """R8: the operator approved this plan under this roster, for this sum, and it was not tried too
+    often. So neither sums nor the file grow at the coordinator's will."""
+    if approval is None or approval.plan != request.plan:
+        return (
+            f"expected an approval of plan {request.plan[:16]}, got none; read it with: fedshield "
+            "site approve PLAN --kit KIT"
+        )
+    if approval.roster != roster:
+        return (
+            "expected the roster that the plan was approved under, got another; approve again "
+            "with: fedshield site approve PLAN --kit KIT"
+        )
+    if request.phase == "round":
+        if not 1 <= request.round_number <= approval.rounds:
+            return f"expected a round of the approved {approval.rounds}, got {request.round_number}"
+    elif request.phase not in approval.tallies:
+        return f"expected an approved tally, got {request.phase}"
+    if tries >= MAX_TRIES:
+        return (
+            f"expected at most {MAX_TRIES} tries of {_named(request)}, got one more; find out "
+            "why they failed, then approve again with: fedshield site approve PLAN --kit KIT"
+        )
+    return ""
+
+
+def _named(row: Row) -> str:
+    if row.phase == "round":
+        return f"round {row.round_number} of plan {row.plan[:12]}"
+    return f"the {row.phase} of plan {row.plan[:12]}"

@@ -1,0 +1,405 @@
+"""One body of records in one run: what a site asks its ledger, and what it signs of it.
+
+The coordinator chooses the run's name, where it starts, who is away and which plan is sent. None of
+that chooses what a site remembers: the ledger belongs to the records (docs/protocol.md, "Across
+sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a rule is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedshield.errors import ProtocolError
+from fedshield.ledger import heads
+from fedshield.ledger.file import Head, Ledger, Receipt
+from fedshield.ledger.heads import RESTORE
+from fedshield.ledger.rows import (
+    Consent,
+    Row,
+    Scale,
+    Unit,
+    Version,
+    line_curve,
+    line_of,
+    part_version,
+)
+from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
+from fedshield.plan import Plan
+from fedshield.plan_floors import floor
+from fedshield.privacy.accounting import WHOLE_ORDERS
+from fedshield.privacy.terms import Earlier, Spent
+from fedshield.privacy.terms import Terms as PrivacyTerms
+from fedshield.protocol import codec
+from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
+
+HEAD_LABEL = "fedshield ledger head 1"
+#: Among who remembers a head: the ledger that asks.
+OWN_MEMORY = "this site"
+
+
+@dataclass(frozen=True)
+class Records:
+    """What of a site's records enters a plan's sums. `hashes`: of the raw records, keyed with the
+    ledger's key (`ledger.rows.record_hash`); `examples`: rows that carry loss; `sources`, `rows`:
+    digests of the raw records that these are made of, and of them as the model reads them."""
+
+    hashes: frozenset[bytes] = field(repr=False)
+    examples: int
+    sources: bytes = field(repr=False)
+    rows: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.hashes:
+            raise ProtocolError("ledger", "a site without records has no line to keep")
+
+
+class Line:
+    """The rules of one site in one run of a plan. `run`: the run's name.
+
+    Raises `ProtocolError` ('rule') for what the operator must approve first."""
+
+    def __init__(
+        self, ledger: Ledger, name: str, plan: Plan, roster: Roster, run: str, records: Records
+    ) -> None:
+        self._ledger = ledger
+        self._name = name
+        self._plan = plan
+        self._plan_sha256 = plan.sha256()
+        self._roster = roster
+        self._run = run
+        self._records = records
+        self.version = part_version(ledger.record_key, records.sources, records.rows)
+
+    # -- what this site's records have been in ---------------------------------------------
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of this line, the oldest first."""
+        return line_of(self._ledger.rows, self._records.hashes)
+
+    def spent(self, terms: PrivacyTerms | None) -> Spent | None:
+        """What these records have spent: in this plan's rounds, and in all others (R5)."""
+        if terms is None:
+            return None
+        unit: Unit = "site" if terms.site is not None else "example"
+        own = {row.round_number for row in self._bearing(unit) if self._is_round(row)}
+        return Spent(terms, len(own), self.earlier(unit))
+
+    def earlier(self, unit: Unit) -> Earlier:
+        """What other plans released of these records, as far as it bears on `unit`."""
+        others = [row for row in self._bearing(unit) if not self._is_round(row)]
+        found = line_curve(others, unit)
+        return Earlier(None) if found is None else Earlier(*found)
+
+    def _bearing(self, unit: Unit) -> Sequence[Row]:
+        """The rows that spend of what protects `unit`: this line's, and for a whole site every
+        one of the ledger, for a site is one whatever records of it a plan reads."""
+        return self._ledger.rows if unit == "site" else self.rows()
+
+    def _is_round(self, row: Row) -> bool:
+        return row.plan == self._plan_sha256 and row.phase == ROUND
+
+    def has_entered(self, binding: Binding) -> bool:
+        """Whether there is a row of this sum: a repetition releases nothing new (R4)."""
+        key = (self._plan_sha256, binding.phase, binding.round_number)
+        return any(row.key == key for row in self.rows())
+
+    # -- one sum ---------------------------------------------------------------------------
+
+    def enter(
+        self,
+        phase: str,
+        round_number: int,
+        base: str,
+        content: str,
+        versions: Mapping[str, Version],
+        count: int,
+        first: str,
+        terms: PrivacyTerms | None,
+    ) -> None:
+        """Write the row of a sum that this site is about to enter, before anything leaves.
+
+        Args: `base`: digest of what it starts from, '' for a tally; `content`: of the encoded
+        integers; `versions`: of every site in the sum; `count`: what this site counts for;
+        `first`: the digest that the plan's own start has. Raises `ProtocolError`: 'rule', with
+        the rule's name, or 'budget'.
+        """
+        request = self._request(phase, round_number, base, content, versions, count, terms)
+        rows = self.rows()
+        spent = self.spent(terms)
+        new = request.key not in {row.key for row in rows}
+        # Once it was opened, the same again is nothing new, and no line of the file.
+        repeats = request.key in self._ledger.receipts and request in rows
+        counts = spent is not None and phase == ROUND
+        approval = self._ledger.approvals.get(self._plan_sha256)
+        refusal = first_refusal(
+            rows,
+            request,
+            Terms(
+                min_examples=floor(self._plan),
+                examples=self._records.examples,
+                starts=self._ledger.results(self._plan_sha256) | {first},
+                limit=terms.limit if terms is not None and counts else None,
+                epsilon=spent.epsilon_after(1 if new else 0) if spent is not None else None,
+            ),
+            approval,
+            roster_digest(self._roster),
+            0 if repeats else self._ledger.tries(request.key),
+            Consent(part=approval.part if approval is not None else None),
+            self._ledger.rows,
+        )
+        if refusal is not None:
+            raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
+        if not repeats:
+            self._ledger.add_row(request)
+
+    def _request(
+        self,
+        phase: str,
+        round_number: int,
+        base: str,
+        content: str,
+        versions: Mapping[str, Version],
+        count: int,
+        terms: PrivacyTerms | None,
+    ) -> Row:
+        roster, plan = self._roster, self._plan
+        own = roster.identity(self._name)
+        fixed = roster.rules.membership == "fixed"
+        curve: tuple[float, ...] = ()
+        if terms is not None and phase == ROUND:
+            curve = tuple(terms.release.rdp(1, WHOLE_ORDERS).tolist())
+        return Row(
+            plan=self._plan_sha256,
+            run=self._run,
+            phase=phase,
+            round_number=round_number,
+            base=base,
+            own=own,
+            batch=tuple(sorted(map(roster.identity, roster.names()))) if fixed else (own,),
+            sites=tuple(sorted(map(roster.identity, versions))),
+            colluding=roster.rules.max_colluding,
+            membership=roster.rules.membership,
+            scale=Scale(
+                plan.scheme.weights,
+                0 if plan.scheme.weights == "equal" else count,
+                plan.training.steps,
+            ),
+            versions={roster.identity(site): one for site, one in versions.items()},
+            content=content,
+            unit=plan.privacy.unit,
+            curve=curve,
+            distance=terms.release.distance if terms is not None and curve else 0.0,
+            records=self._records.hashes,
+        )
+
+    def refusals_now(self, count: int) -> tuple[str, ...]:
+        """Rules that the plan would break whoever takes part, as far as this ledger can tell before
+        a session: R1 and R2. `count`: what this site would count for."""
+        versions = dict.fromkeys(self._roster.names(), self.version)
+        request = self._request(ROUND, 1, "", "", versions, count, None)
+        rows = self.rows()
+        checks = (
+            ("R1", whole_batch(rows, request, Consent())),
+            ("R2", one_scale(rows, request)),
+        )
+        return tuple(f"{rule}: {reason}" for rule, reason in checks if reason)
+
+    def part_changed(self) -> bool:
+        """Whether this site puts in something else than in an earlier sum (R3)."""
+        own = self._roster.identity(self._name)
+        return any(
+            row.versions.get(own) != self.version
+            for row in self._ledger.rows
+            if own in row.versions
+        )
+
+    def sign_receipt(self, phase: str, round_number: int, result: str) -> None:
+        """Record the result that this site is about to sign for, once for ever. Raises
+        `ProtocolError` ('disagree') if it signed for another before: then `take_certified` is the
+        only way to this one. With membership open a tally of another session can be over another
+        set, and have another total."""
+        if self._roster.rules.membership == "open" and phase != ROUND:
+            return
+        wanted = Receipt(self._plan_sha256, phase, round_number, result)
+        if self._ledger.add_receipt(wanted) != wanted:
+            least, others = least_opened(self._roster.rules), len(self._roster.sites) - 1
+            raise ProtocolError(
+                "disagree",
+                f"R4: round {round_number} ({phase}): this site signed for another result before; "
+                f"it signs for no second one, and takes this one only if {least} other sites sign "
+                f"for it (there are {others}); find out why the sum opened differently",
+            )
+
+    def take_certified(self, phase: str, round_number: int, result: str) -> None:
+        """Record the result of a sum that this site is about to take by the receipts of others,
+        since its own is for another. Raises `ProtocolError` ('disagree') if it recorded another
+        one so before: of two certificates one is false."""
+        wanted = Receipt(self._plan_sha256, phase, round_number, result)
+        if self._ledger.add_certified(wanted) != wanted:
+            raise ProtocolError(
+                "disagree",
+                f"R4: round {round_number} ({phase}): expected the result that others signed for "
+                "before, got another with as many receipts: more sites lie than the plan's "
+                "max_colluding; stop, and ask the other sites",
+            )
+
+    # -- heads -----------------------------------------------------------------------------
+
+    def statement(self, sign: Sign) -> bytes:
+        """This ledger's head, signed: what the others hand back when this site comes again."""
+        head = self._ledger.head
+        return codec.encode([head.length, bytes.fromhex(head.digest), sign(_head_message(head))])
+
+    def statements(self) -> dict[str, bytes]:
+        """The last statement of each other site of the roster, as it signed it."""
+        peers = self._ledger.peers
+        known = {site: self._roster.identity(site) for site in self._roster.names()}
+        return {site: peers[one][1] for site, one in known.items() if one in peers}
+
+    def compare(self, own: Mapping[str, bytes], told: Mapping[str, Mapping[str, bytes]]) -> None:
+        """Compare what the sites say of each other's ledgers. `own`: each site's statement of its
+        own head now; `told`: each site's memory of the others'.
+
+        What others remember counts under the site's key of today only: who stole an earlier key
+        could sign a head that no ledger reaches, and have it handed back for ever. Of the past this
+        ledger's own memory counts, whatever key signed it. Raises `ProtocolError` ('ledger') where
+        a site's keys are not those that this ledger remembers or go on from them, where this site's
+        chain does not hold a head that it once signed, where another site's is shorter than one
+        that it signed, and where a site signed two heads of one length.
+        """
+        self._check_keys()
+        for site, statement in own.items():
+            now = self._signed_now(site, statement)
+            lengths: dict[int, tuple[str, str]] = {}
+            for teller, head in self._remembered(site, told):
+                if site == self._name:
+                    self._check_own(head, teller)
+                else:
+                    _check_follows(site, head, now, teller)
+                other, digest = lengths.setdefault(head.length, (teller, head.digest))
+                if digest != head.digest:
+                    raise ProtocolError(
+                        "ledger",
+                        f"{site} signed two ledgers of one length (line {head.length}, remembered "
+                        f"by {other} and {teller}): there are two of {site}; its operator must "
+                        "see to it",
+                    )
+        self._ledger.see_keys(self._roster.chains)
+        for site, statement in own.items():
+            self.see(site, statement)
+
+    def _remembered(
+        self, site: str, told: Mapping[str, Mapping[str, bytes]]
+    ) -> Iterator[tuple[str, Head]]:
+        """Who remembers which head of `site`: this site's ledger, then what was told, as far as the
+        site signed it with its key of today."""
+        if (mine := self._ledger.peers.get(self._roster.identity(site))) is not None:
+            yield OWN_MEMORY, mine[0]
+        for teller in sorted(told):
+            if teller != site:
+                head = _read(told[teller].get(site, b""), self._roster.public(site))
+                if head is not None:
+                    yield teller, head
+
+    def _check_keys(self) -> None:
+        """Raises `ProtocolError` for a fork: the identity is the first key's, and who holds that
+        one could make another successor."""
+        if why := heads.forked(self._ledger.chains, self._roster.chains):
+            raise ProtocolError("ledger", why)
+
+    def _check_own(self, head: Head, teller: str) -> None:
+        if not self._ledger.holds(head):
+            raise ProtocolError(
+                "ledger",
+                "this site's ledger does not hold what it signed before "
+                f"(line {head.length}, remembered by {teller}): it was restored from a backup, or "
+                f"another copy of this site is at work; {RESTORE}; if this ledger is whole and the "
+                "key was stolen, replace the key: what is told of an old key's counts for nothing",
+            )
+
+    def see(self, site: str, statement: bytes) -> None:
+        """Remember another site's statement. Raises `ProtocolError` ('ledger') if it did not sign
+        it, or if it does not follow what this ledger remembers of it."""
+        if site == self._name:
+            return
+        head, one = self._signed_now(site, statement), self._roster.identity(site)
+        if one in self._ledger.peers:
+            # This memory needs no signature: it outlives the key that made it.
+            _check_follows(site, self._ledger.peers[one][0], head, OWN_MEMORY)
+        self._ledger.see_peer(one, head, statement)
+
+    def _signed_now(self, site: str, statement: bytes) -> Head:
+        head = _read(statement, self._roster.public(site))
+        if head is None:
+            raise ProtocolError(
+                "ledger",
+                f"{site} did not sign its ledger's head, or one of more than {heads.MAX_LINES} "
+                "lines",
+            )
+        return head
+
+
+def _check_follows(site: str, before: Head, now: Head, teller: str) -> None:
+    """Raises `ProtocolError` where a ledger that ended in `before` cannot end in `now`. `teller`:
+    who remembers `before`."""
+    if before.length > now.length or (before.length == now.length and before.digest != now.digest):
+        way = ""
+        if teller == OWN_MEMORY:
+            way = f"; if the key was stolen, and replaced: fedshield site ledger forget {site}"
+        raise ProtocolError(
+            "ledger",
+            f"{site}'s ledger is not the one that it signed before (line {before.length}, "
+            f"remembered by {teller}; now {now.length}): it was restored from a backup, there are "
+            f"two of {site}, or its key was stolen; its operator must see to it{way}",
+        )
+
+
+def _read(statement: bytes, public: bytes) -> Head | None:
+    """The head in a statement that this key signed; None for any other, and for one that no ledger
+    reaches."""
+    try:
+        value = codec.decode(statement)
+    except ProtocolError:
+        return None
+    if not (isinstance(value, list) and len(value) == 3):
+        return None
+    length, digest, signature = value
+    if not (
+        isinstance(length, int)
+        and isinstance(digest, bytes)
+        and len(digest) == hashlib.sha256().digest_size
+        and isinstance(signature, bytes)
+        and 0 < length <= heads.MAX_LINES
+    ):
+        return None
+    head = Head(length, digest.hex())
+    return head if _is_signed(head, signature, public) else None
+
+
+def _is_signed(head: Head, signature: bytes, public: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, _head_message(head))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def roster_digest(roster: Roster) -> str:
+    """What an approval names of a roster: its countersigned content, or that there is none."""
+    return roster.charter.hex() or "demonstration"
+
+
+def tallies(plan: Plan) -> tuple[str, ...]:
+    """The sums of a plan beside its rounds."""
+    return (WEIGHTS,) if plan.scheme.weights == "private" else ()
+
+
+def _head_message(head: Head) -> bytes:
+    return codec.encode([HEAD_LABEL, head.length, bytes.fromhex(head.digest)])

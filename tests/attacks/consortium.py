@@ -1,0 +1,231 @@
+"""A consortium for hostile stories: real kits, a countersigned roster, default policies, real site
+processes that train tiny-llama, a real coordinator. What is hostile is the test's.
+
+The attacks were written against a version that remembered by run name; each is here with what it
+ends in now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedshield.engines.approval import propose
+from fedshield.engines.flare.kit import Kit
+from fedshield.engines.site_process import SiteProcess
+from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.enrolment.terms import Allowed, Asked
+from fedshield.errors import UserError
+from fedshield.ledger.file import Ledger
+from fedshield.plan import Plan
+from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.sites import Replies
+
+SOURCES = {
+    "alpha": "finance",
+    "beta": "maths",
+    "mallory": "finance",
+    "victim": "medical",
+}
+NAMES = tuple(SOURCES)
+
+
+def raw_plan(names: Collection[str] = NAMES, **changes: Any) -> dict[str, Any]:
+    raw: dict[str, Any] = {
+        "name": "trial",
+        "seed": 7,
+        "rounds": 4,
+        "model": {"name": "tiny-llama"},
+        "adapter": {"rank": 4, "alpha": 16, "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
+        "data": {
+            "heldout_rows": 8,
+            "sites": {name: {"source": f"sample:{SOURCES[name]}", "rows": 40} for name in names},
+        },
+        "training": {
+            "steps": 2,
+            "batch_size": 4,
+            "max_length": 96,
+            "learning_rate": 0.02,
+            "precision": "fp32",
+        },
+        "scheme": {"name": "rlwe"},
+        "speed": {"device": "cpu"},
+    }
+    return raw | changes
+
+
+@dataclass
+class Consortium:
+    """`truth`: what the victim encoded, by (run, round); `opened`: what mallory opened."""
+
+    root: Path
+    names: tuple[str, ...] = NAMES
+    asked: Asked = field(default_factory=Asked)
+    allowed: Allowed = field(default_factory=Allowed)
+    truth: dict[tuple[str, int], Any] = field(default_factory=dict)
+    opened: dict[tuple[str, int], Any] = field(default_factory=dict)
+    processes: list[SiteProcess] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        keys = {name: KeyFile.make(name) for name in (*self.names, "coordinator")}
+        cards = tuple(keys[name].card() for name in self.names)
+        roster = SignedRoster(keys["coordinator"].card(), cards, self.asked, self.allowed)
+        for name in self.names:
+            others = [other for other in self.names if other != name]
+            roster = roster.countersigned(keys[name], others)
+        for name, key in keys.items():
+            folder = self.root / name
+            folder.mkdir(parents=True)
+            (folder / f"{name}.key").write_text(key.to_text())
+            (folder / f"{name}.key").chmod(0o600)
+            (folder / "roster.json").write_text(roster.to_text())
+            if name in self.names:
+                (folder / f"{name}.policy.yaml").write_text(
+                    f"data_path: sample:{SOURCES[name]}\nledger_path: {name}.ledger\n"
+                    "model_path: tiny-llama\ndevice: cpu\nweights: [private, equal, public]\n"
+                )
+
+    def kit(self, name: str) -> Kit:
+        return Kit(self.root / name, name)
+
+    def plan(self, raw: Mapping[str, Any], name: str = "alpha") -> Plan:
+        return self.kit(name).read_plan(json.dumps(raw))
+
+    def approve(self, raw: Mapping[str, Any], *names: str) -> None:
+        """What the operators of `names` (default: all) do at their terminals."""
+        for name in names or self.names:
+            kit = self.kit(name)
+            path = kit.ledger_path()
+            with Ledger.open(path) if path.exists() else Ledger.create(path) as ledger:
+                ledger.approve(propose(kit, self.plan(raw, name), ledger).approval)
+
+    def site(self, name: str, raw: Mapping[str, Any], run: str) -> SiteProcess:
+        kit = self.kit(name)
+        plan = self.plan(raw, name)
+        process = SiteProcess(name, plan, kit.take_part(run, plan), kit, kit)
+        self.processes.append(process)
+        return process
+
+    def session(
+        self,
+        raw: Mapping[str, Any],
+        run: str,
+        start: int = 0,
+        absent: Collection[str] = (),
+        spied: Callable[[dict[str, SiteProcess]], None] = lambda _: None,
+    ) -> Session:
+        """Sites that stand and are opened at `start`. Raises `Refused` where one does not."""
+        sites: dict[str, SiteProcess] = {}
+        for name in self.names:
+            if name not in absent:
+                try:
+                    sites[name] = self.site(name, raw, run)
+                except UserError as error:
+                    self.close()
+                    raise Refused(name, str(error)) from None
+        for name, process in sites.items():
+            for reply in (process.stand(), process.open(start)):
+                if reply.code:
+                    self.close()
+                    raise Refused(name, self.last_error(name, run))
+        self._spy(sites, run)
+        spied(sites)
+        kit = self.kit("coordinator")
+        plan = kit.read_plan(json.dumps(raw))
+        party = kit.admit(plan, None)
+        link = Link(sites, self)
+        return Session(self, Coordinator(plan, party.roster, link, party.key.sign), sites, link)
+
+    def _spy(self, sites: Mapping[str, SiteProcess], run: str) -> None:
+        if "victim" in sites:
+            model = participant(sites["victim"])._model
+            encode = model.contribution
+
+            def contribution(number: int, cipher: Any, weight: float) -> Any:
+                encoded = encode(number, cipher, weight)
+                self.truth[run, number] = encoded.digits.astype(np.int64), weight
+                return encoded
+
+            model.contribution = contribution  # type: ignore[method-assign]
+        mallory = sites.get("mallory")
+        if mallory is not None:
+            colluder = participant(mallory)
+            take = colluder._model.opened
+
+            def opened(found: Any, number: int, weight: float, who: tuple[str, ...]) -> Any:
+                self.opened[run, number] = found.values.copy(), dict(found.reserved)
+                return take(found, number, weight, who)
+
+            colluder._model.opened = opened  # type: ignore[method-assign]
+
+    def last_error(self, name: str, run: str) -> str:
+        path = self.root / name / "runs" / run / "sites" / name / "error.log"
+        return path.read_text().strip().splitlines()[-1]
+
+    def close(self) -> None:
+        """Every process ends."""
+        for process in self.processes:
+            process.ended()
+        self.processes.clear()
+
+
+@dataclass
+class Session:
+    consortium: Consortium
+    coordinator: Coordinator
+    sites: dict[str, SiteProcess]
+    link: Link
+
+    def run(self, first: int, last: int) -> Session:
+        self.coordinator.start()
+        for number in range(first, last + 1):
+            self.coordinator.round(number)
+        return self
+
+
+class Refused(Exception):
+    """A site refused, and what its operator reads."""
+
+    def __init__(self, site: str, line: str) -> None:
+        super().__init__(f"{site}: {line}")
+        self.site, self.line = site, line
+
+
+class Link:
+    """What FLARE does: hand bytes to a site. `drop`: sites whose upload 'was lost'; `codes`: with
+    which code each refused last."""
+
+    def __init__(self, sites: Mapping[str, SiteProcess], consortium: Consortium) -> None:
+        self._sites = sites
+        self._names = consortium.names
+        self.drop: set[str] = set()
+        self.codes: dict[str, str] = {}
+
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    def call(
+        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
+    ) -> Replies:
+        ok: dict[str, bytes] = {}
+        failed: dict[str, str] = {}
+        for name, data in args.items():
+            if name not in self._sites or (method == "work" and name in self.drop):
+                failed[name] = "deadline"
+                continue
+            reply = self._sites[name].handle(method, data)
+            if reply.code:
+                failed[name] = self.codes[name] = reply.code
+            else:
+                ok[name] = reply.data
+        return Replies(ok, failed)
+
+
+def participant(process: SiteProcess) -> Any:
+    assert process._participant is not None
+    return process._participant

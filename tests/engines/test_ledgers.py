@@ -1,0 +1,122 @@
+"""Where a site's ledger lies, and when one may be made."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from consortium import Consortium, raw_plan
+
+from fedshield.auditfile import keep_roster
+from fedshield.engines import inprocess
+from fedshield.engines.members import Enrolment
+from fedshield.errors import RoundFailed, UserError
+from fedshield.ledger.file import Ledger, LedgerError
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.protocol.roster import Roster
+from fedshield.runfolder import RunFolder
+
+NAMES = ("alpha", "beta", "victim")
+
+
+class Said:
+    """`Events` that keep what was noted."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def __getattr__(self, _: str) -> object:
+        return lambda *_: None
+
+
+@pytest.fixture
+def enrolment(tmp_path: Path) -> Iterator[Enrolment]:
+    """An enrolled roster, and the key files of all parties in one folder."""
+    made = Consortium(tmp_path / "kits", NAMES)
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in (*NAMES, "coordinator"):
+        shutil.copy(made.root / name / f"{name}.key", keys / f"{name}.key")
+    yield Enrolment(made.root / "alpha" / "roster.json", keys)
+    made.close()
+
+
+def plan(tmp_path: Path, name: str) -> Plan:
+    return parse_plan(raw_plan(NAMES, name=name, rounds=1), base_dir=tmp_path)
+
+
+def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
+    tmp_path: Path, enrolment: Enrolment
+) -> None:
+    """All runs by these keys are remembered there. Without it, another run could be another set."""
+    said = Said()
+    first = inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", said, enrolment)  # type: ignore[arg-type]
+    path = enrolment.keys / "victim.ledger.jsonl"
+    made = [note for note in said.notes if "ledger" in note]
+    assert made == [
+        f"{name}: made its ledger, {enrolment.keys / name}.ledger.jsonl; keep it with its records"
+        for name in NAMES
+    ]
+    kept = path.read_bytes()
+    with Ledger.open(path) as ledger:
+        assert len(ledger.rows) > 0
+    path.unlink()
+    out = tmp_path / "runs" / "two"
+    with pytest.raises(LedgerError) as refused:
+        inprocess.run(plan(tmp_path, "two"), out, None, enrolment)
+    assert f"{path}: expected the ledger of victim, found none though it has been in" in str(
+        refused.value
+    )
+    assert str(first.path) in str(refused.value)
+    assert not path.exists()
+    assert not out.exists()
+    # Also of the run itself, where its folder was moved away from others.
+    alone = tmp_path / "alone"
+    shutil.move(first.path, alone)
+    moved = RunFolder.open(alone)
+    moved.write_state(moved.state() | {"status": "interrupted"})
+    with pytest.raises(UserError, match=r"expected the ledger of victim, found none"):
+        inprocess.resume(alone, None, enrolment)
+    path.write_bytes(kept)
+    said = Said()
+    inprocess.run(plan(tmp_path, "two"), out, said, enrolment)  # type: ignore[arg-type]
+    assert not any("made its ledger" in note for note in said.notes)
+
+
+def test_what_a_rule_refuses_is_no_run_to_go_on_with(tmp_path: Path, enrolment: Enrolment) -> None:
+    """Another number of steps is another scale (R2), and a plan has one run (R4): neither is mended
+    by going on."""
+    inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
+    raw = raw_plan(NAMES, name="two", rounds=1)
+    raw["training"]["steps"] += 1
+    with pytest.raises(RoundFailed, match="R2: expected steps") as refused:
+        inprocess.run(
+            parse_plan(raw, base_dir=tmp_path), tmp_path / "runs" / "two", None, enrolment
+        )
+    assert not refused.value.resumable
+    again = tmp_path / "runs" / "again"
+    with pytest.raises(UserError, match=r"R4: .*one run; --resume that one if it is not finished"):
+        inprocess.run(plan(tmp_path, "one"), again, None, enrolment)
+    assert not again.exists()
+
+
+def test_runs_of_other_keys_do_not_stand_in_the_way(tmp_path: Path, enrolment: Enrolment) -> None:
+    """A site of another consortium, or of a demonstration, may have the same name."""
+    other = Consortium(tmp_path / "others", NAMES).kit("alpha")
+    rosters: list[Roster] = [
+        other.admit(plan(tmp_path, "one"), None).roster,
+        inprocess.demonstration(plan(tmp_path, "one")).roster,
+    ]
+    for number, roster in enumerate(rosters):
+        folder = tmp_path / "runs" / f"other-{number}"
+        keep_roster(folder, roster)
+        (folder / "journal").mkdir()
+        (folder / "journal" / "victim.jsonl").write_text("a line\n")
+    inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
+    assert (enrolment.keys / "victim.ledger.jsonl").exists()
