@@ -100,17 +100,19 @@ def decode_sum(slots: Float64, layout: Layout) -> OpenedSum:
     return OpenedSum(slots[: layout.num_values].copy(), reserved, layout)
 
 
-def mean_of(opened: OpenedSum, least_weight: float | None = None) -> Float64:
+def mean_of(
+    opened: OpenedSum, least_weight: float | None = None, most_weight: float = 1.0
+) -> Float64:
     """The weighted mean over the contributors: float64, (layout.num_values,).
 
     The total weight must be one, within what a grid rounds; or, where sites may be missing, in
-    [least_weight, 1 + 2^-20]. Else, or if the mean is not finite, the sum is not one of this
-    round's, and `CryptoError` ('weight') is raised.
+    [least_weight, most_weight], within 2^-20. Else, or if the mean is not finite, the sum is not
+    one of this round's, and `CryptoError` ('weight') is raised.
     """
     total = opened.reserved[WEIGHT]
     low, high = (1 - 2.0**-14, 1 + 2.0**-14)
     if least_weight is not None:
-        low, high = least_weight - 2.0**-20, 1 + 2.0**-20
+        low, high = least_weight - 2.0**-20, most_weight + 2.0**-20
     if not low <= total <= high:
         raise CryptoError(
             f"sum: expected a total weight of {low:.4g} to {high:.4g}, got {total:.6g}", "weight"

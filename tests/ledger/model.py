@@ -202,7 +202,9 @@ class Model(Sites):
                 if run and (plan, run - 1) not in places:
                     continue  # names are alike: the first is used first
                 for (number, base), members, claim in product(starts, self.sets, claims):
-                    if number <= self.rounds:
+                    # A tally is over the whole roster where weights are shares of it.
+                    is_partial = self.membership == "batches" and len(members) < self.num_sites
+                    if number <= self.rounds and (number or not is_partial):
                         yield Ask(plan, run, number, base, members, claim)
 
     def _places(self, number: int) -> set[tuple[str, int | str]]:

@@ -26,6 +26,14 @@ class Receipt(NamedTuple):
         return self[:3]
 
 
+class Total(NamedTuple):
+    """What all sites of a plan's roster count for together: every weight is a share of it. The
+    first one stands for the plan."""
+
+    plan: str
+    total: int
+
+
 _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
@@ -76,6 +84,11 @@ def to_approval(entry: Mapping[str, Any]) -> Approval:
 def to_receipt(entry: Mapping[str, Any]) -> Receipt:
     """Raises `KeyError` for another entry."""
     return Receipt(**{name: entry[name] for name in Receipt._fields})
+
+
+def to_total(entry: Mapping[str, Any]) -> Total:
+    """Raises `KeyError` for another entry."""
+    return Total(**{name: entry[name] for name in Total._fields})
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

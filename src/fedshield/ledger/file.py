@@ -21,7 +21,7 @@ from typing import Any
 
 from fedshield.durable import sync_folder
 from fedshield.ledger import entries, heads
-from fedshield.ledger.entries import Forgotten, Receipt
+from fedshield.ledger.entries import Forgotten, Receipt, Total
 from fedshield.ledger.heads import RESTORE, Head, LedgerError
 from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
@@ -36,7 +36,8 @@ class Ledger:
     """One site's ledger, open and locked. Make it with `create` or `open`; it is a context manager.
 
     `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
-    of others, where this site's own is for another; `approvals`: the last of each plan, in order;
+    of others, where this site's own is for another; `totals`: what all sites of a plan count for,
+    by plan; `approvals`: the last of each plan, in order;
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
     it forget. Raises `LedgerError`."""
@@ -51,6 +52,7 @@ class Ledger:
         self.rows: list[Row] = []
         self.receipts: dict[tuple[str, str, int], Receipt] = {}
         self.certified: dict[tuple[str, str, int], Receipt] = {}
+        self.totals: dict[str, Total] = {}
         self.approvals: dict[str, Approval] = {}
         self.peers: dict[str, tuple[Head, bytes]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
@@ -211,6 +213,12 @@ class Ledger:
             self._append({"kind": "certified", **receipt._asdict()})
         return self.certified[receipt.key]
 
+    def add_total(self, total: Total) -> Total:
+        """The total that a plan's weights are shares of: the first one that was ever added."""
+        if total.plan not in self.totals:
+            self._append({"kind": "total", **total._asdict()})
+        return self.totals[total.plan]
+
     # -- the file --------------------------------------------------------------------------
 
     def _lock(self) -> None:
@@ -324,6 +332,9 @@ class Ledger:
         elif kind == "certified":
             receipt = entries.to_receipt(entry)
             self.certified[receipt.key] = receipt
+        elif kind == "total":
+            total = entries.to_total(entry)
+            self.totals[total.plan] = total
         elif kind == "forgotten":
             self.forgotten.append(entries.to_forgotten(entry))
         else:

@@ -219,8 +219,7 @@ def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
 def once(rows: Sequence[Row], request: Row) -> str:
     """R4: one row for each (plan, phase, round), repeated only with equal base, set and content;
     and one run for each plan. With membership open the set may differ: what its sums show of a
-    site is the site's update, which is the same and was counted (R5). With batches that of a tally
-    may: counts never change (R2), and R1 has a batch's in a sum together."""
+    site is the site's update, which is the same and was counted (R5)."""
     for row in rows:
         if row.plan == request.plan and row.run != request.run:
             return f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
@@ -230,8 +229,7 @@ def once(rows: Sequence[Row], request: Row) -> str:
             ("base model", row.base, request.base),
             ("encoded update", row.content, request.content),
         ]
-        tally = request.membership == "batches" and request.phase != "round"
-        if request.membership != "open" and not tally:
+        if request.membership != "open":
             same_set = ",".join(sorted(row.sites)), ",".join(sorted(request.sites))
             compared.insert(1, ("set of sites", *same_set))
         for name, old, new in compared:

@@ -56,8 +56,9 @@ class SiteMechanism:
 
     @property
     def step(self) -> float:
-        """What one unit of the sum is in the weighted mean: a site at equal weight moves it by at
-        most clip_norm / num_sites in L2."""
+        """What one unit is in the weighted sum, in which weights are shares of all sites: a site at
+        equal weight moves it by at most clip_norm / num_sites in L2. With membership batches the
+        sum is divided by the weight that is in it afterwards, and the noise in it with it."""
         return self.clip_norm / (self.sensitivity * self.num_sites)
 
     def scale(self, weight: float) -> float:

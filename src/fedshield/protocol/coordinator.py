@@ -144,15 +144,32 @@ class Coordinator:
             {site: "context" for site, (_, reply) in ready.items() if reply.context != context},
             "begin",
         )
+        self._require_weighed(set(joins))
         self._calls.require("begin", len(self.active), self._least)
         self._session = self._calls.binding = after
         stands = {site: join.completed_rounds for site, join in joins.items()}
         self.completed_rounds = max(stands.values())
         self._share_keys(min(joins))
         self._catch_up(stands)
-        if self._plan.scheme.weights == "private":
+        everyone = len(joins) == len(self._roster.sites)
+        if self._plan.scheme.weights == "private" and (everyone or not self._batches):
+            # With membership batches weights are shares of the whole roster: sites that were
+            # weighed once remember the total.
             self._sum_once(WEIGHTS, 0)
         self._evaluate()
+
+    def _require_weighed(self, present: Collection[str]) -> None:
+        """Raises `RoundFailed` where sites that were never weighed refuse a session without the
+        others (membership batches)."""
+        weights, missing = self._plan.scheme.weights, set(self._roster.names()) - set(present)
+        if not self._batches or weights == "equal" or not missing or self.active:
+            return
+        if all(self._calls.why(site) == "cohort" for site in present):
+            raise RoundFailed(
+                f"expected all sites once, to weigh them (scheme.weights {weights}: each weight is "
+                f"a share of all rows), got none of {', '.join(sorted(missing))}; have them back "
+                "for the first session, or agree on scheme.weights: equal"
+            )
 
     def _furthest(
         self, found: dict[str, tuple[bytes, messages.Join]]

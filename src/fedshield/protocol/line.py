@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger import heads
+from fedshield.ledger.entries import Total
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.heads import RESTORE
 from fedshield.ledger.rows import (
@@ -40,6 +41,7 @@ from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
 
 HEAD_LABEL = "fedshield ledger head 1"
+APPROVE = "read it with: fedshield site approve PLAN --kit KIT"
 #: Among who remembers a head: the ledger that asks.
 OWN_MEMORY = "this site"
 
@@ -167,8 +169,7 @@ class Line:
         spent = self.spent(terms)
         new = request.key not in {row.key for row in rows}
         # Once it was opened, the same again is nothing new, and no line of the file.
-        signed = (*request.key[:1], self._receipt_phase(phase, versions), round_number)
-        repeats = signed in self._ledger.receipts and request in rows
+        repeats = request.key in self._ledger.receipts and request in rows
         counts = spent is not None and phase == ROUND
         approval = self._ledger.approvals.get(self._plan_sha256)
         refusal = first_refusal(
@@ -201,13 +202,27 @@ class Line:
         tried = next((row.sites for row in self._ledger.rows if row.key == key), ())
         return tuple(sorted(names.get(one, one) for one in tried))
 
-    def _receipt_phase(self, phase: str, sites: Collection[str]) -> str:
-        """What a receipt is filed under: with batches, whose tallies may be over other sites in
-        another session, a tally's with its sites."""
-        if self._roster.rules.membership != "batches" or phase == ROUND:
-            return phase
-        over = codec.encode([*sorted(map(self._roster.identity, sites))])
-        return f"{phase} of {hashlib.sha256(over).hexdigest()}"
+    def total(self) -> int:
+        """With membership batches: what all sites of the roster count for in this plan; 0 while
+        that is not known."""
+        known = self._ledger.totals.get(self._plan_sha256)
+        return 0 if known is None else known.total
+
+    def fix_total(self, total: int) -> None:
+        """Record what all sites of the roster count for, once for the plan: no weight may depend on
+        who is in a sum (R2). Raises `ProtocolError` ('rule') if it was another one before, or if
+        this site's operator did not approve the plan."""
+        if self._plan_sha256 not in self._ledger.approvals:
+            raise ProtocolError(
+                "rule", f"R8: expected an approval of this plan, got none; {APPROVE}"
+            )
+        known = self._ledger.add_total(Total(self._plan_sha256, total)).total
+        if known != total:
+            raise ProtocolError(
+                "rule",
+                f"R2: expected sites that count for {known:,} together, as when this plan began, "
+                f"got {total:,}; have every site use the rows that it had then",
+            )
 
     def _request(
         self,
@@ -278,8 +293,7 @@ class Line:
         set, and have another total. `sites`: of the sum."""
         if self._roster.rules.membership == "open" and phase != ROUND:
             return
-        filed = self._receipt_phase(phase, sites)
-        wanted = Receipt(self._plan_sha256, filed, round_number, result)
+        wanted = Receipt(self._plan_sha256, phase, round_number, result)
         if self._ledger.add_receipt(wanted) != wanted:
             summed = len(sites) or len(self._roster.sites)
             least, others = least_opened(self._roster.rules, summed), summed - 1
@@ -290,14 +304,11 @@ class Line:
                 f"for it (there are {others}); find out why the sum opened differently",
             )
 
-    def take_certified(
-        self, phase: str, round_number: int, result: str, sites: Collection[str] = ()
-    ) -> None:
+    def take_certified(self, phase: str, round_number: int, result: str) -> None:
         """Record the result of a sum that this site is about to take by the receipts of others,
         since its own is for another. Raises `ProtocolError` ('disagree') if it recorded another
         one so before: of two certificates one is false."""
-        filed = self._receipt_phase(phase, sites)
-        wanted = Receipt(self._plan_sha256, filed, round_number, result)
+        wanted = Receipt(self._plan_sha256, phase, round_number, result)
         if self._ledger.add_certified(wanted) != wanted:
             raise ProtocolError(
                 "disagree",

@@ -260,12 +260,38 @@ class Participant:
         self._peer_keys = {site: PublicKey.from_bytes(join.run_key) for site, join in joins.items()}
         self._session = Binding(session_context(self._binding, joins), 0, SETUP)
         self._binding = self._session
-        if self._plan.scheme.weights == "equal":
-            self._weight = 1.0 / len(joins)
-        elif self._plan.scheme.weights == "public":
-            total = sum(join.num_examples for join in joins.values())
-            self._weight = joins[self.name].num_examples / total
+        self._weigh(joins)
         return messages.Ready(self._binding.context)
+
+    def _weigh(self, joins: dict[str, messages.Join]) -> None:
+        """This site's weight, as far as it is known before the sums. With membership batches it is
+        the share of the whole roster in every session: what a site puts into a sum must not depend
+        on who else is in it, or sums over other sets are other equations (R2)."""
+        weights, told = self._plan.scheme.weights, sum(join.num_examples for join in joins.values())
+        sites = self._roster.sites if self._in_batches else joins
+        if weights == "equal":
+            self._weight = 1.0 / len(sites)
+            return
+        if not self._in_batches:
+            if weights == "public":
+                self._weight = joins[self.name].num_examples / told
+            return
+        everyone = len(joins) == len(sites)
+        if weights == "private" and everyone:
+            return  # by the tally, which is over all
+        if weights == "public" and everyone:
+            self._line.fix_total(told)
+        total = self._line.total()
+        if not total:
+            missing = ", ".join(sorted(set(sites) - set(joins)))
+            raise ProtocolError(
+                "cohort",
+                "expected all sites in the session that weighs them: each weight is a share of all "
+                f"rows; have {missing} back, once",
+            )
+        if told > total:
+            raise ProtocolError("rule", f"R2: expected at most {total:,} rows in all, got {told:,}")
+        self._weights_total, self._weight = total, self._model.num_examples / total
 
     def _make_key(self, data: bytes) -> messages.Message:
         self._read(messages.MakeKey, data)
@@ -528,8 +554,7 @@ class Participant:
         if not self._signed:
             # First: its own receipt is for another result, and the next round starts from this one.
             number = self._binding.round_number
-            sites = self._versions if self._in_batches else ()
-            self._line.take_certified(self._binding.phase, number, self._result, sites)
+            self._line.take_certified(self._binding.phase, number, self._result)
         install, self._opened = self._opened, None
         install()
         return messages.Done()
@@ -543,6 +568,8 @@ class Participant:
             raise CryptoError("weights: the total is less than this site's own count", "weight")
 
         def take() -> None:
+            if self._in_batches:
+                self._line.fix_total(total)
             self._weights_total = total
             self._left_out_of_weights = not current.in_set
             self._weight = own / total

@@ -308,15 +308,14 @@ class SiteModel:
         """What the opened sum makes of the adapter: the result's digest, and what takes and keeps
         it. `weight`: this site's own. Raises `CryptoError` if it is not a mean of this round's."""
         in_set = self._name in contributors
-        least = None
-        if self._plan.scheme.name == "rlwe":
-            least = max(LEAST_WEIGHT, weight if in_set else 0.0)
-        mean, selection = encode.mean_of(opened, least), self.selection()
+        low, high = self._weights_of(weight, contributors)
+        mean, selection = encode.mean_of(opened, low, high), self.selection()
         state, moments = aggregate.step(
             self._plan, self.state, selection, mean[: selection.size], self.memory.shared
         )
-        # Of control variates the sum, not the mean: who is not in it keeps its own, so that the
-        # shared one stays the mean over all sites (SCAFFOLD's |S| / N).
+        # Of control variates the sum, not the mean: weights are shares of all sites, and who is not
+        # in it keeps its own. So the shared one moves by |S| / K times the mean change of the sites
+        # in the sum, and stays the mean over all (SCAFFOLD, Algorithm 1).
         change = opened.values[selection.size :]
         shared = (
             self._next_shared(state, selection, mean[: selection.size], change, round_number)
@@ -342,6 +341,21 @@ class SiteModel:
             self.record = record
 
         return standing_digest(state, memory), install
+
+    def _weights_of(
+        self, weight: float, contributors: tuple[str, ...]
+    ) -> tuple[float | None, float]:
+        """The least and the most that contributors weigh in all; None for all sites, exactly."""
+        rules = self._plan.rules()
+        if self._plan.scheme.name != "rlwe":
+            return None, 1.0
+        if rules.membership != "batches":
+            return max(LEAST_WEIGHT, weight if self._name in contributors else 0.0), 1.0
+        if self._plan.scheme.weights == "equal":
+            share = len(contributors) / rules.num_sites
+            return share, share
+        everyone = len(contributors) == rules.num_sites
+        return (1.0 if everyone else weight), 1.0
 
     def take(
         self, state: AdapterState, shared: Mapping[str, Float32], completed_rounds: int
