@@ -191,10 +191,9 @@ def test_a_tally_over_some_batches_is_refused(federation: Any) -> None:
     session = six.coordinator._session
     six.binding = type(session)(session.context, 0, "weights")
     assert six.refused("bank", messages.Prepare()) == "round"
+    line, row = six.participants["bank"]._line, six.ledgers["bank"].rows[0]
+    versions = {name: row.versions[name] for name in six.roster.batches[0]}
     with pytest.raises(ProtocolError, match="R4: expected the set of sites of the first try"):
-        line = six.participants["bank"]._line
-        row = six.ledgers["bank"].rows[0]
-        versions = {name: row.versions[name] for name in six.roster.batches[0]}
         line.check("weights", 0, "", row.content, versions, row.scale.count, "", None)
 
 

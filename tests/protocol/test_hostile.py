@@ -125,7 +125,7 @@ COMMANDS: dict[str, messages.Message] = {
         messages.Begin({}),
         messages.MakeKey(),
         messages.TakeKey(b""),
-        messages.Attest({}),
+        messages.Attest(),
         messages.GiveModel(0),
         messages.TakeModel("bank", b"", {}),
         messages.Prepare(),

@@ -34,6 +34,22 @@ class Total(NamedTuple):
     total: int
 
 
+class OpenedRound(NamedTuple):
+    """What a round made of the model (`result`), and over whom its sum was, by first keys."""
+
+    result: str
+    sites: tuple[str, ...]
+
+
+class Attested(NamedTuple):
+    """Rounds that this site took by the word of the sites `by`, from round `first` on."""
+
+    plan: str
+    first: int
+    rounds: tuple[OpenedRound, ...]
+    by: tuple[str, ...]
+
+
 _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
@@ -84,6 +100,20 @@ def to_approval(entry: Mapping[str, Any]) -> Approval:
 def to_receipt(entry: Mapping[str, Any]) -> Receipt:
     """Raises `KeyError` for another entry."""
     return Receipt(**{name: entry[name] for name in Receipt._fields})
+
+
+def of_attested(attested: Attested) -> dict[str, Any]:
+    """Sets of sites once each: they seldom change."""
+    sets = list(dict.fromkeys(one.sites for one in attested.rounds))
+    rounds = [[one.result, sets.index(one.sites)] for one in attested.rounds]
+    return {"kind": "attested", **attested._asdict(), "sets": sets, "rounds": rounds}
+
+
+def to_attested(entry: Mapping[str, Any]) -> Attested:
+    """Raises `KeyError`, `TypeError`, `ValueError` or `IndexError` for another entry."""
+    sets = [tuple(one) for one in entry["sets"]]
+    rounds = tuple(OpenedRound(str(result), sets[place]) for result, place in entry["rounds"])
+    return Attested(entry["plan"], entry["first"], rounds, tuple(entry["by"]))
 
 
 def to_total(entry: Mapping[str, Any]) -> Total:

@@ -21,7 +21,7 @@ from typing import Any
 
 from fedshield.durable import sync_folder
 from fedshield.ledger import entries, heads
-from fedshield.ledger.entries import Forgotten, Receipt, Total
+from fedshield.ledger.entries import Attested, Forgotten, OpenedRound, Receipt, Total
 from fedshield.ledger.heads import RESTORE, Head, LedgerError
 from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
@@ -37,7 +37,8 @@ class Ledger:
 
     `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
     of others, where this site's own is for another; `totals`: what all sites of a plan count for,
-    by plan; `approvals`: the last of each plan, in order;
+    by plan; `attested`: rounds that were taken by the word of others, by plan and number;
+    `approvals`: the last of each plan, in order;
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
     it forget. Raises `LedgerError`."""
@@ -53,6 +54,7 @@ class Ledger:
         self.receipts: dict[tuple[str, str, int], Receipt] = {}
         self.certified: dict[tuple[str, str, int], Receipt] = {}
         self.totals: dict[str, Total] = {}
+        self.attested: dict[tuple[str, int], OpenedRound] = {}
         self.approvals: dict[str, Approval] = {}
         self.peers: dict[str, tuple[Head, bytes]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
@@ -154,9 +156,11 @@ class Ledger:
 
     def results(self, plan: str) -> frozenset[str]:
         """The digests of this plan's results: those that this site signed a receipt for, but where
-        it took another one since enough others signed for it."""
+        it took another one since enough others signed for it; and those that it took by the word of
+        others."""
         results = (self.receipts | self.certified).values()
-        return frozenset(one.result for one in results if one.plan == plan)
+        taken = {one.result for (of, _), one in self.attested.items() if of == plan}
+        return frozenset(one.result for one in results if one.plan == plan) | taken
 
     def approve(self, approval: Approval) -> None:
         """Record that this site's operator approved a plan; its sums may be tried anew."""
@@ -212,6 +216,12 @@ class Ledger:
         if receipt.key not in self.certified:
             self._append({"kind": "certified", **receipt._asdict()})
         return self.certified[receipt.key]
+
+    def add_attested(self, attested: Attested) -> None:
+        """Rounds to stand after by the word of others; no line for what is known already."""
+        numbered = enumerate(attested.rounds, attested.first)
+        if any(self.attested.get((attested.plan, number)) != one for number, one in numbered):
+            self._append(entries.of_attested(attested))
 
     def add_total(self, total: Total) -> Total:
         """The total that a plan's weights are shares of: the first one that was ever added."""
@@ -272,7 +282,7 @@ class Ledger:
                 self._apply(entry, digest)
             if not self._record_key:
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise LedgerError(
                 f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} does "
                 f"not follow from those before; {RESTORE}"
@@ -332,6 +342,10 @@ class Ledger:
         elif kind == "certified":
             receipt = entries.to_receipt(entry)
             self.certified[receipt.key] = receipt
+        elif kind == "attested":
+            taken = entries.to_attested(entry)
+            for number, one in enumerate(taken.rounds, taken.first):
+                self.attested[taken.plan, number] = one
         elif kind == "total":
             total = entries.to_total(entry)
             self.totals[total.plan] = total

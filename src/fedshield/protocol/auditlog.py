@@ -47,11 +47,11 @@ Act = Literal[
     "stopped",  # the process was stopped, and could still say so
 ]
 #: Blocks are not logged one by one: their digests are in `upload` and `announce`; nor are parts of
-#: a model, which what `attest` answers speaks of.
-UNLOGGED = ("fetch", "deliver", "give-model", "take-model")
+#: a model as they are given: they are where they are taken.
+UNLOGGED = ("fetch", "deliver", "give-model")
 _KINDS = {kind.kind for kind in messages.Message.__subclasses__()}
 #: Fields of commands that pass on other sites' signed messages.
-_PASSED_ON = ("joins", "round_keys", "uploads", "votes", "tags", "receipts")
+_PASSED_ON = ("joins", "attested", "round_keys", "uploads", "votes", "tags", "receipts")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _details(message: messages.Message) -> dict[str, codec.Value]:
     """What of a reply another party's log can be compared with, or a reader wants to see."""
     if isinstance(message, messages.Join):
         return {"completed_rounds": message.completed_rounds}
-    if isinstance(message, messages.Attested):
+    if isinstance(message, messages.Attested | messages.Taken):
         return {"completed_rounds": message.completed_rounds, "standing": message.tag.hex()}
     if isinstance(message, messages.Upload):
         return {"upload": upload_record(message).hex(), "blocks": len(message.block_digests)}

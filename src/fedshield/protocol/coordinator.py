@@ -304,8 +304,7 @@ class Coordinator:
             return
         self._progress("catch-up")
         there = sorted(set(stands) - set(behind))
-        rounds = dict.fromkeys((str(stands[site]) for site in behind if stands[site]), b"")
-        attest = messages.Attest(rounds)
+        attest = messages.Attest()
         answers = self._calls.gather(dict.fromkeys(there, attest), messages.Attested)
         self._calls.require("attest", len(self.active), self._least)
         said = {site: (one.completed_rounds, one.tag) for site, (_, one) in answers.items()}
@@ -323,9 +322,10 @@ class Coordinator:
             given = self._calls.gather({giver: messages.GiveModel(index)}, messages.ModelPart)
             self._calls.require("give-model", len(self.active), self._least)
             raw, part = given[giver]
-            count = min(part.count, MAX_PARTS)
+            if not index:
+                count = min(part.count, MAX_PARTS)  # sites know better, and refuse one too large
             take = messages.TakeModel(giver, raw, attested)
-            self._calls.gather(dict.fromkeys(behind, take), messages.Done)
+            self._calls.gather(dict.fromkeys(behind, take), messages.Taken)
             self._calls.require("take-model", len(self.active), self._least)
             index += 1
 
@@ -344,15 +344,19 @@ class Coordinator:
         """Raises `RoundFailed` where this round was begun over other sites than this session's;
         the next session is over those, if they are here."""
         said = {site: tuple(sorted(key.bound)) for site, key in keys.items() if key.bound}
-        sets = sorted({one for one in said.values() if one != self._members})
-        if not sets:
+        # One honest site among those that say the same. Who is bound to other sites and too few to
+        # be believed refuses to train, and its batch sits out.
+        least = self._roster.rules.max_colluding + 1
+        voices = Counter(said.values())
+        sets = sorted(one for one in voices if voices[one] >= least)
+        if not sets or sets == [self._members]:
             return
-        who = ", ".join(site for site in said if said[site] == sets[0])
-        missing = sorted(set(sets[0]) - set(self._members))
-        if len(set(said.values())) > 1 or whole(self._batches, sets[0]) != sets[0]:
+        if len(sets) > 1:
             raise RoundFailed(
                 f"this round was begun over different sites, so say {', '.join(said)}"
             )
+        who = ", ".join(site for site in said if said[site] == sets[0])
+        missing = sorted(set(sets[0]) - set(self._members))
         if not missing:
             self._only, self._only_round = sets[0], self.completed_rounds + 1
         raise RoundFailed(f"{self._bound_to(sets[0], missing)} (so say {who})")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger import heads
-from fedshield.ledger.entries import Total
+from fedshield.ledger.entries import Attested, OpenedRound, Total
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.heads import RESTORE
 from fedshield.ledger.rows import (
@@ -41,7 +41,6 @@ from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
 
 HEAD_LABEL = "fedshield ledger head 1"
-APPROVE = "read it with: fedshield site approve PLAN --kit KIT"
 #: Among who remembers a head: the ledger that asks.
 OWN_MEMORY = "this site"
 
@@ -195,12 +194,16 @@ class Line:
     def pinned(self, round_number: int) -> tuple[str, ...]:
         """With membership batches: the only sites over which a round may still be summed, since it
         was tried with them (R4); empty if it was not."""
-        key = (self._plan_sha256, ROUND, round_number)
         if self._roster.rules.membership != "batches":
             return ()
         names = {self._roster.identity(site): site for site in self._roster.names()}
-        tried = next((row.sites for row in self._ledger.rows if row.key == key), ())
+        tried = self._tried(round_number)
         return tuple(sorted(names.get(one, one) for one in tried))
+
+    def _tried(self, round_number: int) -> tuple[str, ...]:
+        """Over whom a round was entered, by first keys; empty if it was not."""
+        key = (self._plan_sha256, ROUND, round_number)
+        return next((row.sites for row in self._ledger.rows if row.key == key), ())
 
     def total(self) -> int:
         """With membership batches: what all sites of the roster count for in this plan; 0 while
@@ -214,7 +217,9 @@ class Line:
         this site's operator did not approve the plan."""
         if self._plan_sha256 not in self._ledger.approvals:
             raise ProtocolError(
-                "rule", f"R8: expected an approval of this plan, got none; {APPROVE}"
+                "rule",
+                "R8: expected an approval of this plan, got none; read it with: fedshield site "
+                "approve PLAN --kit KIT",
             )
         known = self._ledger.add_total(Total(self._plan_sha256, total)).total
         if known != total:
@@ -293,6 +298,13 @@ class Line:
         set, and have another total. `sites`: of the sum."""
         if self._roster.rules.membership == "open" and phase != ROUND:
             return
+        taken = self._ledger.attested.get((self._plan_sha256, round_number))
+        if phase == ROUND and taken is not None and taken.result != result:
+            raise ProtocolError(
+                "disagree",
+                f"R4: round {round_number}: this site took another result by the word of others, "
+                "and signs for no second one",
+            )
         wanted = Receipt(self._plan_sha256, phase, round_number, result)
         if self._ledger.add_receipt(wanted) != wanted:
             summed = len(sites) or len(self._roster.sites)
@@ -317,18 +329,77 @@ class Line:
                 "max_colluding; stop, and ask the other sites",
             )
 
-    def result(self, round_number: int) -> str:
-        """The result that this site signed for or took in a round, hex; '' if none."""
+    # -- rounds that others were in (membership batches) -----------------------------------
+
+    def history(self, rounds: int) -> tuple[OpenedRound, ...]:
+        """The rounds that this site's model went through, by its ledger: what it signed for or took
+        with a certificate, or by the word of others. Raises `ProtocolError` ('ledger') where the
+        ledger does not hold one of them: the model is then from elsewhere."""
+        entered = {row.round_number: row.sites for row in self._ledger.rows if self._is_round(row)}
+        found: list[OpenedRound] = []
+        for number in range(1, rounds + 1):
+            opened = self._ledger.attested.get((self._plan_sha256, number))
+            if opened is None and number in entered and (result := self._result(number)):
+                opened = OpenedRound(result, entered[number])
+            if opened is None:
+                raise ProtocolError(
+                    "ledger",
+                    f"expected round {number} of this run in this site's ledger, found none: its "
+                    f"run folder and its ledger are not of one time; {RESTORE}",
+                )
+            found.append(opened)
+        return tuple(found)
+
+    def _result(self, round_number: int) -> str:
+        """The result that this site signed for, or took with a certificate; '' if none."""
         key = (self._plan_sha256, ROUND, round_number)
         known = self._ledger.certified.get(key) or self._ledger.receipts.get(key)
         return "" if known is None else known.result
 
-    def take_attested(self, round_number: int, result: str) -> None:
-        """Record the result of a round that this site was not in and is about to stand at: it signs
-        for no other one. Raises `ProtocolError` ('disagree') as `take_certified`."""
-        wanted = Receipt(self._plan_sha256, ROUND, round_number, result)
-        if self._ledger.add_receipt(wanted) != wanted:
-            self.take_certified(ROUND, round_number, result)
+    def was_in(self, history: Sequence[OpenedRound], completed_rounds: int) -> bool:
+        """Whether this site's update is in the first round after `completed_rounds` of a history
+        that others attest to.
+
+        Raises `ProtocolError` for a history that this site may not go on from: it signed for
+        another result ('disagree'), or was asked to enter a sum that may yet be opened beside that
+        one ('rule'); or it was in more than that one round, or has no row of it ('ledger')."""
+        own, entered = self._roster.identity(self._name), False
+        for number, opened in enumerate(history[completed_rounds:], completed_rounds + 1):
+            tried = self._tried(number)
+            if self._result(number) not in ("", opened.result):
+                raise ProtocolError(
+                    "disagree",
+                    f"R4: round {number}: this site signed for another result than the one that "
+                    "the others stand at, and goes on from no second one; have the operators find "
+                    "out why the sum opened differently",
+                )
+            if tried and set(tried).isdisjoint(opened.sites):
+                raise ProtocolError(
+                    "rule",
+                    f"R4: round {number} was begun here over {len(tried)} sites and is repeated "
+                    "over them only; the others made it without any of them: the batches went on "
+                    "apart",
+                )
+            # Of two sums of one round that share a batch, its honest sites are in one only: the
+            # other is never opened.
+            is_in = set(tried) == set(opened.sites)
+            if (own in opened.sites) != is_in or (is_in and number > completed_rounds + 1):
+                raise ProtocolError(
+                    "ledger",
+                    f"expected a ledger and a run folder that know of round {number}, in which "
+                    f"this site was, got older ones; {RESTORE}",
+                )
+            entered |= is_in
+        return entered
+
+    def take_attested(
+        self, history: Sequence[OpenedRound], completed_rounds: int, by: Collection[str]
+    ) -> None:
+        """Record the rounds after `completed_rounds` that this site is about to stand after by the
+        word of the sites `by`: it signs for no other results of them, and starts from the last."""
+        new = tuple(history[completed_rounds:])
+        who = tuple(sorted(map(self._roster.identity, by)))
+        self._ledger.add_attested(Attested(self._plan_sha256, completed_rounds + 1, new, who))
 
     # -- heads -----------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ _OF_A_SITE = frozenset([*get_args(ProtocolCode), *get_args(CryptoCode), "trainin
 _PASSED_ON = {
     **{"begin": "invite", "work": "prepare", "hold": "work", "announce": "work"},
     **{"quorum": "announce", "open": "quorum", "install": "open", "finish": "open"},
+    **{"take-model": "attest"},
 }
 _ENDS = ("closed", "failed", "stopped")
 

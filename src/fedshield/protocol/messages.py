@@ -92,11 +92,10 @@ class TakeKey(Message):
 
 @dataclass(frozen=True)
 class Attest(Message):
-    """With membership batches, where sites were away: say by keyed tags what you stand at, and
-    which results you took in `rounds`, where those sites stand (keys count, values are empty)."""
+    """With membership batches, where sites were away: say by a keyed tag which rounds led to what
+    you stand at."""
 
     kind = "attest"
-    rounds: dict[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -282,16 +281,22 @@ class KeyBox(Message):
 
 @dataclass(frozen=True)
 class Attested(Message):
-    """The round that a site stands at. `tags`: round -> a keyed tag of the result that it took
-    there: of this round, and of each that was asked for and that it was in."""
+    """The round that a site stands at. `tag`: keyed, of the results of all rounds up to it and of
+    the sites that each was over, as its ledger has them."""
 
     kind = "attested"
     completed_rounds: int
-    tags: dict[str, bytes]
+    tag: bytes
 
-    @property
-    def tag(self) -> bytes:
-        return self.tags.get(str(self.completed_rounds), b"")
+
+@dataclass(frozen=True)
+class Taken(Message):
+    """Where a site that was away stands after a part of a model. `tag`: what was attested to, once
+    it took the model; empty before."""
+
+    kind = "taken"
+    completed_rounds: int
+    tag: bytes
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from fedshield.batches import Batches, sitting_out, whole
 
-#: Most parts of a model: more than any adapter takes.
+#: Most parts of a model that are passed on. A site takes no more than its adapter can have.
 MAX_PARTS = 1 << 14
 
 

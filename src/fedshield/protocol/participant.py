@@ -13,7 +13,6 @@ What is trained and measured is behind `LocalWork`, so that nothing here knows a
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,11 +21,12 @@ from typing import Any, TypeVar
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
+from fedshield.ledger.entries import OpenedRound
 from fedshield.ledger.rows import Version
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Spent
 from fedshield.protocol import auditlog, envelope, messages, run_keys
-from fedshield.protocol.catch_up import CatchUp
+from fedshield.protocol.catch_up import CatchUp, history_sha256
 from fedshield.protocol.ciphers import Cipher, Encoded, OneTimeKeys, SharedKey, parameters_of
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
@@ -336,41 +336,48 @@ class Participant:
     # -- the model of the last round, to who was away ----------------------------------------
 
     def _attest(self, data: bytes) -> messages.Message:
-        asked, exchange = self._read(messages.Attest, data).rounds, self._exchange()
-        results = {self.completed_rounds: self._model.standing()}
-        # Only of earlier rounds: a result that is pending is not taken.
-        for number in range(1, self.completed_rounds):
-            if str(number) in asked and (result := self._line.result(number)):
-                results[number] = result
-        tags = {str(number): exchange.tag(number, result) for number, result in results.items()}
-        return messages.Attested(self.completed_rounds, tags)
+        self._read(messages.Attest, data)
+        return messages.Attested(self.completed_rounds, self._exchange().tag(self._history()))
 
     def _give_model(self, data: bytes) -> messages.Message:
         index = self._read(messages.GiveModel, data).index
         shared = self.memory.shared
-        return self._exchange().give(index, self.completed_rounds, self.state, shared)
+        return self._exchange().give(index, self.state, shared, self._history())
+
+    def _history(self) -> tuple[OpenedRound, ...]:
+        """The rounds that led to where this site stands. Raises `ProtocolError` ('ledger') where
+        its ledger does not end in the model that it holds."""
+        history = self._line.history(self.completed_rounds)
+        if history and history[-1].result != self._model.standing():
+            raise ProtocolError(
+                "ledger",
+                f"expected the model that this site's ledger has after round {len(history)}, got "
+                "another; restore the run folder",
+            )
+        return history
 
     def _take_model(self, data: bytes) -> messages.Message:
         """One part; with the last the model is taken, if c + 1 sites attest to it."""
         command, exchange = self._read(messages.TakeModel, data), self._exchange()
         if self._sum is not None:
             raise ProtocolError("repeated", "a model comes before a sum")
-        standing = self.completed_rounds, self._model.standing()
+        here = self.completed_rounds
         try:
-            taken = exchange.take(command, self.state.spec, standing)
+            taken = exchange.take(command, self.state.spec, self._history())
         except (CryptoError, ProtocolError):
             self._models = None  # another site may give it, from its first part
             raise
         if taken is None:
-            return messages.Done()
-        number, wanted, state, shared = taken
-        result = standing_digest(state, replace(self.memory, shared=shared))
-        if not hmac.compare_digest(exchange.tag(number, result), wanted):
+            return messages.Taken(here, b"")
+        state, shared, history = taken.state, taken.shared, taken.history
+        if standing_digest(state, replace(self.memory, shared=shared)) != history[-1].result:
             raise ProtocolError("disagree", "the model that was given is not the attested one")
-        # This site may sign for no other result of that round, and starts from this one (R4, R7).
-        self._line.take_attested(number, result)
-        self._model.take(state, shared, number)
-        return messages.Done()
+        own = self._model.own_after(here + 1) if self._line.was_in(history, here) else None
+        # This site may sign for no other results of those rounds, and starts from the last one (R4,
+        # R7).
+        self._line.take_attested(history, here, taken.by)
+        self._model.take(state, shared, len(history), own)
+        return messages.Taken(self.completed_rounds, taken.tag)
 
     def _exchange(self) -> CatchUp:
         if not self._in_batches:
@@ -401,6 +408,10 @@ class Participant:
                 raise ProtocolError("repeated", "this site is in a sum that is not opened yet")
             if self._left_out_of_weights:
                 raise ProtocolError("cohort", "this site's weight was not summed in this session")
+            agreed = self._model.agreed() + self._weights_total.to_bytes(8, "big")
+            if self._in_batches:
+                # Batches that went on apart are not summed together, even from like models.
+                agreed += history_sha256(self._history())
         except ProtocolError:
             self._binding = before
             raise
@@ -414,7 +425,6 @@ class Participant:
             keys.group_key,
             self._secret,
         )
-        agreed = self._model.agreed() + self._weights_total.to_bytes(8, "big")
         self._sum = Summation(member, cipher, wanted, base, agreed)
         return self._sum.round_key()
 

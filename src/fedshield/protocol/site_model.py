@@ -214,14 +214,9 @@ class SiteModel:
             else:
                 update, train_loss = self._work.train(start, round_number, correction)
         with self.timed("prune"):
-            selection = self.selection()
-            carried = memory.residual if self._plan.encoding.error_feedback else None
-            pruned = prune.prune(update, self._plan, round_number, selection, carried)
+            made = self._prepared(update, round_number)
         with self.timed("encode"):
-            values = pruned.values[selection.indices]
-            if correction is not None:
-                change = self._control_change(update, round_number)
-                values = np.concatenate([values, change[selection.indices]])
+            pruned, selection, values = made.pruned, made.selection, made.values
             layout = cipher.update_layout(selection.sha256(), values.size)
             if kept is not None and kept.weight == weight:
                 encoded = _encoded_again(kept, layout)
@@ -244,7 +239,7 @@ class SiteModel:
                     self.record.clip_factor,
                 )
             )
-        self._made = _Made(update, pruned, selection, values, encoded.residual)
+        self._made = replace(made, residual=encoded.residual)
         self.record = replace(
             self.record,
             train_loss=train_loss,
@@ -255,6 +250,19 @@ class SiteModel:
             clipped_values=encoded.num_clipped,
         )
         return encoded
+
+    def _prepared(
+        self, update: AdapterUpdate, round_number: int, residual: Float32 | None = None
+    ) -> _Made:
+        """What of an update travels in a round, and what it leaves out."""
+        selection = self.selection()
+        carried = self.memory.residual if self._plan.encoding.error_feedback else None
+        pruned = prune.prune(update, self._plan, round_number, selection, carried)
+        values = pruned.values[selection.indices]
+        if CONTROL in self.memory.shared:
+            change = self._control_change(update, round_number)
+            values = np.concatenate([values, change[selection.indices]])
+        return _Made(update, pruned, selection, values, residual)
 
     def content_sha256(self, encoded: Encoded) -> str:
         """H(m) of rule R4, hex: of the encoded integers. With membership open, where another set
@@ -357,12 +365,32 @@ class SiteModel:
         everyone = len(contributors) == rules.num_sites
         return (1.0 if everyone else weight), 1.0
 
+    def own_after(self, round_number: int) -> SiteMemory:
+        """What is this site's own after a round whose sum it is in and did not open: what was sent
+        is not carried on again. Raises `ProtocolError` ('ledger') where what was sent is lost."""
+        kept = self._store.kept()
+        if kept is None or (kept.round_number, kept.base) != (round_number, self.standing()):
+            raise ProtocolError(
+                "ledger",
+                f"expected what this site sent in round {round_number}, found none: it cannot tell "
+                "what is left over of it; restore the run folder",
+            )
+        start = personal(self._plan, self.state, self.memory)
+        update = AdapterUpdate(kept.trained, start, kept.num_examples)
+        self._made = self._prepared(update, round_number, kept.residual)
+        return SiteMemory(self._left_over(True), {}, self._next_own(self.selection(), True))
+
     def take(
-        self, state: AdapterState, shared: Mapping[str, Float32], completed_rounds: int
+        self,
+        state: AdapterState,
+        shared: Mapping[str, Float32],
+        completed_rounds: int,
+        own: SiteMemory | None = None,
     ) -> None:
-        """Stand where the others do, after rounds in which this site was not: the adapter, and what
-        all derived from the sums. What is this site's own stays as it was."""
-        memory = replace(self.memory, shared=shared)
+        """Stand where the others do, after rounds that this site did not open: the adapter, and
+        what all derived from the sums. What is this site's own stays as it was, or becomes that
+        of `own` (`own_after`)."""
+        memory = replace(own or self.memory, shared=shared)
         self._store.save(completed_rounds, state, memory)
         self.state, self.memory, self.completed_rounds = state, memory, completed_rounds
         self._made = self._selected = None
