@@ -109,6 +109,30 @@ def test_floors(tmp_path: Path, keys: Any, plan: Any, refused: list[str]) -> Non
     assert refusals(policy_of(tmp_path, **keys), plan_of(**plan)) == refused
 
 
+def test_a_floor_of_contributors_holds_for_each_batch(tmp_path: Path) -> None:
+    """The difference of two sums over whole batches can be the sum of the smallest."""
+    names = ("a", "b", "c", "d", "e", "f", "g", "h")
+    raw = plan_of().model_dump(mode="json")
+    raw["data"]["sites"] = {name: {"source": "sample:code"} for name in names}
+    raw["scheme"] |= {"membership": "batches", "max_colluding": 1, "min_cohort": 6}
+    plan = parse_plan(raw, base_dir=ROOT)
+    keys = {name: SigningKey().public for name in names}
+    cut = (("a", "b", "c"), ("d", "e", "f", "g", "h"))
+    server = SigningKey().public
+    uneven = Roster(keys, server, plan.rules(), False, batches=cut)
+    even = Roster(keys, server, plan.rules(), False)
+    four, five = (
+        policy_of(tmp_path, memberships=["batches"], min_cohort=least) for least in (4, 5)
+    )
+    assert four.violations(plan, even, MODEL) == ()
+    assert five.violations(plan, None, MODEL) == ()  # asked again with the roster
+    assert four.violations(plan, uneven, MODEL) == (
+        "roster: expected at least 4 in each, got a batch of 3 (a, b, c), whose own sum can be had "
+        "(policy: min_cohort)",
+    )
+    assert five.violations(plan, even, MODEL)
+
+
 def test_bits_count_only_where_values_have_bits(tmp_path: Path) -> None:
     few = plan_of().model_copy(
         update={"encoding": plan_of().encoding.model_copy(update={"bits": 8})}

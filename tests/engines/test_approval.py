@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from consortium import NAMES as FOUR
-from consortium import Consortium, raw_plan
+from consortium import SOURCES, Consortium, raw_plan
 
 from fedshield.data.preview import preview
 from fedshield.engines.approval import Proposal, propose
@@ -151,7 +151,7 @@ def lines_of(
     policy = made.root / "victim" / "victim.policy.yaml"
     policy.write_text(
         policy.read_text() + "schemes: [rlwe, ckks, plain]\nservers: [malicious, semi-honest]\n"
-        "open_to: [peers, server]\nmemberships: [fixed, open]\n"
+        "open_to: [peers, server]\nmemberships: [fixed, open, batches]\n"
     )
     kit = made.kit("victim")
     with Ledger.create(kit.ledger_path()) as ledger:
@@ -245,6 +245,39 @@ def test_open_membership_is_said_to_show_this_sites_update(tmp_path: Path) -> No
     folder.mkdir()
     share = lines_of(folder, FOUR, privacy=PRIVACY, **more | equal)["my share"]
     assert share == "1 of the sites in the sum, whatever the number of rows"
+
+
+def test_batches_are_said_to_show_a_batch_and_no_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("north", "south"):
+        monkeypatch.setitem(SOURCES, name, "code")
+    six = (*FOUR, "north", "south")
+    said = {}
+    for weights in ("private", "public", "equal"):
+        (tmp_path / weights).mkdir()
+        more = scheme(membership="batches", max_colluding=1)
+        more["scheme"] |= {"weights": weights}
+        said[weights] = lines_of(tmp_path / weights, six, **more)
+    lines = said["private"]
+    # By name: alpha, beta, mallory; north, south, victim.
+    assert lines["summed with"].endswith(
+        "or whole batches of them, at least 3 sites; always with north, south, the batch of this "
+        "site"
+    )
+    assert lines["my share"].endswith(
+        "the total of all sites is opened, and of each sum what its sites count for: each batch's "
+        "total is told"
+    )
+    assert "(4 rounds and the total of the counts)" in lines["sums"]
+    assert lines["who may open"].endswith(
+        "learn no more; but the difference of two sums can be the sum of this site's batch alone"
+    )
+    divided = "; a sum over fewer sites is divided by what they are together"
+    assert said["public"]["my share"].endswith(f"told to all sites and the coordinator{divided}")
+    assert said["equal"]["my share"] == f"1 of 6, whatever the number of rows{divided}"
+    for one in said.values():
+        assert not any("own update" in text or "a site's count" in text for text in one.values())
 
 
 def test_open_membership_that_leaves_nobody_out_is_over_all(tmp_path: Path) -> None:

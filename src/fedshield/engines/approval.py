@@ -117,19 +117,29 @@ def _summed(name: str, roster: Roster) -> str:
 def _share(plan: Plan, rules: Rules, rows: int, count: int) -> str:
     weights, name = plan.scheme.weights, plan.scheme.name
     if weights == "equal":
-        sites = f"{rules.num_sites}" if _whole(rules) else "the sites in the sum"
-        return f"1 of {sites}, whatever the number of rows"
+        shares = _whole(rules) or rules.membership == "batches"
+        sites = f"{rules.num_sites}" if shares else "the sites in the sum"
+        return f"1 of {sites}, whatever the number of rows{_of_the_sum(rules)}"
     by = f"by number of rows: this site's {rows:,} count as {count:,}, which is"
     if weights == "public":
-        return f"{by} told to all sites and the coordinator"
+        return f"{by} told to all sites and the coordinator{_of_the_sum(rules)}"
     if name == "plain":
         return f"{by} not encrypted: the coordinator reads every site's count"
     told = f"{by} encrypted as the updates are; the total of all sites is opened"
     if rules.num_sites == 2:
         return f"{told}, which tells each of two sites the other's count"
+    if rules.membership == "batches" and not _whole(rules):
+        return f"{told}, and of each sum what its sites count for: each batch's total is told"
     if not _whole(rules):
         return f"{told}, and the difference of totals over two sets can tell a site's count"
     return told
+
+
+def _of_the_sum(rules: Rules) -> str:
+    """What becomes of a share of all sites in a sum over fewer."""
+    if rules.membership != "batches" or _whole(rules):
+        return ""
+    return "; a sum over fewer sites is divided by what they are together"
 
 
 def _sums(plan: Plan, line: Line) -> str:
@@ -216,9 +226,12 @@ def _opening(plan: Plan, rules: Rules) -> str:
 
 
 def _of_sets(rules: Rules) -> str:
-    """What subtraction shows where sums are over several sets (R1: under unit example only)."""
+    """What subtraction shows where sums are over several sets (R1: of a site under unit example
+    only)."""
     if _whole(rules):
         return ""
+    if rules.membership == "batches":
+        return "; but the difference of two sums can be the sum of this site's batch alone"
     return (
         "; but the difference of two sums over different sets can be this site's own update, with "
         "its noise"

@@ -170,7 +170,12 @@ def _with_quorums(base: Protection, facts: Facts) -> Protection:
             "Sums are over whole batches of sites (membership batches): the coordinator sees which "
             "batch was away, and the difference of two sums can be the sum of a single batch, of "
             "at least c + 2 sites. Batches that the coordinator keeps apart can each go on with a "
-            "model of their own, unless a sum takes more than half the sites.",
+            "model of their own, unless a sum takes more than half the sites."
+            + (
+                " The sites of a sum learn what they count for together, so each batch's total."
+                if facts.weights == "private"
+                else ""
+            ),
             *limits,
         )
     if facts.membership == "open":
