@@ -106,24 +106,21 @@ def test_a_site_that_lost_what_it_sent_is_told_so(six: Any) -> None:
 def test_an_older_run_folder_than_the_ledger_is_not_gone_on_from(six: Any) -> None:
     """Its site was in two rounds, and what it kept is of the second."""
     again(six).round(1)
-    lost = replace_state(six, "clinic")
     six.coordinator.round(2)
-    lost()
+    six.participants["clinic"] = six.participant("clinic", six.roster)
     with nothing_installed(six, "clinic"):
         again(six)
-    assert "restore" in str(six.wire.errors["clinic"])
-    assert "clinic" not in six.coordinator.active
+    assert "a run folder that know of round 2" in str(six.wire.errors["clinic"])
+    assert six.coordinator.active == list(SECOND)
 
 
-def replace_state(ours: Any, name: str) -> Any:
-    """What puts a site back to where it stands now."""
-    site = ours.participants[name]
-    state, memory, number = site.state, site.memory, site.completed_rounds
-
-    def back() -> None:
-        ours.participants[name] = ours.participant(name, ours.roster, state, number - 1, memory)
-
-    return back
+def test_a_ledger_without_a_row_of_a_round_is_not_gone_on_with(six: Any) -> None:
+    """Others attest that this site is in a sum that its ledger knows nothing of."""
+    lost_after_upload(six)
+    six.ledgers["clinic"].rows.clear()
+    with nothing_installed(six, "clinic"):
+        again(six)
+    assert "a run folder that know of round 1" in str(six.wire.errors["clinic"])
 
 
 # -- what contradicts this site's own ledger --------------------------------------------------

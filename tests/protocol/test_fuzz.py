@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from threshold_kit import failing
 
 from fedshield.crypto import framing, seal, shamir
 from fedshield.crypto import shares as sharing
@@ -52,6 +53,8 @@ from fedshield.quantise import quantise
 #: With fewer than a thousand, some ways to end are not met.
 CASES = max(1000, int(os.environ.get("FEDSHIELD_FUZZ_CASES", "4000")))
 OURS = (ProtocolError, CryptoError, RoundFailed)
+#: Commands that come with membership batches only.
+OF_BATCHES = {"attest", "give-model", "take-model", "train"}
 #: Beyond what is made of honest input, which is below it as well, and of each byte that comes in.
 MEMORY_BYTES = 8 * 2**20
 MEMORY_A_BYTE = 30
@@ -277,6 +280,18 @@ def signers_of(federation: Any) -> dict[str, Callable[[bytes], bytes]]:
 
 
 @pytest.fixture
+def batches(federation: Any) -> Any:
+    """Two batches, of which one made round 1; in the next session the other takes its model."""
+    ours = federation("rlwe", weights="equal", sites=6, rules={"membership": "batches"})
+    failing(ours, {"lab": ("invite", "before")})
+    ours.coordinator.start()
+    ours.coordinator.round(1)
+    ours.coordinator = ours.another_coordinator()
+    ours.wire.log.clear()
+    return ours
+
+
+@pytest.fixture
 def recorded(federation: Any, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     """One round under rlwe with private weights."""
     fixed_session(monkeypatch)
@@ -367,16 +382,18 @@ def test_envelopes(recorded: Recorded) -> None:
     assert {"done", "signature", "malformed"} <= set(found)
 
 
-def test_bodies_of_every_message(recorded: Recorded) -> None:
+def test_bodies_of_every_message(recorded: Recorded, batches: Any) -> None:
     """`from_body`: what is accepted says the same when it is written again."""
     mutator = recorded.mutator("bodies")
+    mutator.sign = signers_of(batches) | dict(mutator.sign)
     bodies: dict[str, list[Any]] = {}
-    for one in recorded.log:
+    batches.coordinator.start()
+    batches.coordinator.round(2)
+    for one in (*recorded.log, *batches.wire.log):
         for data in (one.command, one.reply):
             kind, _, _, body = recorded.federation.opened(data)
             bodies.setdefault(kind, []).append(body)
-    (offer,) = bodies["key-offer"]
-    for box in offer["boxes"].values():
+    for box in bodies["key-offer"][0]["boxes"].values():
         kind, _, _, body = recorded.federation.opened(box)
         bodies.setdefault(kind, []).append(body)
     for answer in bodies["answer"]:
@@ -712,6 +729,9 @@ def fork(site: Any) -> Any:
     twin._model = copy.copy(site._model)
     twin._model._store = Forgetful()
     twin._model.record = replace(site._model.record, wall_s={})
+    if site._models is not None:
+        twin._models = copy.copy(site._models)
+        twin._models._arrived = list(site._models._arrived)
     if site._sum is not None:
         twin._sum = copy.copy(site._sum)
         for name, value in vars(site._sum).items():
@@ -782,11 +802,25 @@ def test_every_command_at_a_live_site(federation: Any, open_to: str) -> None:
     ours.coordinator.finish()
     assert not ours.coordinator.lost
     ours.state()
-    assert {one.method for one in ours.wire.log} == set(ours.participants["bank"]._commands)
+    commands = set(ours.participants["bank"]._commands) - OF_BATCHES
+    assert {one.method for one in ours.wire.log} == commands
     if CASES >= 4000:
         assert {"signature", "malformed"} <= set(door.codes)
         assert len(door.codes) >= 6
         assert door.accepted
+
+
+def test_every_command_of_batches_at_a_live_site(batches: Any) -> None:
+    """A session in which three sites take a model, and its round."""
+    crossings = 140
+    door = Door(batches, Mutator("door batches", signers_of(batches)), cases(0.09) // crossings + 1)
+    batches.wire.to_site = door
+    batches.coordinator.start()
+    batches.coordinator.round(2)
+    assert not batches.coordinator.lost
+    assert {site.completed_rounds for site in batches.participants.values()} == {2}
+    batches.state()
+    assert {one.method for one in batches.wire.log} > OF_BATCHES
 
 
 def test_every_command_under_other_schemes(federation: Any) -> None:

@@ -123,13 +123,23 @@ def test_every_part_of_a_roster_is_under_its_hash() -> None:
     ]
     assert {item.name for item in fields(Roster)} == {
         # The first keys are under the charter.
-        *("sites", "coordinator", "rules", "demo", "charter", "chains")
+        *("sites", "coordinator", "rules", "demo", "charter", "chains", "batches")
     }
     assert {item.name for item in fields(Rules)} == {*NUMBERS, "server", "membership"}
     hashes = {roster.sha256() for roster in (ROSTER, *others)}
     assert len(hashes) == 1 + len(others)
     again = Roster(dict(reversed(sites.items())), SERVER.public, RULES, True)
     assert again.sha256() == ROSTER.sha256()
+
+
+def test_the_batches_of_a_roster_are_under_its_hash() -> None:
+    sites = {name: SigningKey().public for name in "abcdef"}
+    rules = Rules(6, 1, 2, 3, 3, membership="batches")
+    cuts = [(), (("a", "b", "d"), ("c", "e", "f")), (("a", "c", "e"), ("b", "d", "f"))]
+    hashes = {Roster(sites, SERVER.public, rules, True, batches=cut).sha256() for cut in cuts}
+    assert len(hashes) == len(cuts)
+    backwards = Roster(sites, SERVER.public, rules, True, batches=(("f", "e", "d"), tuple("cba")))
+    assert backwards.sha256() == Roster(sites, SERVER.public, rules, True).sha256()
 
 
 def test_a_sites_place_is_that_of_its_name() -> None:

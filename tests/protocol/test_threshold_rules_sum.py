@@ -89,11 +89,11 @@ def test_the_total_weight_has_a_range(federation: Any, monkeypatch: pytest.Monke
     assert caught.value.code == "weight"
     mean_of = encode.mean_of
 
-    def unweighed(opened: Any, least: float | None) -> Any:
+    def unweighed(opened: Any, *limits: float) -> Any:
         total = opened.reserved[encode.WEIGHT]
         right = {**opened.reserved, encode.WEIGHT: 1.0}
         scaled = type(opened)(opened.values / total, right, opened.layout)
-        return mean_of(scaled, least)
+        return mean_of(scaled, *limits)
 
     monkeypatch.setattr(encode, "mean_of", unweighed)
     before, held_back, _ = installed(overweight())
