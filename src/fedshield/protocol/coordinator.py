@@ -233,6 +233,13 @@ class Coordinator:
         self._calls.gather(self._calls.everyone(messages.Evaluate()), messages.Done)
         self._calls.require("evaluate", len(self.active), self._least_left)
 
+    def out_of_budget(self) -> list[str]:
+        """Sites of the session that say that the plan's privacy leaves no room for another round.
+        A hint, to end a run in good order: each site's rule R5 decides."""
+        command = self._calls.everyone(messages.MayGoOn())
+        found = self._calls.gather(command, messages.GoesOn)
+        return sorted(site for site, (_, said) in found.items() if not said.room)
+
     def finish(self) -> None:
         """Have every site compare the last receipts and forget the session's keys."""
         finish = messages.Finish(self._receipts)

@@ -58,6 +58,30 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Stand(Message):
+    """Before a session: say where you stand. `ask`: 16 bytes that what follows is bound to."""
+
+    kind = "stand"
+    ask: bytes
+
+
+@dataclass(frozen=True)
+class Compare(Message):
+    """Every site's signed `Standing`, where not all have the same base model: for operators."""
+
+    kind = "compare"
+    standings: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Restart(Message):
+    """The signed `Standing` of every site that takes part: begin from the round that follows."""
+
+    kind = "restart"
+    standings: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Invite(Message):
     """Opens a session of a run: the agreed plan and the roster, whole."""
 
@@ -223,6 +247,13 @@ class Evaluate(Message):
 
 
 @dataclass(frozen=True)
+class MayGoOn(Message):
+    """Say whether the plan's privacy leaves room for another round here."""
+
+    kind = "may-go-on"
+
+
+@dataclass(frozen=True)
 class Finish(Message):
     """The session is over: forget its keys. `receipts`: of the last sum."""
 
@@ -231,6 +262,16 @@ class Finish(Message):
 
 
 # -- replies -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing(Message):
+    """Where a site stands. `rounds`: completed rounds whose adapter it keeps, 8 bytes each, in
+    order; `base_model`: SHA-256 of its base model."""
+
+    kind = "standing"
+    rounds: tuple[bytes, ...]
+    base_model: bytes
 
 
 @dataclass(frozen=True)
@@ -405,3 +446,11 @@ class Receipt(Message):
 @dataclass(frozen=True)
 class Done(Message):
     kind = "done"
+
+
+@dataclass(frozen=True)
+class GoesOn(Message):
+    """Whether there is room for another round (1) or not (0)."""
+
+    kind = "goes-on"
+    room: int

@@ -130,6 +130,7 @@ class Participant:
             "open": self._open,
             "install": self._install,
             "evaluate": self._evaluate,
+            "may-go-on": self._may_go_on,
             "finish": self._finish,
         }
         self._forget()
@@ -555,6 +556,10 @@ class Participant:
         record = replace(record, faulty_answers=self._faulty)
         self._observe(record if spent is None else replace(record, epsilon=spent.epsilon))
         return messages.Done()
+
+    def _may_go_on(self, data: bytes) -> messages.Message:
+        self._read(messages.MayGoOn, data)
+        return messages.GoesOn(int(not self.exhausted))
 
     def _finish(self, data: bytes) -> messages.Message:
         command = self._read(messages.Finish, data)
