@@ -25,8 +25,10 @@ from fedshield.engines.ledgers import (
     approval_of,
     check_approved,
     check_model,
+    check_one_run,
     line_of,
     of_demonstration,
+    of_keys,
 )
 from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
@@ -204,14 +206,17 @@ class SiteProcess:
     def _remember(self, party: Party) -> Ledger:
         """This site's ledger, locked for the life of the process; its operator has approved the
         plan. The first try is kept: a second process would find it locked."""
-        simulated = self._admission.simulated
+        simulated, keys = self._admission.simulated, self._admission.keys
         if self._ledger is None:
-            self._ledger = (
-                of_demonstration(self._folder, self.name)
-                if simulated
-                else Ledger.open(self._admission.ledger_path())
-            )
-        if not simulated:
+            if not simulated:
+                self._ledger = Ledger.open(self._admission.ledger_path())
+            elif keys is None:
+                self._ledger = of_demonstration(self._folder, self.name)
+            else:
+                self._ledger = of_keys(keys, self.name, party.roster, self._folder.path)
+        if simulated:
+            check_one_run(self._ledger, self._plan, self._folder.path.name)
+        else:
             check_approved(self._ledger, self._plan, party.roster, self._folder.path.name)
         return self._ledger
 
