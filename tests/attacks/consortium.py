@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class Consortium:
         for name, process in sites.items():
             reply = self.ask(process, raw)
             if not reply.code:
-                reply = process._safely(lambda process=process: process._stand_at(start) or b"")  # type: ignore[misc]
+                reply = process._safely(partial(_stand_at, process, start))
             if reply.code:
                 self.close()
                 raise Refused(name, self.last_error(name, run))
@@ -190,6 +191,11 @@ class Consortium:
         for process in self.processes:
             process.ended()
         self.processes.clear()
+
+
+def _stand_at(process: SiteProcess, start: int) -> bytes:
+    process._stand_at(start, b"")
+    return b""
 
 
 @dataclass

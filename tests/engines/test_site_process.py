@@ -151,7 +151,7 @@ def test_a_site_with_too_few_rows_refuses_before_it_sends(
     assert "rule R6" in told
     assert not folder.journal_path("bank").exists()
     assert site.handle("invite", b"").code == "refused"
-    assert site.handle("restart", b"").code == "repeated"
+    assert site.handle("restart", b"").code == "size"
 
 
 def test_a_session_of_an_unapproved_plan_loads_nothing(

@@ -110,8 +110,9 @@ class Whole:
         self._site = site
         base = bytes.fromhex(made.base.sha256)
 
-        def stand_at(number: int) -> None:
+        def stand_at(number: int, restart: bytes) -> None:
             assert number == site.completed_rounds
+            site._restart = restart
 
         self._before = SiteRestart(
             site.name,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from page_wire import NOTHING, Binding, Refused, hashed, sha256, unseal
+from page_wire import NONCE, NOTHING, Binding, Refused, encode, hashed, sha256, unseal
 
 ASK, DIGEST = 16, 32
 
@@ -28,7 +29,8 @@ class Restart:
         self._name, self._plan_sha256, self._roster = name, plan_sha256, roster
         self._keys, self._least, self._base, self._keeps = keys, least, base_model, keeps
         self.binding = Binding(NOTHING, 0, "restart")
-        self._own: dict[str, Any] = {}
+        #: Its own last answer as it was sent, and the digest of those that it began from.
+        self.own, self.digest = b"", b""
 
     def bound(self, method: str) -> Binding:
         return Binding(NOTHING, 0, "restart") if method == "stand" else self.binding
@@ -39,8 +41,7 @@ class Restart:
         context = hashed("restart", self._plan_sha256, sha256(self._roster), body["ask"])
         self.binding = Binding(context, 0, "restart")
         rounds = [struct.pack(">Q", number) for number in self._keeps()]
-        self._own = {"base_model": self._base, "rounds": rounds}
-        return "standing", self._own
+        return "standing", {"nonce": os.urandom(NONCE), "base_model": self._base, "rounds": rounds}
 
     def compare(self, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         said = self._read(body["standings"])
@@ -61,7 +62,7 @@ class Restart:
         ]
         if not enough or max(enough) not in self._keeps():
             raise Refused("round")
-        self._own = {}
+        self.own, self.digest = b"", sha256(encode(dict(body["standings"])))
         return "done", {}
 
     def _read(self, standings: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
@@ -72,9 +73,16 @@ class Restart:
         for one in said.values():
             rounds = one["rounds"]
             sized = {len(raw) for raw in rounds} == {8} and len(one["base_model"]) == DIGEST
-            if not sized or rounds != sorted(set(rounds)) or len(rounds) > 16:
+            if (
+                len(one["nonce"]) != NONCE
+                or not sized
+                or rounds != sorted(set(rounds))
+                or len(rounds) > 16
+            ):
                 raise Refused("malformed")
-        if not self._own or said.get(self._name) != self._own:
+        if not self.own:
+            raise Refused("repeated: not asked, or begun")
+        if standings.get(self._name) != self.own:
             raise Refused("disagree: my standing was replaced")
         return said
 

@@ -126,7 +126,10 @@ class IndependentSite:
         body = unseal(data, method, bound, "coordinator", self._coordinator)
         kind, reply = self._commands[method](body)
         answer = self._before.binding if before else self._binding
-        return seal(kind, answer, self.name, reply, self._me.key)
+        sealed = seal(kind, answer, self.name, reply, self._me.key)
+        if method == "stand":
+            self._before.own = sealed
+        return sealed
 
     # -- opening a session -----------------------------------------------------------------------
 
@@ -144,6 +147,7 @@ class IndependentSite:
             "version": ledger.version,
             "head": ledger.statement(),
             "heads": dict(ledger.peers),
+            "restart": self._before.digest,
         }
         context = setup_context(self._plan_sha256, self._roster_bytes, body["session"])
         self._binding = Binding(context, 0, "setup")
@@ -161,6 +165,8 @@ class IndependentSite:
             raise Refused("disagree: my join was replaced")
         if {len(join["version"]) for join in joins.values()} != {64}:
             raise Refused("size")
+        if {join["restart"] for join in joins.values()} != {self._before.digest}:
+            raise Refused("round: from other standings")
         if {join["completed_rounds"] for join in joins.values()} != {self.completed}:
             raise Refused("round")
         if len({join["nonce"] for join in joins.values()}) != len(joins):

@@ -98,6 +98,7 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["version"]),
             raw(join["head"]),
             raw(join["heads"]),
+            b"",
         )
         for name, join in vector["joins"].items()
     }
@@ -318,6 +319,12 @@ class TestMessages:
     """A body is exactly its message's fields, each of its type."""
 
     examples = (
+        messages.Stand(b"a"),
+        messages.Standing(b"n", (b"0",), b"m"),
+        messages.Compare({"a": b"1"}),
+        messages.Restart({"a": b"1"}),
+        messages.MayGoOn(),
+        messages.GoesOn(1),
         messages.Invite(b"s", b"p", b"r"),
         messages.Begin({"a": b"1", "b": b"2"}),
         messages.MakeKey(),
@@ -333,7 +340,7 @@ class TestMessages:
         messages.Open({"a": b"box"}, {"a": b"tag"}),
         messages.Evaluate(),
         messages.Finish({}),
-        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}),
+        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}, b""),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedshield.crypto.keys import SigningKey
-from fedshield.errors import ProtocolError
-from fedshield.protocol import envelope, messages
+from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.restart import (
     ASK_BYTES,
+    NONCE_BYTES,
     SiteRestart,
     Standing,
     alike,
@@ -28,6 +30,7 @@ from fedshield.quorum import resolve
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", "ward")
 PLAN = "ab" * 32
 BASE, OTHER = bytes(32), b"\1" * 32
+NONCE = bytes(NONCE_BYTES)
 
 
 class Party:
@@ -41,6 +44,7 @@ class Party:
         self.roster = Roster(public, self.coordinator.public, resolved, demo=False)
         self.loaded = 0
         self.stands: list[int] = []
+        self.digests: list[bytes] = []
         self.told: list[Mapping[str, bytes]] = []
         self.door = SiteRestart(
             "bank",
@@ -48,13 +52,17 @@ class Party:
             self.roster,
             self.keys["bank"].sign,
             self.standing,
-            self.stands.append,
+            self.stand_at,
             self.told.append,
         )
 
     def standing(self) -> Standing:
         self.loaded += 1
         return Standing(frozenset({0, 6, 7}), BASE)
+
+    def stand_at(self, number: int, digest: bytes) -> None:
+        self.stands.append(number)
+        self.digests.append(digest)
 
     def ask(self, ask: bytes = bytes(ASK_BYTES), key: SigningKey | None = None) -> bytes:
         sign = (key or self.coordinator).sign
@@ -71,7 +79,7 @@ class Party:
     ) -> bytes:
         """What a site says of itself, signed."""
         binding = restart_binding(PLAN, self.roster, ask)
-        body = Standing(frozenset(rounds), base).to_message().to_body()
+        body = Standing(frozenset(rounds), base).to_message(bytes(NONCE_BYTES)).to_body()
         sign = (key or self.keys[site]).sign
         return envelope.seal("standing", binding, site, body, sign)
 
@@ -122,14 +130,24 @@ def test_the_coordinator_cannot_send_a_site_back(party: Party) -> None:
     assert party.stands == [7]
 
 
-def test_a_site_begins_once_from_what_all_said_once(party: Party) -> None:
-    """Replayed in the middle of a session, it would end that."""
+def test_a_site_begins_once_from_what_it_said_last(party: Party) -> None:
+    """Replayed in the middle of a session, it would end that. Whoever asks again with the same
+    bytes, or another process, has another answer."""
     own = party.ask()
     standings = {"bank": own, **party.everyone(0, 6, 7)}
+    with pytest.raises(ProtocolError) as refused:
+        party.restart(standings | {"bank": party.said("bank", 0, 6, 7)})
+    assert refused.value.code == "disagree"
     party.restart(standings)
+    assert party.digests == [sha256(codec.encode(standings)).digest()]
     with pytest.raises(ProtocolError) as refused:
         party.restart(standings)
     assert refused.value.code == "repeated"
+    again = party.ask()
+    assert again != own
+    with pytest.raises(ProtocolError) as refused:
+        party.restart(standings)
+    assert refused.value.code == "disagree"
     other = bytes(range(ASK_BYTES))
     party.ask(other)
     with pytest.raises(ProtocolError) as refused:
@@ -144,7 +162,12 @@ def test_nothing_is_loaded_for_a_stranger(party: Party) -> None:
     assert (refused.value.code, party.loaded) == ("signature", 0)
     with pytest.raises(ProtocolError) as refused:
         party.restart(party.everyone(0))
-    assert (refused.value.code, party.loaded) == ("repeated", 0)
+    assert (refused.value.code, party.loaded) == ("context", 0)
+    body = messages.Restart({}).to_body()
+    forged = envelope.seal("restart", unasked(), COORDINATOR, body, party.keys["lab"].sign)
+    with pytest.raises(ProtocolError) as refused:
+        party.door.handle("restart", forged)
+    assert refused.value.code == "signature"
 
 
 def test_a_session_of_several_base_models_is_refused(party: Party) -> None:
@@ -163,12 +186,13 @@ def test_a_session_of_several_base_models_is_refused(party: Party) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        messages.Standing((), BASE),
-        messages.Standing((b"\0" * 7,), BASE),
-        messages.Standing((b"\0" * 8, b"\0" * 8), BASE),
-        messages.Standing((b"\0" * 7 + b"\2", b"\0" * 7 + b"\1"), BASE),
-        messages.Standing(tuple(bytes([0] * 7 + [n]) for n in range(17)), BASE),
-        messages.Standing((b"\0" * 8,), BASE[1:]),
+        messages.Standing(NONCE, (), BASE),
+        messages.Standing(NONCE, (b"\0" * 7,), BASE),
+        messages.Standing(NONCE, (b"\0" * 8, b"\0" * 8), BASE),
+        messages.Standing(NONCE, (b"\0" * 7 + b"\2", b"\0" * 7 + b"\1"), BASE),
+        messages.Standing(NONCE, tuple(bytes([0] * 7 + [n]) for n in range(17)), BASE),
+        messages.Standing(NONCE, (b"\0" * 8,), BASE[1:]),
+        messages.Standing(NONCE[1:], (b"\0" * 8,), BASE),
     ],
 )
 def test_what_no_site_of_ours_says_is_malformed(message: messages.Standing) -> None:
@@ -190,7 +214,7 @@ def test_where_each_begins_is_kept_there_and_by_enough(
     rules = resolve(len(NAMES), membership=membership)
     standings = {site: Standing(rounds, BASE) for site, rounds in kept.items()}
     assert standings == {
-        site: Standing.from_message(one.to_message()) for site, one in standings.items()
+        site: Standing.from_message(one.to_message(NONCE)) for site, one in standings.items()
     }
     begins = begins_at(rules, standings)
     enough = [n for n in range(6) if sum(n in one for one in kept.values()) >= least_sites(rules)]
@@ -210,3 +234,16 @@ def test_most_have_the_base_model_that_counts() -> None:
     del standings["bank"], standings["clinic"]
     assert set(alike(standings)) == set(NAMES[4:])  # of two equal ones, the greater digest
     assert alike({}) == {}
+
+
+def test_sites_that_began_from_different_answers_open_no_session(federation: Any) -> None:
+    """One of them was shown old answers of the others, under the coordinator's signature."""
+    fed = federation()
+    for site in fed.participants.values():
+        site._restart = bytes(32)
+    fed.participants["clinic"]._restart = b"\1" * 32
+    with pytest.raises(RoundFailed, match="begin"):
+        fed.coordinator.start()
+    assert {crossing.code for crossing in fed.wire.log if crossing.method == "begin"} == {"round"}
+    fed.participants["clinic"]._restart = bytes(32)
+    fed.coordinator.start()

@@ -142,9 +142,10 @@ class SiteProcess:
 
     # -- behind the door -------------------------------------------------------------------
 
-    def _before(self) -> SiteRestart:
-        """Who answers what comes before a session. Raises what forbids the run here."""
-        if self._door is None:
+    def _before(self, method: str) -> SiteRestart:
+        """Who answers what comes before a session: made anew when the site is asked where it
+        stands, by the roster of then. Raises what forbids the run here."""
+        if self._door is None or method == "stand":
             party = self._admission.admit(self._plan, None)
             self._door = SiteRestart(
                 self.name,
@@ -167,8 +168,8 @@ class SiteProcess:
         return self._folder.site_store(self.name).rounds()
 
     def _tell_models(self, digests: Mapping[str, bytes]) -> None:
-        """For this site's operator, who has the odd one. Raises `UserError` unless most have this
-        site's base model."""
+        """For this site's operator: who has another base model. A site that has not the one of most
+        has an error of it."""
         own = digests[self.name]
         others = {site: digest for site, digest in digests.items() if site != self.name}
         listed = ", ".join(f"{site} {digest.hex()[:16]}" for site, digest in sorted(others.items()))
@@ -179,7 +180,8 @@ class SiteProcess:
         if 2 * sum(digest == own for digest in digests.values()) > len(digests):
             self._events.note(f"{told}; most have this site's")
             return
-        raise UserError(f"{told}; compare with their operators and put the agreed model in place")
+        todo = "compare with their operators and put the agreed model in place"
+        self._tell(UserError(f"{told}; {todo}"))
 
     def _loaded(self) -> Work:
         if self._work is None:
@@ -206,11 +208,11 @@ class SiteProcess:
     def _remember(self, party: Party) -> Ledger:
         """This site's ledger, locked for the life of the process; its operator has approved the
         plan. The first try is kept: a second process would find it locked."""
-        simulated, keys = self._admission.simulated, self._admission.keys
+        simulated = self._admission.simulated
         if self._ledger is None:
             if not simulated:
                 self._ledger = Ledger.open(self._admission.ledger_path())
-            elif keys is None:
+            elif (keys := self._admission.keys) is None:
                 self._ledger = of_demonstration(self._folder, self.name)
             else:
                 self._ledger = of_keys(keys, self.name, party.roster, self._folder.path)
@@ -255,19 +257,16 @@ class SiteProcess:
         written = journal.exists() and journal.stat().st_size > 0
         return written or bool(self._folder.site_store(self.name).rounds())
 
-    def _stand_at(self, completed_rounds: int) -> None:
-        """A new session from a round that is kept here, which follows from where all stand. A
-        site that repeats a round opens no second set from one model (R4)."""
+    def _stand_at(self, completed_rounds: int, restart: bytes) -> None:
+        """A new session from a round that is kept here, which follows from where all stand:
+        `restart` is the digest of that. A site that repeats a round opens no second set from one
+        model (R4)."""
         from fedshield.train import LocalTrainer
 
         work = self._loaded()
         store = self._folder.site_store(self.name)
         stands, state, memory = standing_of(store, self._plan, work.host, completed_rounds)
         _, first, _ = standing_of(store, self._plan, work.host, 0)
-        rows = [row for row in site_rows(self._folder, self.name) if row["round"] <= stands]
-        write_atomic(
-            self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        )
         self._began = stands
         if not self._admission.simulated:
             self._begin_session()
@@ -311,6 +310,7 @@ class SiteProcess:
                 work.data,
             ),
             start=standing_digest(first, first_memory(self._plan, first)),
+            restart=restart,
             state=state,
             completed_rounds=stands,
             randomness=randomness,
@@ -333,9 +333,13 @@ class SiteProcess:
 
     def _handle(self, method: str, data: bytes) -> bytes:
         if method in SiteRestart.METHODS:
-            return self._counted(self._before(), method, data)
+            return self._counted(self._before(method), method, data)
         if self._participant is None:
-            raise UserError("expected to be asked where this site stands first; it was not")
+            # Why this site is left out, where it is known, is the better word.
+            raise UserError(
+                self._last_error
+                or "expected a session to begin here first; the coordinator left this site out"
+            )
         if method == "prepare":
             self._round_started = time.perf_counter()
         self._show(method)
@@ -408,6 +412,10 @@ class SiteProcess:
         self._append(row)
 
     def _append(self, row: dict[str, Any]) -> None:
+        number, rows = row["round"], site_rows(self._folder, self.name)
+        if number and any(one["round"] >= number for one in rows):
+            # A round that is repeated, and those after it, are measured anew.
+            write_rows(self._mine / ROWS, [one for one in rows if one["round"] < number])
         append_rows(self._mine / ROWS, [row])
         if not self._admission.simulated:
             self._folder.write_state(self._folder.state() | {"wall_s": self._spent_s()})

@@ -266,10 +266,12 @@ class Finish(Message):
 
 @dataclass(frozen=True)
 class Standing(Message):
-    """Where a site stands. `rounds`: completed rounds whose adapter it keeps, 8 bytes each, in
-    order; `base_model`: SHA-256 of its base model."""
+    """Where a site stands. `nonce`: fresh, so that no answer is taken for another; `rounds`:
+    completed rounds that it can begin from, 8 bytes each, in order; `base_model`: SHA-256 of its
+    base model."""
 
     kind = "standing"
+    nonce: bytes
     rounds: tuple[bytes, ...]
     base_model: bytes
 
@@ -282,7 +284,7 @@ class Join(Message):
     `num_examples` is zero unless the plan makes weights public. `version`: of what the site puts
     in, keyed: 32 bytes of its source records, 32 of its rows as the model reads them; `head`: its
     ledger's head, signed; `heads`: the last head that it saw of each other site, as that site
-    signed it."""
+    signed it; `restart`: digest of the standings that it began from, empty in one process."""
 
     kind = "join"
     nonce: bytes
@@ -292,6 +294,7 @@ class Join(Message):
     version: bytes
     head: bytes
     heads: dict[str, bytes]
+    restart: bytes
 
 
 @dataclass(frozen=True)

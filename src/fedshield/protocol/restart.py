@@ -2,17 +2,20 @@
 
 The coordinator asks (`stand`), and hands every site the signed answers of all (`restart`). From
 these each site works out by itself where it begins; the coordinator chooses only whose answers are
-there. The signed joins then confirm it (docs/protocol.md, section 10).
+there. Each site takes its own last answer only, and at `begin` all must have begun from the same
+ones, so none is an old one of an honest site's (docs/protocol.md, section 10).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from fedshield.errors import ProtocolError
-from fedshield.protocol import envelope, messages
+from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.session import least_sites, read_signed
@@ -20,6 +23,7 @@ from fedshield.quorum import Rules
 
 RESTART = "restart"
 ASK_BYTES = 16
+NONCE_BYTES = 32
 DIGEST_BYTES = 32
 #: Rounds that a site may say it keeps: its last two, the beginning, and room for more.
 MAX_ROUNDS = 16
@@ -48,14 +52,16 @@ class Standing:
     rounds: frozenset[int]
     base_model: bytes
 
-    def to_message(self) -> messages.Standing:
+    def to_message(self, nonce: bytes) -> messages.Standing:
         numbers = tuple(number.to_bytes(_ROUND_BYTES, "big") for number in sorted(self.rounds))
-        return messages.Standing(numbers, self.base_model)
+        return messages.Standing(nonce, numbers, self.base_model)
 
     @classmethod
     def from_message(cls, message: messages.Standing) -> Standing:
         """Raises `ProtocolError` ('malformed') for what no site of ours says."""
         given = message.rounds
+        if len(message.nonce) != NONCE_BYTES:
+            raise ProtocolError("malformed", f"standing: expected a nonce of {NONCE_BYTES} bytes")
         sized = all(len(raw) == _ROUND_BYTES for raw in given)
         if not (sized and given and len(given) <= MAX_ROUNDS and list(given) == sorted(set(given))):
             raise ProtocolError(
@@ -97,7 +103,8 @@ def begins_at(rules: Rules, standings: Mapping[str, Standing]) -> dict[str, int]
 
 class SiteRestart:
     """A site's side. `standing` loads what it takes to say where the site stands; `stand_at` has it
-    stand at a round; `told` is given the base models that all say they have."""
+    stand at a round, and keep the digest of what that follows from; `told` is given the base models
+    that all say they have."""
 
     METHODS: ClassVar[tuple[str, ...]] = ("stand", "compare", "restart")
 
@@ -108,7 +115,7 @@ class SiteRestart:
         roster: Roster,
         sign: Sign,
         standing: Callable[[], Standing],
-        stand_at: Callable[[int], None],
+        stand_at: Callable[[int, bytes], None],
         told: Callable[[Mapping[str, bytes]], None],
     ) -> None:
         self._name = name
@@ -118,27 +125,29 @@ class SiteRestart:
         self._standing = standing
         self._stand_at = stand_at
         self._told = told
-        self._binding: Binding | None = None
-        self._own: Standing | None = None
-        self._began = False
+        self._binding = unasked()
+        # Its own last answer, until it began from it.
+        self._own = b""
 
     def handle(self, method: str, data: bytes) -> bytes:
         """The signed reply to a signed command. Raises `ProtocolError`, and what the callbacks
         raise."""
         commands = (self._stand, self._compare, self._restart)
         reply = dict(zip(self.METHODS, commands, strict=True))[method](data)
-        assert self._binding is not None
-        return envelope.seal(reply.kind, self._binding, self._name, reply.to_body(), self._sign)
+        body = reply.to_body()
+        sealed = envelope.seal(reply.kind, self._binding, self._name, body, self._sign)
+        if method == "stand":
+            self._own = sealed
+        return sealed
 
     def _stand(self, data: bytes) -> messages.Message:
         # Its signature first: nothing is loaded for a stranger.
         command = self._read(messages.Stand, data, unasked())
         if len(command.ask) != ASK_BYTES:
             raise ProtocolError("size", f"stand: expected {ASK_BYTES} bytes to answer to")
-        self._own = self._standing()
-        self._began = False
+        standing = self._standing()
         self._binding = restart_binding(self._plan_sha256, self._roster, command.ask)
-        return self._own.to_message()
+        return standing.to_message(os.urandom(NONCE_BYTES))
 
     def _compare(self, data: bytes) -> messages.Message:
         standings = self._read_standings(self._read(messages.Compare, data).standings)
@@ -146,9 +155,8 @@ class SiteRestart:
         return messages.Done()
 
     def _restart(self, data: bytes) -> messages.Message:
-        standings = self._read_standings(self._read(messages.Restart, data).standings)
-        if self._began:
-            raise ProtocolError("repeated", "restart: this site began from these answers before")
+        command = self._read(messages.Restart, data)
+        standings = self._read_standings(command.standings)
         base = {one.base_model for one in standings.values()}
         if len(base) > 1:
             raise ProtocolError("disagree", "restart: the sites have different base models")
@@ -160,23 +168,27 @@ class SiteRestart:
                 f"restart: no round that {least} of {', '.join(sorted(standings))} keep is one "
                 "that this site can begin from",
             )
-        self._stand_at(begins[self._name])
-        self._began = True
+        self._own = b""
+        self._stand_at(begins[self._name], standings_digest(command.standings))
         return messages.Done()
 
     def _read(self, kind: type[_M], data: bytes, binding: Binding | None = None) -> _M:
         wanted = binding or self._binding
-        if wanted is None:
-            raise ProtocolError("repeated", f"{kind.kind}: this site was not asked where it stands")
         body = envelope.unseal(data, kind.kind, wanted, COORDINATOR, self._roster.coordinator)
         return kind.from_body(body)
 
     def _read_standings(self, raw: Mapping[str, bytes]) -> dict[str, Standing]:
-        assert self._binding is not None
         found = read_standings(raw, self._binding, self._roster)
-        if found.get(self._name) != self._own:
+        if not self._own:
+            raise ProtocolError("repeated", "this site was not asked where it stands, or began")
+        if raw.get(self._name) != self._own:
             raise ProtocolError("disagree", "this site's own standing is missing, or was replaced")
         return found
+
+
+def standings_digest(raw: Mapping[str, bytes]) -> bytes:
+    """Of signed standings: 32 bytes."""
+    return hashlib.sha256(codec.encode(dict(raw))).digest()
 
 
 def read_standings(

@@ -71,7 +71,7 @@ class Sites:
             roster,
             key.sign,
             lambda: Standing(frozenset(self.kept[name]), base),
-            lambda number: self.stands.__setitem__(name, number),
+            lambda number, _: self.stands.__setitem__(name, number),
             told,
         )
 
@@ -164,6 +164,23 @@ def test_without_a_majority_nobody_is_called_odd() -> None:
     sites = Sites({"s0": [0], "s1": [0], "s2": [0]}, models={"s1": OTHER, "s2": THIRD})
     with pytest.raises(RoundFailed, match="the operators must agree on one"):
         sites.line_up(plan(3))
+
+
+def test_where_no_round_is_common_what_each_keeps_is_said() -> None:
+    sites = Sites({"s0": [3, 4], "s1": [0, 1], "s2": [0, 1]})
+    with pytest.raises(RoundFailed, match=r"a round that 3 sites can .* s0 \[3, 4\]; s1 \[0, 1\]"):
+        sites.line_up(plan(3))
+    assert not sites.stands
+
+
+def test_a_site_that_is_gone_when_models_are_compared_takes_no_part() -> None:
+    sites = Sites({f"s{number}": [0] for number in range(4)}, models={"s2": OTHER})
+    sites.replies["s3", "compare"] = b"late"
+    with pytest.raises(
+        RoundFailed, match=r"expected 3 sites that are ready, got 2: s2 \(another base.*, s3 \("
+    ):
+        sites.line_up(plan(4))
+    assert not sites.stands
 
 
 def test_with_batches_who_was_away_begins_further_back() -> None:

@@ -48,12 +48,14 @@ def line_up(plan: Plan, roster: Roster, sites: Sites, sign: Sign) -> tuple[int, 
         compare = messages.Compare(raw)
         calls.gather(dict.fromkeys(standings, compare), messages.Done)
         calls.drop(_odd(standings, same, needed), "compare")
+        same = {site: one for site, one in same.items() if site in calls.active}
     begins = begins_at(roster.rules, same)
     if not begins:
-        raise RoundFailed(
-            f"expected {needed} sites that are ready, got {len(same)}: "
-            + (", ".join(f"{site} ({calls.why(site)})" for site in sorted(calls.lost)) or "none")
-        )
+        lost = ", ".join(f"{site} ({calls.why(site)})" for site in sorted(calls.lost))
+        if len(same) < needed:
+            raise RoundFailed(f"expected {needed} sites that are ready, got {len(same)}: {lost}")
+        kept = "; ".join(f"{site} {sorted(one.rounds)}" for site, one in sorted(same.items()))
+        raise RoundFailed(f"expected a round that {needed} sites can begin from, got {kept}")
     calls.drop(dict.fromkeys(set(same) - set(begins), "round"), "restart")
     # All of the same base: what a site begins from follows from what it is shown.
     restart = messages.Restart({site: raw[site] for site in same})
