@@ -17,6 +17,7 @@ from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec, envelope, messages, session
 from fedshield.protocol.envelope import Binding
+from fedshield.protocol.restart import restart_binding
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.summation import tag
 from fedshield.quorum import Rules
@@ -89,6 +90,8 @@ def test_known_answers_for_roster_and_contexts() -> None:
     assert other.sha256().hex() == vector["without_charter_or_demo"]
     setup = session.setup_context(vector["plan_sha256"], roster, raw(vector["session_id"]))
     assert setup.hex() == vector["setup"]
+    ask = raw(vector["ask"])
+    assert restart_binding(vector["plan_sha256"], roster, ask).context.hex() == vector["restart"]
     joins = {
         name: messages.Join(
             raw(join["nonce"]),
@@ -98,7 +101,7 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["version"]),
             raw(join["head"]),
             raw(join["heads"]),
-            b"",
+            raw(join["restart"]),
         )
         for name, join in vector["joins"].items()
     }
