@@ -1,5 +1,5 @@
-"""What a site's operator sees and does of the site's ledger: `fedshield site ledger show` and
-`forget`."""
+"""What a site's operator sees and does of the site's ledger: `fedshield site ledger show`,
+`forget`, and `ask`, `answer`, `recover` for one that was lost (`cli.recovery`)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ GIVEN_UP = (
 )
 ONLY_IF = (
     "Do it only if {name}'s operator told you, over a channel that the coordinator does not carry, "
-    "that {name}'s ledger is whole and that its key was stolen, and after that key was replaced in "
-    "the roster: with it the same could be signed again. Every other site that remembers it has to "
-    "do the same."
+    "that {name}'s ledger was lost and has been rebuilt (site ledger recover), or that it is whole "
+    "and {name}'s key was stolen: then after that key was replaced in the roster, for with it the "
+    "same could be signed again. Every other site that remembers it has to do the same."
 )
 
 

@@ -60,10 +60,12 @@ class Ledger:
         self._approved_at: dict[str, int] = {}
 
     @classmethod
-    def create(cls, path: Path) -> Ledger:
+    def create(
+        cls, path: Path, rows: Sequence[Row] = (), receipts: Sequence[Receipt] = ()
+    ) -> Ledger:
         """A new ledger, mode 0600, with a key of its own for the hashes of records. It has its name
         once it is whole. Raises `LedgerError` if there is a file, or what lay beside one: a ledger
-        is never made anew in silence."""
+        is never made anew in silence. `rows`, `receipts`: of one that was lost (`recovery`)."""
         beside = heads.place_beside(path)
         if beside.exists() and not path.exists():
             raise LedgerError(f"{beside}: expected no earlier ledger, got its file; {RESTORE}")
@@ -75,6 +77,12 @@ class Ledger:
             ledger._lock()
             key = secrets.token_bytes(KEY_BYTES)
             ledger._append({"kind": "begun", "format": FORMAT, "record_key": key.hex()})
+            for row in rows:
+                ledger._append_row(row)
+            for receipt in receipts:
+                ledger.add_receipt(receipt)
+            if rows and not path.exists():
+                heads.write(beside, ledger._digests[0], {}, {})
             os.link(part, path)
             part.unlink()
             sync_folder(path.parent)
@@ -194,10 +202,7 @@ class Ledger:
         """Write and sync a row; the head after it. Call it before the upload leaves."""
         if not heads.place_beside(self._path).exists():
             self._keep_beside(self.peers, self.chains)  # from the first row on there is one
-        if row.records not in self._records.values():
-            self._append(entries.of_records(row.records))
-        named = next(name for name, known in self._records.items() if known == row.records)
-        self._append(entries.of_row(row, named))
+        self._append_row(row)
         return self.head
 
     def add_receipt(self, receipt: Receipt) -> Receipt:
@@ -237,6 +242,12 @@ class Ledger:
             f"{self._path}: expected the ledger that this process opened, got {found}; nothing "
             "more was sent; see that nothing replaces the file, restore the newest, and resume"
         )
+
+    def _append_row(self, row: Row) -> None:
+        if row.records not in self._records.values():
+            self._append(entries.of_records(row.records))
+        named = next(name for name, known in self._records.items() if known == row.records)
+        self._append(entries.of_row(row, named))
 
     def _keep_beside(self, peers: heads.Heads, chains: heads.Chains) -> None:
         self._usable()

@@ -24,11 +24,12 @@ from fedshield.errors import UserError
 FORMAT = "fedshield ledger peers 2"
 #: No ledger has more lines: at one a second it would be 136 years old. A longer head is a lie.
 MAX_LINES = 2**32
-#: What a site does whose ledger is not what it was. There is no way yet to rebuild one, and a new
-#: one, for other records too, does not hold what this site signed to its peers.
+#: What a site does whose ledger is not what it was. A new one, for other records too, does not hold
+#: what this site signed to its peers.
 RESTORE = (
-    "restore the ledger's newest backup; if there is none, this site cannot go on, with other "
-    "records neither: stop, and ask the other sites"
+    "restore the ledger's newest backup; if there is none, a kit can have it rebuilt from what the "
+    "other sites remember (fedshield site ledger ask --kit KIT); without that this site cannot go "
+    "on, with other records neither"
 )
 
 

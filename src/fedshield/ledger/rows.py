@@ -16,6 +16,10 @@ from typing import Literal, NamedTuple, Self
 Unit = Literal["none", "example", "site"]
 Membership = Literal["fixed", "batches", "open"]
 
+#: What a site counted for in a row that others told it of, with weights by rows.
+UNKNOWN = -1
+#: The phase of a row that stands for rounds which others cannot tell of (`recovery`).
+LOST = "lost"
 #: Bytes of each half of a version.
 HALF_BYTES = 32
 #: Bytes of a record's keyed hash: 8, so that 2^20 records collide with chance 2^-25.
@@ -61,6 +65,8 @@ class Row:
     `records`: keyed hashes of the raw records that entered. `curve`: Renyi divergence at each order
     of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total variation between its noise and
     what that stands for; empty and 0 where no unit is protected, or where the sum is a tally.
+    `recovered`: rebuilt from what others know (`recovery`): of which records is not known, so it is
+    on every line.
     """
 
     plan: str
@@ -80,6 +86,7 @@ class Row:
     curve: tuple[float, ...] = ()
     distance: float = 0.0
     records: frozenset[bytes] = field(default_factory=frozenset, repr=False)
+    recovered: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -117,14 +124,14 @@ def part_version(key: bytes, sources: bytes, rows: bytes) -> Version:
 
 def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
     """The rows on the line of `records`: those that share a record with them, and those that share
-    one with such a row, and so on."""
+    one with such a row, and so on; and every row of which nobody knows the records any more."""
     known = set(records)
     on_line: set[int] = set()
     grown = True
     while grown:
         grown = False
         for place, row in enumerate(rows):
-            if place not in on_line and not known.isdisjoint(row.records):
+            if place not in on_line and (row.recovered or not known.isdisjoint(row.records)):
                 on_line.add(place)
                 known |= row.records
                 grown = True
@@ -136,7 +143,7 @@ def released(rows: Sequence[Row]) -> list[Row]:
     bytes left again. Tallies are not among them: a count is no training row's."""
     found: dict[tuple[str, str, int], Row] = {}
     for row in rows:
-        if row.phase == "round":
+        if row.phase in ("round", LOST):
             found.setdefault(row.key, row)
     return list(found.values())
 

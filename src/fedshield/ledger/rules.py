@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedshield.ledger.rows import Consent, Row, Unit, Version
+from fedshield.ledger.rows import UNKNOWN, Consent, Row, Unit, Version
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).
@@ -174,6 +174,11 @@ def one_scale(rows: Sequence[Row], request: Row) -> str:
     for row in rows:
         for name in ("weights", "count", "steps"):
             old, new = getattr(row.scale, name), getattr(request.scale, name)
+            if old == UNKNOWN and old != new:
+                return (
+                    f"expected scheme.weights equal, got {request.scale.weights}: what this site "
+                    f"counted for ({_named(row)}) was lost with its ledger, and no other site knows"
+                )
             if old != new:
                 return (
                     f"expected {name} {old} as in an earlier sum of these records "
@@ -225,6 +230,11 @@ def once(rows: Sequence[Row], request: Row) -> str:
             return f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
         if row.key != request.key:
             continue
+        if row.recovered:
+            return (
+                f"expected {_named(row)} not to be repeated, got it again: what this site sent "
+                "then was lost with its ledger; it takes the result that the others certify"
+            )
         compared = [
             ("base model", row.base, request.base),
             ("encoded update", row.content, request.content),
