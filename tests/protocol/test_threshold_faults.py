@@ -171,7 +171,11 @@ def test_one_more_is_too_many(federation: Any, sites: int, spare: int, method: s
     gone = ours.names[1 : 2 + spare]
     network.moments = dict.fromkeys(gone, (method, "before"))
     rules = ours.roster.rules
-    need = rules.min_cohort if method == "work" else max(rules.threshold, rules.votes)
+    need = {
+        "work": rules.min_cohort,
+        "announce": max(rules.threshold, rules.votes),
+        "quorum": rules.threshold,
+    }[method]
     named = ", ".join(f"{name} (no answer)" for name in gone)
     left = "" if need == sites else f"; {sites - len(gone)} of {need} needed are left"
     text = f"{method}: no answer from {named}{left}; the model of the last round is kept"

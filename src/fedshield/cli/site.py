@@ -167,8 +167,9 @@ def _consents(name: str) -> bool:
     _say(
         "warning",
         "what this site puts in is not what it put in in an earlier sum. Where every site changes "
-        "its own, that needs no consent; if the others keep theirs, what changed here alone can be "
-        "seen by subtracting two sums",
+        "its own, that needs no consent, and nobody can tell how much each changed: if theirs is "
+        "little, the difference of two sums is mostly this site's. If the others keep theirs, what "
+        "changed here alone can be seen by subtracting two sums",
     )
     given = _answer(f"Type {name} to consent to that, or leave it empty to refuse such sums:")
     if given not in ("", name):
