@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from span import isolated
 
 from fedshield.ledger import rules
-from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, line_of
+from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
 #: Bodies of records: the first two share one, so they are one line; the third is another.
@@ -230,7 +230,7 @@ class Consortium(RuleBasedStateMachine):
             scale=Scale(
                 plan.weights, 0 if plan.weights == "equal" else self._count(site), plan.steps
             ),
-            versions={str(one): version for one, version in versions.items()},
+            versions={str(one): Version(version, version) for one, version in versions.items()},
             content=versions[site] + ("tally" if not number else ""),
             unit=plan.unit,
             records=BODIES[self.bodies[site]],
@@ -250,7 +250,7 @@ class Consortium(RuleBasedStateMachine):
             Approval(request.plan, roster, "model", 2, ("weights",)),
             roster,
             sum(row.key == request.key for row in ledger),
-            Consent(part=site in self.consenting),
+            Consent(part=request.versions[request.own] if site in self.consenting else None),
             ledger,
         )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import secrets
@@ -288,9 +287,7 @@ class Ledger:
         self.peers, self.chains = heads.read(beside, self._digests[0], needed=bool(self.rows))
 
     def _digest(self, entry: Mapping[str, Any]) -> str:
-        before = self._digests[-1] if self._digests else FORMAT
-        text = before + json.dumps(entry, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return heads.digest_after(self._digests[-1] if self._digests else FORMAT, entry)
 
     def _append(self, entry: dict[str, Any]) -> None:
         handle = self._usable()

@@ -91,7 +91,7 @@ def write(path: Path, ledger: str, heads: Heads, chains: Chains) -> None:
         for name, (head, statement) in heads.items()
     }
     entry = {"format": FORMAT, "peers": rows, "chains": {name: [*c] for name, c in chains.items()}}
-    text = json.dumps(entry | {"digest": _digest(ledger, entry)}, sort_keys=True)
+    text = json.dumps(entry | {"digest": digest_after(ledger, entry)}, sort_keys=True)
     try:
         write_atomic(path, text + "\n", mode=0o600)
     except OSError as error:
@@ -108,7 +108,7 @@ def read(
     `LedgerError` for a file that is missing, damaged or another ledger's."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
-        if entry.pop("digest") != _digest(ledger, entry) or entry["format"] != FORMAT:
+        if entry.pop("digest") != digest_after(ledger, entry) or entry["format"] != FORMAT:
             raise ValueError
         peers = {
             name: (Head(row["length"], row["head"]), bytes.fromhex(row["statement"]))
@@ -129,6 +129,8 @@ def read(
     )
 
 
-def _digest(ledger: str, entry: Mapping[str, Any]) -> str:
-    text = ledger + json.dumps(entry, sort_keys=True, separators=(",", ":"))
+def digest_after(before: str, entry: Mapping[str, Any]) -> str:
+    """SHA-256, hex, of an entry that follows a digest: of a ledger's line, and of what lies beside
+    one."""
+    text = before + json.dumps(entry, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

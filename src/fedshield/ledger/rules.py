@@ -207,7 +207,7 @@ def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
                 member
                 for member in request.batch
                 if member != request.own
-                and member in row.versions
+                and member in row.versions.keys() & request.versions.keys()
                 and row.versions[member][half] == request.versions[member][half]
             ]
             if kept:

@@ -282,7 +282,8 @@ def _follow(
         watch.note(f"the coordinator's log could not be fetched from the server: {missing}")
     if last.get("status") != "finished":
         why = last.get("reason") or _without_reason(said, missing)
-        raise RoundFailed(f"{why}; each site's error.log says more")
+        more = "each site's error.log says more, or its console where no run began"
+        raise RoundFailed(f"{why}; {more}")
 
 
 def _without_reason(status: str, missing: str = "") -> str:
