@@ -1,5 +1,5 @@
-"""What a site's operator sees and does of the site's ledger: `fedshield site ledger show`,
-`forget`, and `ask`, `answer`, `recover` for one that was lost (`cli.recovery`)."""
+"""What a site's operator sees and does of the site's ledger: `fedshield site ledger show` and
+`forget`; `cli.recovery` has what is done with one that was lost."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ GIVEN_UP = (
 )
 ONLY_IF = (
     "Do it only if {name}'s operator told you, over a channel that the coordinator does not carry, "
-    "that {name}'s ledger was lost and has been rebuilt (site ledger recover), or that it is whole "
-    "and {name}'s key was stolen: then after that key was replaced in the roster, for with it the "
-    "same could be signed again. Every other site that remembers it has to do the same."
+    "that {name}'s ledger is whole and that its key was stolen, and after that key was replaced in "
+    "the roster: with it the same could be signed again. Every other site that remembers it has to "
+    "do the same."
 )
 
 
@@ -74,6 +74,14 @@ def show(kit: KitOption, as_json: JsonOption = False) -> None:
             "forgotten",
             f"{gone['name']}, {gone['length']:,} lines, the last {gone['head'][:16]}, "
             f"at {gone['when']}",
+        )
+    for told in found["answered"]:
+        _say("answered", f"{told['name']}, whose ledger was lost, at {told['when']}")
+    for lost in found["recoveries"]:
+        _say(
+            "rebuilt",
+            f"after line {lost['after']:,}, at line {lost['line']:,}, at {lost['when']}: the lines "
+            "between are left out",
         )
 
 
@@ -152,6 +160,8 @@ def _summary(ledger: Ledger, names: dict[str, str]) -> dict[str, Any]:
         "plans": [_plan(ledger, plan) for plan in plans],
         "sites": [{"name": named(one), **_site(ledger, one)} for one in others],
         "forgotten": [{"name": named(one.site), **one._asdict()} for one in ledger.forgotten],
+        "answered": [{"name": named(one.site), **one._asdict()} for one in ledger.answered],
+        "recoveries": [one._asdict() for one in ledger.recoveries],
     }
 
 

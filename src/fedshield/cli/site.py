@@ -137,7 +137,7 @@ def approve(
             str(proposal.num_sites),
         )
         approval = proposal.approval
-        if proposal.part and _consents(name, any(row.recovered for row in ledger.rows)):
+        if proposal.part and _consents(name):
             approval = dataclasses.replace(approval, part=proposal.part)
         ledger.approve(approval)
     _say("approved", f"{plan.name}, plan hash {approval.plan}, roster {approval.roster[:16]}")
@@ -161,19 +161,12 @@ def _ledger(kit: Kit) -> Ledger:
     return Ledger.create(path)
 
 
-def _consents(name: str, recovered: bool) -> bool:
+def _consents(name: str) -> bool:
     """Whether the operator lets out what only this site changed (R3). An empty answer is no
-    consent, and the plan is approved all the same. `recovered`: the ledger cannot tell. Raises
-    `UserError` for any other."""
+    consent, and the plan is approved all the same. Raises `UserError` for any other."""
     _say(
         "warning",
-        (
-            "this site's ledger was rebuilt, so nobody can tell whether what it puts in is what it "
-            "put in in an earlier sum; you have to know. "
-            if recovered
-            else "what this site puts in is not what it put in in an earlier sum. "
-        )
-        + "Where every site changes "
+        "what this site puts in is not what it put in in an earlier sum. Where every site changes "
         "its own, that needs no consent, and nobody can tell how much each changed: if theirs is "
         "little, the difference of two sums is mostly this site's. If the others keep theirs, what "
         "changed here alone can be seen by subtracting two sums",

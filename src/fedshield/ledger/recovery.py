@@ -1,39 +1,39 @@
-"""A ledger that was lost with its backups, rebuilt from what the other sites' ledgers hold.
+"""What one site tells another whose ledger was lost: its question, and the answers to it, as files.
 
-The site asks with a fresh number; every other site of the roster answers it, signed, with the rows
-of its own ledger that the lost site was in. A row is written before its upload leaves, so of every
-sum that was opened each honest member of the batch has one: at least one of the others is honest,
-and all are needed, so no such sum is missing. What they say apart is kept side by side: a row too
-many refuses more, and lets nothing through. An answer to an older question, which could lack the
-latest sums, is none to this one.
-
-What only the lost site knew is not rebuilt. Of which records a row was: it counts for all. What it
-sent: no sum is repeated. What it counted for: with weights by rows nothing more is summed. Its
-record key is a new one, so what it puts in cannot be compared with before (R3 asks its operator).
-Of what its records spent, the plan's full rounds are taken.
+A row is written before its upload leaves. So each honest member of the batch has a row of every
+sum that was opened, and tells of it. An answer names the question that it is to; one to an older
+question could lack the latest sums. Nothing in an answer is the teller's own but the head of its
+ledger: no record, no count and no curve, which would tell its number of rows.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, cast
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+from fedshield.enrolment.files import Fields, Kind, RosterError, read_document, to_text
 from fedshield.errors import UserError
-from fedshield.ledger import entries
 from fedshield.ledger.entries import Receipt
 from fedshield.ledger.file import Ledger
-from fedshield.ledger.rows import LOST, UNKNOWN, Row
+from fedshield.ledger.question import NONCE_BYTES
+from fedshield.ledger.rows import HALF_BYTES, LOST, Membership, Row, Version
+from fedshield.plan_data import MAX_SITES
+from fedshield.protocol import codec
+from fedshield.protocol.statements import is_signed
 
-FORMAT = "fedshield ledger rows 1"
-QUESTION = "fedshield ledger question 1"
-NONCE_BYTES = 32
+Sign = Callable[[bytes], bytes]
+_DIGEST_BYTES = 32
+_PHASES = ("round", "weights")
+_WEIGHTS = ("private", "public", "equal")
+_MEMBERSHIPS = ("fixed", "batches", "open")
+#: Larger numbers of rounds or steps no plan has.
+_MAX_NUMBER = 2**31
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
 class RecoveryError(UserError):
@@ -41,171 +41,281 @@ class RecoveryError(UserError):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one site's ledger holds of the sums that another was in. `nonce`: of the question that
-    it answers; `teller`, `about`: the first keys of both; `rounds`: of each plan, as approved."""
+class ToldRow:
+    """A sum as another member of it knows it: fields as of `Row`; `versions`: by site, in order."""
+
+    plan: str
+    roster: str
+    run: str
+    phase: str
+    round_number: int
+    base: str
+    batch: tuple[str, ...]
+    sites: tuple[str, ...]
+    colluding: int
+    membership: Membership
+    weights: str
+    steps: int
+    versions: tuple[tuple[str, Version], ...]
+
+    @classmethod
+    def of(cls, row: Row, about: str) -> Self:
+        """`about`: the first key of the site that is told."""
+        return cls(
+            row.plan,
+            row.roster,
+            row.run,
+            row.phase,
+            row.round_number,
+            row.base,
+            (about,) if row.membership == "open" else tuple(sorted(row.batch)),
+            tuple(sorted(row.sites)),
+            row.colluding,
+            row.membership,
+            row.scale.weights,
+            row.scale.steps,
+            tuple(sorted(row.versions.items())),
+        )
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What is summed once, for ever (rule R4)."""
+        return self.plan, self.phase, self.round_number
+
+    def version_of(self, site: str) -> Version:
+        return dict(self.versions)[site]
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan,
+            "roster": self.roster or None,
+            "run": self.run,
+            "phase": self.phase,
+            "round": self.round_number,
+            "base": self.base or None,
+            "batch": [*self.batch],
+            "sites": {site: version.to_bytes().hex() for site, version in self.versions},
+            "colluding": self.colluding,
+            "membership": self.membership,
+            "weights": self.weights,
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def read(cls, fields: Fields) -> Self:
+        """Raises `RosterError` for anything but what `fields` gave of a row."""
+        sites = fields.inner("sites")
+        versions = {
+            site: Version.from_bytes(sites.hexadecimal(site, 2 * HALF_BYTES))
+            for site in sites.names()
+        }
+        row = cls(
+            plan=fields.hexadecimal("plan", _DIGEST_BYTES).hex(),
+            roster=fields.maybe_hexadecimal("roster", _DIGEST_BYTES).hex(),
+            run=_matching(fields, "run", _RUN_NAME.fullmatch, "a run's name"),
+            phase=_one_of(fields, "phase", _PHASES),
+            round_number=_number(fields, "round", _MAX_NUMBER),
+            base=fields.maybe_hexadecimal("base", _DIGEST_BYTES).hex(),
+            batch=fields.texts("batch"),
+            sites=tuple(versions),
+            colluding=_number(fields, "colluding", MAX_SITES),
+            membership=cast(Membership, _one_of(fields, "membership", _MEMBERSHIPS)),
+            weights=_one_of(fields, "weights", _WEIGHTS),
+            steps=_number(fields, "steps", _MAX_NUMBER),
+            versions=tuple(versions.items()),
+        )
+        fields.done()
+        for name, listed in (("batch", row.batch), ("sites", row.sites)):
+            if (
+                not 1 <= len(listed) <= MAX_SITES
+                or [*listed] != sorted(set(listed))
+                or not all(_is_identity(site) for site in listed)
+            ):
+                raise RosterError(
+                    f"{fields.path(name)}: expected 1 to {MAX_SITES} first keys in order, got "
+                    "something else; ask for the file again"
+                )
+        if (row.phase == "round") != bool(row.base) or (row.phase == "round") != bool(
+            row.round_number
+        ):
+            raise RosterError(
+                f"{fields.path('base')}: expected one for a round, and for rounds only, got "
+                "something else; ask for the file again"
+            )
+        return row
+
+
+@dataclass(frozen=True)
+class Question:
+    """`nonce`: the number that answers repeat; `about`: the first key of the site that asks."""
+
+    nonce: bytes
+    about: str
+    signature: bytes = b""
+
+    def signed(self, sign: Sign) -> Question:
+        return Question(self.nonce, self.about, sign(_message("ledger question 1", self._fields())))
+
+    def is_signed(self, public: bytes) -> bool:
+        return is_signed(_message("ledger question 1", self._fields()), self.signature, public)
+
+    def to_text(self) -> str:
+        values = self._fields() | {"signature": self.signature.hex()}
+        return to_text("ledger question 1", values)
+
+    @classmethod
+    def read(cls, path: Path) -> Question:
+        """Raises `RosterError`."""
+        fields, _ = read_document(path, "ledger question 1")
+        try:
+            question = cls(
+                fields.hexadecimal("nonce", NONCE_BYTES),
+                fields.hexadecimal("about", _DIGEST_BYTES).hex(),
+                fields.hexadecimal("signature", 64),
+            )
+            fields.done()
+        except RosterError as error:
+            raise RosterError(f"{path}: {error}") from None
+        return question
+
+    def _fields(self) -> dict[str, Any]:
+        return {"nonce": self.nonce.hex(), "about": self.about}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`teller`, `about`: the first keys of both; `head`: the statement of the teller's own head,
+    empty where it has no ledger yet; `heads`: by first key, the last statement of each site that it
+    remembers, the asker among them; `rows`: of sums that the asker was in; `results`: of these."""
 
     nonce: bytes
     teller: str
     about: str
-    rows: tuple[Row, ...]
-    receipts: tuple[Receipt, ...]
-    rounds: Mapping[str, int]
+    head: bytes
+    heads: Mapping[str, bytes]
+    rows: tuple[ToldRow, ...]
+    results: tuple[Receipt, ...]
+    signature: bytes = b""
 
+    def signed(self, sign: Sign) -> Answer:
+        signature = sign(_message("ledger answer 1", self._fields()))
+        return Answer(**{**vars(self), "signature": signature})
 
-#: Whether a public key signed what was read.
-Signed = Callable[[bytes], bool]
+    def is_signed(self, public: bytes) -> bool:
+        return is_signed(_message("ledger answer 1", self._fields()), self.signature, public)
 
+    def to_text(self) -> str:
+        return to_text("ledger answer 1", self._fields() | {"signature": self.signature.hex()})
 
-def question(nonce: bytes, about: str, sign: Callable[[bytes], bytes]) -> str:
-    """As a file. `about`: the first key of the site whose ledger was lost."""
-    fields = {"format": QUESTION, "nonce": nonce.hex(), "about": about}
-    return _sealed(fields, sign)
-
-
-def read_question(text: str, where: str) -> tuple[bytes, str, Signed]:
-    """Nonce, and whose ledger was lost. Raises `RecoveryError`."""
-    try:
-        fields, signed = _opened(text, QUESTION)
-        nonce, about = bytes.fromhex(fields["nonce"]), fields["about"]
-        if len(nonce) != NONCE_BYTES or not isinstance(about, str):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise RecoveryError(
-            f"{where}: expected another site's question (site ledger ask), got something else; ask "
-            "for the file again"
-        ) from None
-    return nonce, about, signed
-
-
-def told(ledger: Ledger, nonce: bytes, teller: str, about: str) -> Told:
-    """What `ledger` holds of the sums of `about`, without what is the teller's own: its records,
-    what it counted for and what it sent."""
-    rows = [row for row in ledger.rows if about in row.sites]
-    keys = {row.key for row in rows}
-    taken = ledger.receipts | ledger.certified
-    return Told(
-        nonce,
-        teller,
-        about,
-        _distinct(_from_outside(row, about) for row in rows),
-        tuple(taken[key] for key in sorted(keys & set(taken))),
-        {
-            plan: approval.rounds
-            for plan, approval in ledger.approvals.items()
-            if plan in {key[0] for key in keys}
-        },
-    )
-
-
-def _from_outside(row: Row, about: str) -> Row:
-    """A row of another site's, as `about` would have it: as far as anyone else can know it."""
-    count = 0 if row.scale.weights == "equal" else UNKNOWN
-    batch = row.batch if row.membership != "open" else (about,)
-    return dataclasses.replace(
-        row,
-        own=about,
-        batch=batch,
-        scale=dataclasses.replace(row.scale, count=count),
-        content="",
-        records=frozenset(),
-        recovered=True,
-    )
-
-
-def write(found: Told, sign: Callable[[bytes], bytes]) -> str:
-    """As a file: JSON with the teller's signature over what is in it."""
-    fields = {
-        "format": FORMAT,
-        "nonce": found.nonce.hex(),
-        "teller": found.teller,
-        "about": found.about,
-        "rows": [entries.of_row(row, "") for row in found.rows],
-        "receipts": [one._asdict() for one in found.receipts],
-        "rounds": dict(found.rounds),
-    }
-    return _sealed(fields, sign)
-
-
-def read(text: str, where: str) -> tuple[Told, Signed]:
-    """What `write` wrote. Raises `RecoveryError`."""
-    try:
-        fields, signed = _opened(text, FORMAT)
-        about, rounds = fields["about"], fields["rounds"]
-        rows = tuple(entries.to_row(one, {"": frozenset()}) for one in fields["rows"])
-        if not all(type(number) is int and number >= 0 for number in rounds.values()):
-            raise ValueError
-        if any(row != _from_outside(row, about) or about not in row.sites for row in rows):
-            raise ValueError
-        found = Told(
-            bytes.fromhex(fields["nonce"]),
-            fields["teller"],
-            about,
-            rows,
-            tuple(entries.to_receipt(one) for one in fields["receipts"]),
-            rounds,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise RecoveryError(
-            f"{where}: expected what another site's ledger holds (site ledger answer), got "
-            "something else; ask for the file again"
-        ) from None
-    return found, signed
-
-
-def rebuilt(answers: Sequence[Told], colluding: int) -> tuple[tuple[Row, ...], tuple[Receipt, ...]]:
-    """The rows and results of a lost ledger, from the answers of all others, of whom at most
-    `colluding` lie: every row that anyone tells, and a result of which c + 1 tell the same."""
-    rows = _distinct(row for answer in answers for row in answer.rows)
-    said = Counter(receipt for answer in answers for receipt in set(answer.receipts))
-    enough = [receipt for receipt, tellers in said.items() if tellers > colluding]
-    # Of two results that so many tell, nobody can say which was this site's.
-    twice = Counter(receipt.key for receipt in enough)
-    receipts = tuple(receipt for receipt in enough if twice[receipt.key] == 1)
-    return (*rows, *_unseen(rows, answers)), receipts
-
-
-def _distinct(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Each once, in the order in which they came."""
-    return tuple({json.dumps(entries.of_row(row, "")): row for row in rows}.values())
-
-
-def _unseen(rows: Sequence[Row], answers: Sequence[Told]) -> list[Row]:
-    """What the plans' other rounds would have spent: that the site entered some which nobody saw
-    cannot be told."""
-    found: list[Row] = []
-    by_plan: dict[str, Row] = {row.plan: row for row in rows if row.curve}
-    for plan, row in by_plan.items():
-        rounds = max((answer.rounds.get(plan, 0) for answer in answers), default=0)
-        seen = len({one.round_number for one in rows if one.plan == plan and one.curve})
-        if (more := rounds - seen) > 0:
-            curve = tuple(more * value for value in row.curve)
-            lost: dict[str, Any] = {"phase": LOST, "round_number": 0, "curve": curve}
-            found.append(dataclasses.replace(row, **lost, distance=more * row.distance))
-    return found
-
-
-def _sealed(fields: Mapping[str, Any], sign: Callable[[bytes], bytes]) -> str:
-    return json.dumps({"said": fields, "signature": sign(_message(fields)).hex()}, indent=1) + "\n"
-
-
-def _opened(text: str, wanted: str) -> tuple[dict[str, Any], Signed]:
-    """Raises `ValueError`, `KeyError`, `TypeError` or `RecursionError`."""
-    document = json.loads(text)
-    fields, signature = document["said"], bytes.fromhex(document["signature"])
-    if set(document) != {"said", "signature"} or fields["format"] != wanted:
-        raise ValueError
-    message = _message(fields)
-
-    def signed(public: bytes) -> bool:
+    @classmethod
+    def read(cls, path: Path) -> Answer:
+        """Every type and length is checked here, and nothing else is trusted: whether it is signed,
+        by whom, and to which question. Raises `RosterError`."""
+        fields, _ = read_document(path, "ledger answer 1")
         try:
-            Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
-        except (InvalidSignature, ValueError):
-            return False
-        return True
+            heads = fields.inner("heads")
+            answer = cls(
+                fields.hexadecimal("nonce", NONCE_BYTES),
+                fields.hexadecimal("teller", _DIGEST_BYTES).hex(),
+                fields.hexadecimal("about", _DIGEST_BYTES).hex(),
+                _statement(fields, "head"),
+                {site: _statement(heads, site) for site in heads.names()},
+                tuple(ToldRow.read(one) for one in _rows(fields, "rows")),
+                tuple(_result(one) for one in _rows(fields, "results")),
+                fields.hexadecimal("signature", 64),
+            )
+            fields.done()
+            strangers = [row for row in answer.rows if answer.about not in row.sites]
+            if strangers or not all(_is_identity(site) for site in answer.heads):
+                raise RosterError(
+                    "rows: expected sums of the site that asked, and heads by first keys, got "
+                    "others; ask for the file again"
+                )
+        except RosterError as error:
+            raise RosterError(f"{path}: {error}") from None
+        return answer
 
-    return fields, signed
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "nonce": self.nonce.hex(),
+            "teller": self.teller,
+            "about": self.about,
+            "head": self.head.hex(),
+            "heads": {site: one.hex() for site, one in sorted(self.heads.items())},
+            "rows": [row.fields() for row in self.rows],
+            "results": [_result_fields(one) for one in self.results],
+        }
 
 
-def _message(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+def rows_about(ledger: Ledger, about: str) -> tuple[tuple[ToldRow, ...], tuple[Receipt, ...]]:
+    """What a ledger holds of the sums of another site, each once, and their results. What stands
+    for rounds that nobody told of is no sum, and is not told on."""
+    rows = [row for row in ledger.rows if about in row.sites and row.phase != LOST]
+    taken = ledger.receipts | ledger.certified
+    keys = sorted({row.key for row in rows} & taken.keys())
+    told = dict.fromkeys(ToldRow.of(row, about) for row in rows)
+    return tuple(told), tuple(taken[key] for key in keys)
+
+
+def _rows(fields: Fields, key: str) -> list[Fields]:
+    return [Fields(row, f"{key}.{at}") for at, row in enumerate(fields.items(key))]
+
+
+def _result_fields(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "plan": receipt.plan,
+        "phase": receipt.phase,
+        "round": receipt.round_number,
+        "result": receipt.result,
+    }
+
+
+def _result(fields: Fields) -> Receipt:
+    receipt = Receipt(
+        fields.hexadecimal("plan", _DIGEST_BYTES).hex(),
+        _one_of(fields, "phase", _PHASES),
+        _number(fields, "round", _MAX_NUMBER),
+        fields.hexadecimal("result", _DIGEST_BYTES).hex(),
+    )
+    fields.done()
+    return receipt
+
+
+def _statement(fields: Fields, key: str) -> bytes:
+    """At most 256 bytes, hex; whether it is one is asked later."""
+    return bytes.fromhex(
+        _matching(fields, key, re.compile(r"(?:[0-9a-f]{2}){0,256}").fullmatch, "a signed head")
+    )
+
+
+def _matching(fields: Fields, key: str, matches: Callable[[str], object], expected: str) -> str:
+    value = fields.text(key)
+    if not matches(value):
+        raise RosterError(
+            f"{fields.path(key)}: expected {expected}, got something else; ask for the file again"
+        )
+    return value
+
+
+def _one_of(fields: Fields, key: str, values: tuple[str, ...]) -> str:
+    return _matching(fields, key, values.__contains__, f"one of {', '.join(values)}")
+
+
+def _number(fields: Fields, key: str, limit: int) -> int:
+    value = fields.number(key)
+    if not 0 <= value < limit:
+        raise RosterError(
+            f"{fields.path(key)}: expected a number from 0 to {limit - 1}, got another; ask for "
+            "the file again"
+        )
+    return value
+
+
+def _is_identity(text: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def _message(kind: Kind, fields: Mapping[str, Any]) -> bytes:
+    """What is signed: nothing else that this key signs begins so."""
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return codec.encode([f"fedshield {kind}", hashlib.sha256(text.encode()).digest()])
