@@ -21,9 +21,9 @@ from fedshield.planfile import parse_plan
 from fedshield.protocol import codec
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
-from fedshield.protocol.statements import HEAD_LABEL
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND
+from fedshield.protocol.statements import HEAD_LABEL
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
