@@ -248,9 +248,6 @@ def test_a_lost_round_costs_what_the_own_plan_says(story: Story, tmp_path: Path)
     assert "this site's part cannot be read" in found.notes[0]
     story.place.unlink()
     other = tmp_path / "other.yaml"
-    others = {name: raw["data"]["sites"][name] for name in ("alpha", "beta")}
-    other.write_text(
-        story.ours.plan(raw | {"data": raw["data"] | {"sites": others}}, "alpha").to_yaml()
-    )
+    other.write_text(story.ours.plan(raw_plan(("alpha", "beta", "mallory")), "alpha").to_yaml())
     with pytest.raises(UserError, match="expected a plan with this site in it"):
         story.draft(story.answers(row), plans=(other,))
