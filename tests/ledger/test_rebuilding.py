@@ -13,7 +13,8 @@ from fedshield.ledger import entries, rules
 from fedshield.ledger.entries import Receipt, Recovered
 from fedshield.ledger.file import Head, Ledger, LedgerError
 from fedshield.ledger.heads import place_beside
-from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown, rebuilt
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown
+from fedshield.ledger.rebuilding import rebuilt as rebuilt_by
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import (
     LOST,
@@ -77,6 +78,13 @@ def older(tmp_path: Path) -> Iterator[Ledger]:
         yield ledger
 
 
+def rebuilt(
+    older: Ledger, answers: list[Answer], parts: dict[str, OwnPart], colluding: int
+) -> Rebuilt:
+    names = {B: "beta", C: "gamma"} | {answer.teller: answer.teller for answer in answers}
+    return rebuilt_by(older, answers, parts, colluding, names | {B: "beta", C: "gamma"})
+
+
 def told(teller: str, *rows: ToldRow, results: tuple[Receipt, ...] = ()) -> Answer:
     return Answer(bytes(32), teller, A, b"", {}, rows, results)
 
@@ -99,6 +107,7 @@ def test_a_sum_comes_back_as_the_site_itself_knows_it(older: Ledger) -> None:
 def test_a_sum_that_the_copy_holds_is_not_added(older: Ledger) -> None:
     older.approve(Approval(PLAN, ROSTER, "6" * 64, 5, (), unit="example"))
     older.add_row(ROW)
+    older.add_receipt(RESULT)
     second = replace(TOLD, round_number=2)
     found = rebuilt(older, [told(B, TOLD, second), told(C, TOLD, second)], {}, 1)
     # The plan is not at hand: the copy says what a round of it spends, and how much it counts.
@@ -108,6 +117,30 @@ def test_a_sum_that_the_copy_holds_is_not_added(older: Ledger) -> None:
     assert found.rows[0].records == RECORDS
     assert line_curve([*older.rows, *found.rows], "example") == ((5.0, 10.0), 1.25)
     assert found.unbounded == found.uncounted == ()
+
+
+def test_a_sum_without_its_receipt_is_not_signed_for_again(older: Ledger) -> None:
+    """The copy is of between row and receipt: what this site signed for then is lost."""
+    older.approve(Approval(PLAN, ROSTER, "6" * 64, 5, (), unit="example"))
+    older.add_row(ROW)
+    rows = rebuilt(older, [told(B, TOLD), told(C, TOLD)], {}, 1).rows
+    again = replace(ROW, recovered=False)
+    assert rules.once(older.rows, again) == ""
+    assert "not to be repeated" in rules.once([*older.rows, *rows], again)
+    assert line_curve([*older.rows, *rows], "example") == ((5.0, 10.0), 1.25)
+    # What nobody tells of was not opened.
+    assert [row.phase for row in rebuilt(older, [told(B), told(C)], {}, 1).rows] == [LOST]
+
+
+def test_a_plan_with_a_tally_cannot_go_on(older: Ledger) -> None:
+    """Every session of it begins with the total of the counts."""
+    tally = replace(TOLD, phase="weights", round_number=0, base="")
+    result = RESULT._replace(phase="weights", round_number=0)
+    answers = [told(one, tally, results=(result,)) for one in (B, C)]
+    found = rebuilt(older, answers, {PLAN: PART}, 1)
+    assert (found.results, found.stopped) == ((result,), (PLAN,))
+    assert found.unbounded == ()
+    assert found.rows[0].curve == ()
 
 
 def test_what_nothing_here_says_is_on_the_safe_side(older: Ledger) -> None:
@@ -189,10 +222,10 @@ def test_of_rows_of_one_sum_the_largest_curve_counts() -> None:
 
 def test_two_versions_of_one_part_are_refused_by_name(older: Ledger) -> None:
     other = replace(TOLD, versions=((A, Version("f" * 64, "0" * 64)), *TOLD.versions[1:]))
-    with pytest.raises(RecoveryError, match=f"of the site {B[:16]} and of the site {C[:16]}"):
+    with pytest.raises(RecoveryError, match="two, of beta and of gamma"):
         rebuilt(older, [told(B, TOLD), told(C, other)], {}, 1)
     older.add_row(ROW)
-    with pytest.raises(RecoveryError, match=f"of the older copy and of the site {C[:16]}"):
+    with pytest.raises(RecoveryError, match="two, of the older copy and of gamma"):
         rebuilt(older, [told(B, TOLD), told(C, other)], {}, 1)
 
 

@@ -133,7 +133,7 @@ def recover(
             _type(name, f"Type {name} to make this the ledger of its records:", "nothing was made")
             found.write(standing)
     _say("written", f"{place}: goes on at line {found.line:,}")
-    _say("then", "agree on another plan, and approve it (fedshield site approve PLAN --kit KIT)")
+    _say("then", "back it up; plans that were approved after the copy are approved anew")
 
 
 def _tell(found: Rebuilt, names: dict[str, str]) -> None:
@@ -162,8 +162,11 @@ def _tell(found: Rebuilt, names: dict[str, str]) -> None:
             "with these records; give its file (--plan), with the records as they were then",
         )
     for plan in found.stopped:
-        _say("stopped", f"plan {plan[:12]} had a sum without a result: it cannot go on, agree on "
-             "another")  # fmt: skip
+        _say(
+            "stopped",
+            f"plan {plan[:12]} cannot go on: it would have to repeat a sum that this site was in, "
+            "and what this site sent then is lost; agree on another plan",
+        )
 
 
 def _member(folder: Path) -> Member:

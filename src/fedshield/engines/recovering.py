@@ -102,7 +102,7 @@ def draft(
         place,
         older,
         lines,
-        rebuilt(older, told, parts, colluding),
+        rebuilt(older, told, parts, colluding, {site: name for site, (name, _) in sites.items()}),
         next_line(older, lengths, sites),
         lengths,
         _latest(older.peers, peers, kept),

@@ -67,9 +67,14 @@ class Ledger:
         """A new ledger, mode 0600, with a key of its own for the hashes of records. It has its name
         once it is whole. Raises `LedgerError` if there is a file, or what lay beside one: a ledger
         is never made anew in silence."""
-        for other in (heads.place_beside(path), heads.place_question(path)):
-            if other.exists() and not path.exists():
-                raise LedgerError(f"{other}: expected no earlier ledger, got its file; {RESTORE}")
+        beside, question = heads.place_beside(path), heads.place_question(path)
+        if beside.exists() and not path.exists():
+            raise LedgerError(f"{beside}: expected no earlier ledger, got its file; {RESTORE}")
+        if question.exists() and not path.exists():
+            raise LedgerError(
+                f"{question}: expected no question about a lost ledger, got one; go on with: "
+                "fedshield site ledger recover, or remove this file if there never was a ledger"
+            )
 
         def begin(ledger: Ledger) -> None:
             key = secrets.token_bytes(KEY_BYTES)

@@ -45,7 +45,8 @@ class OwnPart:
 class Rebuilt(NamedTuple):
     """`rows`, `results`: what follows an older copy; `unbounded`: plans (SHA-256) of which nothing
     here says what their rounds spent, so epsilon is infinite; `uncounted`: those for which nothing
-    says what this site counted for; `stopped`: those of which a sum was entered that has no result;
+    says what this site counted for; `stopped`: those that cannot go on, since a sum of theirs would
+    have to be repeated (one without a result, or a tally, which every session begins with);
     `alone`: sums that only some of those who were in them tell of, and by whom."""
 
     rows: tuple[Row, ...]
@@ -57,17 +58,26 @@ class Rebuilt(NamedTuple):
 
 
 def rebuilt(
-    older: Ledger, answers: Sequence[Answer], parts: Mapping[str, OwnPart], colluding: int
+    older: Ledger,
+    answers: Sequence[Answer],
+    parts: Mapping[str, OwnPart],
+    colluding: int,
+    names: Mapping[str, str],
 ) -> Rebuilt:
     """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
-    `colluding`: how many of the others lie at most. Raises `RecoveryError` where two tell of
-    different parts of this site in one sum."""
+    `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
+    `RecoveryError` where two tell of different parts of this site in one sum."""
     tellers: dict[tuple[str, ToldRow], list[str]] = {}
     for answer in answers:
         for told in answer.rows:
             tellers.setdefault((answer.about, told), []).append(answer.teller)
-    _check_versions(older, tellers)
-    known = {(row.own, ToldRow.of(row, row.own)) for row in older.rows}
+    _check_versions(older, tellers, names)
+    # Without its receipt a sum is added: what this site signed for is lost, and it signs no other.
+    known = {
+        (row.own, ToldRow.of(row, row.own))
+        for row in older.rows
+        if row.recovered or row.key in older.receipts
+    }
     added = [
         _row(about, told, older, parts) for about, told in tellers if (about, told) not in known
     ]
@@ -79,7 +89,12 @@ def rebuilt(
         results,
         _plans(row for row in added if _is_unbounded(row, older, parts)),
         _plans(row for row in added if row.scale.count == UNKNOWN),
-        _plans(row for row in (*older.rows, *added) if row.phase != LOST and row.key not in taken),
+        _plans(
+            row
+            for row in (*older.rows, *added)
+            if row.phase != LOST
+            and (row.key not in taken or (row.recovered and row.phase != "round"))
+        ),
         _told_by_some(tellers, answers),
     )
 
@@ -103,19 +118,23 @@ def is_shown(
     )
 
 
-def _check_versions(older: Ledger, tellers: Mapping[tuple[str, ToldRow], Sequence[str]]) -> None:
+def _check_versions(
+    older: Ledger,
+    tellers: Mapping[tuple[str, ToldRow], Sequence[str]],
+    names: Mapping[str, str],
+) -> None:
     said: dict[tuple[str, Key], tuple[Version, str]] = {}
     for row in older.rows:
         if row.phase != LOST and row.own in row.versions:
             said[row.own, row.key] = row.versions[row.own], "the older copy"
     for (about, told), by in tellers.items():
-        version, who = told.version_of(about), f"the site {by[0][:16]}"
+        version, who = told.version_of(about), names[by[0]]
         first, other = said.setdefault((about, told.key), (version, who))
         if first != version:
             raise RecoveryError(
                 f"expected one version of what this site put into {_named(told)}, got two, of "
-                f"{other} and of {who}: one of them lies, or two copies of this site were at "
-                "work; ask both operators"
+                f"{other} and of {who}: one of them is wrong, or two copies of this site were "
+                "at work; ask both operators"
             )
 
 
