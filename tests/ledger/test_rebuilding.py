@@ -245,7 +245,7 @@ def test_rounds_that_were_counted_after_a_loss_are_not_counted_again(older: Ledg
     first = rebuilt(older, [told(B, TOLD)], {PLAN: PART}, 1)
     for row in first.rows:
         older.add_row(row)
-    second = rebuilt(older, [told(B, TOLD)], {}, 1)
+    second = rebuilt(older, [told(B, TOLD)], {PLAN: PART}, 1)
     assert second.rows == ()
     assert line_curve(older.rows, "example") == ((5.0, 10.0), 1.25)
 

@@ -27,7 +27,8 @@ NO_COPY = (
     "--older: expected an older copy of the ledger, got none: without one its record key is lost, "
     "so what this site puts in would look changed to all others, and another site's change would "
     "pass; look for any backup, however old (of a damaged ledger the file itself will do), or use "
-    "records that were in no sum, at every site, in new kits (fedshield site request)"
+    "records that were in no sum, at every site, and here a new kit with a new key (fedshield site "
+    "request)"
 )
 
 
