@@ -51,6 +51,8 @@ class Attested(NamedTuple):
 
 
 _ROW = {field.name for field in dataclasses.fields(Row)}
+#: Fields that rows of earlier versions do not have.
+_LATER = {"roster", "recovered"}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
 
@@ -63,6 +65,27 @@ class Forgotten(NamedTuple):
     when: str
 
 
+class Answered(NamedTuple):
+    """That this site told another (its first key), whose ledger was lost, of their sums: the
+    question's number, hex, and when."""
+
+    site: str
+    nonce: str
+    when: str
+
+
+class Recovered(NamedTuple):
+    """Where a ledger goes on that was lost after its line `after`: at line `line`, which lies
+    beyond all that it ever signed. `nonce`: of its question, hex; `told`: by the first key of each
+    site, the last line of the lost ones that the site remembered; `when`: the time, for people."""
+
+    line: int
+    after: int
+    nonce: str
+    told: Mapping[str, int]
+    when: str
+
+
 def of_row(row: Row, records: str) -> dict[str, Any]:
     """`records`: the digest of the line that holds the row's records."""
     return {"kind": "row", **dataclasses.asdict(row), "records": records}
@@ -71,7 +94,7 @@ def of_row(row: Row, records: str) -> dict[str, Any]:
 def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Row:
     """`records`: by the digest of their line. Raises `KeyError` or `TypeError` for another
     entry."""
-    fields = {name: entry[name] for name in _ROW}
+    fields = {name: entry[name] for name in _ROW if name in entry or name not in _LATER}
     return Row(
         **fields
         | {
@@ -139,3 +162,21 @@ def of_forgotten(forgotten: Forgotten) -> dict[str, Any]:
 def to_forgotten(entry: Mapping[str, Any]) -> Forgotten:
     """Raises `KeyError` for another entry."""
     return Forgotten(**{name: entry[name] for name in Forgotten._fields})
+
+
+def of_answered(answered: Answered) -> dict[str, Any]:
+    return {"kind": "answered", **answered._asdict()}
+
+
+def to_answered(entry: Mapping[str, Any]) -> Answered:
+    """Raises `KeyError` for another entry."""
+    return Answered(**{name: entry[name] for name in Answered._fields})
+
+
+def of_recovered(recovered: Recovered) -> dict[str, Any]:
+    return {"kind": "recovered", **recovered._asdict()}
+
+
+def to_recovered(entry: Mapping[str, Any]) -> Recovered:
+    """Raises `KeyError` for another entry."""
+    return Recovered(**{name: entry[name] for name in Recovered._fields})
