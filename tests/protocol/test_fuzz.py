@@ -45,6 +45,7 @@ from fedshield.protocol.ciphers import parameters_of, rlwe_layout
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.restart import Standing
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.session import read_joins, read_round_keys, read_uploads, upload_digest
 from fedshield.protocol.sites import Replies
@@ -389,6 +390,7 @@ def test_bodies_of_every_message(recorded: Recorded, batches: Any) -> None:
     bodies: dict[str, list[Any]] = {}
     batches.coordinator.start()
     batches.coordinator.round(2)
+    batches.coordinator.out_of_budget()
     for one in (*recorded.log, *batches.wire.log):
         for data in (one.command, one.reply):
             kind, _, _, body = recorded.federation.opened(data)
@@ -399,6 +401,16 @@ def test_bodies_of_every_message(recorded: Recorded, batches: Any) -> None:
     for answer in bodies["answer"]:
         kind, _, _, body = recorded.federation.opened(answer["tag"])
         bodies.setdefault(kind, []).append(body)
+    standing = Standing(frozenset({0, 1, 2}), bytes(32)).to_message(bytes(32))
+    named: Any = {"bank": b"standing"}
+    # What comes before a session, in which these sites are already.
+    for message in (
+        messages.Stand(bytes(16)),
+        standing,
+        messages.Compare(named),
+        messages.Restart(named),
+    ):
+        bodies[message.kind] = [message.to_body()]
     assert set(bodies) == set(KINDS)
     accepted: Counter[str] = Counter()
     for _ in range(cases(0.2) // len(KINDS) + 1):
@@ -799,6 +811,7 @@ def test_every_command_at_a_live_site(federation: Any, open_to: str) -> None:
     door = Door(ours, Mutator(f"door {open_to}", signers_of(ours)), cases(0.09) // crossings + 1)
     ours.wire.to_site = door
     ours.run(1)
+    ours.coordinator.out_of_budget()
     ours.coordinator.finish()
     assert not ours.coordinator.lost
     ours.state()

@@ -47,7 +47,7 @@ def test_both_engines_make_the_same(tmp_path: Path) -> None:
         assert other[key] == one[key], key
     for key in sizes:
         # Between processes what comes before a session is sent too: `stand` and `restart`.
-        assert other[key] == pytest.approx(one[key], rel=0.03), key
+        assert other[key] == pytest.approx(one[key], rel=0.05), key
     for mine, theirs in zip(alone.metrics(), apart.metrics(), strict=True):
         for key in mine.keys() - {"wall_s", "round_s", "upload_bytes", "download_bytes"}:
             assert theirs[key] == mine[key], key
