@@ -23,6 +23,9 @@ SITES = dict(zip((*FIRST, *SECOND), SAMPLES, strict=True))
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     roster = "--membership batches --max-colluding 1"
     with federation(tmp_path_factory.mktemp("batches"), SITES, roster=roster) as made:
+        for site in SITES:
+            with (made.folder / site / f"{site}.policy.yaml").open("a") as policy:
+                policy.write("memberships: [fixed, batches]\n")
         yield made
 
 
