@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from fedshield.engines import progress
 from fedshield.engines.flare.follow import Follower
@@ -71,13 +74,18 @@ def test_the_time_left_is_by_the_last_five_rounds() -> None:
     assert progress.seconds_left([100, 1, 1, 1, 1, 1], 4) == 4
 
 
-def test_of_a_lost_site_its_batch_is_named(tmp_path: Path) -> None:
+def test_of_a_lost_site_its_batch_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[Mapping[str, Any]] = []
     batches = (("a", "b", "c"), ("d", "e", "f"))
     following = Follower(tmp_path, "abcdef", 20, 3, told.append, batches)
     following.begin_round(3)
     following.asked("train", "abcdef")
     following.answered("train", "b", "deadline")
+    with caplog.at_level(logging.INFO, "fedshield"):
+        following.end_round(2.0)
+    assert "round 3 of 20: 3 sites in 2.0 s" in caplog.text  # those of its batch are not in it
     following.answered("train", "d", "deadline")
     assert told[0]["phase"] == "training"
     assert told[0]["then"].startswith(

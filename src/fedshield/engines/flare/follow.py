@@ -69,7 +69,7 @@ class Follower:
             "round %d of %d: %d sites in %.1f s%s",
             self._round,
             self._rounds,
-            len(self._left),
+            len(whole(self._batches, self._left) if self._batches else self._left),
             seconds,
             f"; about {left_s:.0f} s left" if left_s else "",
         )
