@@ -445,8 +445,8 @@ class Ledger:
             self.certified[receipt.key] = receipt
         elif kind == "attested":
             taken = entries.to_attested(entry)
-            for number, one in enumerate(taken.rounds, taken.first):
-                self.attested[taken.plan, number] = one
+            for at, one in enumerate(taken.rounds, taken.first):
+                self.attested[taken.plan, at] = one
         elif kind == "total":
             total = entries.to_total(entry)
             self.totals[total.plan] = total
