@@ -26,6 +26,8 @@ class Receipt(NamedTuple):
         return self[:3]
 
 
+#: Fields that lines of before there were rosters that follow others do not have.
+_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": False}
 _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
@@ -47,6 +49,7 @@ def of_row(row: Row, records: str) -> dict[str, Any]:
 def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Row:
     """`records`: by the digest of their line. Raises `KeyError` or `TypeError` for another
     entry."""
+    entry = {**_LATER, **entry}
     fields = {name: entry[name] for name in _ROW}
     return Row(
         **fields
@@ -67,6 +70,7 @@ def of_approval(approval: Approval) -> dict[str, Any]:
 
 def to_approval(entry: Mapping[str, Any]) -> Approval:
     """Raises `KeyError` or `TypeError` for another entry."""
+    entry = {**_LATER, **entry}
     given = {name: entry[name] for name in _APPROVAL}
     lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
     part = given["part"] and Version(*given["part"])
