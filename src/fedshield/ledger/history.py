@@ -39,7 +39,7 @@ class History:
     the sites; `gone`: of those who signed and are not in the roster any more, by name, all keys of
     the card that signed. Sites are known by the first key of their card."""
 
-    today: Past = Past("", ())
+    today: Past = field(default_factory=lambda: Past("", ()))
     earlier: tuple[Past, ...] = ()
     consortium: str = ""
     signed: frozenset[str] = frozenset()

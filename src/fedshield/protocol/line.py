@@ -283,12 +283,28 @@ class Line:
         protected = {row.unit for row in rows} | {self._plan.privacy.unit} == {"example"}
         return Exposures(
             tuple(sorted(map(history.call, history.exposed(rows) & everyone))),
-            tuple(
-                history.call(site) for atom in history.isolated(rows, colluding) for site in atom
-            )
+            tuple(history.call(site) for atom in history.isolated(rows, colluding) for site in atom)
             if protected
             else (),
             self._roster.identity(self._name) in history.exposed(rows),
+        )
+
+    def others_since(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Who is summed now and was not in the last row of this line, and the other way round, by
+        name. A whole roster is compared; with membership batches or open the roster that the row
+        was under, where this one follows it."""
+        rows, history = self.rows(), self._roster.history()
+        if not rows:
+            return (), ()
+        cuts = {past.roster: past.cut for past in history.earlier}
+        cut = cuts.get(rows[-1].roster) or (rows[-1].sites,)
+        before = {site for cell in cut for site in cell}
+        now = {self._roster.identity(name) for name in self._roster.names()}
+        if rows[-1].roster == self._roster.charter.hex():
+            before = now
+        return (
+            tuple(sorted(map(history.call, now - before))),
+            tuple(sorted(map(history.call, before - now))),
         )
 
     def part_changed(self) -> bool:
@@ -411,8 +427,9 @@ class Line:
     def _check_keys(self) -> None:
         """Raises `ProtocolError` for a fork: the identity is the first key's, and who holds that
         one could make another successor."""
-        if why := heads.forked(self._ledger.chains, self._roster.chains):
-            raise ProtocolError("ledger", why)
+        for keys in (self._roster.chains, self._roster.lineage.gone):
+            if why := heads.forked(self._ledger.chains, keys):
+                raise ProtocolError("ledger", why)
 
     def _check_own(self, head: Head, teller: str) -> None:
         if not self._ledger.holds(head):

@@ -40,7 +40,7 @@ class Roster:
     charter: bytes = b""
     chains: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     batches: Batches = ()
-    lineage: History = field(default_factory=History)
+    lineage: History = field(default_factory=History, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batches", self._batches())
