@@ -51,8 +51,9 @@ class Proposal:
 
 def propose(kit: Kit, plan: Plan, ledger: Ledger, *, exposed: bool = False) -> Proposal:
     """Read the plan as this site would run it; nothing is trained or sent. `exposed`: whether the
-    operator lets this site's updates be had by subtraction, where its roster says so. Raises `UserError`s for
-    a plan that roster or policy refuse, and for data or a model that cannot be read."""
+    operator lets this site's updates be had by subtraction, where its roster says so. Raises
+    `UserError`s for a plan that roster or policy refuse, and for data or a model that cannot be
+    read."""
     here = kit.local(plan)
     tokenizer, model_sha256 = inspect(here)
     party = kit.admit(plan, model_sha256)

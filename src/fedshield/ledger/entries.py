@@ -27,7 +27,7 @@ class Receipt(NamedTuple):
 
 
 #: Fields that lines of before there were rosters that follow others do not have.
-_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": False}
+_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": ()}
 _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
@@ -56,6 +56,7 @@ def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) ->
         | {
             "batch": tuple(fields["batch"]),
             "sites": tuple(fields["sites"]),
+            "exposed": tuple(fields["exposed"]),
             "curve": tuple(fields["curve"]),
             "scale": Scale(**fields["scale"]),
             "versions": {site: Version(*one) for site, one in fields["versions"].items()},
@@ -74,7 +75,7 @@ def to_approval(entry: Mapping[str, Any]) -> Approval:
     given = {name: entry[name] for name in _APPROVAL}
     lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
     part = given["part"] and Version(*given["part"])
-    return Approval(**given | lists | {"part": part})
+    return Approval(**given | lists | {"part": part, "exposed": bool(given["exposed"])})
 
 
 def to_receipt(entry: Mapping[str, Any]) -> Receipt:

@@ -48,10 +48,13 @@ class History:
     gone: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
     def exposed(self, rows: Sequence[Row]) -> frozenset[str]:
-        """Sites that count as open to everyone, for a line of these rows. What was signed in one
-        consortium is worth nothing in another one's sums."""
+        """Sites that count as open to everyone, for a line of these rows: who once counted so does
+        for ever, whatever rosters and policies say later. What was signed in one consortium is
+        worth nothing in another one's sums."""
+        known = self.named.union(*(row.exposed for row in rows))
         foreign = any(row.consortium != self.consortium for row in rows)
-        return self.named if foreign else self.named | self.signed
+        found = known if foreign else known | self.signed
+        return found & {site for cut in self.since(rows) for batch in cut for site in batch}
 
     def since(self, rows: Sequence[Row]) -> tuple[Cut, ...]:
         """The cuts that bear on a line of these rows: from the first roster that one of them was

@@ -60,8 +60,8 @@ class Row:
     this site. `versions`: what each member of the batch said of its own part (rule R3).
     `records`: keyed hashes of the raw records that entered. `roster`: SHA-256, hex, of the content
     of the roster, and `consortium` of the first roster of all that it follows, itself if none;
-    both '' in a demonstration. `curve`: Renyi divergence at each order
-    of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total variation between its noise and
+    both '' in a demonstration. `exposed`: sites that counted as open to everyone. `curve`: Renyi
+    divergence at each order of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total variation between its noise and
     what that stands for; empty and 0 where no unit is protected, or where the sum is a tally.
     """
 
@@ -84,6 +84,7 @@ class Row:
     records: frozenset[bytes] = field(default_factory=frozenset, repr=False)
     roster: str = ""
     consortium: str = ""
+    exposed: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, int]:

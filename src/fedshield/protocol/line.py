@@ -231,7 +231,7 @@ class Line:
         count: int,
         terms: PrivacyTerms | None,
     ) -> Row:
-        roster, plan = self._roster, self._plan
+        roster, plan, history = self._roster, self._plan, self._roster.history()
         own = roster.identity(self._name)
         curve: tuple[float, ...] = ()
         if terms is not None and phase == ROUND:
@@ -259,7 +259,8 @@ class Line:
             distance=terms.release.distance if terms is not None and curve else 0.0,
             records=self._records.hashes,
             roster=roster.charter.hex(),
-            consortium=roster.history().consortium,
+            consortium=history.consortium,
+            exposed=tuple(sorted(history.exposed(self.rows()))),
         )
 
     def refusals_now(self, count: int, *, exposed: bool = False) -> tuple[str, ...]:
@@ -279,10 +280,9 @@ class Line:
         """Who can be singled out by sums over time, on this line and under this plan."""
         rows, history = self.rows(), self._roster.history()
         colluding = max([self._roster.rules.max_colluding, *(row.colluding for row in rows)])
-        everyone = {site for cut in history.since(rows) for cell in cut for site in cell}
         protected = {row.unit for row in rows} | {self._plan.privacy.unit} == {"example"}
         return Exposures(
-            tuple(sorted(map(history.call, history.exposed(rows) & everyone))),
+            tuple(sorted(map(history.call, history.exposed(rows)))),
             tuple(history.call(site) for atom in history.isolated(rows, colluding) for site in atom)
             if protected
             else (),
