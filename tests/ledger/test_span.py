@@ -28,12 +28,11 @@ from hypothesis.stateful import (
 )
 from span import isolated
 
-from fedshield.ledger import history, rules
+from fedshield.ledger import rules
 from fedshield.ledger.history import History, Past
 from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
-SHORT = history.short_atoms
 #: Bodies of records: the first two share one, so they are one line; the third is another.
 BODIES = (frozenset({b"1", b"2"}), frozenset({b"2", b"3"}), frozenset({b"4"}))
 STEPS_EACH = 40
@@ -412,27 +411,5 @@ def test_without_one_rule_a_history_is_found(
     rule_off: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, rule_off, lambda *_: "")
-    with pytest.raises(AssertionError, match=r"site \d+ alone"):
-        run(5 * DEFAULT_STEPS, 1, shrink=False)
-
-
-@pytest.mark.parametrize(
-    ("place", "off", "instead"),
-    [
-        # Nobody looks at the rosters that are left out, or at more than the last one.
-        (rules, "undeclared", lambda *_: None),
-        (history, "short_atoms", lambda *_: ()),
-        (
-            history,
-            "short_atoms",
-            lambda cuts, exposed, c: SHORT(list(cuts)[-2:], exposed, c),
-        ),
-    ],
-    ids=["rosters left out", "no atoms", "pairs of rosters"],
-)
-def test_without_a_part_of_the_rule_over_rosters_a_history_is_found(
-    place: object, off: str, instead: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(place, off, instead)
     with pytest.raises(AssertionError, match=r"site \d+ alone"):
         run(5 * DEFAULT_STEPS, 1, shrink=False)

@@ -61,8 +61,9 @@ class Row:
     `records`: keyed hashes of the raw records that entered. `roster`: SHA-256, hex, of the content
     of the roster, and `consortium` of the first roster of all that it follows, itself if none;
     both '' in a demonstration. `exposed`: sites that counted as open to everyone. `curve`: Renyi
-    divergence at each order of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total variation between its noise and
-    what that stands for; empty and 0 where no unit is protected, or where the sum is a tally.
+    divergence at each order of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total
+    variation between its noise and what that stands for; empty and 0 where no unit is protected, or
+    where the sum is a tally.
     """
 
     plan: str
