@@ -224,6 +224,7 @@ def sign(
     changes = changes_of(path, unsigned, before)
     if fingerprint is not None:
         unsigned.check_fingerprint(fingerprint)
+    unsigned.check_own(key_file.key, key_file.name)
     _read_exposures(unsigned, key_file.name)
     roster = unsigned.countersigned(key_file, confirmed)
     if out is None:

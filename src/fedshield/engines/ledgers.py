@@ -3,7 +3,7 @@ for each run of a demonstration, whose sites one person plays."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fedshield.auditfile import ROSTERS_FILE, read_rosters
@@ -129,6 +129,16 @@ def check_one_run(ledger: Ledger, plan: Plan, run: str) -> None:
     others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
     if others:
         raise UserError(f"R4: expected the run {others.pop()} of this plan, got {run}: {ONE_RUN}")
+
+
+def told_apart(lines: Iterable[Line]) -> dict[str, list[str]]:
+    """run.json's `exposed` and `exposed_noised`: whose updates sums over time show, as the sites of
+    these lines know it."""
+    exposures = [line.exposures() for line in lines]
+    return {
+        "exposed": sorted({site for one in exposures for site in one.open}),
+        "exposed_noised": sorted({site for one in exposures for site in one.noised}),
+    }
 
 
 def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
