@@ -27,6 +27,7 @@ from fedshield.engines.ledgers import (
     check_model,
     line_of,
     of_demonstration,
+    told_apart,
 )
 from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
@@ -43,6 +44,7 @@ from fedshield.plan_effect import without_effect
 from fedshield.privacy.terms import summarised
 from fedshield.protocol.answers import in_words
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.site_model import first_memory, standing_digest
@@ -270,8 +272,12 @@ class SiteProcess:
             self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         )
         self._began, self._up, self._down = stands, 0, 0
+        line = line_of(
+            *(work.ledger, self.name, self._plan, work.party.roster),
+            *(self._folder.path.name, work.data),
+        )
         if not self._admission.simulated:
-            self._begin_session()
+            self._begin_session(line)
         party, path = work.party, self._folder.path
         if not self._admission.simulated:
             keep_roster(path, party.roster)
@@ -303,14 +309,7 @@ class SiteProcess:
             ),
             store=store,
             journal=Journal(self._folder.journal_path(self.name)),
-            line=line_of(
-                work.ledger,
-                self.name,
-                self._plan,
-                work.party.roster,
-                self._folder.path.name,
-                work.data,
-            ),
+            line=line,
             start=standing_digest(first, first_memory(self._plan, first)),
             state=state,
             completed_rounds=stands,
@@ -321,9 +320,9 @@ class SiteProcess:
         )
         return b""
 
-    def _begin_session(self) -> None:
+    def _begin_session(self, line: Line) -> None:
         """run.json's of this site, which shares no run folder with others."""
-        state = self._folder.state()
+        state = self._folder.state() | told_apart([line])
         state["sessions"] = int(state["sessions"]) + 1
         begin_session(state)
         self._folder.write_state(state)

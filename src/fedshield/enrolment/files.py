@@ -20,12 +20,14 @@ from fedshield.plan_data import SITE_NAME
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.site_names import holder_of_reserved_name
 
-Kind = Literal["card 1", "key 1", "roster 2", "run rosters 2", "keys seen 2"]
+Kind = Literal["card 1", "key 1", "roster 2", "run rosters 2", "keys seen 2", "exposure 1"]
 KIND_KEY = "fedshield"
 MAX_BYTES: dict[Kind, int] = {
     "card 1": 16 * 1024,
     "key 1": 16 * 1024,
-    "roster 2": 1024 * 1024,
+    # Up to 64 rosters that it follows, of up to 390 sites.
+    "roster 2": 8 * 1024 * 1024,
+    "exposure 1": 128 * 1024,
     "run rosters 2": 16 * 1024 * 1024,
     "keys seen 2": 1024 * 1024,
 }
@@ -35,6 +37,7 @@ WORDS: dict[str, str] = {
     "roster 2": "a roster",
     "run rosters 2": "a run folder's rosters.json",
     "keys seen 2": "a kit's keys.seen.json",
+    "exposure 1": "a site's exposure (NAME.going.json or NAME.joining.json)",
 }
 
 
