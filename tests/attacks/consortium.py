@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedshield.engines.admission import Reply
 from fedshield.engines.approval import propose
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.site_process import SiteProcess
@@ -24,7 +26,10 @@ from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger
 from fedshield.plan import Plan
+from fedshield.protocol import envelope, messages
 from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.restart import ASK_BYTES, unasked
+from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.sites import Replies
 
 SOURCES = {
@@ -141,6 +146,17 @@ class Consortium:
         self.processes.append(process)
         return process
 
+    def ask(self, process: SiteProcess, raw: Mapping[str, Any]) -> Reply:
+        """The coordinator asks a site where it stands."""
+        return process.handle("stand", self.stand(raw))
+
+    def stand(self, raw: Mapping[str, Any]) -> bytes:
+        """A signed `stand`."""
+        kit = self.kit("coordinator")
+        sign = kit.admit(kit.read_plan(json.dumps(raw)), None).key.sign
+        body = messages.Stand(bytes(ASK_BYTES)).to_body()
+        return envelope.seal("stand", unasked(), COORDINATOR, body, sign)
+
     def session(
         self,
         raw: Mapping[str, Any],
@@ -149,7 +165,8 @@ class Consortium:
         absent: Collection[str] = (),
         spied: Callable[[dict[str, SiteProcess]], None] = lambda _: None,
     ) -> Session:
-        """Sites that stand and are opened at `start`. Raises `Refused` where one does not."""
+        """Sites that are asked where they stand, and stand at `start` whatever follows from that.
+        Raises `Refused` where one does not."""
         sites: dict[str, SiteProcess] = {}
         for name in self.names:
             if name not in absent:
@@ -159,10 +176,12 @@ class Consortium:
                     self.close()
                     raise Refused(name, str(error)) from None
         for name, process in sites.items():
-            for reply in (process.stand(), process.open(start)):
-                if reply.code:
-                    self.close()
-                    raise Refused(name, self.last_error(name, run))
+            reply = self.ask(process, raw)
+            if not reply.code:
+                reply = process._safely(partial(_stand_at, process, start))
+            if reply.code:
+                self.close()
+                raise Refused(name, self.last_error(name, run))
         self._spy(sites, run)
         spied(sites)
         kit = self.kit("coordinator")
@@ -202,6 +221,11 @@ class Consortium:
         for process in self.processes:
             process.ended()
         self.processes.clear()
+
+
+def _stand_at(process: SiteProcess, start: int) -> bytes:
+    process._stand_at(start, b"")
+    return b""
 
 
 @dataclass

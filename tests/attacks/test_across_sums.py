@@ -108,9 +108,9 @@ def test_two_processes_of_one_site(four: Consortium) -> None:
     raw = raw_plan()
     four.approve(raw)
     first = four.site("victim", raw, "trial-0001")
-    assert not first.stand().code
+    assert not four.ask(first, raw).code
     second = four.site("victim", raw, "trial-0001")
-    assert second.stand().code == "refused"
+    assert four.ask(second, raw).code == "refused"
     assert "another process of this site holds the ledger" in four.last_error(
         "victim", "trial-0001"
     )
@@ -285,7 +285,8 @@ def test_a_budget_is_of_the_records_not_of_a_run(four: Consortium) -> None:
     third = raw_plan(privacy=privacy | {"max_epsilon": limit}, name="three", rounds=1)
     four.approve(third)
     session = four.session(third, "three")
-    assert session.sites["victim"].may_go_on().data == b"no"
+    session.coordinator.start()
+    assert "victim" in session.coordinator.out_of_budget()
     with pytest.raises(RoundFailed):
         session.run(1, 1)
     assert session.link.codes["victim"] == "budget"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from live_consortium import Federation, Submission, federation, wait
 
-from fedshield.engines.standing import SHOWN
+from fedshield.engines.flare.lineup import SHOWN
 from fedshield.model import tiny
 from fedshield.model.locate import folder_sha256
 
@@ -197,7 +197,7 @@ def test_another_copy_of_the_base_model_at_one_site_is_named_at_every_party(
             others = ", ".join(f"{one} {digests[one]}" for one in sorted(digests) if one != site)
             told = (
                 "the sites do not have the same base model: the SHA-256 of this site's begins with "
-                f"{digests[site]}, the others say {others} (as the coordinator tells, unsigned); "
+                f"{digests[site]}, the others say {others}; "
             )
             told += (
                 "compare with their operators and put the agreed model in place"

@@ -11,6 +11,7 @@ from consortium import Consortium, raw_plan
 
 from fedshield.auditfile import keep_roster
 from fedshield.engines import inprocess
+from fedshield.engines.flare import simulate
 from fedshield.engines.members import Enrolment
 from fedshield.errors import RoundFailed, UserError
 from fedshield.ledger.file import Ledger, LedgerError
@@ -104,6 +105,43 @@ def test_what_a_rule_refuses_is_no_run_to_go_on_with(tmp_path: Path, enrolment: 
     with pytest.raises(UserError, match=r"R4: .*one run; --resume that one if it is not finished"):
         inprocess.run(plan(tmp_path, "one"), again, None, enrolment)
     assert not again.exists()
+
+
+@pytest.mark.timeout(1800)
+def test_both_engines_remember_in_one_place(tmp_path: Path, enrolment: Enrolment) -> None:
+    """Else a plan of one engine could be another set, or another scale, than one of the other's."""
+    said = Said()
+    one, two = (plan(tmp_path, name) for name in ("one", "two"))
+    apart = simulate.run(one, tmp_path / "runs" / "one", said, enrolment)  # type: ignore[arg-type]
+    path = enrolment.keys / "victim.ledger.jsonl"
+    assert f"victim: made its ledger, {path}; keep it with its records" in said.notes
+    assert not list(apart.path.rglob("ledger.jsonl"))
+    assert plans_in(path) == {one.sha256()}
+    inprocess.run(two, tmp_path / "runs" / "two", None, enrolment)
+    assert plans_in(path) == {one.sha256(), two.sha256()}
+    # R4: the plan of the other engine's run has had its one run.
+    with pytest.raises(UserError, match=r"R4: expected the run two of this plan, got again"):
+        simulate.run(two, tmp_path / "runs" / "again", None, enrolment)
+    raw = raw_plan(NAMES, name="three", rounds=1)
+    raw["training"]["steps"] += 1
+    faster = parse_plan(raw, base_dir=tmp_path)
+    with pytest.raises(RoundFailed, match="rule"):
+        simulate.run(faster, tmp_path / "runs" / "three", None, enrolment)
+    assert plans_in(path) == {one.sha256(), two.sha256()}
+    errors = tmp_path / "runs" / "three" / "sites" / "victim" / "error.log"
+    assert "R2: expected steps 2" in errors.read_text()
+    kept = path.read_bytes()
+    path.unlink()
+    with pytest.raises(LedgerError, match="expected the ledger of victim, found none though"):
+        simulate.run(plan(tmp_path, "four"), tmp_path / "runs" / "four", None, enrolment)
+    assert not (tmp_path / "runs" / "four").exists()
+    path.write_bytes(kept)
+
+
+def plans_in(path: Path) -> set[str]:
+    """Plans whose sums a ledger holds."""
+    with Ledger.open(path) as ledger:
+        return {row.plan for row in ledger.rows}
 
 
 def test_runs_of_other_keys_do_not_stand_in_the_way(tmp_path: Path, enrolment: Enrolment) -> None:

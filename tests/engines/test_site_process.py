@@ -9,13 +9,23 @@ from typing import Any
 
 import pytest
 
+from fedshield.crypto.keys import SigningKey
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.ledgers import approval_of
 from fedshield.engines.site_process import SiteProcess, site_rows
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger
 from fedshield.plan import Plan
+from fedshield.protocol import envelope, messages
 from fedshield.protocol.local import SiteRound
+from fedshield.protocol.restart import ASK_BYTES, unasked
+from fedshield.protocol.roster import COORDINATOR
+
+
+def stand(coordinator: SigningKey) -> bytes:
+    """The coordinator asks where a site stands."""
+    body = messages.Stand(bytes(ASK_BYTES)).to_body()
+    return envelope.seal("stand", unasked(), COORDINATOR, body, coordinator.sign)
 
 
 def test_each_session_of_a_site_is_in_its_own_run_json(
@@ -103,6 +113,7 @@ def test_whose_answer_was_wrong_is_said_to_the_sites_operator(
             "bank",
             heldout_loss_before=2.0,
             heldout_loss_after=1.0,
+            contributors=("bank", "clinic"),
             faulty_answers=faulty,
         )
         site._observed(record)
@@ -121,7 +132,8 @@ def test_a_site_with_too_few_rows_refuses_before_it_sends(
     monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
     plan = make_plan({"data.min_examples": 17})
     folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
-    roster: Any = SimpleNamespace(charter=b"one")
+    coordinator = SigningKey()
+    roster: Any = SimpleNamespace(charter=b"one", coordinator=coordinator.public)
     with Ledger.create(tmp_path / "ledger") as ledger:
         ledger.approve(approval_of(plan, roster, ""))
     admission = SimpleNamespace(
@@ -129,16 +141,17 @@ def test_a_site_with_too_few_rows_refuses_before_it_sends(
         local=lambda plan: plan,
         not_used=lambda _: (),
         ledger_path=lambda: tmp_path / "ledger",
-        admit=lambda *_: SimpleNamespace(example_cap=None, roster=roster),
+        admit=lambda *_: SimpleNamespace(example_cap=None, roster=roster, key=SigningKey()),
     )
     site = SiteProcess("bank", plan, folder, admission)
-    reply = site.stand()
+    reply = site.handle("stand", stand(coordinator))
     assert (reply.data, reply.code) == (b"", "refused")
     told = (folder.path / "sites" / "bank" / "error.log").read_text()
     assert "data.min_examples: expected at least 17 rows with loss at bank, got 16;" in told
     assert "rule R6" in told
     assert not folder.journal_path("bank").exists()
-    assert site.open(0).code == site.handle("invite", b"").code == "refused"
+    assert site.handle("invite", b"").code == "refused"
+    assert site.handle("restart", b"").code == "size"
 
 
 def test_a_session_of_an_unapproved_plan_loads_nothing(
@@ -149,7 +162,11 @@ def test_a_session_of_an_unapproved_plan_loads_nothing(
     monkeypatch.delenv("FEDSHIELD_SHARED_RUN", raising=False)
     plan = make_plan()
     folder = Kit(tmp_path, "bank").run_folder("ward-1", plan)
-    one, two = (SimpleNamespace(charter=charter) for charter in (b"one", b"two"))
+    coordinator = SigningKey()
+    one, two = (
+        SimpleNamespace(charter=charter, coordinator=coordinator.public)
+        for charter in (b"one", b"two")
+    )
     with Ledger.create(tmp_path / "ledger") as ledger:
         ledger.approve(approval_of(plan, one, ""))  # type: ignore[arg-type]
     before = (folder.path / "run.json").read_bytes(), (tmp_path / "ledger").read_bytes()
@@ -157,10 +174,10 @@ def test_a_session_of_an_unapproved_plan_loads_nothing(
         simulated=False,
         local=lambda plan: plan,
         ledger_path=lambda: tmp_path / "ledger",
-        admit=lambda *_: SimpleNamespace(example_cap=None, roster=two),
+        admit=lambda *_: SimpleNamespace(example_cap=None, roster=two, key=SigningKey()),
     )
     site = SiteProcess("bank", plan, folder, admission)
-    assert site.stand().code == "not-approved"
+    assert site.handle("stand", stand(coordinator)).code == "not-approved"
     after = (folder.path / "run.json").read_bytes(), (tmp_path / "ledger").read_bytes()
     assert after == before
     mine = [path.name for path in (folder.path / "sites" / "bank").iterdir()]

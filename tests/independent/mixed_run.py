@@ -20,6 +20,7 @@ from page_wire import Refused
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
 from fedshield.engines.events import Quiet
+from fedshield.engines.flare.lineup import line_up
 from fedshield.engines.ledgers import approval_of, line_of
 from fedshield.engines.local_sites import InProcessSites
 from fedshield.engines.members import randomness_of
@@ -33,6 +34,7 @@ from fedshield.planfile import parse_plan
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.participant import Participant
+from fedshield.protocol.restart import SiteRestart, Standing
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.runfolder import SiteStore
@@ -101,6 +103,32 @@ class Door:
             raise ProtocolError(cast(ProtocolCode, error.code), text) from None
 
 
+class Whole:
+    """One of FedShield's sites with what comes before its session."""
+
+    def __init__(self, made: MixedRun, site: Participant) -> None:
+        self._site = site
+        base = bytes.fromhex(made.base.sha256)
+
+        def stand_at(number: int, restart: bytes) -> None:
+            assert number == site.completed_rounds
+            site._restart = restart
+
+        self._before = SiteRestart(
+            site.name,
+            made.plan.sha256(),
+            made.roster,
+            made.keys[site.name].sign,
+            lambda: Standing(frozenset({0, site.completed_rounds}), base),
+            stand_at,
+            lambda _: None,
+        )
+
+    def handle(self, method: str, data: bytes) -> bytes:
+        door = self._before if method in SiteRestart.METHODS else self._site
+        return door.handle(method, data)
+
+
 class MixedRun:
     """`other`: the independent site; `own`: the two others."""
 
@@ -126,7 +154,8 @@ class MixedRun:
     def start_again(self) -> None:
         """The independent site's process anew, and a coordinator that knows nothing."""
         self.other = self._independent(self._name)
-        both: dict[str, Any] = {self._name: Door(self.other), **self.own}
+        own = {name: Whole(self, site) for name, site in self.own.items()}
+        both: dict[str, Any] = {self._name: Door(self.other), **own}
         self.sites = InProcessSites(both)
         self.coordinator = Coordinator(self.plan, self.roster, self.sites, self.server.sign)
 
@@ -145,6 +174,7 @@ class MixedRun:
             self.roster.encode(),
             spec_of(yaml.safe_load(plan), self.base.sha256, layers),
             12,
+            bytes.fromhex(self.base.sha256),
             self.folder / name,
         )
 
@@ -180,8 +210,11 @@ class MixedRun:
         )
 
     def run(self, rounds: int) -> None:
-        """A session up to this round. Raises `RoundFailed`."""
+        """A session up to this round, from where all stand. Raises `RoundFailed`."""
+        completed, lost = line_up(self.plan, self.roster, self.sites, self.server.sign)
+        assert not lost
         self.coordinator.start()
+        assert self.coordinator.completed_rounds == completed
         for number in range(self.coordinator.completed_rounds + 1, rounds + 1):
             self.coordinator.round(number)
         self.coordinator.finish()

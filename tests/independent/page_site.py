@@ -15,10 +15,12 @@ from page_adapter import Spec
 from page_learning import counted, num_sites
 from page_memory import Journal, Ledger
 from page_model import Model
+from page_restart import Restart
 from page_seal import CIPHERTEXT, check_keys, new_key, receiving, sending
 from page_sum_of_site import Me, Rules, Sum, tag
 from page_wire import (
     NONCE,
+    NOTHING,
     Binding,
     Refused,
     decode,
@@ -29,12 +31,10 @@ from page_wire import (
     unseal,
 )
 
-NOTHING = bytes(32)
-
 
 class IndependentSite:
     """`seed`, `secret`: of its key file, 32 bytes each; `plan`: canonical JSON; `roster`: encoded;
-    `rows`: how many it has. `handle` is its only door."""
+    `rows`: how many it has; `base_model`: SHA-256. `handle` is its only door."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class IndependentSite:
         roster: bytes,
         spec: Spec,
         rows: int,
+        base_model: bytes,
         folder: Path,
     ) -> None:
         self.name, self._plan_bytes, self._roster_bytes = name, plan, roster
@@ -64,7 +65,14 @@ class IndependentSite:
         self._plan_sha256 = sha256(plan)
         self._session: Binding | None = None
         self._binding = Binding(NOTHING, 0, "setup")
+        least = self._me.rules.least_sites
+        self._before = Restart(
+            name, self._plan_sha256, roster, sites, least, base_model, lambda: [self.completed]
+        )
         self._commands: dict[str, Callable[[dict[str, Any]], tuple[str, dict[str, Any]]]] = {
+            "stand": self._before.stand,
+            "compare": self._before.compare,
+            "restart": self._before.restart,
             "invite": self._invite,
             "begin": self._begin,
             "make-key": self._make_key,
@@ -86,6 +94,7 @@ class IndependentSite:
             "open": self._open,
             "install": self._install,
             "evaluate": lambda _: ("done", {}),
+            "may-go-on": lambda _: ("goes-on", {"room": 1}),
             "finish": self._finish,
         }
 
@@ -111,9 +120,16 @@ class IndependentSite:
         bound = Binding(NOTHING, 0, "setup") if method == "invite" else self._binding
         if method == "prepare":
             bound = self._next_sum()
+        before = method in ("stand", "compare", "restart")
+        if before:
+            bound = self._before.bound(method)
         body = unseal(data, method, bound, "coordinator", self._coordinator)
         kind, reply = self._commands[method](body)
-        return seal(kind, self._binding, self.name, reply, self._me.key)
+        answer = self._before.binding if before else self._binding
+        sealed = seal(kind, answer, self.name, reply, self._me.key)
+        if method == "stand":
+            self._before.own = sealed
+        return sealed
 
     # -- opening a session -----------------------------------------------------------------------
 
@@ -131,6 +147,7 @@ class IndependentSite:
             "version": ledger.version,
             "head": ledger.statement(),
             "heads": dict(ledger.peers),
+            "restart": self._before.digest,
         }
         context = setup_context(self._plan_sha256, self._roster_bytes, body["session"])
         self._binding = Binding(context, 0, "setup")
@@ -148,6 +165,8 @@ class IndependentSite:
             raise Refused("disagree: my join was replaced")
         if {len(join["version"]) for join in joins.values()} != {64}:
             raise Refused("size")
+        if {join["restart"] for join in joins.values()} != {self._before.digest}:
+            raise Refused("round: from other standings")
         if {join["completed_rounds"] for join in joins.values()} != {self.completed}:
             raise Refused("round")
         if len({join["nonce"] for join in joins.values()}) != len(joins):

@@ -17,6 +17,7 @@ LABELS = {
     "envelope": b"FSHD\x01",
     "context": b"fedshield context 1",
     "setup": b"setup",
+    "restart": b"restart",
     "session": b"session",
     "sum": b"round",
     "head": b"fedshield ledger head 1",
@@ -39,11 +40,18 @@ LABELS = {
     "factors": b"fedshield core factors 1",
 }
 SIGNATURE, NONCE, DIGEST = 64, 32, 32
+NOTHING = bytes(32)
 LARGEST = 64 * 1024 * 1024
 
 TEXT, INTEGER, BYTES, LIST, MAP = str, int, bytes, list, dict
 #: Section 5: message -> field -> type of its value. A list holds bytes, a map bytes under names.
 MESSAGES: dict[str, dict[str, type]] = {
+    "stand": {"ask": BYTES},
+    "compare": {"standings": MAP},
+    "restart": {"standings": MAP},
+    "may-go-on": {},
+    "standing": {"nonce": BYTES, "rounds": LIST, "base_model": BYTES},
+    "goes-on": {"room": INTEGER},
     "invite": {"session": BYTES, "plan": BYTES, "roster": BYTES},
     "begin": {"joins": MAP},
     "make-key": {},
@@ -68,6 +76,7 @@ MESSAGES: dict[str, dict[str, type]] = {
         "version": BYTES,
         "head": BYTES,
         "heads": MAP,
+        "restart": BYTES,
     },
     "ready": {"context": BYTES},
     "key-offer": {"public": BYTES, "boxes": MAP},

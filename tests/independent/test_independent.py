@@ -168,6 +168,7 @@ def test_one_byte_of_a_label(label: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 #: Message and field: signed as changed.
 FIELDS = [
+    *(("standing", name) for name in ("base_model", "rounds")),
     *(("join", name) for name in ("nonce", "run_key", "version", "head")),
     ("ready", "context"),
     *(("round-key", name) for name in ("key", "model_tag")),
@@ -197,7 +198,7 @@ def test_one_byte_of_a_reply(
     sealed = page_site.seal
 
     def seal(what: str, binding: Any, sender: str, body: Mapping[str, Any], key: Any) -> bytes:
-        in_round = binding.phase == "round" or kind in ("join", "ready", "key-box")
+        in_round = binding.phase == "round" or kind in ("standing", "join", "ready", "key-box")
         if what == kind and in_round:
             body = {**body, name: flipped(body[name])}
         return sealed(what, binding, sender, body, key)

@@ -17,6 +17,7 @@ from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
 from fedshield.protocol import codec, envelope, messages, session
 from fedshield.protocol.envelope import Binding
+from fedshield.protocol.restart import restart_binding
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.summation import tag
 from fedshield.quorum import Rules
@@ -89,6 +90,8 @@ def test_known_answers_for_roster_and_contexts() -> None:
     assert other.sha256().hex() == vector["without_charter_or_demo"]
     setup = session.setup_context(vector["plan_sha256"], roster, raw(vector["session_id"]))
     assert setup.hex() == vector["setup"]
+    ask = raw(vector["ask"])
+    assert restart_binding(vector["plan_sha256"], roster, ask).context.hex() == vector["restart"]
     joins = {
         name: messages.Join(
             raw(join["nonce"]),
@@ -98,6 +101,7 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["version"]),
             raw(join["head"]),
             raw(join["heads"]),
+            raw(join["restart"]),
         )
         for name, join in vector["joins"].items()
     }
@@ -318,6 +322,12 @@ class TestMessages:
     """A body is exactly its message's fields, each of its type."""
 
     examples = (
+        messages.Stand(b"a"),
+        messages.Standing(b"n", (b"0",), b"m"),
+        messages.Compare({"a": b"1"}),
+        messages.Restart({"a": b"1"}),
+        messages.MayGoOn(),
+        messages.GoesOn(1),
         messages.Invite(b"s", b"p", b"r"),
         messages.Begin({"a": b"1", "b": b"2"}),
         messages.MakeKey(),
@@ -337,7 +347,7 @@ class TestMessages:
         messages.Open({"a": b"box"}, {"a": b"tag"}),
         messages.Evaluate(),
         messages.Finish({}),
-        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}),
+        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}, b""),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),

@@ -108,7 +108,7 @@ class Sizes:
         names, plan = self._names, self._plan
         invite = messages.Invite(bytes(16), plan.canonical(), self._roster.encode())
         key = bytes(PUBLIC_KEY_BYTES)
-        join = messages.Join(bytes(32), key, 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {})
+        join = messages.Join(bytes(32), key, 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {}, b"")
         begin = messages.Begin(self._signed(join, "setup"))
         secret_bytes = public_bytes = 0
         if plan.scheme.name == "ckks":

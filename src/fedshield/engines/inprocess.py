@@ -25,8 +25,7 @@ from fedshield.engines.finishing import finish
 from fedshield.engines.ledgers import (
     approval_of,
     beside_keys,
-    check_kept,
-    check_one_run,
+    check_enrolled,
     line_of,
     of_demonstration,
     of_keys,
@@ -84,7 +83,8 @@ def run(
     started = time.perf_counter()
     base, data, host = prepare(plan, watch)
     members = _members(plan, enrolment, base)
-    _check_ledgers(plan, members, out)
+    if members.keys is not None:
+        check_enrolled(members.keys, plan, members.roster, out)
     parties = "demonstration" if members.roster.demo else "enrolled"
     state = first_state(plan, base, data, host, members.roster.charter.hex(), parties)
     state["engine"] = "inprocess"
@@ -97,18 +97,6 @@ def run(
     with folder.locked():
         _session(folder, plan, base, data, host, watch, members)
     return folder
-
-
-def _check_ledgers(plan: Plan, members: Members, out: Path) -> None:
-    """Before a run folder is made, at each enrolled site: that its ledger is not lost, and R4."""
-    if members.keys is None:
-        return
-    for name in plan.data.site_names():
-        check_kept(members.keys, name, members.roster, out)
-        path = beside_keys(members.keys, name)
-        if path.exists():
-            with Ledger.open(path) as ledger:
-                check_one_run(ledger, plan, out.name)
 
 
 def _members(plan: Plan, enrolment: Enrolment | None, base: BaseModel) -> Members:

@@ -60,6 +60,17 @@ def check_kept(keys: Path, site: str, roster: Roster, run: Path) -> None:
             )
 
 
+def check_enrolled(keys: Path, plan: Plan, roster: Roster, run: Path) -> None:
+    """Before a run folder is made, at each site whose key file is in `keys`: that its ledger is not
+    lost, and R4. Raises `UserError`."""
+    for site in plan.data.site_names():
+        check_kept(keys, site, roster, run)
+        path = beside_keys(keys, site)
+        if path.exists():
+            with Ledger.open(path) as ledger:
+                check_one_run(ledger, plan, run.name)
+
+
 def of_keys(keys: Path, site: str, roster: Roster, run: Path) -> Ledger:
     """The ledger of an enrolled site, made with its first run. Raises `LedgerError`."""
     check_kept(keys, site, roster, run)

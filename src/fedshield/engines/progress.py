@@ -17,7 +17,8 @@ FILE = "progress.json"
 PHASES = {
     "stand": "loading the model and the data",
     "open": "opening the sum",
-    "open-session": "opening the session",
+    "compare": "comparing base models",
+    "restart": "opening the session",
     "may-go-on": "checking the privacy budget",
     "invite": "joining",
     "begin": "joining",

@@ -1,7 +1,7 @@
 """One site in a process of its own: its participant, what it kept, and what it measured.
 
-Whatever brings the coordinator's bytes here calls `stand`, `open` and `handle`. Each returns; none
-raises: a site's error goes on as a code from a fixed list, its text stays in the site's error.log.
+Whatever brings the coordinator's bytes here calls `handle`, which returns and never raises: a
+site's error goes on as a code from a fixed list, its text stays in the site's error.log.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from fedshield.engines.ledgers import (
     approval_of,
     check_approved,
     check_model,
+    check_one_run,
     line_of,
     of_demonstration,
+    of_keys,
     told_apart,
 )
 from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
 from fedshield.engines.progress import PHASES, Progress
 from fedshield.engines.runstate import begin_session, end_session
-from fedshield.engines.standing import SHOWN, Standing, is_digest
 from fedshield.engines.workplace import cap_notes, prepare, run_notes, standing_of
 from fedshield.errors import FedShieldError, UserError
 from fedshield.ledger.file import Ledger
@@ -47,6 +48,7 @@ from fedshield.protocol.journal import Journal
 from fedshield.protocol.line import Line
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
+from fedshield.protocol.restart import SiteRestart, Standing
 from fedshield.protocol.site_model import first_memory, standing_digest
 from fedshield.runfolder import (
     ANEW,
@@ -99,6 +101,7 @@ class SiteProcess:
         self._lock = threading.Lock()
         self._work: Work | None = None
         self._ledger: Ledger | None = None
+        self._door: SiteRestart | None = None
         self._participant: Participant | None = None
         self._began = 0
         self._up = self._down = 0
@@ -111,20 +114,6 @@ class SiteProcess:
 
     # -- what the coordinator asks for -----------------------------------------------------
 
-    def stand(self) -> Reply:
-        """The rounds whose adapter is kept here, and the base model (`lineup.Standing`). Loads
-        model and data if they are not."""
-        return self._safely(self._stand)
-
-    def open(self, completed_rounds: int) -> Reply:
-        """A new session from a kept round. The coordinator says which, so that all stand alike; it
-        can make a site repeat a round, never open a second set from one model (the journal)."""
-        return self._safely(lambda: self._open(completed_rounds))
-
-    def may_go_on(self) -> Reply:
-        """Whether the plan's privacy leaves room for another round here: yes or no."""
-        return self._safely(lambda: b"no" if self._exhausted() else b"yes")
-
     def handle(self, method: str, data: bytes) -> Reply:
         """A signed command; the signed reply."""
         return self._safely(lambda: self._handle(method, data))
@@ -136,10 +125,6 @@ class SiteProcess:
             except Exception as error:
                 self._tell(error)
                 return Reply(code=refusal_code(error))
-
-    def tell_models(self, digests: Mapping[str, str]) -> Reply:
-        """Which base model each site says that it has: not signed, for this site's operator."""
-        return self._safely(lambda: self._tell_models(digests))
 
     def ended(self) -> None:
         """The job is over. A run that is not finished becomes `interrupted`, or `failed` where an
@@ -159,30 +144,46 @@ class SiteProcess:
 
     # -- behind the door -------------------------------------------------------------------
 
-    def _stand(self) -> bytes:
-        kept = frozenset({0, *self._kept()})
-        return Standing(kept, self._loaded().base.sha256[:SHOWN]).to_bytes()
+    def _before(self, method: str) -> SiteRestart:
+        """Who answers what comes before a session: made anew when the site is asked where it
+        stands, by the roster of then. Raises what forbids the run here."""
+        if self._door is None or method == "stand":
+            party = self._admission.admit(self._plan, None)
+            self._door = SiteRestart(
+                self.name,
+                self._plan.sha256(),
+                party.roster,
+                party.key.sign,
+                self._standing,
+                self._stand_at,
+                self._tell_models,
+            )
+        return self._door
+
+    def _standing(self) -> Standing:
+        """Loads model and data if they are not."""
+        base = bytes.fromhex(self._loaded().base.sha256)
+        return Standing(frozenset({0, *self._kept()}), base)
 
     def _kept(self) -> list[int]:
         self._loaded()
         return self._folder.site_store(self.name).rounds()
 
-    def _tell_models(self, digests: Mapping[str, str]) -> bytes:
-        own = self._loaded().base.sha256[:SHOWN]
-        said = {site: digests.get(site) for site in self._plan.data.site_names()}
-        others = {
-            site: digest for site, digest in said.items() if site != self.name and is_digest(digest)
-        }
-        listed = ", ".join(f"{site} {digest}" for site, digest in sorted(others.items()))
+    def _tell_models(self, digests: Mapping[str, bytes]) -> None:
+        """For this site's operator: who has another base model. A site that has not the one of most
+        has an error of it."""
+        own = digests[self.name]
+        others = {site: digest for site, digest in digests.items() if site != self.name}
+        listed = ", ".join(f"{site} {digest.hex()[:16]}" for site, digest in sorted(others.items()))
         told = (
             f"the sites do not have the same base model: the SHA-256 of this site's begins with "
-            f"{own}, the others say {listed} (as the coordinator tells, unsigned)"
+            f"{own.hex()[:16]}, the others say {listed}"
         )
-        same = 1 + sum(digest == own for digest in others.values())
-        if 2 * same > 1 + len(others):
+        if 2 * sum(digest == own for digest in digests.values()) > len(digests):
             self._events.note(f"{told}; most have this site's")
-            return b""
-        raise UserError(f"{told}; compare with their operators and put the agreed model in place")
+            return
+        todo = "compare with their operators and put the agreed model in place"
+        self._tell(UserError(f"{told}; {todo}"))
 
     def _loaded(self) -> Work:
         if self._work is None:
@@ -211,12 +212,15 @@ class SiteProcess:
         plan. The first try is kept: a second process would find it locked."""
         simulated = self._admission.simulated
         if self._ledger is None:
-            self._ledger = (
-                of_demonstration(self._folder, self.name)
-                if simulated
-                else Ledger.open(self._admission.ledger_path())
-            )
-        if not simulated:
+            if not simulated:
+                self._ledger = Ledger.open(self._admission.ledger_path())
+            elif (keys := self._admission.keys) is None:
+                self._ledger = of_demonstration(self._folder, self.name)
+            else:
+                self._ledger = of_keys(keys, self.name, party.roster, self._folder.path)
+        if simulated:
+            check_one_run(self._ledger, self._plan, self._folder.path.name)
+        else:
             check_approved(self._ledger, self._plan, party.roster, self._folder.path.name)
         return self._ledger
 
@@ -255,23 +259,17 @@ class SiteProcess:
         written = journal.exists() and journal.stat().st_size > 0
         return written or bool(self._folder.site_store(self.name).rounds())
 
-    def _open(self, completed_rounds: int) -> bytes:
+    def _stand_at(self, completed_rounds: int, restart: bytes) -> None:
+        """A new session from a round that is kept here, which follows from where all stand:
+        `restart` is the digest of that. A site that repeats a round opens no second set from one
+        model (R4)."""
         from fedshield.train import LocalTrainer
 
         work = self._loaded()
-        if completed_rounds not in (0, *self._kept()):
-            raise UserError(
-                f"expected a round that is kept here ({self._kept()}), got {completed_rounds}; "
-                "the coordinator asked for another"
-            )
         store = self._folder.site_store(self.name)
         stands, state, memory = standing_of(store, self._plan, work.host, completed_rounds)
         _, first, _ = standing_of(store, self._plan, work.host, 0)
-        rows = [row for row in site_rows(self._folder, self.name) if row["round"] <= stands]
-        write_atomic(
-            self._mine / ROWS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        )
-        self._began, self._up, self._down = stands, 0, 0
+        self._began = stands
         line = line_of(
             *(work.ledger, self.name, self._plan, work.party.roster),
             *(self._folder.path.name, work.data),
@@ -311,6 +309,7 @@ class SiteProcess:
             journal=Journal(self._folder.journal_path(self.name)),
             line=line,
             start=standing_digest(first, first_memory(self._plan, first)),
+            restart=restart,
             state=state,
             completed_rounds=stands,
             randomness=randomness,
@@ -318,7 +317,6 @@ class SiteProcess:
             observe=self._observed,
             log=log.append,
         )
-        return b""
 
     def _begin_session(self, line: Line) -> None:
         """run.json's of this site, which shares no run folder with others."""
@@ -333,19 +331,29 @@ class SiteProcess:
         return self._before_s + time.perf_counter() - self._session_started
 
     def _handle(self, method: str, data: bytes) -> bytes:
+        if method in SiteRestart.METHODS:
+            return self._counted(self._before(method), method, data)
         if self._participant is None:
-            raise UserError("expected a session to be opened first; the coordinator did not")
+            # Why this site is left out, where it is known, is the better word.
+            raise UserError(
+                self._last_error
+                or "expected a session to begin here first; the coordinator left this site out"
+            )
         if method == "prepare":
             self._round_started = time.perf_counter()
         self._show(method)
-        self._down += len(data)
-        reply = self._participant.handle(method, data)
-        self._up += len(reply)
+        reply = self._counted(self._participant, method, data)
         if method == "finish":
             last = {"round": 0, "upload_bytes": self._up, "download_bytes": self._down}
             self._append(last | {"privacy": self._spent()})
             if not self._admission.simulated:
                 self._release()
+        return reply
+
+    def _counted(self, door: SiteRestart | Participant, method: str, data: bytes) -> bytes:
+        self._down += len(data)
+        reply = door.handle(method, data)
+        self._up += len(reply)
         return reply
 
     def _release(self) -> None:
@@ -383,9 +391,6 @@ class SiteProcess:
         end_session(state)
         folder.write_state(state)
 
-    def _exhausted(self) -> bool:
-        return self._participant is not None and self._participant.exhausted
-
     def _spent(self) -> dict[str, Any] | None:
         spent = None if self._participant is None else self._participant.spent
         return None if spent is None else summarised({self.name: spent})
@@ -406,6 +411,10 @@ class SiteProcess:
         self._append(row)
 
     def _append(self, row: dict[str, Any]) -> None:
+        number, rows = row["round"], site_rows(self._folder, self.name)
+        if number and any(one["round"] >= number for one in rows):
+            # A round that is repeated, and those after it, are measured anew.
+            write_rows(self._mine / ROWS, [one for one in rows if one["round"] < number])
         append_rows(self._mine / ROWS, [row])
         if not self._admission.simulated:
             self._folder.write_state(self._folder.state() | {"wall_s": self._spent_s()})

@@ -47,8 +47,9 @@ Act = Literal[
     "stopped",  # the process was stopped, and could still say so
 ]
 #: Blocks are not logged one by one: their digests are in `upload` and `announce`; nor are parts of
-#: a model as they are given: they are where they are taken.
-UNLOGGED = ("fetch", "deliver", "give-model")
+#: a model as they are given: they are where they are taken; nor what comes before a session, which
+#: the joins say again.
+UNLOGGED = ("fetch", "deliver", "give-model", "stand", "compare", "restart")
 _KINDS = {kind.kind for kind in messages.Message.__subclasses__()}
 #: Fields of commands that pass on other sites' signed messages.
 _PASSED_ON = ("joins", "attested", "round_keys", "uploads", "votes", "tags", "receipts")

@@ -99,6 +99,8 @@ class Coordinator:
         self._only: tuple[str, ...] = ()
         self._only_round = 0
         self._began_round = False
+        # Who was lost when it was asked before a round whether it may go on.
+        self._lost_between: dict[str, str] = {}
 
     @property
     def active(self) -> list[str]:
@@ -242,6 +244,7 @@ class Coordinator:
                     raise
                 self.start()
         lost = {site: why for site, why in self.lost.items() if site not in before}
+        lost, self._lost_between = self._lost_between | lost, {}
         return RoundOutcome(
             round_number, outcome.aggregate_sha256, outcome.aggregate_s, outcome.contributors, lost
         )
@@ -249,6 +252,16 @@ class Coordinator:
     def _evaluate(self) -> None:
         self._calls.gather(self._calls.everyone(messages.Evaluate()), messages.Done)
         self._calls.require("evaluate", len(self.active), self._least_left)
+
+    def out_of_budget(self) -> list[str]:
+        """Sites of the session that say that the plan's privacy leaves no room for another round.
+        A hint, to end a run in good order: each site's rule R5 decides."""
+        command = self._calls.everyone(messages.MayGoOn())
+        before = dict(self.lost)
+        with self._noted():
+            found = self._calls.gather(command, messages.GoesOn)
+        self._lost_between = {site: self.lost[site] for site in set(self.lost) - set(before)}
+        return sorted(site for site, (_, said) in found.items() if not said.room)
 
     def finish(self) -> None:
         """Have every site compare the last receipts and forget the session's keys."""

@@ -58,6 +58,30 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Stand(Message):
+    """Before a session: say where you stand. `ask`: 16 bytes that what follows is bound to."""
+
+    kind = "stand"
+    ask: bytes
+
+
+@dataclass(frozen=True)
+class Compare(Message):
+    """Every site's signed `Standing`, where not all have the same base model: for operators."""
+
+    kind = "compare"
+    standings: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Restart(Message):
+    """The signed `Standing` of every site that takes part: begin from the round that follows."""
+
+    kind = "restart"
+    standings: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class Invite(Message):
     """Opens a session of a run: the agreed plan and the roster, whole."""
 
@@ -222,6 +246,13 @@ class Evaluate(Message):
 
 
 @dataclass(frozen=True)
+class MayGoOn(Message):
+    """Say whether the plan's privacy leaves room for another round here."""
+
+    kind = "may-go-on"
+
+
+@dataclass(frozen=True)
 class Finish(Message):
     """The session is over: forget its keys. `receipts`: of the last sum."""
 
@@ -233,6 +264,18 @@ class Finish(Message):
 
 
 @dataclass(frozen=True)
+class Standing(Message):
+    """Where a site stands. `nonce`: fresh, so that no answer is taken for another; `rounds`:
+    completed rounds that it can begin from, 8 bytes each, in order; `base_model`: SHA-256 of its
+    base model."""
+
+    kind = "standing"
+    nonce: bytes
+    rounds: tuple[bytes, ...]
+    base_model: bytes
+
+
+@dataclass(frozen=True)
 class Join(Message):
     """A site's fresh nonce, its public keys for the session (ML-KEM-768 | X25519) and the round
     that it stands at.
@@ -240,7 +283,7 @@ class Join(Message):
     `num_examples` is zero unless the plan makes weights public. `version`: of what the site puts
     in, keyed: 32 bytes of its source records, 32 of its rows as the model reads them; `head`: its
     ledger's head, signed; `heads`: the last head that it saw of each other site, as that site
-    signed it."""
+    signed it; `restart`: digest of the standings that it began from, empty in one process."""
 
     kind = "join"
     nonce: bytes
@@ -250,6 +293,7 @@ class Join(Message):
     version: bytes
     head: bytes
     heads: dict[str, bytes]
+    restart: bytes
 
 
 @dataclass(frozen=True)
@@ -410,3 +454,11 @@ class Receipt(Message):
 @dataclass(frozen=True)
 class Done(Message):
     kind = "done"
+
+
+@dataclass(frozen=True)
+class GoesOn(Message):
+    """Whether there is room for another round (1) or not (0)."""
+
+    kind = "goes-on"
+    room: int

@@ -79,6 +79,7 @@ class Participant:
         secret: bytes | None = None,
         example_cap: int | None = None,
         start: str = "",
+        restart: bytes = b"",
         observe: Callable[[SiteRound], None] = lambda _: None,
         log: auditlog.Log = auditlog.unlogged,
     ) -> None:
@@ -103,6 +104,7 @@ class Participant:
         self._journal = journal
         self._line = line
         self._start = start
+        self._restart = restart
         self._secret = secret or os.urandom(32)
         self._observe = observe
         self._log = log
@@ -130,6 +132,7 @@ class Participant:
             "open": self._open,
             "install": self._install,
             "evaluate": self._evaluate,
+            "may-go-on": self._may_go_on,
             "finish": self._finish,
         }
         self._forget()
@@ -236,6 +239,7 @@ class Participant:
             version=self._line.version.to_bytes(),
             head=self._line.statement(self._key.sign),
             heads=self._line.statements(),
+            restart=self._restart,
         )
         self._binding = Binding(
             setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP
@@ -248,6 +252,8 @@ class Participant:
         joins = read_joins(begin.joins, self._binding, self._roster, least)
         if joins.get(self.name) != self._join:
             raise ProtocolError("disagree", "this site's own join was replaced")
+        if {join.restart for join in joins.values()} != {self._restart}:
+            raise ProtocolError("round", "the session's sites began from different standings")
         check_whole(self._roster, joins)
         standing = {join.completed_rounds for join in joins.values()}
         if not self._in_batches and standing != {self.completed_rounds}:
@@ -592,6 +598,10 @@ class Participant:
         record = replace(record, faulty_answers=self._faulty)
         self._observe(record if spent is None else replace(record, epsilon=spent.epsilon))
         return messages.Done()
+
+    def _may_go_on(self, data: bytes) -> messages.Message:
+        self._read(messages.MayGoOn, data)
+        return messages.GoesOn(int(not self.exhausted))
 
     def _finish(self, data: bytes) -> messages.Message:
         command = self._read(messages.Finish, data)

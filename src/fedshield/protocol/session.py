@@ -22,7 +22,7 @@ from fedshield.quorum import Rules
 _M = TypeVar("_M", bound=messages.Message)
 
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
-NONCE_BYTES = 32
+NONCE_BYTES = DIGEST_BYTES = 32
 VERSION_BYTES = 2 * HALF_BYTES
 #: Of a signed statement of a ledger's head: three items of a list.
 HEAD_BYTES = 5 + 9 + (5 + 32) + (5 + 64)
@@ -64,6 +64,8 @@ def read_joins(
             raise ProtocolError("size", f"{site}: the nonce is {NONCE_BYTES} bytes")
         if len(join.version) != VERSION_BYTES:
             raise ProtocolError("size", f"{site}: version is {VERSION_BYTES} bytes")
+        if len(join.restart) not in (0, DIGEST_BYTES):
+            raise ProtocolError("size", f"{site}: restart is {DIGEST_BYTES} bytes, or none")
         _check_public_key(site, "run key", join.run_key)
         if join.num_examples < 0 or join.completed_rounds < 0:
             raise ProtocolError("malformed", f"{site}: negative counts")

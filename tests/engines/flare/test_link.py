@@ -52,12 +52,6 @@ class Proxy:
     def handle(self, method: str, data: bytes) -> Any:
         return self.answer(method, data) if callable(self.answer) else self.answer
 
-    def stand(self) -> Any:
-        return self.answer
-
-    def open(self, completed_rounds: int) -> Any:
-        return {"data": str(completed_rounds).encode(), "code": ""}
-
 
 def good(data: bytes = b"yes") -> dict[str, Any]:
     return {"data": data, "code": ""}
@@ -210,7 +204,10 @@ def test_a_site_that_had_to_wait_for_its_turn_has_its_own_deadline(clock: Clock)
     assert replies.failed == {"t": "unreachable"}
 
 
-def test_sites_are_asked_where_they_stand_and_told_where_to_begin() -> None:
-    sites = FlareSites({"a": Proxy(good(b"[0, 1]")), "b": Proxy(good(b"[0]"))}, SPEED)
-    assert sites.stand().ok == {"a": b"[0, 1]", "b": b"[0]"}
-    assert sites.open(1, ["a"]).ok == {"a": b"1"}
+def test_who_loads_model_and_data_has_the_time_for_it() -> None:
+    proxy = Proxy(good())
+    speed = SPEED.model_copy(update={"setup_deadline_s": 70, "message_deadline_s": 30})
+    sites = FlareSites({"a": proxy}, speed)
+    for method in ("stand", "restart", "compare"):
+        sites.call(method, {"a": b""})
+    assert proxy.timeouts == [70, 70, 30]

@@ -59,7 +59,8 @@ def test_nothing_is_written_for_an_unapproved_plan(
         if approved is not None:
             three.approve(approved, "victim")
         caplog.clear()
-        assert begin(RAW).stand() == {"data": b"", "code": "not-approved"}
+        answer = begin(RAW).handle("stand", three.stand(RAW))
+        assert answer == {"data": b"", "code": "not-approved"}
         assert not runs.exists()
         assert "R8: expected an approval of plan" in caplog.text
         assert "fedshield site approve PLAN" in caplog.text
@@ -73,7 +74,7 @@ def test_a_lost_ledger_is_not_a_plan_that_nobody_approved(
 ) -> None:
     path = three.kit("victim").ledger_path()
     (three.root / "victim" / "runs" / "earlier").mkdir(parents=True)
-    assert begin(RAW).stand()["code"] == "refused"
+    assert begin(RAW).handle("stand", three.stand(RAW))["code"] == "refused"
     assert f"{path}: expected the ledger of these records, found none; restore" in caplog.text
     assert not (three.root / "victim" / "runs" / "trial").exists()
 

@@ -46,7 +46,8 @@ def test_both_engines_make_the_same(tmp_path: Path) -> None:
     for key in one.keys() - MEASURED - sizes:
         assert other[key] == one[key], key
     for key in sizes:
-        assert other[key] == pytest.approx(one[key], rel=0.002), key
+        # Between processes what comes before a session is sent too: `stand` and `restart`.
+        assert other[key] == pytest.approx(one[key], rel=0.03), key
     for mine, theirs in zip(alone.metrics(), apart.metrics(), strict=True):
         for key in mine.keys() - {"wall_s", "round_s", "upload_bytes", "download_bytes"}:
             assert theirs[key] == mine[key], key

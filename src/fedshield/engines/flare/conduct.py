@@ -65,13 +65,13 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
     names, needed = plan.data.site_names(), least_sites(plan.rules())
     follower = Follower(folder, names, plan.rounds, needed, log.add, party.roster.batches)
     sites.watcher = follower
-    completed, lost = line_up(plan, sites)
+    completed, lost = line_up(plan, party.roster, sites, party.key.sign)
     follower.leave_out(lost)
     log.add({"status": "running", "round": completed, "lost": lost, "pid": os.getpid()})
     coordinator.start()
     log.add({"set_up": completed, "lost": coordinator.lost})
     for number in range(completed + 1, plan.rounds + 1):
-        spent = _out_of_budget(plan, sites)
+        spent = _out_of_budget(plan, coordinator)
         if spent:
             reason = f"before round {number}: {spent} has spent the plan's epsilon"
             if number == 1:
@@ -100,11 +100,9 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
     coordinator.finish()
 
 
-def _out_of_budget(plan: Plan, sites: FlareSites) -> str:
+def _out_of_budget(plan: Plan, coordinator: Coordinator) -> str:
     """The sites that may not take part in another round, if any."""
-    if plan.privacy.unit == "none":
-        return ""
-    return ", ".join(sorted(site for site, data in sites.may_go_on().ok.items() if data == b"no"))
+    return "" if plan.privacy.unit == "none" else ", ".join(coordinator.out_of_budget())
 
 
 class Log:

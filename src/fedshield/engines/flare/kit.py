@@ -43,6 +43,8 @@ KIT = "FEDSHIELD_KIT"
 KITS = "FEDSHIELD_KITS"
 #: In a simulation: the one run folder of all parties.
 SHARED_RUN = "FEDSHIELD_SHARED_RUN"
+#: In a simulation of an enrolled roster: the folder of the key files, beside which ledgers lie.
+KEYS = "FEDSHIELD_KEYS"
 
 
 class Kit(Quiet):
@@ -67,6 +69,12 @@ class Kit(Quiet):
     def simulated(self) -> bool:
         """Whether all parties are on one machine and share a run folder."""
         return SHARED_RUN in os.environ
+
+    @property
+    def keys(self) -> Path | None:
+        """In a simulation of an enrolled roster, where its key files and ledgers lie."""
+        found = os.environ.get(KEYS)
+        return Path(found) if found else None
 
     def read_plan(self, text: str) -> Plan:
         """The job's plan, checked like any other file."""
@@ -202,7 +210,7 @@ class Kit(Quiet):
     def ledger_path(self) -> Path:
         """Where the ledger of this site's records lies: its policy says so."""
         policy = self.policy()
-        assert policy is not None, "in a simulation each run has its own"
+        assert policy is not None, "in a simulation it is beside the keys, or the run's own"
         return policy.ledger_place()
 
     # -- telling ---------------------------------------------------------------------------

@@ -1,83 +1,83 @@
-"""Where the sites of a run stand before a session: the round they keep, and their base model.
-
-What a site says here is not signed. It decides from which round a session begins, which the signed
-joins then confirm, and it names a site whose copy of the base model is another one. That name is
-for the operators; the protocol itself binds the base model in what is signed.
-"""
+"""The coordinator's part of what comes before a session (`protocol.restart`)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from fedshield.engines.standing import Standing
-from fedshield.errors import RoundFailed
+from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.plan import Plan
+from fedshield.protocol import messages
+from fedshield.protocol.caller import Caller
+from fedshield.protocol.envelope import Sign
+from fedshield.protocol.restart import (
+    ASK_BYTES,
+    Standing,
+    alike,
+    begins_at,
+    restart_binding,
+    unasked,
+)
+from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import least_sites
+from fedshield.protocol.sites import Sites
 
-if TYPE_CHECKING:
-    from fedshield.engines.flare.link import FlareSites
-    from fedshield.plan import Plan
+#: Hex digits of a base model's SHA-256 that are shown.
+SHOWN = 16
 
 
-def line_up(plan: Plan, sites: FlareSites) -> tuple[int, dict[str, str]]:
+def line_up(plan: Plan, roster: Roster, sites: Sites, sign: Sign) -> tuple[int, dict[str, str]]:
     """Have all sites stand at the last round that enough of them keep: that round, and why sites
     are not among them. Raises `RoundFailed` if too few are ready or have the same base model."""
-    replies = sites.stand()
-    lost = dict(replies.failed)
+    calls = Caller(roster, sites, sign, None)
+    ask = os.urandom(ASK_BYTES)
+    calls.binding = unasked()
+    answers = restart_binding(plan.sha256(), roster, ask)
+    replies = calls.gather(calls.everyone(messages.Stand(ask)), messages.Standing, answers)
+    calls.binding = answers
     standings: dict[str, Standing] = {}
-    for site, data in replies.ok.items():
-        standing = Standing.from_bytes(data)
-        if standing is None:
-            lost[site] = "malformed"
-        else:
-            standings[site] = standing
-    needed = least_sites(plan.rules())
-    odd = _other_base_models(standings, sites, needed)
-    lost |= odd
-    kept = {site: standing.rounds for site, standing in standings.items() if site not in odd}
-    common = [
-        number
-        for number in frozenset().union(*kept.values())
-        if sum(number in rounds for rounds in kept.values()) >= needed
-    ]
-    if not common:
-        raise RoundFailed(
-            f"expected {needed} sites that are ready, got {len(kept)}: "
-            + (", ".join(f"{site} ({why})" for site, why in sorted(lost.items())) or "none called")
-        )
-    completed = max(common)
-    starts = dict.fromkeys(kept, completed)
-    if plan.scheme.membership == "batches":
-        # Who was away stands further back, and takes the model in the session.
-        earlier = {
-            site: [one for one in rounds if one <= completed] for site, rounds in kept.items()
-        }
-        starts = {site: max(rounds) for site, rounds in earlier.items() if rounds}
-        lost |= dict.fromkeys(set(kept) - set(starts), "round")
-    for number in sorted(set(starts.values()), reverse=True):
-        opened = sites.open(number, sorted(site for site in starts if starts[site] == number))
-        lost |= opened.failed
-    return completed, lost
+    for site, (_, message) in replies.items():
+        try:
+            standings[site] = Standing.from_message(message)
+        except ProtocolError as error:
+            calls.drop({site: f"its answer was refused: {error}"}, "stand")
+    needed = least_sites(roster.rules)
+    raw = {site: replies[site][0] for site in standings}
+    same = alike(standings)
+    if len(same) < len(standings):
+        compare = messages.Compare(raw)
+        calls.gather(dict.fromkeys(standings, compare), messages.Done)
+        calls.drop(_odd(standings, same, needed), "compare")
+        same = {site: one for site, one in same.items() if site in calls.active}
+    begins = begins_at(roster.rules, same)
+    if not begins:
+        lost = ", ".join(f"{site} ({calls.why(site)})" for site in sorted(calls.lost))
+        if len(same) < needed:
+            raise RoundFailed(f"expected {needed} sites that are ready, got {len(same)}: {lost}")
+        kept = "; ".join(f"{site} {sorted(one.rounds)}" for site, one in sorted(same.items()))
+        raise RoundFailed(f"expected a round that {needed} sites can begin from, got {kept}")
+    calls.drop(dict.fromkeys(set(same) - set(begins), "round"), "restart")
+    # All of the same base: what a site begins from follows from what it is shown.
+    restart = messages.Restart({site: raw[site] for site in same})
+    calls.gather(dict.fromkeys(begins, restart), messages.Done)
+    return max(begins.values()), {site: calls.why(site) for site in calls.lost}
 
 
-def _other_base_models(
-    standings: Mapping[str, Standing], sites: FlareSites, needed: int
+def _odd(
+    standings: Mapping[str, Standing], same: Mapping[str, Standing], needed: int
 ) -> dict[str, str]:
     """Sites whose base model is not the one of `needed` others: site -> in words. Raises
     `RoundFailed` if no base model has so many."""
-    digests = {site: standing.base_model for site, standing in standings.items()}
-    if len(set(digests.values())) < 2:
-        return {}
-    sites.tell_models(digests)
-    who = {
-        digest: sorted(site for site in digests if digests[site] == digest)
-        for digest in set(digests.values())
-    }
-    common = max(who, key=lambda digest: (len(who[digest]), digest))
-    in_words = "; ".join(f"{', '.join(who[digest])}: {digest}" for digest in sorted(who))
-    odd = sorted(site for site in digests if site not in who[common])
-    if len(who[common]) < needed:
-        majority = 2 * len(who[common]) > len(digests)
+    digests = {site: one.base_model.hex()[:SHOWN] for site, one in standings.items()}
+    odd = sorted(set(standings) - set(same))
+    common = digests[min(same)]
+    if len(same) < needed:
+        who = {
+            digest: sorted(site for site in digests if digests[site] == digest)
+            for digest in set(digests.values())
+        }
+        in_words = "; ".join(f"{', '.join(who[digest])}: {digest}" for digest in sorted(who))
+        majority = 2 * len(same) > len(digests)
         advice = (
             f"{', '.join(odd)} must take the base model of the others"
             if majority

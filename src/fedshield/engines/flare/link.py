@@ -77,36 +77,9 @@ class FlareSites:
             max(AT_ONCE, IN_FLIGHT // max(1, longest)),
         )
 
-    def stand(self) -> Replies:
-        """The rounds that each site keeps, and of which base model; it loads model and data for
-        it."""
-        deadline_s = self._deadlines.setup_deadline_s
-        return self.each("stand", self._proxies, deadline_s, lambda proxy, _: proxy.stand())
-
-    def open(self, completed_rounds: int, sites: Sequence[str]) -> Replies:
-        return self.each(
-            "open-session",
-            dict.fromkeys(sites, b""),
-            self._deadlines.setup_deadline_s,
-            lambda proxy, _: proxy.open(completed_rounds),
-        )
-
-    def may_go_on(self) -> Replies:
-        """Whether each site's privacy budget allows another round."""
-        deadline_s = self._deadlines.message_deadline_s
-        return self.each("may-go-on", self._proxies, deadline_s, lambda proxy, _: proxy.may_go_on())
-
-    def tell_models(self, digests: Mapping[str, str]) -> None:
-        """Tell every site which base model each says that it has: for operators, not signed."""
-        deadline_s = self._deadlines.message_deadline_s
-        self.each(
-            "tell-models",
-            self._proxies,
-            deadline_s,
-            lambda proxy, _: proxy.tell_models(dict(digests)),
-        )
-
     def _deadline_s(self, method: str) -> float:
+        if method in ("stand", "restart"):
+            return self._deadlines.setup_deadline_s
         if method in ("train", "work", "evaluate", "finish", "give-model", "take-model"):
             return self._deadlines.work_deadline_s
         return self._deadlines.message_deadline_s

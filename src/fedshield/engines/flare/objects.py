@@ -58,7 +58,7 @@ class CoordinatorApp:
 
 
 class SiteApp:
-    """Each published method returns; none raises, so that no text of the site's crosses."""
+    """What it publishes returns and never raises, so that no text of the site's crosses."""
 
     def __init__(self, plan: str, run: str) -> None:
         self.plan = plan
@@ -88,22 +88,6 @@ class SiteApp:
         """The job is over, finished or not."""
         if self._site is not None:
             self._site.ended()
-
-    @collab.publish
-    def stand(self) -> dict[str, Any]:
-        return self._answer(lambda site: site.stand())
-
-    @collab.publish
-    def open(self, completed_rounds: int) -> dict[str, Any]:
-        return self._answer(lambda site: site.open(completed_rounds))
-
-    @collab.publish
-    def may_go_on(self) -> dict[str, Any]:
-        return self._answer(lambda site: site.may_go_on())
-
-    @collab.publish
-    def tell_models(self, digests: dict[str, str]) -> dict[str, Any]:
-        return self._answer(lambda site: site.tell_models(digests))
 
     @collab.publish
     def handle(self, method: str, data: bytes) -> dict[str, Any]:

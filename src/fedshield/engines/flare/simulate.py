@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from fedshield.engines.events import Events, Quiet
 from fedshield.engines.finishing import finish
 from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
 from fedshield.engines.flare.jobs import allow_classes, write_job
-from fedshield.engines.flare.kit import KITS, SHARED_RUN
+from fedshield.engines.flare.kit import KEYS, KITS, SHARED_RUN
 from fedshield.engines.flare.paths import check_simulator_path
 from fedshield.engines.flare.provision import check_flare_installed
-from fedshield.engines.members import Enrolment, check_roster
+from fedshield.engines.ledgers import beside_keys, check_enrolled
+from fedshield.engines.members import Enrolment, check_roster, roster_of
 from fedshield.engines.metrics import whole_round
 from fedshield.engines.runstate import check_charter, first_state, session, unfinished
 from fedshield.engines.site_process import site_rows
@@ -42,6 +43,8 @@ from fedshield.runfolder import RunFolder, chat_date, write_rows
 
 #: Seconds between looks at how far the run is, and to wait for processes that should be gone.
 LOOK_S, GRACE_S = 0.5, 20.0
+#: Seconds to wait for killed processes to be gone: where nobody reaps them, they never are.
+GONE_S = 5.0
 LOG_FILE = "flare.log"
 
 
@@ -57,6 +60,7 @@ def run(
     if enrolment is not None:
         signed = SignedRoster.read(enrolment.roster)
         check_roster(plan, signed, base.sha256, enrolment.roster)
+        check_enrolled(enrolment.keys, plan, roster_of(plan, signed), out)
         parties = "demonstration" if signed.demo else "enrolled"
         cap = signed.allowed.max_examples
     state = first_state(plan, base, data, host, _charter(enrolment), parties)
@@ -112,12 +116,27 @@ def _session(
     enrolment: Enrolment | None,
 ) -> None:
     with session(folder) as (state, elapsed):
-        with _kits(plan, enrolment) as kits:
-            _run_job(folder, plan, kits, watch)
+        with _kits(plan, enrolment) as kits, _told_of_ledgers(plan, enrolment, watch):
+            _run_job(folder, plan, kits, watch, enrolment)
         with interrupt.at_once():
             _gather(folder, plan, state)
             state["wall_s"] = elapsed()
             finish(folder, plan, *prepared, watch, state)
+
+
+@contextmanager
+def _told_of_ledgers(plan: Plan, enrolment: Enrolment | None, watch: Events) -> Iterator[None]:
+    """Tell of ledgers that the sites made beside their keys."""
+    places: dict[str, Path] = {}
+    if enrolment is not None:
+        places = {site: beside_keys(enrolment.keys, site) for site in plan.data.site_names()}
+    new = [site for site, path in places.items() if not path.exists()]
+    try:
+        yield
+    finally:
+        for site in new:
+            if places[site].exists():
+                watch.note(f"{site}: made its ledger, {places[site]}; keep it with its records")
 
 
 # -- parties -------------------------------------------------------------------------------
@@ -162,11 +181,16 @@ def _kits(plan: Plan, enrolment: Enrolment | None) -> Iterator[Path]:
 # -- the job -------------------------------------------------------------------------------
 
 
-def _run_job(folder: RunFolder, plan: Plan, kits: Path, watch: Events) -> None:
+def _run_job(
+    folder: RunFolder, plan: Plan, kits: Path, watch: Events, enrolment: Enrolment | None
+) -> None:
     names = plan.data.site_names()
     log = folder.path / COORDINATOR_FILE
     seen = len(read_log(log))
     environment = dict(os.environ) | {KITS: str(kits), SHARED_RUN: str(folder.path)}
+    environment.pop(KEYS, None)
+    if enrolment is not None:
+        environment[KEYS] = str(enrolment.keys.resolve())
     if plan.speed.threads is None:
         threads = max(1, (os.cpu_count() or 1) // len(names))
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -238,6 +262,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
+    # The others of the group are gone a moment later: until then a site still holds its ledger.
+    until = time.monotonic() + GONE_S
+    with suppress(ProcessLookupError, PermissionError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
 
 
 # -- what it left --------------------------------------------------------------------------
