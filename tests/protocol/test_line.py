@@ -20,9 +20,10 @@ from fedshield.plan import Plan
 from fedshield.planfile import parse_plan
 from fedshield.protocol import codec
 from fedshield.protocol.envelope import Binding
-from fedshield.protocol.line import HEAD_LABEL, Line, Records, roster_digest, tallies
+from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND
+from fedshield.protocol.statements import HEAD_LABEL
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

@@ -23,6 +23,7 @@ from fedshield.cli import (
     main,
     model,
     plan,
+    recovery,
     roster,
     run,
     site,
@@ -49,6 +50,9 @@ site.site_app.command()(consortium.request)
 site.site_app.command()(consortium.install)
 site.site_app.command("renew")(consortium.renew_site)
 site.site_app.command("start")(consortium.start_site)
+ledger.ledger_app.command()(recovery.ask)
+ledger.ledger_app.command()(recovery.answer)
+ledger.ledger_app.command()(recovery.recover)
 site.site_app.add_typer(ledger.ledger_app, name="ledger")
 
 app.add_typer(model_app, name="model")

@@ -1,5 +1,5 @@
 """What a site's operator sees and does of the site's ledger: `fedshield site ledger show` and
-`forget`."""
+`forget`; `cli.recovery` has what is done with one that was lost."""
 
 from __future__ import annotations
 
@@ -74,6 +74,14 @@ def show(kit: KitOption, as_json: JsonOption = False) -> None:
             "forgotten",
             f"{gone['name']}, {gone['length']:,} lines, the last {gone['head'][:16]}, "
             f"at {gone['when']}",
+        )
+    for told in found["answered"]:
+        _say("answered", f"{told['name']}, whose ledger was lost, at {told['when']}")
+    for lost in found["recoveries"]:
+        _say(
+            "rebuilt",
+            f"after line {lost['after']:,}, at line {lost['line']:,}, at {lost['when']}: the lines "
+            "between are left out",
         )
 
 
@@ -152,6 +160,8 @@ def _summary(ledger: Ledger, names: dict[str, str]) -> dict[str, Any]:
         "plans": [_plan(ledger, plan) for plan in plans],
         "sites": [{"name": named(one), **_site(ledger, one)} for one in others],
         "forgotten": [{"name": named(one.site), **one._asdict()} for one in ledger.forgotten],
+        "answered": [{"name": named(one.site), **one._asdict()} for one in ledger.answered],
+        "recoveries": [one._asdict() for one in ledger.recoveries],
     }
 
 

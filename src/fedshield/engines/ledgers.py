@@ -172,6 +172,10 @@ def line_of(
     for keys in (roster.chains, roster.lineage.gone):
         if why := heads.forked(ledger.chains, keys):
             raise LedgerError(why)
-    hashes = frozenset(record_hash(ledger.record_key, record) for record in data.records)
-    records = Records(hashes, len(data.train), data.sources, data.train_digest())
-    return Line(ledger, site, plan, roster, run, records)
+    return Line(ledger, site, plan, roster, run, line_records(ledger.record_key, data))
+
+
+def line_records(record_key: bytes, data: SiteData) -> Records:
+    """What of a site's data enters a sum. `record_key`: the ledger's."""
+    hashes = frozenset(record_hash(record_key, record) for record in data.records)
+    return Records(hashes, len(data.train), data.sources, data.train_digest())

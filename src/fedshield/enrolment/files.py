@@ -20,7 +20,16 @@ from fedshield.plan_data import SITE_NAME
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.site_names import holder_of_reserved_name
 
-Kind = Literal["card 1", "key 1", "roster 2", "run rosters 2", "keys seen 2", "exposure 1"]
+Kind = Literal[
+    "card 1",
+    "key 1",
+    "roster 2",
+    "run rosters 2",
+    "keys seen 2",
+    "exposure 1",
+    "ledger question 1",
+    "ledger answer 1",
+]
 KIND_KEY = "fedshield"
 MAX_BYTES: dict[Kind, int] = {
     "card 1": 16 * 1024,
@@ -30,6 +39,8 @@ MAX_BYTES: dict[Kind, int] = {
     "exposure 1": 128 * 1024,
     "run rosters 2": 16 * 1024 * 1024,
     "keys seen 2": 1024 * 1024,
+    "ledger question 1": 16 * 1024,
+    "ledger answer 1": 256 * 1024 * 1024,
 }
 WORDS: dict[str, str] = {
     "card 1": "a card (NAME.card.json)",
@@ -38,6 +49,8 @@ WORDS: dict[str, str] = {
     "run rosters 2": "a run folder's rosters.json",
     "keys seen 2": "a kit's keys.seen.json",
     "exposure 1": "a site's exposure (NAME.going.json or NAME.joining.json)",
+    "ledger question 1": "a question (site ledger ask)",
+    "ledger answer 1": "an answer (site ledger answer)",
 }
 
 

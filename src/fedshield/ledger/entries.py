@@ -50,8 +50,8 @@ class Attested(NamedTuple):
     by: tuple[str, ...]
 
 
-#: Fields that lines of before there were rosters that follow others do not have.
-_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": ()}
+#: Fields that rows of earlier versions do not have.
+_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": (), "recovered": False}
 _ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
@@ -62,6 +62,27 @@ class Forgotten(NamedTuple):
     site: str
     length: int
     head: str
+    when: str
+
+
+class Answered(NamedTuple):
+    """That this site told another (its first key), whose ledger was lost, of their sums: the
+    question's number, hex, and when."""
+
+    site: str
+    nonce: str
+    when: str
+
+
+class Recovered(NamedTuple):
+    """Where a ledger goes on that was lost after its line `after`: at line `line`, which lies
+    beyond all that it ever signed. `nonce`: of its question, hex; `told`: by the first key of each
+    site, the last line of the lost ones that the site remembered; `when`: the time, for people."""
+
+    line: int
+    after: int
+    nonce: str
+    told: Mapping[str, int]
     when: str
 
 
@@ -144,3 +165,21 @@ def of_forgotten(forgotten: Forgotten) -> dict[str, Any]:
 def to_forgotten(entry: Mapping[str, Any]) -> Forgotten:
     """Raises `KeyError` for another entry."""
     return Forgotten(**{name: entry[name] for name in Forgotten._fields})
+
+
+def of_answered(answered: Answered) -> dict[str, Any]:
+    return {"kind": "answered", **answered._asdict()}
+
+
+def to_answered(entry: Mapping[str, Any]) -> Answered:
+    """Raises `KeyError` for another entry."""
+    return Answered(**{name: entry[name] for name in Answered._fields})
+
+
+def of_recovered(recovered: Recovered) -> dict[str, Any]:
+    return {"kind": "recovered", **recovered._asdict()}
+
+
+def to_recovered(entry: Mapping[str, Any]) -> Recovered:
+    """Raises `KeyError` for another entry."""
+    return Recovered(**{name: entry[name] for name in Recovered._fields})

@@ -4,7 +4,8 @@ synced before anything that a line speaks of leaves the site.
 The file belongs to the records, not to a run or a kit. Its head (length and digest of the last
 line) is what peers remember: a site that was restored from a backup has a chain that does not hold
 the head that it once signed (`holds`). A last line that a crash cut was never acted on, and is
-dropped; any other damage refuses the ledger whole. `heads` has what lies beside it.
+dropped; any other damage refuses the ledger whole. `heads` has what lies beside it. A ledger that
+was rebuilt (`recovery`) goes on at a later line than the lost ones.
 """
 
 from __future__ import annotations
@@ -14,14 +15,22 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fedshield.durable import sync_folder
 from fedshield.ledger import entries, heads
-from fedshield.ledger.entries import Attested, Forgotten, OpenedRound, Receipt, Total
+from fedshield.ledger.entries import (
+    Answered,
+    Attested,
+    Forgotten,
+    OpenedRound,
+    Receipt,
+    Recovered,
+    Total,
+)
 from fedshield.ledger.heads import RESTORE, Head, LedgerError
 from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
@@ -41,12 +50,13 @@ class Ledger:
     `approvals`: the last of each plan, in order;
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
-    it forget. Raises `LedgerError`."""
+    it forget; `answered`: what other sites were told of their lost ledgers; `recoveries`: where
+    this one was rebuilt. Raises `LedgerError`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
         self._handle: int | None = handle
-        self._digests: list[str] = []
+        self._digests: dict[int, str] = {}  # by the line's number, in order
         self._record_key = b""
         self._records: dict[str, frozenset[bytes]] = {}
         self._broken = False
@@ -59,6 +69,8 @@ class Ledger:
         self.peers: dict[str, tuple[Head, bytes]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
         self.forgotten: list[Forgotten] = []
+        self.answered: list[Answered] = []
+        self.recoveries: list[Recovered] = []
         # Where the rows stood when each plan was last approved.
         self._approved_at: dict[str, int] = {}
 
@@ -67,17 +79,61 @@ class Ledger:
         """A new ledger, mode 0600, with a key of its own for the hashes of records. It has its name
         once it is whole. Raises `LedgerError` if there is a file, or what lay beside one: a ledger
         is never made anew in silence."""
-        beside = heads.place_beside(path)
+        beside, question = heads.place_beside(path), heads.place_question(path)
         if beside.exists() and not path.exists():
             raise LedgerError(f"{beside}: expected no earlier ledger, got its file; {RESTORE}")
+        if question.exists() and not path.exists():
+            raise LedgerError(
+                f"{question}: expected no question about a lost ledger, got one; go on with: "
+                "fedshield site ledger recover, or remove this file if there never was a ledger"
+            )
+
+        def begin(ledger: Ledger) -> None:
+            key = secrets.token_bytes(KEY_BYTES)
+            ledger._append({"kind": "begun", "format": FORMAT, "record_key": key.hex()})
+
+        return cls._new(path, begin)
+
+    @classmethod
+    def rebuild(
+        cls,
+        path: Path,
+        lines: bytes,
+        recovered: Recovered,
+        rows: Sequence[Row],
+        results: Sequence[Receipt],
+        peers: heads.Heads,
+        chains: heads.Chains,
+        last: Callable[[], None],
+    ) -> Ledger:
+        """A lost ledger anew: the `lines` of an older copy (`prefix`), then that it was lost, and
+        `rows` and `results` as others told. `last` is called when all is on disk but the name."""
+
+        def fill(ledger: Ledger) -> None:
+            handle = ledger._usable()
+            _write(handle, lines)
+            ledger._load(whole=False)
+            ledger._append(entries.of_recovered(recovered))
+            for row in rows:
+                ledger._append_row(row)
+            for result in results:
+                ledger.add_certified(result)
+            # It is of the same first line, so what lies there of the lost one goes with it too.
+            heads.write(heads.place_beside(path), ledger.first, peers, chains)
+            ledger.peers, ledger.chains = dict(peers), dict(chains)
+            last()
+
+        return cls._new(path, fill)
+
+    @classmethod
+    def _new(cls, path: Path, fill: Callable[[Ledger], None]) -> Ledger:
         part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
         ledger = made = None
         try:
             handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             ledger = cls(part, handle)
             ledger._lock()
-            key = secrets.token_bytes(KEY_BYTES)
-            ledger._append({"kind": "begun", "format": FORMAT, "record_key": key.hex()})
+            fill(ledger)
             os.link(part, path)
             part.unlink()
             sync_folder(path.parent)
@@ -112,10 +168,33 @@ class Ledger:
                 ledger._check_place()
             ledger._broken = look_only
             ledger._load()
+            if not look_only:
+                # Answers to it hold nothing of what this ledger will: it must not outlive its loss.
+                heads.place_question(path).unlink(missing_ok=True)
         except BaseException:
             ledger.close()
             raise
         return ledger
+
+    @classmethod
+    def prefix(cls, path: Path) -> tuple[Ledger, bytes]:
+        """An older copy of a ledger, or what is left of a damaged one, to look at: as far as its
+        lines follow from each other, and these lines. `peers` are empty without the file beside."""
+        try:
+            ledger = cls(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise LedgerError(
+                f"{path}: expected a copy of the ledger, but {error.strerror}; check the path"
+            ) from None
+        try:
+            ledger._broken = True
+            lines = ledger._load(whole=False)
+            beside = heads.place_beside(path)
+            ledger.peers, ledger.chains = heads.read(beside, ledger.first, needed=False)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger, lines
 
     def __enter__(self) -> Ledger:
         return self
@@ -141,13 +220,22 @@ class Ledger:
 
     @property
     def head(self) -> Head:
-        return Head(len(self._digests), self._digests[-1])
+        return Head(*next(reversed(self._digests.items())))
+
+    @property
+    def first(self) -> str:
+        """The digest of the first line, hex: which ledger it is."""
+        return self._digests[1]
 
     def holds(self, head: Head) -> bool:
         """Whether this chain once ended in `head`: it does unless lines were lost or replaced."""
-        return (
-            1 <= head.length <= len(self._digests) and self._digests[head.length - 1] == head.digest
-        )
+        return self._digests.get(head.length) == head.digest
+
+    def was_lost(self, head: Head, by: str) -> bool:
+        """Whether this site (a first key) told of this head, or a later one, when this ledger was
+        rebuilt: so it was signed before. A later one than was told, it was hidden or is another
+        copy's that is at work."""
+        return any(one.after < head.length <= one.told.get(by, 0) for one in self.recoveries)
 
     def tries(self, key: tuple[str, str, int]) -> int:
         """How many rows there are for one sum since its plan was last approved."""
@@ -195,14 +283,15 @@ class Ledger:
         self._keep_beside(others, self.chains)
         return forgotten
 
+    def add_answered(self, answered: Answered) -> None:
+        """Record that another site is about to be told of its lost ledger."""
+        self._append(entries.of_answered(answered))
+
     def add_row(self, row: Row) -> Head:
         """Write and sync a row; the head after it. Call it before the upload leaves."""
         if not heads.place_beside(self._path).exists():
             self._keep_beside(self.peers, self.chains)  # from the first row on there is one
-        if row.records not in self._records.values():
-            self._append(entries.of_records(row.records))
-        named = next(name for name, known in self._records.items() if known == row.records)
-        self._append(entries.of_row(row, named))
+        self._append_row(row)
         return self.head
 
     def add_receipt(self, receipt: Receipt) -> Receipt:
@@ -255,9 +344,15 @@ class Ledger:
             "more was sent; see that nothing replaces the file, restore the newest, and resume"
         )
 
+    def _append_row(self, row: Row) -> None:
+        if row.records not in self._records.values():
+            self._append(entries.of_records(row.records))
+        named = next(name for name, known in self._records.items() if known == row.records)
+        self._append(entries.of_row(row, named))
+
     def _keep_beside(self, peers: heads.Heads, chains: heads.Chains) -> None:
         self._usable()
-        heads.write(heads.place_beside(self._path), self._digests[0], peers, chains)
+        heads.write(heads.place_beside(self._path), self.first, peers, chains)
         self.peers, self.chains = dict(peers), dict(chains)
 
     def _usable(self) -> int:
@@ -267,12 +362,15 @@ class Ledger:
         self._check_place()
         return self._handle
 
-    def _load(self) -> None:
+    def _load(self, whole: bool = True) -> bytes:
+        """The lines that were read; without `whole` up to the first that does not follow, and
+        nothing of what lies beside."""
         assert self._handle is not None
         with os.fdopen(os.dup(self._handle), "rb") as file:
             file.seek(0)
             data = file.read()
         *lines, cut = data.split(b"\n")
+        size = 0
         try:
             for line in lines:
                 entry = json.loads(line)
@@ -280,21 +378,25 @@ class Ledger:
                 if digest != self._digest(entry):
                     raise ValueError
                 self._apply(entry, digest)
+                size += len(line) + 1
             if not self._record_key:
                 raise ValueError
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise LedgerError(
-                f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} does "
-                f"not follow from those before; {RESTORE}"
-            ) from None
-        if cut and not self._broken:
-            os.ftruncate(self._handle, len(data) - len(cut))
-            os.fsync(self._handle)
-        beside = heads.place_beside(self._path)
-        self.peers, self.chains = heads.read(beside, self._digests[0], needed=bool(self.rows))
+            if whole or not self._record_key:
+                raise LedgerError(
+                    f"{self._path}: expected a whole ledger, but line {len(self._digests) + 1} "
+                    f"does not follow from those before; {RESTORE}"
+                ) from None
+        if whole:
+            if cut and not self._broken:
+                os.ftruncate(self._handle, len(data) - len(cut))
+                os.fsync(self._handle)
+            beside = heads.place_beside(self._path)
+            self.peers, self.chains = heads.read(beside, self.first, needed=bool(self.rows))
+        return data[:size]
 
     def _digest(self, entry: Mapping[str, Any]) -> str:
-        return heads.digest_after(self._digests[-1] if self._digests else FORMAT, entry)
+        return heads.digest_after(self.head.digest if self._digests else FORMAT, entry)
 
     def _append(self, entry: dict[str, Any]) -> None:
         handle = self._usable()
@@ -305,10 +407,7 @@ class Ledger:
         self._broken = True
         try:
             os.lseek(handle, 0, os.SEEK_END)
-            data = line.encode() + b"\n"
-            while data:
-                data = data[os.write(handle, data) :]
-            os.fsync(handle)
+            _write(handle, line.encode() + b"\n")
         except OSError as error:
             raise LedgerError(
                 f"{self._path}: expected to write a line, but {error.strerror}; nothing "
@@ -318,7 +417,9 @@ class Ledger:
         self._apply(entry, digest)
 
     def _apply(self, entry: Mapping[str, Any], digest: str) -> None:
-        kind = entry["kind"]
+        kind, number = entry["kind"], len(self._digests) + 1
+        if self.recoveries:
+            number = self.head.length + 1
         if (kind == "begun") == bool(self._digests):
             raise ValueError(kind)  # it comes first, and once
         if kind == "begun":
@@ -351,6 +452,21 @@ class Ledger:
             self.totals[total.plan] = total
         elif kind == "forgotten":
             self.forgotten.append(entries.to_forgotten(entry))
+        elif kind == "answered":
+            self.answered.append(entries.to_answered(entry))
+        elif kind == "recovered":
+            recovered = entries.to_recovered(entry)
+            if recovered.after != number - 1 or recovered.line < number:
+                raise ValueError(recovered.line)
+            self.recoveries.append(recovered)
+            number = recovered.line
         else:
             raise ValueError(kind)
-        self._digests.append(digest)
+        self._digests[number] = digest
+
+
+def _write(handle: int, data: bytes) -> None:
+    """All of it, synced."""
+    while data:
+        data = data[os.write(handle, data) :]
+    os.fsync(handle)

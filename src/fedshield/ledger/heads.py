@@ -24,11 +24,15 @@ from fedshield.errors import UserError
 FORMAT = "fedshield ledger peers 2"
 #: No ledger has more lines: at one a second it would be 136 years old. A longer head is a lie.
 MAX_LINES = 2**32
-#: What a site does whose ledger is not what it was. There is no way yet to rebuild one, and a new
-#: one, for other records too, does not hold what this site signed to its peers.
+#: Lines by which a rebuilt ledger goes on beyond the last lost one that anyone told of: more than a
+#: site ever writes unseen, so that no head of the lost one that somebody kept back is a later one.
+GAP = 2**20
+#: What a site does whose ledger is not what it was. A new one, for other records too, does not hold
+#: what this site signed to its peers.
 RESTORE = (
-    "restore the ledger's newest backup; if there is none, this site cannot go on, with other "
-    "records neither: stop, and ask the other sites"
+    "restore the ledger's newest backup; if that is lost, the rest can be rebuilt upon any older "
+    "copy from what the other sites remember (fedshield site ledger ask --kit KIT); without a copy "
+    "this site cannot go on, with other records neither: stop, and ask the other sites"
 )
 
 
@@ -52,6 +56,11 @@ Chains = Mapping[str, tuple[str, ...]]
 def place_beside(ledger: Path) -> Path:
     """Where the others' heads lie."""
     return ledger.with_name(f"{ledger.name}.peers")
+
+
+def place_question(ledger: Path) -> Path:
+    """Where the number of the question lies while the ledger is lost (`question`)."""
+    return ledger.with_name(f"{ledger.name}.question")
 
 
 def to_chains(keys: Mapping[str, Sequence[bytes]]) -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,11 @@ from typing import Literal, NamedTuple, Self
 Unit = Literal["none", "example", "site"]
 Membership = Literal["fixed", "batches", "open"]
 
+#: What a site counted for in a row that others told it of (`recovery`), with weights by rows and
+#: where nothing of its own says so.
+UNKNOWN = -1
+#: The phase of a row that stands for a plan's rounds which nobody told of (`recovery`).
+LOST = "lost"
 #: Bytes of each half of a version.
 HALF_BYTES = 32
 #: Bytes of a record's keyed hash: 8, so that 2^20 records collide with chance 2^-25.
@@ -60,10 +65,12 @@ class Row:
     this site. `versions`: what each member of the batch said of its own part (rule R3).
     `records`: keyed hashes of the raw records that entered. `roster`: SHA-256, hex, of the content
     of the roster, and `consortium` of the first roster of all that it follows, itself if none;
-    both '' in a demonstration. `exposed`: sites that counted as open to everyone. `curve`: Renyi
-    divergence at each order of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total
-    variation between its noise and what that stands for; empty and 0 where no unit is protected, or
-    where the sum is a tally.
+    both '' in a demonstration and in a row of an earlier version. `exposed`: sites that counted as
+    open to everyone. `curve`: Renyi divergence at each order of `privacy.accounting.WHOLE_ORDERS`,
+    and `distance` the total variation between its noise and what that stands for; empty and 0 where
+    no unit is protected, or where the sum is a tally. `recovered`: rebuilt from what others told
+    (`recovery`): what this site sent is not known, and without `records` neither is of which; then
+    it counts for all of them.
     """
 
     plan: str
@@ -86,6 +93,7 @@ class Row:
     roster: str = ""
     consortium: str = ""
     exposed: tuple[str, ...] = ()
+    recovered: bool = False
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -123,7 +131,10 @@ def part_version(key: bytes, sources: bytes, rows: bytes) -> Version:
 
 def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
     """The rows on the line of `records`: those that share a record with them, and those that share
-    one with such a row, and so on."""
+    one with such a row, and so on. A row of which nobody knows the records any more can share one
+    with every other: with such a row all are one line."""
+    if any(row.recovered and not row.records for row in rows):
+        return tuple(rows)
     known = set(records)
     on_line: set[int] = set()
     grown = True
@@ -137,23 +148,27 @@ def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
     return tuple(row for place, row in enumerate(rows) if place in on_line)
 
 
-def released(rows: Sequence[Row]) -> list[Row]:
-    """The rows of rounds, each sum once: a row that was repeated (R4) is one release, for the same
-    bytes left again. Tallies are not among them: a count is no training row's."""
-    found: dict[tuple[str, str, int], Row] = {}
+def released(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of rounds, by sums: a row that was repeated (R4) is one release, for the same bytes
+    left again. Tallies are not among them: a count is no training row's."""
+    found: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
-        if row.phase == "round":
-            found.setdefault(row.key, row)
+        if row.phase in ("round", LOST):
+            found.setdefault(row.key, []).append(row)
     return list(found.values())
 
 
 def line_curve(rows: Sequence[Row], unit: Unit) -> tuple[tuple[float, ...], float] | None:
     """The sum of the Renyi curves of `rows` (R5), and of their distances; None for infinite: a sum
     that does not protect `unit`. What protects a whole site protects each of its examples, and
-    not the other way round."""
+    not the other way round. Of rows of one sum that differ the largest counts, order by order."""
     protects = {"site": ("site",), "example": ("site", "example")}.get(unit, ())
     sums = released(rows)
-    if any(row.unit not in protects or not row.curve for row in sums):
+    if any(row.unit not in protects or not row.curve for tries in sums for row in tries):
         return None
-    curve = tuple(math.fsum(values) for values in zip(*(row.curve for row in sums), strict=True))
-    return curve, math.fsum(row.distance for row in sums)
+    curves = [
+        [max(values) for values in zip(*(row.curve for row in tries), strict=True)]
+        for tries in sums
+    ]
+    curve = tuple(math.fsum(values) for values in zip(*curves, strict=True))
+    return curve, math.fsum(max(row.distance for row in tries) for tries in sums)

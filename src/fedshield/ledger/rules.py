@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedshield.ledger.history import History, of_one, undeclared
-from fedshield.ledger.rows import Consent, Row, Unit, Version
+from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).
@@ -200,6 +200,12 @@ def one_scale(rows: Sequence[Row], request: Row) -> str:
     """R2: weights, own count and steps a round are those of every row of the line. One body of
     numbers under two weightings is two equations."""
     for row in rows:
+        if row.scale.count == UNKNOWN:
+            return (
+                f"expected what this site counted for in an earlier sum of these records "
+                f"({_named(row)}), but that was lost with its ledger; use records that were in no "
+                "sum, at every site"
+            )
         for name in ("weights", "count", "steps"):
             old, new = getattr(row.scale, name), getattr(request.scale, name)
             if old != new:
@@ -253,6 +259,11 @@ def once(rows: Sequence[Row], request: Row) -> str:
             return f"expected the run {row.run} of this plan, got {request.run}: {ONE_RUN}"
         if row.key != request.key:
             continue
+        if row.recovered:
+            return (
+                f"expected {_named(row)} not to be repeated, got it again: what this site sent "
+                "then was lost with its ledger; agree on another plan"
+            )
         compared = [
             ("base model", row.base, request.base),
             ("encoded update", row.content, request.content),
@@ -343,4 +354,6 @@ def approved(request: Row, approval: Approval | None, roster: str, tries: int) -
 def _named(row: Row) -> str:
     if row.phase == "round":
         return f"round {row.round_number} of plan {row.plan[:12]}"
+    if row.phase == LOST:
+        return f"the rounds of plan {row.plan[:12]} that were lost with the ledger"
     return f"the {row.phase} of plan {row.plan[:12]}"

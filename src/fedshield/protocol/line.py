@@ -7,13 +7,9 @@ sums"). `Line.enter` writes a row before an upload leaves; a sum that breaks a r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger import heads
@@ -36,12 +32,11 @@ from fedshield.plan_floors import floor
 from fedshield.privacy.accounting import WHOLE_ORDERS
 from fedshield.privacy.terms import Earlier, Spent
 from fedshield.privacy.terms import Terms as PrivacyTerms
-from fedshield.protocol import codec
 from fedshield.protocol.envelope import Binding, Sign
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
+from fedshield.protocol.statements import not_following, read_head, sign_head
 
-HEAD_LABEL = "fedshield ledger head 1"
 #: Among who remembers a head: the ledger that asks.
 OWN_MEMORY = "this site"
 
@@ -452,8 +447,7 @@ class Line:
 
     def statement(self, sign: Sign) -> bytes:
         """This ledger's head, signed: what the others hand back when this site comes again."""
-        head = self._ledger.head
-        return codec.encode([head.length, bytes.fromhex(head.digest), sign(_head_message(head))])
+        return sign_head(self._ledger.head, sign)
 
     def statements(self) -> dict[str, bytes]:
         """The last statement of each other site of the roster, as it signed it."""
@@ -502,7 +496,7 @@ class Line:
             yield OWN_MEMORY, mine[0]
         for teller in sorted(told):
             if teller != site:
-                head = _read(told[teller].get(site, b""), self._roster.public(site))
+                head = read_head(told[teller].get(site, b""), self._roster.public(site))
                 if head is not None:
                     yield teller, head
 
@@ -514,7 +508,10 @@ class Line:
                 raise ProtocolError("ledger", why)
 
     def _check_own(self, head: Head, teller: str) -> None:
-        if not self._ledger.holds(head):
+        if self._ledger.holds(head):
+            return
+        by = "" if teller == OWN_MEMORY else self._roster.identity(teller)
+        if not self._ledger.was_lost(head, by):
             raise ProtocolError(
                 "ledger",
                 "this site's ledger does not hold what it signed before "
@@ -535,7 +532,7 @@ class Line:
         self._ledger.see_peer(one, head, statement)
 
     def _signed_now(self, site: str, statement: bytes) -> Head:
-        head = _read(statement, self._roster.public(site))
+        head = read_head(statement, self._roster.public(site))
         if head is None:
             raise ProtocolError(
                 "ledger",
@@ -548,7 +545,7 @@ class Line:
 def _check_follows(site: str, before: Head, now: Head, teller: str) -> None:
     """Raises `ProtocolError` where a ledger that ended in `before` cannot end in `now`. `teller`:
     who remembers `before`."""
-    if before.length > now.length or (before.length == now.length and before.digest != now.digest):
+    if not_following(before, now):
         way = ""
         if teller == OWN_MEMORY:
             way = f"; if the key was stolen, and replaced: fedshield site ledger forget {site}"
@@ -560,36 +557,6 @@ def _check_follows(site: str, before: Head, now: Head, teller: str) -> None:
         )
 
 
-def _read(statement: bytes, public: bytes) -> Head | None:
-    """The head in a statement that this key signed; None for any other, and for one that no ledger
-    reaches."""
-    try:
-        value = codec.decode(statement)
-    except ProtocolError:
-        return None
-    if not (isinstance(value, list) and len(value) == 3):
-        return None
-    length, digest, signature = value
-    if not (
-        isinstance(length, int)
-        and isinstance(digest, bytes)
-        and len(digest) == hashlib.sha256().digest_size
-        and isinstance(signature, bytes)
-        and 0 < length <= heads.MAX_LINES
-    ):
-        return None
-    head = Head(length, digest.hex())
-    return head if _is_signed(head, signature, public) else None
-
-
-def _is_signed(head: Head, signature: bytes, public: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(public).verify(signature, _head_message(head))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
-
-
 def roster_digest(roster: Roster) -> str:
     """What an approval names of a roster: its countersigned content, or that there is none."""
     return roster.charter.hex() or "demonstration"
@@ -598,7 +565,3 @@ def roster_digest(roster: Roster) -> str:
 def tallies(plan: Plan) -> tuple[str, ...]:
     """The sums of a plan beside its rounds."""
     return (WEIGHTS,) if plan.scheme.weights == "private" else ()
-
-
-def _head_message(head: Head) -> bytes:
-    return codec.encode([HEAD_LABEL, head.length, bytes.fromhex(head.digest)])

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from fedshield.crypto.keys import SiteKey
 from fedshield.engines import presence
 from fedshield.engines.admission import Party, refusal_code
 from fedshield.engines.events import Quiet
@@ -190,15 +191,8 @@ class Kit(Quiet):
 
     def admit(self, plan: Plan, base_model_sha256: str | None) -> Party:
         """Raises `UserError` for a plan that the roster or the policy does not allow."""
-        roster_path = self.path / "roster.json"
-        signed = SignedRoster.read(roster_path)
-        key = KeyFile.read(self.path / f"{self.name}.key").key
-        signed.check_own(key, self.name)
-        signed.check_ready(key)
-        if not self.simulated:
-            for sentence in put_in_force(self.path, signed):
-                self.note(sentence)
-        check_roster(plan, signed, base_model_sha256, roster_path)
+        signed, key = self.enrolled()
+        check_roster(plan, signed, base_model_sha256, self.path / "roster.json")
         roster = roster_of(plan, signed)
         policy = self.policy()
         if policy is not None:
@@ -206,6 +200,19 @@ class Kit(Quiet):
             roster = roster.exposing(policy.exposes)
         digest = "" if policy is None else policy.sha256()
         return Party(roster, key, signed.allowed.max_examples, digest)
+
+    def enrolled(self) -> tuple[SignedRoster, SiteKey]:
+        """The kit's roster, in force from now on, and this party's own key in it. Raises
+        `RosterError` for a roster that is not ready, has another key of this party, or was replaced
+        here before."""
+        signed = SignedRoster.read(self.path / "roster.json")
+        key = KeyFile.read(self.path / f"{self.name}.key").key
+        signed.check_own(key, self.name)
+        signed.check_ready(key)
+        if not self.simulated:
+            for sentence in put_in_force(self.path, signed):
+                self.note(sentence)
+        return signed, key
 
     def ledger_path(self) -> Path:
         """Where the ledger of this site's records lies: its policy says so."""

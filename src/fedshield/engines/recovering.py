@@ -1,0 +1,278 @@
+"""A lost ledger, rebuilt at its site: who has to answer, what the site itself still has of its
+plans, and the new file. `ledger.recovery` says what others tell, `ledger.rebuilding` what of it
+comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedshield.cost.estimate import spec_of
+from fedshield.data.preview import preview
+from fedshield.engines.known_sites import Member
+from fedshield.engines.ledgers import line_records
+from fedshield.errors import FedShieldError, UserError
+from fedshield.ledger import heads
+from fedshield.ledger.entries import Recovered
+from fedshield.ledger.file import Ledger
+from fedshield.ledger.question import StandingQuestion
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown, rebuilt
+from fedshield.ledger.recovery import Answer, RecoveryError
+from fedshield.ledger.rows import part_version
+from fedshield.ledger.told_heads import Sites, heads_of_others, next_line, own_heads
+from fedshield.model.base import load_tokenizer
+from fedshield.model.chat import use_template
+from fedshield.plan import Plan
+from fedshield.planfile import load_plan
+from fedshield.privacy.accounting import WHOLE_ORDERS
+from fedshield.privacy.terms import terms
+from fedshield.protocol.site_model import counted
+from fedshield.runfolder import RunFolder, now
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `notes`:
+    what could not be read of the site's own part of a plan, one sentence each."""
+
+    place: Path
+    older: Ledger
+    lines: bytes
+    rebuilt: Rebuilt
+    line: int
+    told: dict[str, int]
+    peers: dict[str, tuple[heads.Head, bytes]]
+    chains: dict[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+
+    def write(self, question: StandingQuestion) -> None:
+        """The question is gone before the ledger has its name. Raises `LedgerError`."""
+        after = self.older.head.length
+        recovered = Recovered(self.line, after, question.nonce.hex(), self.told, now())
+        Ledger.rebuild(
+            self.place,
+            self.lines,
+            recovered,
+            self.rebuilt.rows,
+            self.rebuilt.results,
+            self.peers,
+            self.chains,
+            question.drop,
+        ).close()
+
+
+def draft(
+    members: Sequence[Member],
+    question: StandingQuestion,
+    copy: tuple[Ledger, bytes],
+    answers: Sequence[tuple[Path, Answer]],
+    plans: Sequence[Path],
+) -> Draft:
+    """Everything but the question to the operator. `members`: every kit on these records; `plans`:
+    files of plans beside those in the kits' runs. Raises `UserError`s, of which `RecoveryError`."""
+    older, lines = copy
+    place = members[0].kit.ledger_path()
+    sites = _sites(members)
+    _check_kits(members, question, older, sites)
+    told = _matched(members, question, answers)
+    # Of the lost ledger, if it is left: the copy has the same first line.
+    peers, chains = heads.read(heads.place_beside(place), older.first, needed=False)
+    _check_all_answered(members, older, told, {*peers, *chains}, sites)
+    lengths, shown = own_heads(older, told, sites)
+    kept = heads_of_others(told, (peers, older.peers), sites)
+    for member in members:
+        for before in (chains, older.chains):
+            if why := heads.forked(before, member.roster.chains):
+                raise RecoveryError(why)
+    parts, notes = _own_parts(members, plans, {row.plan for one in told for row in one.rows}, older)
+    if not is_shown(older, told, parts, shown or heads.place_beside(place).exists()):
+        raise RecoveryError(
+            "--older: expected a copy that is shown to be of the lost ledger, by its .peers file, "
+            "by a head that was signed or by what this site put into a sum, got none of these: "
+            "with another record key this site would look changed to all others; give a plan that "
+            "was run (--plan), with the records as they were, or a newer copy"
+        )
+    colluding = max(
+        *(member.roster.rules.max_colluding for member in members),
+        *(row.colluding for row in older.rows),
+        0,
+    )
+    return Draft(
+        place,
+        older,
+        lines,
+        rebuilt(older, told, parts, colluding, {site: name for site, (name, _) in sites.items()}),
+        next_line(older, lengths, sites),
+        lengths,
+        _latest(older.peers, peers, kept),
+        dict(older.chains) | dict(chains) | _chains_of(members),
+        notes,
+    )
+
+
+def _sites(members: Sequence[Member]) -> dict[str, tuple[str, tuple[bytes, ...]]]:
+    sites: dict[str, tuple[str, tuple[bytes, ...]]] = {}
+    for member in members:
+        for first, (name, keys) in member.others.items():
+            if first not in sites or len(sites[first][1]) < len(keys):
+                sites[first] = name, keys
+    for member in members:
+        sites[member.own] = member.kit.name, member.roster.keys(member.kit.name)
+    return sites
+
+
+def _check_kits(
+    members: Sequence[Member], question: StandingQuestion, older: Ledger, sites: Sites
+) -> None:
+    own = {member.own for member in members}
+    for other in {row.own for row in older.rows} | set(question.asked):
+        if other not in own:
+            raise RecoveryError(
+                f"--kit: expected every kit on these records, got none of the site whose first key "
+                f"begins with {other[:16]}, which was in their sums or asked; name it too, with "
+                "the answers to its question"
+            )
+
+
+def _matched(
+    members: Sequence[Member],
+    question: StandingQuestion,
+    answers: Sequence[tuple[Path, Answer]],
+) -> list[Answer]:
+    """The answers, each once, signed by its teller's key of today and to this question."""
+    by_own = {member.own: member for member in members}
+    found: dict[tuple[str, str], Answer] = {}
+    for path, answer in answers:
+        if answer.nonce != question.nonce or answer.about not in by_own:
+            raise RecoveryError(
+                f"{path}: expected an answer to this site's question, got one to another; have it "
+                "answered anew"
+            )
+        teller = by_own[answer.about].others.get(answer.teller)
+        if teller is None or not answer.is_signed(teller[1][-1]):
+            raise RecoveryError(
+                f"{path}: expected the answer of another site that this kit knows, signed with its "
+                "key of today, got none; ask for the file again"
+            )
+        if (answer.about, answer.teller) in found:
+            raise RecoveryError(
+                f"{path}: expected each site's answer once, got another of {teller[0]}; leave one "
+                "out"
+            )
+        found[answer.about, answer.teller] = answer
+    return list(found.values())
+
+
+def _check_all_answered(
+    members: Sequence[Member],
+    older: Ledger,
+    answers: Sequence[Answer],
+    remembered: set[str],
+    sites: Sites,
+) -> None:
+    """Raises `RecoveryError` where a site that could be in a sum with this one did not answer.
+    `remembered`: first keys beside the lost ledger."""
+    own = {member.own for member in members}
+    missing: set[str] = set()
+    for member in members:
+        needed = {*member.others}
+        needed |= {site for row in older.rows if row.own == member.own for site in row.sites}
+        needed |= {
+            site
+            for answer in answers
+            if answer.about == member.own
+            for row in answer.rows
+            for site in (*row.sites, *row.batch)
+        }
+        gave = {answer.teller for answer in answers if answer.about == member.own}
+        missing |= needed - gave - own
+    gave = {answer.teller for answer in answers}
+    missing |= ({*older.peers, *older.chains} | remembered) - gave - own
+    if missing:
+        names = sorted(sites[site][0] if site in sites else site[:16] for site in missing)
+        raise RecoveryError(
+            f"expected the answers of all sites that this one ever was in a roster with, got none "
+            f"of {', '.join(names)}: what a sum held is known for certain by an honest one only, "
+            "and nobody knows which is"
+        )
+
+
+def _latest(*known: heads.Heads) -> dict[str, tuple[heads.Head, bytes]]:
+    found: dict[str, tuple[heads.Head, bytes]] = {}
+    for one in known:
+        for site, (head, statement) in one.items():
+            if site not in found or found[site][0].length <= head.length:
+                found[site] = head, statement
+    return found
+
+
+def _chains_of(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for member in members:
+        found |= heads.to_chains(member.roster.chains)
+    return found
+
+
+# -- what the site itself has of its plans -------------------------------------------------
+
+
+def _own_parts(
+    members: Sequence[Member], files: Sequence[Path], wanted: set[str], older: Ledger
+) -> tuple[dict[str, OwnPart], tuple[str, ...]]:
+    plans: dict[str, tuple[Member, Plan]] = {}
+    notes: list[str] = []
+    for member in members:
+        for run in member.kit.runs():
+            try:
+                plan = RunFolder.open(member.kit.path / "runs" / run).plan()
+            except FedShieldError as error:
+                notes.append(f"run {run}: its plan cannot be read ({error})")
+            else:
+                plans[plan.sha256()] = member, plan
+    for path in files:
+        plan, _ = load_plan(path)
+        named = [member for member in members if member.kit.name in plan.data.sites]
+        if not named:
+            raise UserError(f"{path}: expected a plan with this site in it, got another; leave it")
+        plans.setdefault(plan.sha256(), (named[0], plan))
+    parts: dict[str, OwnPart] = {}
+    for sha256 in sorted(wanted & plans.keys()):
+        try:
+            parts[sha256] = own_part(*plans[sha256], older.record_key)
+        except FedShieldError as error:
+            parts[sha256] = _of_plan(plans[sha256][1])
+            notes.append(f"plan {sha256[:12]}: this site's part cannot be read ({error})")
+    return parts, tuple(notes)
+
+
+def own_part(member: Member, plan: Plan, record_key: bytes) -> OwnPart:
+    """What this site would put into the plan's sums now, as `site approve` reads it. Raises
+    `UserError`s for records or a model that cannot be read."""
+    here = member.kit.local(plan)
+    tokenizer, _ = load_tokenizer(here)
+    use_template(tokenizer, plan.model.chat_template)
+    data = preview(here, tokenizer, member.kit.name, 0).data
+    records = line_records(record_key, data)
+    version = part_version(record_key, records.sources, records.rows)
+    count = counted(plan, records.examples, member.example_cap)
+    privacy = terms(plan, spec_of(here)[1], records.examples)
+    curve: tuple[float, ...] = ()
+    if privacy is not None:
+        curve = tuple(privacy.release.rdp(1, WHOLE_ORDERS).tolist())
+    return OwnPart(
+        rounds=plan.rounds,
+        unit=plan.privacy.unit,
+        weights=plan.scheme.weights,
+        steps=plan.training.steps,
+        version=version,
+        records=records.hashes,
+        count=count,
+        roster=member.roster.charter.hex(),
+        curve=curve,
+        distance=0.0 if privacy is None else privacy.release.distance,
+    )
+
+
+def _of_plan(plan: Plan) -> OwnPart:
+    return OwnPart(plan.rounds, plan.privacy.unit, plan.scheme.weights, plan.training.steps)

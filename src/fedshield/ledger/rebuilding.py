@@ -1,0 +1,269 @@
+"""The rows of a lost ledger, from an older copy of it, from what all others told, and from what the
+site itself still has of the plans. Pure functions.
+
+At least one of the others is honest and has every sum that was opened, so every row that anyone
+tells is kept, side by side where they differ: a row too many refuses more, and lets nothing
+through. What a sum spent comes from the site's own plans and records, never from what is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedshield.ledger.entries import Receipt
+from fedshield.ledger.file import Ledger
+from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
+from fedshield.ledger.rows import LOST, UNKNOWN, Row, Scale, Unit, Version
+
+Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """What this site has of a plan: `rounds`, `unit`, `weights`, `steps`: the plan's; `version` of
+    what it would put in now, None where that cannot be read; of that `records`, their keyed hashes,
+    and `count`, what they count for under `roster`; `curve`, `distance` of one round: of these
+    records where the unit is an example, of any where it is a site, empty where there are none.
+    The last three are as of `Row`."""
+
+    rounds: int
+    unit: Unit
+    weights: str
+    steps: int
+    version: Version | None = None
+    records: frozenset[bytes] = frozenset()
+    count: int = UNKNOWN
+    roster: str = ""
+    curve: tuple[float, ...] = ()
+    distance: float = 0.0
+
+
+class Rebuilt(NamedTuple):
+    """`rows`, `results`: what follows an older copy; `unbounded`: plans (SHA-256) of which nothing
+    here says what their rounds spent, so epsilon is infinite; `uncounted`: those for which nothing
+    says what this site counted for; `stopped`: those that cannot go on, since a sum of theirs would
+    have to be repeated (one without a result, or a tally, which every session begins with);
+    `alone`: sums that only some of those who were in them tell of, and by whom."""
+
+    rows: tuple[Row, ...]
+    results: tuple[Receipt, ...]
+    unbounded: tuple[str, ...]
+    uncounted: tuple[str, ...]
+    stopped: tuple[str, ...]
+    alone: tuple[tuple[ToldRow, tuple[str, ...]], ...]
+
+
+def rebuilt(
+    older: Ledger,
+    answers: Sequence[Answer],
+    parts: Mapping[str, OwnPart],
+    colluding: int,
+    names: Mapping[str, str],
+) -> Rebuilt:
+    """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
+    `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
+    `RecoveryError` where two tell of different parts of this site in one sum."""
+    tellers: dict[tuple[str, ToldRow], list[str]] = {}
+    for answer in answers:
+        for told in answer.rows:
+            tellers.setdefault((answer.about, told), []).append(answer.teller)
+    _check_versions(older, tellers, names)
+    # Without its receipt a sum is added: what this site signed for is lost, and it signs no other.
+    known = {
+        (row.own, ToldRow.of(row, row.own))
+        for row in older.rows
+        if row.recovered or row.key in older.receipts
+    }
+    added = [
+        _row(about, told, older, parts) for about, told in tellers if (about, told) not in known
+    ]
+    results = _results(older, answers, colluding)
+    rows = (*added, *_unseen([*older.rows, *added], older, parts))
+    taken = {one.key for one in results} | older.receipts.keys() | older.certified.keys()
+    return Rebuilt(
+        rows,
+        results,
+        _plans(row for row in added if _is_unbounded(row, older, parts)),
+        _plans(row for row in added if row.scale.count == UNKNOWN),
+        _plans(
+            row
+            for row in (*older.rows, *added)
+            if row.phase != LOST
+            and (row.key not in taken or (row.recovered and row.phase != "round"))
+        ),
+        _told_by_some(tellers, answers),
+    )
+
+
+def is_shown(
+    older: Ledger, answers: Sequence[Answer], parts: Mapping[str, OwnPart], holds: bool
+) -> bool:
+    """Whether `older` is shown to be of the lost ledger: else its record key could be another, and
+    what this site puts in would look changed to all, so that another's change passes for everyone's
+    (R3). `holds`: it holds a head that was signed, or goes with what lies beside the lost one."""
+    own = {row.key: row.versions.get(row.own) for row in older.rows}
+    told = [(row, row.version_of(answer.about)) for answer in answers for row in answer.rows]
+    return (
+        holds
+        or not told
+        or any(
+            version == own.get(row.key)
+            or (row.plan in parts and version == parts[row.plan].version)
+            for row, version in told
+        )
+    )
+
+
+def _check_versions(
+    older: Ledger,
+    tellers: Mapping[tuple[str, ToldRow], Sequence[str]],
+    names: Mapping[str, str],
+) -> None:
+    said: dict[tuple[str, Key], tuple[Version, str]] = {}
+    for row in older.rows:
+        if row.phase != LOST and row.own in row.versions:
+            said[row.own, row.key] = row.versions[row.own], "the older copy"
+    for (about, told), by in tellers.items():
+        version, who = told.version_of(about), names[by[0]]
+        first, other = said.setdefault((about, told.key), (version, who))
+        if first != version:
+            raise RecoveryError(
+                f"expected one version of what this site put into {_named(told)}, got two, of "
+                f"{other} and of {who}: one of them is wrong, or two copies of this site were "
+                "at work; ask both operators"
+            )
+
+
+def _row(about: str, told: ToldRow, older: Ledger, parts: Mapping[str, OwnPart]) -> Row:
+    """A told sum with what this site knows of it."""
+    part, version = parts.get(told.plan), told.version_of(about)
+    now = part is not None and part.version == version
+    weights, steps = (told.weights, told.steps) if part is None else (part.weights, part.steps)
+    before = [row for row in older.rows if row.versions.get(row.own) == version and row.records]
+    alike = [one.records for one in parts.values() if one.version == version]
+    records = next(iter([*alike, *(row.records for row in before)]), frozenset())
+    count = 0 if weights == "equal" else UNKNOWN
+    for row in before:
+        # By R2 the lost sum was at the count of those before on its line, or was not entered.
+        if count == UNKNOWN and row.scale.weights == weights:
+            count = row.scale.count
+    if count == UNKNOWN and part is not None and now and told.roster == part.roster:
+        count = part.count  # the roster caps it
+    unit, curve, distance = _spent(told, version, older, part, now)
+    return Row(
+        plan=told.plan,
+        run=told.run,
+        phase=told.phase,
+        round_number=told.round_number,
+        base=told.base,
+        own=about,
+        batch=told.batch,
+        sites=told.sites,
+        colluding=told.colluding,
+        membership=told.membership,
+        scale=Scale(weights, count, steps),
+        versions=dict(told.versions),
+        content="",
+        unit=unit,
+        curve=curve if told.phase == "round" else (),
+        distance=distance if told.phase == "round" else 0.0,
+        records=records,
+        roster=told.roster,
+        recovered=True,
+    )
+
+
+def _spent(
+    told: ToldRow, version: Version, older: Ledger, part: OwnPart | None, now: bool
+) -> tuple[Unit, tuple[float, ...], float]:
+    """Unit, curve and distance of a round: 'none' where nothing here says what it spent."""
+    if part is not None and part.curve and (part.unit == "site" or now):
+        return part.unit, part.curve, part.distance
+    for row in older.rows:
+        same = row.unit == "site" or row.versions.get(row.own) == version
+        if row.plan == told.plan and row.phase == "round" and row.curve and same:
+            return row.unit, row.curve, row.distance
+    return "none", (), 0.0
+
+
+def _unseen(rows: Sequence[Row], older: Ledger, parts: Mapping[str, OwnPart]) -> list[Row]:
+    """What the plans' other rounds would have spent: whether some were entered that nobody tells of
+    cannot be known. What a copy holds of this from an earlier loss counts already."""
+    found: list[Row] = []
+    counted = {row.plan for row in rows if row.phase == LOST}
+    for plan in dict.fromkeys(row.plan for row in rows if row.curve and row.phase == "round"):
+        rounds = 0  # of neither: an earlier loss, and the copy holds them all
+        if plan in parts:
+            rounds = parts[plan].rounds
+        elif plan in older.approvals:
+            rounds = older.approvals[plan].rounds
+        seen = [row for row in rows if row.plan == plan and row.phase == "round" and row.curve]
+        more = rounds - len({row.round_number for row in seen})
+        if more > 0 and plan not in counted:
+            worst = [max(values) for values in zip(*(row.curve for row in seen), strict=True)]
+            each = [row.records for row in seen]
+            found.append(
+                dataclasses.replace(
+                    seen[-1],
+                    phase=LOST,
+                    round_number=0,
+                    content="",
+                    curve=tuple(more * value for value in worst),
+                    distance=more * max(row.distance for row in seen),
+                    records=frozenset().union(*each) if all(each) else frozenset(),
+                    recovered=True,
+                )
+            )
+    return found
+
+
+def _results(older: Ledger, answers: Sequence[Answer], colluding: int) -> tuple[Receipt, ...]:
+    """Those that more tell than can lie, where that is one of the sum. They are taken as what
+    others certify: what this site signed for is not known."""
+    said = Counter(
+        one for one, _ in {(one, answer.teller) for answer in answers for one in answer.results}
+    )
+    most = Counter[str]()
+    for answer in answers:
+        for row in answer.rows:
+            most[row.plan] = max(most[row.plan], row.colluding, colluding)
+    enough = [one for one, count in said.items() if count > max(colluding, most[one.plan])]
+    # Of two results that so many tell, nobody can say which is right.
+    twice = Counter(one.key for one in enough)
+    known = older.receipts | older.certified
+    return tuple(sorted(one for one in enough if twice[one.key] == 1 and known.get(one.key) != one))
+
+
+def _told_by_some(
+    tellers: Mapping[tuple[str, ToldRow], Sequence[str]], answers: Sequence[Answer]
+) -> tuple[tuple[ToldRow, tuple[str, ...]], ...]:
+    asked = {(answer.about, answer.teller) for answer in answers}
+    return tuple(
+        (told, tuple(by))
+        for (about, told), by in tellers.items()
+        if {teller for site, teller in asked if site == about and teller in told.sites} != {*by}
+    )
+
+
+def _is_unbounded(row: Row, older: Ledger, parts: Mapping[str, OwnPart]) -> bool:
+    """Whether a round's curve is missing though its plan may have had one."""
+    unit: Unit | None = None
+    if row.plan in parts:
+        unit = parts[row.plan].unit
+    elif row.plan in older.approvals:
+        unit = older.approvals[row.plan].unit
+    return row.phase == "round" and not row.curve and unit != "none"
+
+
+def _plans(rows: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(row.plan for row in rows))
+
+
+def _named(told: ToldRow) -> str:
+    if told.phase == "round":
+        return f"round {told.round_number} of plan {told.plan[:12]}"
+    return f"the {told.phase} of plan {told.plan[:12]}"

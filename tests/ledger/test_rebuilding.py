@@ -1,0 +1,344 @@
+"""What comes back of a lost ledger, and that a lie in an answer lets nothing through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshield.ledger import entries, rules
+from fedshield.ledger.entries import Receipt, Recovered
+from fedshield.ledger.file import Head, Ledger, LedgerError
+from fedshield.ledger.heads import place_beside
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown
+from fedshield.ledger.rebuilding import rebuilt as rebuilt_by
+from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
+from fedshield.ledger.rows import (
+    LOST,
+    UNKNOWN,
+    Consent,
+    Row,
+    Scale,
+    Version,
+    line_curve,
+    line_of,
+)
+from fedshield.ledger.rules import Approval
+
+A, B, C, D = (letter * 64 for letter in "abcd")
+PLAN, ROSTER = "1" * 64, "9" * 64
+MINE = Version("a" * 64, "0" * 64)
+RECORDS = frozenset({b"01234567"})
+ROW = Row(
+    plan=PLAN,
+    run="trial",
+    phase="round",
+    round_number=1,
+    base="2" * 64,
+    own=A,
+    batch=(A, B, C),
+    sites=(A, B, C),
+    colluding=1,
+    membership="fixed",
+    scale=Scale("private", 40, 4),
+    versions={A: MINE, B: Version(B, B), C: Version(C, C)},
+    content="3" * 64,
+    unit="example",
+    curve=(1.0, 2.0),
+    distance=0.25,
+    records=RECORDS,
+    roster=ROSTER,
+)
+TOLD = ToldRow.of(ROW, A)
+#: What A still has of the plan, and of the records as they were.
+PART = OwnPart(
+    rounds=5,
+    unit="example",
+    weights="private",
+    steps=4,
+    version=MINE,
+    records=RECORDS,
+    count=40,
+    roster=ROSTER,
+    curve=(1.0, 2.0),
+    distance=0.25,
+)
+RESULT = Receipt(PLAN, "round", 1, "8" * 64)
+#: As A asks for a sum of the next plan.
+LATER = replace(ROW, plan="5" * 64, content="7" * 64)
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Iterator[Ledger]:
+    """A copy of the first day."""
+    with Ledger.create(tmp_path / "older") as ledger:
+        yield ledger
+
+
+def rebuilt(
+    older: Ledger, answers: list[Answer], parts: dict[str, OwnPart], colluding: int
+) -> Rebuilt:
+    names = {B: "beta", C: "gamma"} | {answer.teller: answer.teller for answer in answers}
+    return rebuilt_by(older, answers, parts, colluding, names | {B: "beta", C: "gamma"})
+
+
+def told(teller: str, *rows: ToldRow, results: tuple[Receipt, ...] = ()) -> Answer:
+    return Answer(bytes(32), teller, A, b"", {}, rows, results)
+
+
+def test_a_sum_comes_back_as_the_site_itself_knows_it(older: Ledger) -> None:
+    """Its plan and its records say what it counted for and what it spent."""
+    answers = [told(B, TOLD, results=(RESULT,)), told(C, TOLD, results=(RESULT,))]
+    found = rebuilt(older, answers, {PLAN: PART}, 1)
+    row, lost = found.rows
+    assert row == replace(ROW, content="", recovered=True)
+    assert lost.phase == LOST
+    assert found == Rebuilt(found.rows, (RESULT,), (), (), (), ())
+    # Epsilon at the plan's full rounds.
+    assert line_curve(found.rows, "example") == ((5.0, 10.0), 1.25)
+    assert line_curve(found.rows, "site") is None
+    assert line_of(found.rows, RECORDS) == found.rows
+    assert line_of(found.rows, {b"another"}) == ()
+
+
+def test_a_sum_that_the_copy_holds_is_not_added(older: Ledger) -> None:
+    older.approve(Approval(PLAN, ROSTER, "6" * 64, 5, (), unit="example"))
+    older.add_row(ROW)
+    older.add_receipt(RESULT)
+    second = replace(TOLD, round_number=2)
+    found = rebuilt(older, [told(B, TOLD, second), told(C, TOLD, second)], {}, 1)
+    # The plan is not at hand: the copy says what a round of it spends, and how much it counts.
+    assert [(row.phase, row.round_number) for row in found.rows] == [("round", 2), (LOST, 0)]
+    assert found.rows[0].curve == ROW.curve
+    assert found.rows[0].scale == ROW.scale
+    assert found.rows[0].records == RECORDS
+    assert line_curve([*older.rows, *found.rows], "example") == ((5.0, 10.0), 1.25)
+    assert found.unbounded == found.uncounted == ()
+
+
+def test_a_sum_without_its_receipt_is_not_signed_for_again(older: Ledger) -> None:
+    """The copy is of between row and receipt: what this site signed for then is lost."""
+    older.approve(Approval(PLAN, ROSTER, "6" * 64, 5, (), unit="example"))
+    older.add_row(ROW)
+    rows = rebuilt(older, [told(B, TOLD), told(C, TOLD)], {}, 1).rows
+    again = replace(ROW, recovered=False)
+    assert rules.once(older.rows, again) == ""
+    assert "not to be repeated" in rules.once([*older.rows, *rows], again)
+    assert line_curve([*older.rows, *rows], "example") == ((5.0, 10.0), 1.25)
+    # What nobody tells of was not opened.
+    assert [row.phase for row in rebuilt(older, [told(B), told(C)], {}, 1).rows] == [LOST]
+
+
+def test_a_plan_with_a_tally_cannot_go_on(older: Ledger) -> None:
+    """Every session of it begins with the total of the counts."""
+    tally = replace(TOLD, phase="weights", round_number=0, base="")
+    result = RESULT._replace(phase="weights", round_number=0)
+    answers = [told(one, tally, results=(result,)) for one in (B, C)]
+    found = rebuilt(older, answers, {PLAN: PART}, 1)
+    assert (found.results, found.stopped) == ((result,), (PLAN,))
+    assert found.unbounded == ()
+    assert found.rows[0].curve == ()
+
+
+def test_what_nothing_here_says_is_on_the_safe_side(older: Ledger) -> None:
+    """Of which records it was: of all, so that all is one line. What was spent: infinity. What it
+    counted for: nothing more is summed."""
+    other = replace(ROW, plan="4" * 64, records=frozenset({b"89abcdef"}))
+    for parts in ({}, {PLAN: replace(PART, version=Version("f" * 64, "f" * 64))}):
+        found = rebuilt(older, [told(B, TOLD), told(C, TOLD)], parts, 1)
+        (row,) = found.rows
+        assert (row.unit, row.curve, row.records) == ("none", (), frozenset())
+        assert found.unbounded == found.uncounted == found.stopped == (PLAN,)
+        assert line_of([other, row], RECORDS) == (other, row)
+        assert line_curve(found.rows, "example") is None
+        for scale in (Scale("private", 40, 4), Scale("equal", 0, 4)):
+            said = rules.one_scale(found.rows, replace(LATER, scale=scale))
+            assert "was lost with its ledger" in said
+    # Where weights were equal there is nothing to count, and the plan says which they were.
+    equal = replace(PART, version=None, weights="equal", unit="none")
+    found = rebuilt(older, [told(B, TOLD)], {PLAN: equal}, 1)
+    assert found.rows[0].scale == Scale("equal", 0, 4)
+    assert found.unbounded == found.uncounted == ()
+
+
+def test_a_whole_site_is_protected_whatever_its_records_were(older: Ledger) -> None:
+    part = replace(PART, unit="site", version=None)
+    found = rebuilt(older, [told(B, TOLD), told(C, TOLD)], {PLAN: part}, 1)
+    assert line_curve(found.rows, "site") == ((5.0, 10.0), 1.25)
+
+
+def test_under_another_roster_it_is_not_known_what_it_counted_for(older: Ledger) -> None:
+    """The roster caps it."""
+    past = replace(TOLD, roster="7" * 64)
+    for row in (past, replace(TOLD, roster="")):
+        found = rebuilt(older, [told(B, row)], {PLAN: PART}, 1)
+        assert found.rows[0].scale.count == UNKNOWN
+
+
+def test_a_row_that_one_leaves_out_comes_from_another(older: Ledger) -> None:
+    """With one liar among the others the honest one has every sum that was opened."""
+    found = rebuilt(older, [told(B, TOLD, results=(RESULT,)), told(C)], {PLAN: PART}, 1)
+    assert [row.key for row in found.rows] == [ROW.key, (PLAN, LOST, 0)]
+    assert found.results == ()  # the one that tells it could lie too
+    assert found.stopped == (PLAN,)
+    assert found.alone == ((TOLD, (B,)),)
+
+
+def test_what_is_told_apart_is_kept_side_by_side(older: Ledger) -> None:
+    """A row too many refuses more, and of two results that enough tell neither is taken."""
+    changed = {A: MINE, B: Version("e" * 64, B), C: Version(C, C)}
+    other = replace(TOLD, versions=tuple(changed.items()))
+    found = rebuilt(older, [told(B, TOLD), told(C, other)], {PLAN: PART}, 1)
+    rows = [row for row in found.rows if row.phase == "round"]
+    assert [row.versions[B] for row in rows] == [Version(B, B), changed[B]]
+    # B kept its part in one of the two, so A's change alone is refused, whoever lies.
+    new = {**ROW.versions, A: Version("d" * 64, "d" * 64)}
+    for said in ({}, {C: Version("d" * 64, C)}):
+        assert rules.own_part(rows, replace(LATER, versions=new | said), Consent())
+    assert len(found.alone) == 2
+    # Each sum is counted once, whatever is told of it.
+    assert line_curve(found.rows, "example") == ((5.0, 10.0), 1.25)
+    lie = RESULT._replace(result="e" * 64)
+    four = [told(one, TOLD, results=(which,)) for one, which in zip("bcde", [RESULT, RESULT, lie, lie], strict=True)]  # fmt: skip  # noqa: E501
+    assert rebuilt(older, four, {}, 1).results == ()
+    # Nor is one counted twice that answers about two of a site's kits.
+    assert rebuilt(older, [told(B, TOLD, results=(RESULT,))] * 2, {}, 1).results == ()
+    # A plan of a roster that held against more takes more.
+    wider = replace(TOLD, colluding=2)
+    answers = [told(one, wider, results=(RESULT,)) for one in (B, C)]
+    assert rebuilt(older, answers, {}, 1).results == ()
+
+
+def test_of_rows_of_one_sum_the_largest_curve_counts() -> None:
+    """Whichever was written first."""
+    small = replace(ROW, curve=(0.0, 3.0), distance=0.0)
+    for rows in ([small, ROW], [ROW, small]):
+        assert line_curve(rows, "example") == ((1.0, 3.0), 0.25)
+    assert line_curve([ROW, replace(ROW, unit="none", curve=())], "example") is None
+
+
+def test_two_versions_of_one_part_are_refused_by_name(older: Ledger) -> None:
+    other = replace(TOLD, versions=((A, Version("f" * 64, "0" * 64)), *TOLD.versions[1:]))
+    with pytest.raises(RecoveryError, match="two, of beta and of gamma"):
+        rebuilt(older, [told(B, TOLD), told(C, other)], {}, 1)
+    older.add_row(ROW)
+    with pytest.raises(RecoveryError, match="two, of the older copy and of gamma"):
+        rebuilt(older, [told(B, TOLD), told(C, other)], {}, 1)
+
+
+def test_a_rebuilt_row_is_not_repeated_and_its_batch_stays(older: Ledger) -> None:
+    rows = rebuilt(older, [told(B, TOLD)], {PLAN: PART}, 1).rows
+    assert rules.whole_batch(rows, LATER, Consent()) == ""
+    assert rules.one_scale(rows, LATER) == ""
+    assert rules.own_part(rows, LATER, Consent()) == ""
+    joined = replace(LATER, batch=(A, B, D), sites=(A, B, D))
+    assert "differs by 2 sites" in rules.whole_batch(rows, joined, Consent())
+    assert "not to be repeated" in rules.once(rows, replace(LATER, plan=PLAN))
+    assert "a plan has one run" in rules.once(rows, replace(LATER, plan=PLAN, run="x"))
+
+
+def test_rounds_that_were_counted_after_a_loss_are_not_counted_again(older: Ledger) -> None:
+    """Nor told on (`rows_about`): a copy of a rebuilt ledger has them."""
+    first = rebuilt(older, [told(B, TOLD)], {PLAN: PART}, 1)
+    for row in first.rows:
+        older.add_row(row)
+    second = rebuilt(older, [told(B, TOLD)], {PLAN: PART}, 1)
+    assert second.rows == ()
+    assert line_curve(older.rows, "example") == ((5.0, 10.0), 1.25)
+
+
+def test_a_copy_must_be_shown_to_be_of_the_lost_ledger(older: Ledger) -> None:
+    """With another record key this site looks changed to all, and another's change passes."""
+    answers = [told(B, TOLD)]
+    stranger = replace(PART, version=Version("f" * 64, "0" * 64))
+    assert not is_shown(older, answers, {}, False)
+    assert not is_shown(older, answers, {PLAN: stranger}, False)
+    assert is_shown(older, answers, {}, True)
+    assert is_shown(older, answers, {PLAN: PART}, False)
+    assert is_shown(older, [told(B)], {}, False)  # nothing was ever put in
+    older.add_row(ROW)
+    assert is_shown(older, answers, {}, False)
+
+
+# -- the new file --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> dict[str, Any]:
+    """What `Ledger.rebuild` is given, of a ledger that is gone."""
+    path = tmp_path / "lost"
+    with Ledger.create(path) as ledger:
+        ledger.approve(Approval(PLAN, ROSTER, "6" * 64, 5, ()))
+    copy = tmp_path / "copy"
+    copy.write_bytes(path.read_bytes() + b'{"cut')
+    path.unlink()
+    older, lines = Ledger.prefix(copy)
+    recovered = Recovered(1000, older.head.length, "ab", {B: 7, C: 0}, "2026-11-28")
+    older.close()
+    return {
+        "path": path,
+        "lines": lines,
+        "recovered": recovered,
+        "rows": [replace(ROW, content="", recovered=True)],
+        "results": [RESULT],
+        "peers": {B: (Head(3, "e" * 64), b"signed")},
+        "chains": {B: (B,)},
+        "last": lambda: None,
+    }
+
+
+def test_a_rebuilt_ledger_goes_on_beyond_the_lost_lines(lost: dict[str, Any]) -> None:
+    path: Path = lost["path"]
+    Ledger.rebuild(**lost).close()
+    with Ledger.open(path) as ledger:
+        assert ledger.head.length == 1000 + 3
+        assert ledger.rows == lost["rows"]
+        assert ledger.results(PLAN) == {RESULT.result}
+        assert ledger.receipts == {}  # what this site signed for is not known
+        assert (ledger.peers, ledger.chains) == (lost["peers"], lost["chains"])
+        assert ledger.approvals.keys() == {PLAN}
+        second = Head(2, list(ledger._digests.values())[1])
+        assert ledger.holds(second)
+        assert not ledger.holds(Head(3, second.digest))
+        # What B told of is known to be lost; a later one is another copy's.
+        assert [ledger.was_lost(Head(line, "f" * 64), B) for line in (2, 3, 7, 8)] == [
+            *(False, True, True, False)
+        ]
+        assert not ledger.was_lost(Head(3, "f" * 64), C)
+        assert not ledger.was_lost(Head(3, "f" * 64), D)
+        ledger.add_receipt(RESULT._replace(round_number=2))
+        assert ledger.head.length == 1004
+    data = path.read_bytes()
+    for line in (2, 0):
+        moved = data.replace(b'"line":1000', f'"line":{line}'.encode())
+        path.write_bytes(moved)
+        with pytest.raises(LedgerError, match="line 3 does not follow"):
+            Ledger.open(path)
+
+
+def test_nothing_is_there_before_the_question_is_gone(lost: dict[str, Any]) -> None:
+    path: Path = lost["path"]
+
+    def last() -> None:
+        assert place_beside(path).exists()
+        assert not path.exists()
+        raise LedgerError("not now")
+
+    with pytest.raises(LedgerError, match="not now"):
+        Ledger.rebuild(**lost | {"last": last})
+    assert sorted(one.name for one in path.parent.iterdir()) == ["copy", "lost.peers"]
+    Ledger.rebuild(**lost).close()
+    beside = place_beside(path).read_bytes()
+    with pytest.raises(LedgerError, match="expected no ledger yet"):
+        Ledger.rebuild(**lost)
+    assert place_beside(path).read_bytes() == beside
+
+
+def test_a_row_of_an_earlier_version_is_read() -> None:
+    old = replace(ROW, roster="", recovered=False)
+    line = entries.of_row(old, "x")
+    del line["roster"], line["recovered"]
+    assert entries.to_row(line, {"x": RECORDS}) == old
