@@ -127,8 +127,8 @@ def test_a_floor_of_contributors_holds_for_each_batch(tmp_path: Path) -> None:
     assert four.violations(plan, even, MODEL) == ()
     assert five.violations(plan, None, MODEL) == ()  # asked again with the roster
     assert four.violations(plan, uneven, MODEL) == (
-        "roster: expected at least 4 in each batch, got a batch of 3 (a, b, c), whose own sum can be "
-        "had (policy: min_cohort)",
+        "roster: expected at least 4 in each batch, got a batch of 3 (a, b, c), whose own sum can "
+        "be had (policy: min_cohort)",
     )
     assert five.violations(plan, even, MODEL)
 

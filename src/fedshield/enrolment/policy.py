@@ -174,8 +174,8 @@ class Policy(Section):
         batch = min(roster.batches, key=len, default=())
         if self.min_cohort is not None and 0 < len(batch) < self.min_cohort:
             small = f"a batch of {len(batch)} ({', '.join(batch)}), whose own sum can be had"
-            least = f"at least {self.min_cohort} in each batch"
-            found.append(_line("roster", least, small, "min_cohort"))
+            wanted = f"at least {self.min_cohort} in each batch"
+            found.append(_line("roster", wanted, small, "min_cohort"))
         if roster.rules != rules or roster.names() != plan.data.site_names():
             found.append(
                 "roster: expected the plan's sites and quorums, got others; use the plan's roster"
