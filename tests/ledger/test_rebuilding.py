@@ -242,7 +242,7 @@ def test_a_rebuilt_row_is_not_repeated_and_its_batch_stays(older: Ledger) -> Non
     assert rules.whole_batch(rows, LATER, Consent()) == ""
     assert rules.one_scale(rows, LATER) == ""
     assert rules.own_part(rows, LATER, Consent()) == ""
-    joined = replace(LATER, batch=(A, B, D), sites=(A, B, D))
+    joined = replace(LATER, unit="none", batch=(A, B, D), sites=(A, B, D))
     assert "differs by 2 sites" in rules.whole_batch(rows, joined, Consent())
     assert "not to be repeated" in rules.once(rows, replace(LATER, plan=PLAN))
     assert "a plan has one run" in rules.once(rows, replace(LATER, plan=PLAN, run="x"))
