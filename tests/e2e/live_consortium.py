@@ -51,12 +51,18 @@ def commands(first: str, end: str) -> list[str]:
 
 class Federation:
     """`folder` holds the coordinator's folder and each site's kit, by name. `sites`: the built-in
-    sample that each has for its data; `model`: the built-in that all have."""
+    sample that each has for its data; `model`: the built-in that all have; `roster`: more options
+    of `roster init`."""
 
     def __init__(
-        self, folder: Path, sites: Mapping[str, str] = SITES, model: str = "tiny-llama"
+        self,
+        folder: Path,
+        sites: Mapping[str, str] = SITES,
+        model: str = "tiny-llama",
+        roster: str = "",
     ) -> None:
         self.folder = folder
+        self.roster = roster
         self.model = model
         self.sites = sites
         self.port = free_port()
@@ -84,11 +90,16 @@ class Federation:
         """By the commands of docs/deploy.md, in their order, on this machine's address."""
         lines = commands("## 1. ", "## 6. ")
         assert len(lines) >= 17
+        init = "fedshield roster init"
+        lines = [f"{line} {self.roster}" if line.startswith(init) else line for line in lines]
         self.type(self._for_all(lines))
         for site, sample in self.sites.items():
-            places = {"data_path": f"sample:{sample}", "ledger_path": f"{site}.ledger"}
-            policy = yaml.safe_dump({**places, "model_path": str(self.model)})
-            (self.folder / site / f"{site}.policy.yaml").write_text(policy)
+            self.write_policy(site, sample)
+
+    def write_policy(self, site: str, sample: str) -> None:
+        places = {"data_path": f"sample:{sample}", "ledger_path": f"{site}.ledger"}
+        policy = yaml.safe_dump({**places, "model_path": str(self.model)})
+        (self.folder / site / f"{site}.policy.yaml").write_text(policy)
 
     def type(self, lines: Iterable[str]) -> list[str]:
         """Run commands of docs/deploy.md on this machine: what each said."""
@@ -345,10 +356,13 @@ def wait(done: Callable[[], bool], what: str, every_s: float = 0.1) -> None:
 
 @contextlib.contextmanager
 def federation(
-    folder: Path, sites: Mapping[str, str] = SITES, model: str = "tiny-llama"
+    folder: Path,
+    sites: Mapping[str, str] = SITES,
+    model: str = "tiny-llama",
+    roster: str = "",
 ) -> Iterator[Federation]:
     """Made, started and connected; stopped in the end, whatever happened."""
-    made = Federation(folder, sites, model)
+    made = Federation(folder, sites, model, roster)
     made.make()
     try:
         made.start()
