@@ -646,7 +646,7 @@ def test_a_large_roster_is_refused_before_it_is_parsed(
     path = written(tmp_path, signed())
     path.write_bytes(path.read_bytes() + b" " * files.MAX_BYTES["roster 2"])
     monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("parsed"))
-    assert "at most 1048576 bytes" in refused(lambda: SignedRoster.read(path))
+    assert "at most 8388608 bytes" in refused(lambda: SignedRoster.read(path))
 
 
 def test_the_largest_roster_fits(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def summarise(
         "rounds_planned": plan.rounds,
         "sites": list(names),
         "lost_sites": state.get("lost_sites", {}),
+        "exposed": state.get("exposed", []),
+        "exposed_noised": state.get("exposed_noised", []),
         "absent": _absent(names, rows, num_rounds, own_site),
         "fewest_in_a_sum": min((len(row["contributors"]) for row in rows), default=None),
         "model": {

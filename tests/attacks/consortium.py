@@ -21,6 +21,7 @@ from fedshield.engines.approval import propose
 from fedshield.engines.flare.kit import Kit
 from fedshield.engines.site_process import SiteProcess
 from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.enrolment.lineage import Lineage
 from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger
@@ -36,8 +37,9 @@ SOURCES = {
     "beta": "maths",
     "mallory": "finance",
     "victim": "medical",
+    "late": "maths",
 }
-NAMES = tuple(SOURCES)
+NAMES = ("alpha", "beta", "mallory", "victim")
 
 
 def raw_plan(names: Collection[str] = NAMES, **changes: Any) -> dict[str, Any]:
@@ -75,25 +77,50 @@ class Consortium:
     truth: dict[tuple[str, int], Any] = field(default_factory=dict)
     opened: dict[tuple[str, int], Any] = field(default_factory=dict)
     processes: list[SiteProcess] = field(default_factory=list)
+    keys: dict[str, KeyFile] = field(default_factory=dict, repr=False)
+    lineage: Lineage = field(default_factory=Lineage)
 
     def __post_init__(self) -> None:
-        keys = {name: KeyFile.make(name) for name in (*self.names, "coordinator")}
-        cards = tuple(keys[name].card() for name in self.names)
-        roster = SignedRoster(keys["coordinator"].card(), cards, self.asked, self.allowed)
+        for name in (*self.names, "coordinator"):
+            self.enrol(name)
+        cards = tuple(self.keys[name].card() for name in self.names)
+        coordinator = self.keys["coordinator"].card()
+        self.put_in_force(
+            SignedRoster(coordinator, cards, self.asked, self.allowed, lineage=self.lineage)
+        )
+
+    def enrol(self, name: str) -> KeyFile:
+        """A key and a kit without a roster."""
+        key = self.keys[name] = KeyFile.make(name)
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        (folder / f"{name}.key").write_text(key.to_text())
+        (folder / f"{name}.key").chmod(0o600)
+        if name in SOURCES:
+            (folder / f"{name}.policy.yaml").write_text(
+                f"data_path: sample:{SOURCES[name]}\nledger_path: {name}.ledger\n"
+                "model_path: tiny-llama\ndevice: cpu\nweights: [private, equal, public]\n"
+            )
+        return key
+
+    def put_in_force(self, roster: SignedRoster) -> SignedRoster:
+        """Everyone confirms everyone, signs, and has it in the kit."""
+        self.names = roster.names()
         for name in self.names:
             others = [other for other in self.names if other != name]
-            roster = roster.countersigned(keys[name], others)
-        for name, key in keys.items():
-            folder = self.root / name
-            folder.mkdir(parents=True)
-            (folder / f"{name}.key").write_text(key.to_text())
-            (folder / f"{name}.key").chmod(0o600)
-            (folder / "roster.json").write_text(roster.to_text())
-            if name in self.names:
-                (folder / f"{name}.policy.yaml").write_text(
-                    f"data_path: sample:{SOURCES[name]}\nledger_path: {name}.ledger\n"
-                    "model_path: tiny-llama\ndevice: cpu\nweights: [private, equal, public]\n"
-                )
+            roster = roster.countersigned(self.keys[name], others)
+        for name in (*self.names, "coordinator"):
+            (self.root / name / "roster.json").write_text(roster.to_text())
+        return roster
+
+    def roster(self) -> SignedRoster:
+        return SignedRoster.read(self.root / "coordinator" / "roster.json")
+
+    def exposes(self, *names: str) -> None:
+        """Every operator of today's sites writes it into the policy."""
+        for name in self.names:
+            path = self.root / name / f"{name}.policy.yaml"
+            path.write_text(f"{path.read_text()}exposes: [{', '.join(names)}]\n")
 
     def kit(self, name: str) -> Kit:
         return Kit(self.root / name, name)
@@ -101,13 +128,16 @@ class Consortium:
     def plan(self, raw: Mapping[str, Any], name: str = "alpha") -> Plan:
         return self.kit(name).read_plan(json.dumps(raw))
 
-    def approve(self, raw: Mapping[str, Any], *names: str) -> None:
-        """What the operators of `names` (default: all) do at their terminals."""
+    def approve(self, raw: Mapping[str, Any], *names: str, exposed: Collection[str] = ()) -> None:
+        """What the operators of `names` (default: all) do at their terminals; those `exposed` let
+        their updates be seen."""
         for name in names or self.names:
             kit = self.kit(name)
             path = kit.ledger_path()
             with Ledger.open(path) if path.exists() else Ledger.create(path) as ledger:
-                ledger.approve(propose(kit, self.plan(raw, name), ledger).approval)
+                plan = self.plan(raw, name)
+                proposal = propose(kit, plan, ledger, exposed=name in exposed)
+                ledger.approve(proposal.approval)
 
     def site(self, name: str, raw: Mapping[str, Any], run: str) -> SiteProcess:
         kit = self.kit(name)

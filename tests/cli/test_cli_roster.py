@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
 from fedshield import cli, runfolder
 from fedshield.enrolment import KeyFile, SignedRoster
@@ -593,3 +594,168 @@ def test_a_demonstration_cuts_its_sites(run: Run) -> None:
     assert "--batch: expected none with membership fixed" in refused(
         run("roster", "demo", "--sites", "a,b,c", "--batch", "a,b", "--out", "other")
     )
+
+
+# -- coming and going --------------------------------------------------------------------------
+
+MORE = (*SITES, "lab")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the operator types, in order; each question takes one."""
+    left: list[str] = []
+    monkeypatch.setattr(typer, "prompt", lambda *_, **__: left.pop(0))
+    return left
+
+
+@pytest.fixture
+def four_signed(enrolled: Run) -> Run:
+    """`roster.json` of four sites, signed by all."""
+    assert enrolled("keygen", "lab").code == 0
+    assert enrolled("roster", "add", "roster.json", "lab.card.json").code == 0
+    sign_by_all(enrolled, "roster.json", MORE)
+    return enrolled
+
+
+def sign_by_all(run: Run, path: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        others = ",".join(other for other in names if other != name)
+        done = run("roster", "sign", path, "--key", f"{name}.key", "--confirm", others)
+        assert done.code == 0, done
+
+
+def test_who_leaves_signs_that_it_is_exposed(four_signed: Run, answers: list[str]) -> None:
+    run = four_signed
+    before = Path("roster.json").read_bytes()
+    answers[:] = ["lab"]
+    signing = run("roster", "leave", "roster.json", "lab", "--key", "lab.key")
+    assert signing.code == 0
+    assert "step          lab goes" in signing.out
+    assert "batch before  bank, clinic, hospital, lab" in signing.out
+    assert "batch after   bank, clinic, hospital\n" in signing.out
+    assert "lab's update of round r can be computed by whoever holds the sums before" in signing.out
+    assert "signed        lab.going.json  (send it to the coordinator)" in signing.out
+    assert Path("roster.json").read_bytes() == before
+    assert not Path("roster.next.json").exists()
+    answers[:] = ["lab"]
+    done = run("roster", "leave", "roster.json", "lab", "--exposure", "lab.going.json")
+    assert done.code == 0
+    assert "changes       lab: is not in it any more" in done.out
+    assert "EXPOSED       lab signed that its update of round r can be computed by" in done.out
+    assert "not hidden" not in done.out
+    assert "roster        roster.next.json: bank, clinic, hospital\n" in done.out
+    assert "roster.json stays as it is" in done.err
+    assert Path("roster.json").read_bytes() == before
+    sign_by_all(run, "roster.next.json", SITES)
+    shown = run("roster", "verify", "roster.next.json")
+    assert shown.code == 0
+    assert "follows       1 rosters, the oldest first: " in shown.out
+    assert "EXPOSED       lab signed" in shown.out
+    found = json.loads(run("roster", "verify", "roster.next.json", "--json").out)
+    assert (found["departure"], found["exposed"], found["not_hidden"]) == ("signed", ["lab"], [])
+    assert found["follows"] == [SignedRoster.read(Path("roster.json")).content_sha256().hex()]
+
+
+def test_who_is_taken_out_without_a_signature_is_said_not_to_be_hidden(
+    four_signed: Run, answers: list[str]
+) -> None:
+    answers[:] = ["lab"]
+    done = four_signed("roster", "leave", "roster.json", "lab")
+    assert done.code == 0
+    assert "not hidden    lab is in the same sums as fewer than 2 others (c + 1)" in done.out
+    assert "unless each one's policy has exposes: [lab]" in done.out
+    # Who signs the roster reads it too.
+    signing = four_signed("roster", "sign", "roster.next.json", "--key", "bank.key")
+    assert "not hidden    lab is in the same sums" in signing.out
+
+
+def test_who_joins_signs_that_it_is_exposed(enrolled: Run, answers: list[str]) -> None:
+    run = enrolled
+    sign_by_all(run, "roster.json", SITES)
+    assert run("keygen", "lab").code == 0
+    answers[:] = ["lab"]
+    signing = run("roster", "join", "roster.json", "lab.card.json", "--key", "lab.key")
+    assert signing.code == 0
+    assert "step          lab joins" in signing.out
+    assert "batch before  bank, clinic, hospital\n" in signing.out
+    answers[:] = ["lab"]
+    exposure = ("--exposure", "lab.joining.json")
+    done = run("roster", "join", "roster.json", "lab.card.json", *exposure)
+    assert done.code == 0
+    assert "roster        roster.next.json: bank, clinic, hospital, lab\n" in done.out
+    assert SignedRoster.read(Path("roster.next.json")).lineage.exposures[0].card.name == "lab"
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "says"),
+    [
+        (("leave", "roster.json", "lab", "--key", "lab.key"), "la", "expected lab, got 'la'"),
+        (("leave", "roster.json", "lab"), "", "expected lab, got ''"),
+        (("leave", "roster.json", "ward"), None, "expected a site of the roster"),
+        (("leave", "roster.json", "lab", "--key", "bank.key"), None, "a site that goes or joins"),
+        (
+            ("leave", "roster.json", "lab", "--key", "lab.key", "--exposure", "lab.card.json"),
+            None,
+            "--exposure: expected none with --key",
+        ),
+        (
+            ("leave", "roster.json", "lab", "--exposure", "lab.card.json"),
+            None,
+            "lab.card.json: expected a site's exposure",
+        ),
+        (("leave", "roster.json", "lab", "clinic"), None, "--max-colluding: expected 0 to 0"),
+        (("join", "roster.json", "lab.card.json"), None, "a second card of lab"),
+    ],
+)
+def test_a_mistake_about_who_goes_changes_nothing(
+    four_signed: Run,
+    answers: list[str],
+    command: tuple[str, ...],
+    typed: str | None,
+    says: str,
+) -> None:
+    before = everything()
+    answers[:] = [] if typed is None else [typed]
+    done = four_signed("roster", *command)
+    assert done.code == 2
+    assert says in done.err
+    assert done.err.count("\n") == 1
+    assert everything() == before
+
+
+def test_an_exposure_for_other_batches_is_not_taken(four_signed: Run, answers: list[str]) -> None:
+    run = four_signed
+    for name in ("ward", "school"):
+        run("keygen", name)
+    answers[:] = ["lab"]
+    assert run("roster", "leave", "roster.json", "lab", "--key", "lab.key").code == 0
+    cards = ("ward.card.json", "school.card.json")
+    answers[:] = ["school,ward"]
+    assert run("roster", "join", "roster.json", *cards, "--out", "more.json").code == 0
+    sign_by_all(run, "more.json", (*MORE, "school", "ward"))
+    text = refused(run("roster", "leave", "more.json", "lab", "--exposure", "lab.going.json"))
+    assert "exposure of lab: expected one for the batches of this step" in text
+
+
+def test_departure_announced_is_typed_when_the_roster_is_signed(
+    run: Run, answers: list[str]
+) -> None:
+    for name in (*PARTIES, "lab"):
+        run("keygen", name)
+    assert run(*INIT, "--departure", "announced").code == 0
+    run("roster", "add", "roster.json", *(f"{name}.card.json" for name in MORE))
+    answers[:] = ["no"]
+    wrong = run("roster", "sign", "roster.json", "--key", "lab.key")
+    assert (wrong.code, "expected lab, got 'no'; nothing was signed" in wrong.err) == (2, True)
+    assert not SignedRoster.read(Path("roster.json")).countersignatures
+    for name in MORE:
+        answers[:] = [name]
+        others = ",".join(other for other in MORE if other != name)
+        done = run("roster", "sign", "roster.json", "--key", f"{name}.key", "--confirm", others)
+        assert done.code == 0
+        assert "departure     announced: who signs this roster signs that its updates" in done.out
+    answers[:] = ["lab"]
+    left = run("roster", "leave", "roster.json", "lab")
+    assert "EXPOSED       lab signed" in left.out
+    assert "not hidden" not in left.out

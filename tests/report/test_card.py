@@ -125,3 +125,12 @@ def test_protection_by_rlwe_is_told_with_the_plans_own_numbers(
     plan = make_plan({"scheme": {"name": "rlwe", **changes}, "data.sites": sites})
     assert said in protection(plan)
     assert never not in protection(plan)
+
+
+def test_the_card_names_who_is_exposed(make_plan: MakePlan) -> None:
+    plan = make_plan({"scheme.name": "ckks"})
+    assert "exposed" not in model_card(plan, summary_of(plan))
+    card = model_card(plan, summary_of(plan) | {"exposed": ["west"], "exposed_noised": ["east"]})
+    assert "west: exposed. This roster follows one with other sites" in card
+    assert "each site's update of each round can be computed by whoever holds the sums" in card
+    assert "east: the site's update, with the noise that protects each training row" in card

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.roster_words import as_json, changes_of, list_names, note_left, show
+from fedshield.cli.coming import join, leave
+from fedshield.cli.roster_words import (
+    as_json,
+    changes_of,
+    exposure_lines,
+    list_names,
+    note_left,
+    show,
+)
 from fedshield.cli.words import err_console, out_console
 from fedshield.errors import UserError
 
@@ -21,6 +29,8 @@ roster_app = typer.Typer(
     help="Who takes part, with which key and under which rules: made, reviewed, countersigned.",
     no_args_is_help=True,
 )
+roster_app.command("leave")(leave)
+roster_app.command("join")(join)
 
 RosterArgument = Annotated[Path, typer.Argument(metavar="ROSTER", help="A roster file.")]
 ColludingOption = Annotated[
@@ -52,6 +62,13 @@ BatchOption = Annotated[
         "--batch",
         help="With membership batches: a,b,c that are always summed together, at least c + 2 of "
         "them; repeat it. Left out: the sites in order of names, cut as evenly as can be.",
+    ),
+]
+DepartureOption = Annotated[
+    str,
+    typer.Option(
+        help="signed: who goes alone signs then that its updates can be had by subtraction; "
+        "announced: every site signs that now, so that the others can go on without it."
     ),
 ]
 SchemeOption = Annotated[
@@ -106,6 +123,7 @@ def init(
     server: ServerOption = "malicious",
     membership: MembershipOption = "fixed",
     batch: BatchOption = None,
+    departure: DepartureOption = "signed",
     model_sha256: Annotated[
         str | None, typer.Option(help="SHA-256 of the base model; any model if left out.")
     ] = None,
@@ -116,6 +134,7 @@ def init(
     """Start a roster: the coordinator's card and the rules. Sites come with `roster add`."""
     from fedshield.enrolment import Card, SignedRoster
     from fedshield.enrolment.files import write_new
+    from fedshield.enrolment.lineage import Lineage
 
     asked = _asked(max_colluding, threshold, votes, min_cohort, server, membership)
     allowed = _allowed(allow_scheme, min_bits, max_examples)
@@ -125,6 +144,7 @@ def init(
         allowed=allowed,
         model_sha256=_digest(model_sha256),
         named_batches=_batches(batch),
+        lineage=Lineage(departure=departure),  # type: ignore[arg-type]  # checked there
     )
     write_new(out, roster.to_text(), 0o644)
     _say("roster", f"{out}: no sites yet; add cards: fedshield roster add {out} CARD...")
@@ -204,6 +224,8 @@ def sign(
     changes = changes_of(path, unsigned, before)
     if fingerprint is not None:
         unsigned.check_fingerprint(fingerprint)
+    unsigned.check_own(key_file.key, key_file.name)
+    _read_exposures(unsigned, key_file.name)
     roster = unsigned.countersigned(key_file, confirmed)
     if out is None:
         _write(path, roster)
@@ -230,6 +252,23 @@ def sign(
             f"counts towards c={c}; compare the fingerprint with them too (fedshield roster verify "
             "says how) and sign again with --confirm"
         )
+
+
+def _read_exposures(roster: SignedRoster, name: str) -> None:
+    """What a roster that follows others shows of single sites, before it is signed. Raises
+    `UserError` where who signs does not type its name though that exposes it."""
+    for label, sentence in exposure_lines(roster):
+        _say(label, sentence)
+    if roster.lineage.departure != "announced":
+        return
+    given: str = typer.prompt(
+        f"Type {name} to sign in advance that {name} is exposed if it goes:",
+        default="",
+        show_default=False,
+        prompt_suffix=" ",
+    )
+    if given.strip() != name:
+        raise UserError(f"expected {name}, got {given.strip()[:40]!r}; nothing was signed")
 
 
 @roster_app.command("merge")

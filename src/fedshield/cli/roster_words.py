@@ -44,6 +44,8 @@ def show(
     _say("allowed", roster.allowed.in_words())
     _say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
     _say("sealing", f"ML-KEM-768 and X25519 (version {roster.sealing}); no session offers less")
+    for label, sentence in exposure_lines(roster):
+        _say(label, sentence)
     for card in (roster.coordinator, *roster.sites):
         _say(
             card.name,
@@ -59,6 +61,47 @@ def show(
     _say("state", standing.in_words())
     for sentence in standing.missing():
         _say("missing", sentence)
+
+
+def exposure_lines(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
+    """Which rosters it follows, and who can be singled out by sums under them: label and sentence.
+    Nothing for a first roster whose departures are signed when they come."""
+    from fedshield.enrolment.coming import single_sites
+
+    told: list[tuple[str, str]] = []
+    if roster.lineage.departure == "announced":
+        told.append(
+            (
+                "departure",
+                "announced: who signs this roster signs that its updates can be had by "
+                "subtraction if it ever goes; nobody asks it again",
+            )
+        )
+    earlier = roster.lineage.earlier
+    if earlier:
+        digests = ", ".join(one.roster.hex()[:16] for one in earlier)
+        told.append(("follows", f"{len(earlier)} rosters, the oldest first: {digests}"))
+    c = roster.rules().max_colluding
+    for name, how in single_sites(roster):
+        if how:
+            told.append(
+                (
+                    "EXPOSED",
+                    f"{name} signed that its update of round r can be computed by whoever holds "
+                    "the sums before and after it went or came",
+                )
+            )
+        else:
+            told.append(
+                (
+                    "not hidden",
+                    f"{name} is in the same sums as fewer than {c + 1} others (c + 1), over all "
+                    "these rosters, and did not sign that it is exposed: every site refuses sums "
+                    "of records that were in an earlier sum (R1), unless each one's policy has "
+                    f"exposes: [{name}]",
+                )
+            )
+    return tuple(told)
 
 
 def _signed(roster: SignedRoster, name: str) -> str:
@@ -78,6 +121,8 @@ def _replaced(card: Card) -> str:
 def as_json(
     roster: SignedRoster, standing: Standing, own: str | None, changes: tuple[str, ...] | None
 ) -> dict[str, Any]:
+    from fedshield.enrolment.coming import single_sites
+
     rules = roster.rules()
     return {
         "fingerprint": roster.fingerprint(),
@@ -102,6 +147,10 @@ def as_json(
         },
         "model_sha256": roster.model_sha256.hex() or None,
         "sealing": roster.sealing,
+        "departure": roster.lineage.departure,
+        "follows": [one.roster.hex() for one in roster.lineage.earlier],
+        "exposed": [name for name, how in single_sites(roster) if how],
+        "not_hidden": [name for name, how in single_sites(roster) if not how],
         "coordinator": {
             "public_key": roster.coordinator.public.hex(),
             "created": roster.coordinator.created,

@@ -106,6 +106,13 @@ def check(
 def approve(
     path: Annotated[Path, typer.Argument(metavar="PLAN", help="The plan (YAML), as agreed.")],
     kit: Annotated[Path, typer.Option(help="This site's folder.")],
+    exposed: Annotated[
+        bool,
+        typer.Option(
+            help="Let this site's updates be had by subtraction, where its roster or policy says "
+            "that they can be: it asks for the site's name."
+        ),
+    ] = False,
 ) -> None:
     """Read what a plan would do with this site's records, and approve it: nothing of an unapproved
     plan is read or sent. Shows eight lines and three rows, and asks for the number of sites."""
@@ -119,7 +126,7 @@ def approve(
     plan, notes = load_plan(path)
     print_notes(notes)
     with _ledger(here) as ledger:
-        proposal = propose(here, plan, ledger)
+        proposal = propose(here, plan, ledger, exposed=exposed)
         for row in proposal.rows:
             print_row(row)
         for number, (label, text) in enumerate(proposal.lines, 1):
@@ -136,6 +143,10 @@ def approve(
             f"{plan.name}:",
             str(proposal.num_sites),
         )
+        if exposed and not proposal.exposed:
+            _say("not exposed", "--exposed was not needed: no sum shows this site alone (R1)")
+        if exposed and proposal.exposed:
+            _expose(name)
         approval = proposal.approval
         if proposal.part and _consents(name):
             approval = dataclasses.replace(approval, part=proposal.part)
@@ -177,6 +188,18 @@ def _consents(name: str) -> bool:
     if not given:
         _say("consent", "without consent this site refuses sums where others kept their part (R3)")
     return bool(given)
+
+
+def _expose(name: str) -> None:
+    """Raises `UserError` for any answer but the site's name."""
+    _say(
+        "EXPOSED",
+        f"{name} went or came where others stayed, or its policy exposes it: {name}'s update of "
+        "each round can be computed by whoever holds the sums before and after, as if it were not "
+        "encrypted, and so can its count of rows where weights are private. No later plan takes "
+        "that back",
+    )
+    _ask(f"Type {name} to let its updates be seen:", name)
 
 
 def _ask(question: str, wanted: str) -> None:

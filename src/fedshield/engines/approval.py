@@ -16,7 +16,7 @@ from fedshield.model.base import inspect
 from fedshield.model.chat import use_template
 from fedshield.plan import Plan
 from fedshield.privacy.terms import Earlier
-from fedshield.protocol.line import Line, tallies
+from fedshield.protocol.line import Exposures, Line, tallies
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.site_model import counted
 from fedshield.quorum import Rules
@@ -35,7 +35,8 @@ class Proposal:
     that differ from the last approved plan's; `refusals`: rules that the plan breaks already, one
     sentence each; `warnings`: what no rule refuses and an operator should know first; `part`: the
     version of what this site puts in (`Approval.part`), where this ledger holds a sum with another
-    one, else None. Whether the others change theirs nobody can tell before a session (R3)."""
+    one, else None. Whether the others change theirs nobody can tell before a session (R3).
+    `exposed`: whether this site's updates can be had by subtraction (R1)."""
 
     approval: Approval
     num_sites: int
@@ -44,12 +45,15 @@ class Proposal:
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
     part: Version | None
+    exposed: bool
     rows: tuple[ShownRow, ...] = field(repr=False)
 
 
-def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
-    """Read the plan as this site would run it; nothing is trained or sent. Raises `UserError`s for
-    a plan that roster or policy refuse, and for data or a model that cannot be read."""
+def propose(kit: Kit, plan: Plan, ledger: Ledger, *, exposed: bool = False) -> Proposal:
+    """Read the plan as this site would run it; nothing is trained or sent. `exposed`: whether the
+    operator lets this site's updates be had by subtraction, where its roster says so. Raises
+    `UserError`s for a plan that roster or policy refuse, and for data or a model that cannot be
+    read."""
     here = kit.local(plan)
     tokenizer, model_sha256 = inspect(here)
     party = kit.admit(plan, model_sha256)
@@ -61,16 +65,22 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
     last = list(ledger.approvals.values())[-1:]
     before = dict(zip(LABELS, last[0].lines, strict=False)) if last else {}
     changed = {label for label, text in words if last and before.get(label) != text}
-    refusals = line.refusals_now(count)
+    refusals = line.refusals_now(count, exposed=exposed)
+    exposures = line.exposures()
     approval = approval_of(plan, party.roster, model_sha256)
     return Proposal(
-        replace(approval, lines=tuple(text for _, text in words)),
+        replace(
+            approval,
+            lines=tuple(text for _, text in words),
+            exposed=exposed and exposures.own,
+        ),
         len(party.roster.names()),
         words,
         frozenset(changed),
         refusals,
-        _passed_limits(plan, ledger, line),
+        (*_told_apart(exposures, kit.name), *_passed_limits(plan, ledger, line)),
         line.version if line.part_changed() else None,
+        exposures.own,
         tuple(row for row in shown.rows if row.part == "train")[:ROWS_SHOWN],
     )
 
@@ -81,7 +91,7 @@ def _lines(
     """`count`: what this site's rows count for."""
     rules = roster.rules
     texts: Sequence[str] = (
-        _summed(name, roster),
+        _summed(name, roster, line),
         _share(plan, rules, len(shown.data.train), count),
         f"{len(shown.data.train):,} with loss, of {shown.data.source}",
         _sums(plan, line),
@@ -98,7 +108,7 @@ def _whole(rules: Rules) -> bool:
     return rules.min_cohort == rules.num_sites
 
 
-def _summed(name: str, roster: Roster) -> str:
+def _summed(name: str, roster: Roster, line: Line) -> str:
     names, rules = roster.names(), roster.rules
     others = ", ".join(site for site in names if site != name)
     if _whole(rules):
@@ -111,7 +121,30 @@ def _summed(name: str, roster: Roster) -> str:
         )
     else:
         which = f"or any set of at least {rules.min_cohort} of them"
-    return f"{others}: {len(names)} sites with this one, {which}"
+    new, missing = line.others_since()
+    changed = "".join(
+        f"; {what} since the last sum of these records: {', '.join(sites)}"
+        for what, sites in (("NEW", new), ("MISSING", missing))
+        if sites
+    )
+    return f"{others}: {len(names)} sites with this one, {which}{changed}"
+
+
+def _told_apart(exposures: Exposures, name: str) -> tuple[str, ...]:
+    """Whose updates sums over time show, one sentence each."""
+    others = [site for site in exposures.open if site != name]
+    told = [
+        f"exposed: {site}'s update of each round can be computed by whoever holds the sums before "
+        f"and after {site} went or came (its own signature says so, or this site's policy)"
+        for site in others
+    ]
+    if exposures.noised:
+        told.append(
+            "these sums are over other sites than earlier ones: the update of "
+            f"{', '.join(exposures.noised)}, with the noise that protects each training row, can "
+            "be had as a difference of sums"
+        )
+    return tuple(told)
 
 
 def _share(plan: Plan, rules: Rules, rows: int, count: int) -> str:

@@ -29,6 +29,7 @@ from fedshield.engines.ledgers import (
     line_of,
     of_demonstration,
     of_keys,
+    told_apart,
 )
 from fedshield.engines.local_sites import InProcessSites, Traffic
 from fedshield.engines.members import (
@@ -257,14 +258,7 @@ def _rounds(
             work=trainer(name),
             store=folder.site_store(name),
             journal=Journal(folder.journal_path(name)),
-            line=line_of(
-                ledgers[name],
-                name,
-                plan,
-                members.roster,
-                folder.path.name,
-                data[name],
-            ),
+            line=lines[name],
             start=start,
             state=state,
             completed_rounds=stands,
@@ -274,6 +268,11 @@ def _rounds(
             log=log(site_log(folder.path, name), name, members.sites[name]),
         )
 
+    lines = {
+        name: line_of(ledgers[name], name, plan, members.roster, folder.path.name, data[name])
+        for name in names
+    }
+    state |= told_apart(lines.values())
     participants = {name: participant(name) for name in names}
     # What a run has spent is the journals' to say, also where it only has to be finished.
     state["privacy"] = _privacy(participants)

@@ -3,7 +3,7 @@ for each run of a demonstration, whose sites one person plays."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fedshield.auditfile import ROSTERS_FILE, read_rosters
@@ -142,6 +142,16 @@ def check_one_run(ledger: Ledger, plan: Plan, run: str) -> None:
         raise UserError(f"R4: expected the run {others.pop()} of this plan, got {run}: {ONE_RUN}")
 
 
+def told_apart(lines: Iterable[Line]) -> dict[str, list[str]]:
+    """run.json's `exposed` and `exposed_noised`: whose updates sums over time show, as the sites of
+    these lines know it."""
+    exposures = [line.exposures() for line in lines]
+    return {
+        "exposed": sorted({site for one in exposures for site in one.open}),
+        "exposed_noised": sorted({site for one in exposures for site in one.noised}),
+    }
+
+
 def check_model(ledger: Ledger, plan: Plan, model_sha256: str) -> None:
     """R7: the base model is the one that was approved. Raises `UserError`."""
     approved = ledger.approvals[plan.sha256()].model
@@ -157,9 +167,11 @@ def line_of(
     ledger: Ledger, site: str, plan: Plan, roster: Roster, run: str, data: SiteData
 ) -> Line:
     """The rules of a site's records in a run of a plan. Raises `LedgerError` for a roster in which
-    a site's keys do not go on from those that the ledger remembers."""
-    if why := heads.forked(ledger.chains, roster.chains):
-        raise LedgerError(why)
+    a site's keys, also of one that left and signed that it is exposed, do not go on from those that
+    the ledger remembers."""
+    for keys in (roster.chains, roster.lineage.gone):
+        if why := heads.forked(ledger.chains, keys):
+            raise LedgerError(why)
     return Line(ledger, site, plan, roster, run, line_records(ledger.record_key, data))
 
 

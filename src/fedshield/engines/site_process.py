@@ -29,6 +29,7 @@ from fedshield.engines.ledgers import (
     line_of,
     of_demonstration,
     of_keys,
+    told_apart,
 )
 from fedshield.engines.members import randomness_of
 from fedshield.engines.metrics import site_row
@@ -44,6 +45,7 @@ from fedshield.plan_effect import without_effect
 from fedshield.privacy.terms import summarised
 from fedshield.protocol.answers import in_words
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.restart import SiteRestart, Standing
@@ -268,8 +270,12 @@ class SiteProcess:
         stands, state, memory = standing_of(store, self._plan, work.host, completed_rounds)
         _, first, _ = standing_of(store, self._plan, work.host, 0)
         self._began = stands
+        line = line_of(
+            *(work.ledger, self.name, self._plan, work.party.roster),
+            *(self._folder.path.name, work.data),
+        )
         if not self._admission.simulated:
-            self._begin_session()
+            self._begin_session(line)
         party, path = work.party, self._folder.path
         if not self._admission.simulated:
             keep_roster(path, party.roster)
@@ -301,14 +307,7 @@ class SiteProcess:
             ),
             store=store,
             journal=Journal(self._folder.journal_path(self.name)),
-            line=line_of(
-                work.ledger,
-                self.name,
-                self._plan,
-                work.party.roster,
-                self._folder.path.name,
-                work.data,
-            ),
+            line=line,
             start=standing_digest(first, first_memory(self._plan, first)),
             restart=restart,
             state=state,
@@ -319,9 +318,9 @@ class SiteProcess:
             log=log.append,
         )
 
-    def _begin_session(self) -> None:
+    def _begin_session(self, line: Line) -> None:
         """run.json's of this site, which shares no run folder with others."""
-        state = self._folder.state()
+        state = self._folder.state() | told_apart([line])
         state["sessions"] = int(state["sessions"]) + 1
         begin_session(state)
         self._folder.write_state(state)

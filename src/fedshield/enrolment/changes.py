@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedshield.enrolment import coming
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.roster import SignedRoster
@@ -59,11 +60,12 @@ def previous_path(path: Path) -> Path | None:
 def changed(
     path: Path, change: Callable[[SignedRoster], SignedRoster], out: Path | None = None
 ) -> Change:
-    """The change of the roster at `path`, not written yet. `out`: a new file for it.
+    """The change of the roster at `path`, not written yet; one that anyone signed is then among
+    those that the changed one follows. `out`: a new file for it.
 
     Raises `RosterError` for a change that cannot be, and where another change waits already."""
     before = SignedRoster.read(path)
-    after = change(before)
+    after = coming.with_announced(before, change(coming.following(before)))
     signers = tuple(sorted(before.countersignatures))
     if out is None and not signers:
         return Change(path, after)

@@ -28,6 +28,7 @@ def differences(before: SignedRoster, after: SignedRoster) -> tuple[str, ...]:
         ("rules", before.rules().in_words(), after.rules().in_words()),
         ("allowed", before.allowed.in_words(), after.allowed.in_words()),
         ("base model", before.model_sha256.hex() or "any", after.model_sha256.hex() or "any"),
+        ("departure", before.lineage.departure, after.lineage.departure),
         ("demonstration", str(before.demo), str(after.demo)),
     ):
         if old != new:

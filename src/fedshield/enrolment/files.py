@@ -26,6 +26,7 @@ Kind = Literal[
     "roster 2",
     "run rosters 2",
     "keys seen 2",
+    "exposure 1",
     "ledger question 1",
     "ledger answer 1",
 ]
@@ -33,7 +34,9 @@ KIND_KEY = "fedshield"
 MAX_BYTES: dict[Kind, int] = {
     "card 1": 16 * 1024,
     "key 1": 16 * 1024,
-    "roster 2": 1024 * 1024,
+    # Up to 64 rosters that it follows, of up to 390 sites.
+    "roster 2": 8 * 1024 * 1024,
+    "exposure 1": 128 * 1024,
     "run rosters 2": 16 * 1024 * 1024,
     "keys seen 2": 1024 * 1024,
     "ledger question 1": 16 * 1024,
@@ -45,6 +48,7 @@ WORDS: dict[str, str] = {
     "roster 2": "a roster",
     "run rosters 2": "a run folder's rosters.json",
     "keys seen 2": "a kit's keys.seen.json",
+    "exposure 1": "a site's exposure (NAME.going.json or NAME.joining.json)",
     "ledger question 1": "a question (site ledger ask)",
     "ledger answer 1": "an answer (site ledger answer)",
 }

@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from fedshield.errors import PlanError, UserError
 from fedshield.plan import BUILT_IN, Plan
-from fedshield.plan_data import MAX_SITES, PositiveInt, Section, SourcePlan
+from fedshield.plan_data import MAX_SITES, SITE_NAME, PositiveInt, Section, SourcePlan
 from fedshield.planfile import explain, read_mapping
 from fedshield.protocol.roster import Roster
 from fedshield.quorum import Membership, OpenTo, Server
@@ -68,6 +68,7 @@ class Policy(Section):
     model_names: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     model_sha256: Annotated[tuple[Digest, ...], Field(min_length=1)] | None = None
     privacy: PrivacyFloor | None = None
+    exposes: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = ()
     demonstration: bool = False
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)

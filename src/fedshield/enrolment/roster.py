@@ -1,9 +1,10 @@
 """The roster that organisations review and countersign, and when a run may use it.
 
 Under the signatures is its content: who takes part with which key, who may open what, the base
-model's hash, the settings that a plan may have, and how boxes are sealed: a session offers no less
-than what every site signed. A countersignature is over the content's
-hash and the names of the sites whose fingerprint the signer compared over another channel.
+model's hash, the settings that a plan may have, how boxes are sealed (a session offers no less
+than what every site signed), and which rosters it follows (`lineage`). A countersignature is over
+the content's hash and the names of the sites whose fingerprint the signer compared over another
+channel.
 
 Signatures by keys inside the roster prove nothing against a coordinator that made up those
 keys. What does is the fingerprint, compared between people, and each site finding its own key.
@@ -27,7 +28,9 @@ from fedshield.batches import Batches
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.public_keys import SEALING
 from fedshield.enrolment.cards import Card, KeyFile, check_parties
+from fedshield.enrolment.exposure import Exposure
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
+from fedshield.enrolment.lineage import Lineage, Member, identity
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
@@ -43,10 +46,12 @@ FINGERPRINT_BYTES = 16
 
 @dataclass(frozen=True)
 class Countersignature:
-    """`confirmed`: the sites with whose operators this site compared the fingerprint."""
+    """`confirmed`: the sites with whose operators this site compared the fingerprint; `announced`:
+    in a roster with `departure: announced`, its signature over its `Exposure` if it ever goes."""
 
     confirmed: tuple[str, ...]
     signature: bytes
+    announced: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class SignedRoster:
     countersignatures: dict[str, Countersignature] = field(default_factory=dict)
     #: As they were named; with membership batches and none named, the names in order are cut.
     named_batches: Batches = ()
+    lineage: Lineage = field(default_factory=Lineage)
 
     def __post_init__(self) -> None:
         if self.coordinator.name != COORDINATOR:
@@ -95,6 +101,13 @@ class SignedRoster:
         check_parties((self.coordinator, *self.sites))
         # The order of cards means nothing; one order makes one content.
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=lambda card: card.name)))
+        if self.lineage.departure == "announced" and self.asked.membership == "open":
+            raise RosterError(
+                "--departure: expected signed with membership open, got announced: there each sum "
+                "protects every training row by itself; leave it out"
+            )
+        if self.lineage.exposures:
+            self.lineage.check_steps(self.cut(), self.sites, self.demo)
         for name, given in self.countersignatures.items():
             self._check_countersignature(name, given)
 
@@ -112,6 +125,25 @@ class SignedRoster:
                 "roster was changed after it was signed, or the signature is forged; ask "
                 f"{name} which roster it signed"
             )
+        if bool(given.announced) != (self.lineage.departure == "announced"):
+            raise RosterError(
+                f"countersignature of {name}: expected its exposure signed in advance only with "
+                "departure announced, got another; ask for the file again"
+            )
+        if given.announced:
+            self.announced_exposure(name, given.announced)
+
+    def announced_exposure(self, name: str, signature: bytes) -> Exposure:
+        """What this site signed in advance of its going. Raises `RosterError` if it did not."""
+        consortium, roster, batch = self._announcing(name)
+        card = self.card(name)
+        return Exposure("announced", card, consortium, roster, batch, (), signature)
+
+    def _announcing(self, name: str) -> tuple[bytes, bytes, tuple[str, ...]]:
+        digest = self.content_sha256()
+        site = identity(self.card(name), self.demo)
+        batch = next(cell for cell in self.cut() if site in cell)
+        return self.lineage.consortium or digest, digest, batch
 
     def _check_confirmed(self, where: str, signer: str, confirmed: Sequence[str]) -> None:
         others = [name for name in self.names() if name != signer]
@@ -159,6 +191,21 @@ class SignedRoster:
             raise RosterError(f"--batch: {text}") from None
         return found
 
+    def members(self) -> tuple[tuple[Member, ...], ...]:
+        """The sites by batch, all in one where the rules have no batches; nothing with membership
+        open, where nobody is always summed with anybody. Raises `RosterError`."""
+        if self.rules().membership == "open":
+            return ()
+        cells = self.batches() or (self.names(),)
+        return tuple(
+            tuple(sorted(Member(name, identity(self.card(name), self.demo)) for name in cell))
+            for cell in cells
+        )
+
+    def cut(self) -> tuple[tuple[str, ...], ...]:
+        """The same by first keys, as ledgers know them."""
+        return tuple(tuple(sorted(one.site for one in cell)) for cell in self.members())
+
     def content(self) -> bytes:
         """What is signed and fingerprinted: `docs/roster.md` has it field by field."""
         rules = self.rules()
@@ -179,6 +226,8 @@ class SignedRoster:
         ]
         if batches := self.batches():
             value.append([[*batch] for batch in batches])
+        if self.lineage:
+            value.append(self.lineage.content())
         return codec.encode(value)
 
     def content_sha256(self) -> bytes:
@@ -199,6 +248,12 @@ class SignedRoster:
             )
 
     # -- signing -----------------------------------------------------------------------------
+
+    def followed(self) -> SignedRoster:
+        """The roster that is to follow this one, with nothing changed yet and nobody's signature:
+        it lists this one among those that it follows."""
+        lineage = self.lineage.then(self.content_sha256(), self.members())
+        return dataclasses.replace(self, lineage=lineage, countersignatures={})
 
     def with_cards(self, cards: Iterable[Card], batches: Batches = ()) -> SignedRoster:
         """With these sites too, and without any countersignature: each was over fewer sites.
@@ -262,7 +317,13 @@ class SignedRoster:
         names = tuple(sorted(set(confirmed)))
         self._check_confirmed("--confirm", name, names)
         signature = key_file.key.sign(_countersigned_part(self.content_sha256(), name, names))
-        return self._with_countersignatures({name: Countersignature(names, signature)})
+        announced = b""
+        if self.lineage.departure == "announced":
+            consortium, roster, batch = self._announcing(name)
+            announced = Exposure.sign(
+                key_file, "announced", consortium, roster, batch, ()
+            ).signature
+        return self._with_countersignatures({name: Countersignature(names, signature, announced)})
 
     def merged(self, other: SignedRoster) -> SignedRoster:
         """With the countersignatures of a copy too; of two by one site, that which confirms
@@ -339,6 +400,7 @@ class SignedRoster:
             # The keys of a demonstration are new in every session: its sites are known by name.
             {} if self.demo else {card.name: card.chain() for card in self.sites},
             self.batches(),
+            self.lineage.history(self.sites, self.demo),
         )
 
     # -- file --------------------------------------------------------------------------------
@@ -359,8 +421,13 @@ class SignedRoster:
                 "model_sha256": self.model_sha256.hex() or None,
                 "sealing": self.sealing,
                 **batches,
+                **({"lineage": self.lineage.fields()} if self.lineage else {}),
                 "countersignatures": {
-                    name: {"confirmed": [*given.confirmed], "signature": given.signature.hex()}
+                    name: {
+                        "confirmed": [*given.confirmed],
+                        "signature": given.signature.hex(),
+                        **({"announced": given.announced.hex()} if given.announced else {}),
+                    }
                     for name, given in sorted(self.countersignatures.items())
                 },
             },
@@ -388,6 +455,9 @@ class SignedRoster:
         model_sha256 = fields.maybe_hexadecimal("model_sha256", 32)
         sealing = fields.number("sealing")
         batches = fields.lists("batches") if asked.membership == "batches" else ()
+        lineage = Lineage()
+        if "lineage" in fields.names():
+            lineage = Lineage.from_fields(fields.inner("lineage"))
         given = fields.inner("countersignatures")
         countersignatures = {
             name: _countersignature(given.inner(name)) for name in given.names()[:MAX_SITES]
@@ -397,12 +467,16 @@ class SignedRoster:
         return cls(
             *(coordinator, sites, asked, allowed, model_sha256, demo, sealing, countersignatures),
             batches,
+            lineage,
         )
 
 
 def _countersignature(fields: Fields) -> Countersignature:
+    announced = b""
+    if "announced" in fields.names():
+        announced = fields.hexadecimal("announced", SIGNATURE_BYTES)
     given = Countersignature(
-        fields.texts("confirmed"), fields.hexadecimal("signature", SIGNATURE_BYTES)
+        fields.texts("confirmed"), fields.hexadecimal("signature", SIGNATURE_BYTES), announced
     )
     fields.done()
     return given

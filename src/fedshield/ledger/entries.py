@@ -50,9 +50,9 @@ class Attested(NamedTuple):
     by: tuple[str, ...]
 
 
-_ROW = {field.name for field in dataclasses.fields(Row)}
 #: Fields that rows of earlier versions do not have.
-_LATER = {"roster", "recovered"}
+_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": (), "recovered": False}
+_ROW = {field.name for field in dataclasses.fields(Row)}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
 
@@ -94,12 +94,14 @@ def of_row(row: Row, records: str) -> dict[str, Any]:
 def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Row:
     """`records`: by the digest of their line. Raises `KeyError` or `TypeError` for another
     entry."""
-    fields = {name: entry[name] for name in _ROW if name in entry or name not in _LATER}
+    entry = {**_LATER, **entry}
+    fields = {name: entry[name] for name in _ROW}
     return Row(
         **fields
         | {
             "batch": tuple(fields["batch"]),
             "sites": tuple(fields["sites"]),
+            "exposed": tuple(fields["exposed"]),
             "curve": tuple(fields["curve"]),
             "scale": Scale(**fields["scale"]),
             "versions": {site: Version(*one) for site, one in fields["versions"].items()},
@@ -114,10 +116,11 @@ def of_approval(approval: Approval) -> dict[str, Any]:
 
 def to_approval(entry: Mapping[str, Any]) -> Approval:
     """Raises `KeyError` or `TypeError` for another entry."""
+    entry = {**_LATER, **entry}
     given = {name: entry[name] for name in _APPROVAL}
     lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
     part = given["part"] and Version(*given["part"])
-    return Approval(**given | lists | {"part": part})
+    return Approval(**given | lists | {"part": part, "exposed": bool(given["exposed"])})
 
 
 def to_receipt(entry: Mapping[str, Any]) -> Receipt:

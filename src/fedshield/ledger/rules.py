@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fedshield.ledger.history import History, of_one, undeclared
 from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
@@ -31,7 +32,8 @@ class Approval:
     for; `part`: the version of what this site puts in (`rows.part_version`), where the operator
     consented to it though only this site may have changed (R3), else None; `lines`: what the
     operator read, to mark what changes in the next plan; `unit`, `limit` (None for none) and
-    `delta`: the plan's privacy."""
+    `delta`: the plan's privacy; `exposed`: whether the operator lets this site's updates be had by
+    subtraction (R1)."""
 
     plan: str
     roster: str
@@ -43,6 +45,7 @@ class Approval:
     unit: Unit = "none"
     limit: float | None = None
     delta: float = 0.0
+    exposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,13 @@ def first_refusal(
     tries: int,
     consent: Consent | None = None,
     ledger: Sequence[Row] | None = None,
+    history: History | None = None,
 ) -> Refusal | None:
     """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5; None if
     it may go on. `roster`: the content digest of the roster in force; `tries`: rows already
     written for this very sum; `ledger`: the rows of all lines, for what a site put into any sum
-    (R3) and the one run of a plan (R4); those of the line if left out."""
+    (R3) and the one run of a plan (R4); those of the line if left out; `history`: of the roster
+    (R1)."""
     agreed = consent or Consent()
     everything = rows if ledger is None else ledger
     checks: tuple[tuple[RuleName, Callable[[], str]], ...] = (
@@ -91,7 +96,7 @@ def first_refusal(
         ("R7", lambda: known_start(rows, request, terms.starts)),
         ("R6", lambda: enough_examples(terms.examples, terms.min_examples)),
         ("R4", lambda: once(everything, request)),
-        ("R1", lambda: whole_batch(rows, request, agreed)),
+        ("R1", lambda: whole_batch(rows, request, agreed, history)),
         ("R2", lambda: one_scale(rows, request)),
         ("R3", lambda: own_part(everything, request, agreed)),
         ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
@@ -102,12 +107,15 @@ def first_refusal(
     return None
 
 
-def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
-    """R1: a sum holds this site's whole batch, and on a line the batch never changes.
+def whole_batch(
+    rows: Sequence[Row], request: Row, consent: Consent, history: History | None = None
+) -> str:
+    """R1: a sum holds this site's whole batch, and over all rosters of the line two honest sites
+    stay together with every site that did not choose otherwise (`ledger.history`).
 
-    Two honest members of a batch are then in exactly the same rows with the same ratio, so no
-    vector of the span holds one of them without the other. `membership: open` is for lines whose
-    every row protects each training row by itself (`unit: example`).
+    `history`: what the roster says of those before it; None if nothing: then the batch of a line
+    never changes. `membership: open` is for lines whose every row protects each training row by
+    itself (`unit: example`), and on such a line other sites may be summed too.
     """
     if request.own not in request.sites:
         return "expected a sum that this site is in, got one without it"
@@ -118,8 +126,8 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
             f"expected to hold against {colluding} colluding sites and the coordinator, as earlier "
             f"sums of these records did, got {request.colluding} (scheme, max_colluding)"
         )
+    bare = [row for row in (*rows, request) if row.unit != "example"]
     if request.membership == "open":
-        bare = [row for row in (*rows, request) if row.unit != "example"]
         if bare:
             return (
                 "expected privacy.unit example in every sum of these records with membership "
@@ -149,23 +157,43 @@ def whole_batch(rows: Sequence[Row], request: Row, consent: Consent) -> str:
         )
     if request.membership == "fixed" and set(request.batch) != set(request.sites):
         return "expected a sum over one batch with membership fixed, got more sites than it has"
-    for row in rows:
-        if row.membership == "open":
-            continue
-        changed = set(row.batch) ^ set(request.batch)
-        if changed and not changed <= consent.exposed:
-            return (
-                f"expected the batch that these records were summed in before ({_named(row)}), got "
-                f"one that differs by {len(changed)} sites; have the same sites back, under keys "
-                "that their first ones signed, or use records that were in no sum, at every site"
-            )
-        # Else several exposures together could leave this site alone.
-        if changed and len(set(request.batch) - consent.exposed) < colluding + 2:
-            return (
-                f"expected {colluding + 2} sites of the batch that are not exposed, got "
-                f"{len(set(request.batch) - consent.exposed)}"
-            )
-    return ""
+    if not bare:
+        return ""  # what subtraction shows of a site protects each of its training rows by itself
+    return _together(rows, request, consent, history or of_one(request.batch), colluding)
+
+
+def _together(
+    rows: Sequence[Row], request: Row, consent: Consent, history: History, colluding: int
+) -> str:
+    """R1 over time: the rosters of all sums are known, and no site is left alone by them."""
+    if (row := undeclared(rows, request, history)) is not None:
+        changed = len(set(row.batch) ^ set(request.batch))
+        return (
+            f"expected the batch that these records were summed in before ({_named(row)}), or a "
+            f"roster that lists it among those it follows, got one that differs by {changed} "
+            "sites; have the same sites back, under keys that their first ones signed; change a "
+            "roster with roster leave and roster join; or use records that were in no sum, at "
+            "every site"
+        )
+    if request.batch == (request.own,):
+        return ""
+    exposed = history.exposed(rows)
+    if request.own in exposed and not consent.exposed:
+        return (
+            "expected this site's consent, since by its roster or its policy its updates can be "
+            "had by subtraction, got none; in a kit: fedshield site approve PLAN --kit KIT "
+            "--exposed (run --keys takes no consent)"
+        )
+    short = history.isolated(rows, colluding)
+    if not short:
+        return ""
+    return (
+        f"expected every site to be in the same sums as {colluding + 1} others (c + 1) that are "
+        f"not exposed, got fewer for {history.calls(short[0])[:120]}: the difference of sums "
+        f"before and after would show its update; go or join as {colluding + 2} or more together, "
+        "have who goes or joins sign its exposure (fedshield roster leave, roster join), or use "
+        "records that were in no sum, at every site"
+    )
 
 
 def one_scale(rows: Sequence[Row], request: Row) -> str:

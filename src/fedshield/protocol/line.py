@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger import heads
@@ -54,6 +55,16 @@ class Records:
     def __post_init__(self) -> None:
         if not self.hashes:
             raise ProtocolError("ledger", "a site without records has no line to keep")
+
+
+class Exposures(NamedTuple):
+    """`open`: sites whose updates can be had by subtracting sums, since they or their peers chose
+    so; `noised`: those of whom that holds with the noise of `unit: example`; `own`: whether this
+    site is among `open`."""
+
+    open: tuple[str, ...]
+    noised: tuple[str, ...]
+    own: bool
 
 
 class Line:
@@ -179,8 +190,9 @@ class Line:
             approval,
             roster_digest(self._roster),
             0 if repeats else self._ledger.tries(request.key),
-            Consent(part=approval.part if approval is not None else None),
+            Consent() if approval is None else Consent(approval.part, approval.exposed),
             self._ledger.rows,
+            self._roster.history(),
         )
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
@@ -234,7 +246,7 @@ class Line:
         count: int,
         terms: PrivacyTerms | None,
     ) -> Row:
-        roster, plan = self._roster, self._plan
+        roster, plan, history = self._roster, self._plan, self._roster.history()
         own = roster.identity(self._name)
         curve: tuple[float, ...] = ()
         if terms is not None and phase == ROUND:
@@ -262,19 +274,53 @@ class Line:
             distance=terms.release.distance if terms is not None and curve else 0.0,
             records=self._records.hashes,
             roster=roster.charter.hex(),
+            consortium=history.consortium,
+            exposed=tuple(sorted(history.exposed(self.rows()))),
         )
 
-    def refusals_now(self, count: int) -> tuple[str, ...]:
+    def refusals_now(self, count: int, *, exposed: bool = False) -> tuple[str, ...]:
         """Rules that the plan would break whoever takes part, as far as this ledger can tell before
-        a session: R1 and R2. `count`: what this site would count for."""
+        a session: R1 and R2. `count`: what this site would count for; `exposed`: whether its
+        operator lets its updates be had by subtraction."""
         versions = dict.fromkeys(self._roster.names(), self.version)
         request = self._request(ROUND, 1, "", "", versions, count, None)
         rows = self.rows()
         checks = (
-            ("R1", whole_batch(rows, request, Consent())),
+            ("R1", whole_batch(rows, request, Consent(exposed=exposed), self._roster.history())),
             ("R2", one_scale(rows, request)),
         )
         return tuple(f"{rule}: {reason}" for rule, reason in checks if reason)
+
+    def exposures(self) -> Exposures:
+        """Who can be singled out by sums over time, on this line and under this plan."""
+        rows, history = self.rows(), self._roster.history()
+        colluding = max([self._roster.rules.max_colluding, *(row.colluding for row in rows)])
+        protected = {row.unit for row in rows} | {self._plan.privacy.unit} == {"example"}
+        return Exposures(
+            tuple(sorted(map(history.call, history.exposed(rows)))),
+            tuple(history.call(site) for atom in history.isolated(rows, colluding) for site in atom)
+            if protected
+            else (),
+            self._roster.identity(self._name) in history.exposed(rows),
+        )
+
+    def others_since(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Who is summed now and was not in the last row of this line, and the other way round, by
+        name. A whole roster is compared; with membership batches or open the roster that the row
+        was under, where this one follows it."""
+        rows, history = self.rows(), self._roster.history()
+        if not rows:
+            return (), ()
+        cuts = {past.roster: past.cut for past in history.earlier}
+        cut = cuts.get(rows[-1].roster) or (rows[-1].sites,)
+        before = {site for cell in cut for site in cell}
+        now = {self._roster.identity(name) for name in self._roster.names()}
+        if rows[-1].roster == self._roster.charter.hex():
+            before = now
+        return (
+            tuple(sorted(map(history.call, now - before))),
+            tuple(sorted(map(history.call, before - now))),
+        )
 
     def part_changed(self) -> bool:
         """Whether this site puts in something else than in an earlier sum (R3)."""
@@ -457,8 +503,9 @@ class Line:
     def _check_keys(self) -> None:
         """Raises `ProtocolError` for a fork: the identity is the first key's, and who holds that
         one could make another successor."""
-        if why := heads.forked(self._ledger.chains, self._roster.chains):
-            raise ProtocolError("ledger", why)
+        for keys in (self._roster.chains, self._roster.lineage.gone):
+            if why := heads.forked(self._ledger.chains, keys):
+                raise ProtocolError("ledger", why)
 
     def _check_own(self, head: Head, teller: str) -> None:
         if self._ledger.holds(head):

@@ -7,13 +7,14 @@ and countersigned comes from `fedshield.enrolment`, which hands out this type.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, field, replace
 
 from fedshield import batches as batching
 from fedshield.batches import Batches
 from fedshield.crypto.public_keys import SEALING
 from fedshield.errors import PlanError, ProtocolError
+from fedshield.ledger.history import History, Past, named_in
 from fedshield.protocol import codec
 from fedshield.quorum import Rules
 
@@ -26,7 +27,8 @@ class Roster:
     may open what; `charter`: SHA-256 of the countersigned roster that this comes from, or
     nothing for a demonstration; `chains`: name -> every key of the site's card, the first one
     and that of today at the ends (under the charter, so not encoded here); `batches`: the sites by
-    batch, with membership batches, cut by name where none are given.
+    batch, with membership batches, cut by name where none are given; `lineage`: the rosters that
+    the countersigned one follows, and who signed that it is exposed (under the charter too).
 
     Raises `ProtocolError`: 'sender' for a site with the coordinator's name, or a key that two
     parties have; 'cohort' for batches that are none."""
@@ -38,6 +40,7 @@ class Roster:
     charter: bytes = b""
     chains: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     batches: Batches = ()
+    lineage: History = field(default_factory=History, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batches", self._batches())
@@ -85,6 +88,27 @@ class Roster:
         demonstration, whose keys are new in every session. Raises `ProtocolError`."""
         self.public(name)
         return self.chains[name][0].hex() if name in self.chains else name
+
+    def cut(self) -> Batches:
+        """The sites batch by batch, as ledgers know them; nothing with membership open."""
+        if self.rules.membership == "open":
+            return ()
+        cells = self.batches or (self.names(),)
+        return tuple(tuple(sorted(map(self.identity, cell))) for cell in cells)
+
+    def history(self) -> History:
+        """What the rosters up to this one are to rule R1."""
+        names = {self.identity(name): name for name in self.names()}
+        return replace(
+            self.lineage,
+            today=Past(self.charter.hex(), self.cut()),
+            consortium=self.lineage.consortium or self.charter.hex(),
+            names={**self.lineage.names, **names},
+        )
+
+    def exposing(self, names: Collection[str]) -> Roster:
+        """As a site sees it whose policy exposes sites of these names, of today or of before."""
+        return replace(self, lineage=named_in(self.history(), names)) if names else self
 
     def keys(self, name: str) -> tuple[bytes, ...]:
         """Every key that a site ever signed with, as its card says: that of today is the last.

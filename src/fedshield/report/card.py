@@ -71,6 +71,7 @@ def _notes(known: Facts) -> list[str]:
 def _went(known: Facts) -> list[str]:
     """Who took part, what was lost, and whether it was resumed."""
     sentences = [facts.who_ran(known), facts.whose_figures(known), *facts.lost_words(known)]
+    sentences += facts.exposed_words(known)
     if known.resumed:
         sentences.append(f"The run was resumed {facts.resumed_words(known)}.")
     return [sentence for sentence in sentences if sentence]

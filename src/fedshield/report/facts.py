@@ -40,11 +40,13 @@ class Session:
 class Facts:
     """What is known of a run.
 
-    `parties`: DEMONSTRATION, ENROLLED (an enrolled roster, all keys on one machine), APART (each
-    party with a kit of its own) or '' if not recorded. `own_site`: whose figures these are, '' for
-    all sites'. `lost_sites`: site -> when and why. `absent`: site -> rounds whose sum is without
-    it. `fewest`: the least number of sites in a sum. `max_colluding`: None without a threshold.
-    `fewest` and `resumed` are None if not recorded.
+    `parties`: DEMONSTRATION, ENROLLED (an enrolled roster, all keys on one machine), APART
+    (each party with a kit of its own) or '' if not recorded. `own_site`: whose figures these
+    are, '' for all sites'. `lost_sites`: site -> when and why. `absent`: site -> rounds whose
+    sum is without it. `exposed`: sites whose updates can be had by subtracting this run's sums
+    and others', and `exposed_noised` those of whom that holds with their noise. `fewest`: the
+    least number of sites in a sum. `max_colluding`: None without a threshold. `fewest` and
+    `resumed` are None if not recorded.
     """
 
     parties: str
@@ -66,6 +68,8 @@ class Facts:
     ended_early: str
     lost_sites: Mapping[str, str]
     absent: Mapping[str, tuple[int, ...]]
+    exposed: tuple[str, ...]
+    exposed_noised: tuple[str, ...]
     fewest: int | None
     sessions: tuple[Session, ...]
     resumed: int | None
@@ -113,6 +117,8 @@ def of_summary(summary: Mapping[str, Any]) -> Facts:
             str(site): tuple(int(number) for number in sequence(numbers))
             for site, numbers in mapping(summary.get("absent")).items()
         },
+        exposed=tuple(str(site) for site in sequence(summary.get("exposed"))),
+        exposed_noised=tuple(str(site) for site in sequence(summary.get("exposed_noised"))),
         fewest=None if fewest is None else int(fewest),
         sessions=tuple(
             Session(*(str(entry.get(key) or "") for key in ("started", "ended", "how", "reason")))
@@ -180,6 +186,23 @@ def lost_words(facts: Facts) -> tuple[str, ...]:
         elif missing:
             told = "; why is not told to this site" if facts.own_site else ""
             sentences.append(f"{site}: {_counted(numbers)} {missing}{told}.")
+    return tuple(sentences)
+
+
+def exposed_words(facts: Facts) -> tuple[str, ...]:
+    """Whose updates can be had by subtracting sums over other sites, a sentence for each kind."""
+    sentences = []
+    if facts.exposed:
+        sentences.append(
+            f"{', '.join(facts.exposed)}: exposed. This roster follows one with other sites, and "
+            "each site's update of each round can be computed by whoever holds the sums before "
+            "and after the site went or came, as its own signature or every site's policy allows."
+        )
+    if facts.exposed_noised:
+        sentences.append(
+            f"{', '.join(facts.exposed_noised)}: the site's update, with the noise that protects "
+            "each training row, can be had as a difference of sums over other sites."
+        )
     return tuple(sentences)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedshield.report import units
-from fedshield.report.facts import Facts, who_ran
+from fedshield.report.facts import Facts, exposed_words, who_ran
 from fedshield.report.schemes import (
     ADAPTER,
     COUNTS_OF_TWO,
@@ -54,6 +54,7 @@ def _unknown(scheme: str) -> Protection:
 def _of_this_run(facts: Facts) -> tuple[str, ...]:
     """The limits that a run's parties and settings add to its scheme's."""
     limits = [who_ran(facts)] if facts.one_machine else []
+    limits += exposed_words(facts)
     if facts.weights == "public":
         limits.append(COUNTS_PUBLIC)
     elif facts.weights == "private" and len(facts.sites) == 2:

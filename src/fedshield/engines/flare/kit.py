@@ -197,6 +197,7 @@ class Kit(Quiet):
         policy = self.policy()
         if policy is not None:
             policy.check(plan, roster, base_model_sha256)
+            roster = roster.exposing(policy.exposes)
         digest = "" if policy is None else policy.sha256()
         return Party(roster, key, signed.allowed.max_examples, digest)
 

@@ -1,0 +1,127 @@
+"""A site's own word that its updates may be had by subtraction.
+
+Who goes or joins alone is in some sums and not in others, and their difference is its update. So
+the one at risk signs, with the key of its card; those who stay cannot agree for it. The statement
+names the roster that is left or joined, and the site's batch before and after, and holds for that
+step of that consortium only: in another one, or at another step, nobody takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedshield.enrolment.cards import Card, KeyFile
+from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
+from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
+from fedshield.protocol import codec
+
+#: `announced`: in advance, by whoever goes later from a roster with `departure: announced`.
+Kind = Literal["going", "joining", "announced"]
+KINDS: tuple[Kind, ...] = ("going", "joining", "announced")
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One step of one site. `card`: its card then; `consortium`, `roster`: SHA-256 of the contents
+    of the consortium's first roster and of the one that is followed; `before`, `after`: its batch
+    in that one and in the next, by first keys (hex): of who goes, the others of its batch who stay
+    are `after`, nothing where it signs in advance; of who joins, those who were there are `before`.
+
+    One that the card's key did not sign cannot be made: `RosterError`."""
+
+    kind: Kind
+    card: Card
+    consortium: bytes
+    roster: bytes
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RosterError(
+                f"exposure of {self.card.name}: expected {', '.join(KINDS)}, got "
+                f"{str(self.kind)[:40]!r}; ask its site for it again"
+            )
+        message = _message(
+            *(self.kind, self.card, self.consortium, self.roster, self.before, self.after)
+        )
+        if not is_signed(message, self.signature, self.card.public):
+            raise RosterError(
+                f"exposure of {self.card.name}: expected a statement signed by the key of its card "
+                f"({self.card.public.hex()[:16]}), got another signature: it was changed or "
+                f"forged; ask {self.card.name} what it signed"
+            )
+
+    @classmethod
+    def sign(
+        cls,
+        key_file: KeyFile,
+        kind: Kind,
+        consortium: bytes,
+        roster: bytes,
+        before: Sequence[str],
+        after: Sequence[str],
+    ) -> Exposure:
+        """Signed by the site itself. Arguments as the fields'."""
+        card = key_file.card()
+        message = _message(kind, card, consortium, roster, before, after)
+        signature = key_file.key.sign(message)
+        return cls(kind, card, consortium, roster, tuple(before), tuple(after), signature)
+
+    def content(self) -> list[codec.Value]:
+        """What of it is under the countersignatures of a roster."""
+        value: list[codec.Value] = [self.kind, self.card.content(), self.consortium, self.roster]
+        return [*value, [*self.before], [*self.after], self.signature]
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "card": self.card.fields(),
+            "consortium": self.consortium.hex(),
+            "roster": self.roster.hex(),
+            "before": [*self.before],
+            "after": [*self.after],
+            "signature": self.signature.hex(),
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Exposure:
+        exposure = cls(
+            fields.text("kind"),  # type: ignore[arg-type]  # checked when it is made
+            Card.from_fields(fields.inner("card")),
+            fields.hexadecimal("consortium", DIGEST_BYTES),
+            fields.hexadecimal("roster", DIGEST_BYTES),
+            fields.texts("before"),
+            fields.texts("after"),
+            fields.hexadecimal("signature", SIGNATURE_BYTES),
+        )
+        fields.done()
+        return exposure
+
+    def to_text(self) -> str:
+        return to_text("exposure 1", self.fields())
+
+    @classmethod
+    def read(cls, path: Path) -> Exposure:
+        fields, _ = read_document(path, "exposure 1")
+        try:
+            return cls.from_fields(fields)
+        except RosterError as error:
+            raise RosterError(f"{path}: {error}") from None
+
+
+def _message(
+    kind: str,
+    card: Card,
+    consortium: bytes,
+    roster: bytes,
+    before: Sequence[str],
+    after: Sequence[str],
+) -> bytes:
+    value: list[codec.Value] = ["fedshield exposure 1", kind, card.name, card.first_public().hex()]
+    return codec.encode([*value, consortium, roster, [*before], [*after]])

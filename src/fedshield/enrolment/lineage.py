@@ -1,0 +1,238 @@
+"""The rosters that a roster follows, and who signed that it is exposed.
+
+Rule R1 holds over all sums that a consortium ever made, so each roster lists how the sites were cut
+into batches under every one before it. All of it is under the countersignatures. Whoever leaves one
+out is found by the ledgers of those who took part in its sums: a row of theirs is then over a batch
+that no listed roster has (`ledger.history.undeclared`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from fedshield.enrolment.cards import Card
+from fedshield.enrolment.exposure import DIGEST_BYTES, Exposure
+from fedshield.enrolment.files import Fields, RosterError, check_name
+from fedshield.ledger.history import Cut, History, Past
+from fedshield.plan_data import MAX_SITES
+from fedshield.protocol import codec
+
+Departure = Literal["signed", "announced"]
+DEPARTURES: tuple[Departure, ...] = ("signed", "announced")
+#: Rosters that one may follow.
+MAX_EARLIER = 64
+
+
+class Member(NamedTuple):
+    """A site as it was then: its name, and the first key of its card, hex (its name in a
+    demonstration)."""
+
+    name: str
+    site: str
+
+
+class Earlier(NamedTuple):
+    """`roster`: SHA-256 of its content; `batches`: nothing for one with membership open."""
+
+    roster: bytes
+    batches: tuple[tuple[Member, ...], ...]
+
+    def past(self) -> Past:
+        cut = tuple(tuple(sorted(one.site for one in batch)) for batch in self.batches)
+        return Past(self.roster.hex(), cut)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """`departure`: whether who goes signs then, or in advance with its countersignature;
+    `consortium`: SHA-256 of the content of the first roster, nothing for that one itself;
+    `earlier`: the oldest first; `exposures`: one for each step of a site that signed one.
+
+    Raises `RosterError` for what no chain of rosters has."""
+
+    departure: Departure = "signed"
+    consortium: bytes = b""
+    earlier: tuple[Earlier, ...] = ()
+    exposures: tuple[Exposure, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.departure not in DEPARTURES:
+            raise RosterError(
+                f"--departure: expected {' or '.join(DEPARTURES)}, got "
+                f"{str(self.departure)[:40]!r}; leave it out for signed"
+            )
+        if len(self.earlier) > MAX_EARLIER:
+            raise RosterError(
+                f"earlier: expected at most {MAX_EARLIER} rosters that one follows, got more; make "
+                "the roster anew, for records that were in no sum"
+            )
+        digests = [one.roster for one in self.earlier]
+        if bool(digests) != bool(self.consortium) or len({*digests}) < len(digests):
+            raise RosterError(
+                "earlier: expected the consortium's first roster and each one after it once, got "
+                "others; ask for the file again"
+            )
+        if digests and digests[0] != self.consortium:
+            raise RosterError(
+                f"earlier: expected the consortium's first roster ({self.consortium.hex()[:16]}) "
+                f"to come first, got {digests[0].hex()[:16]}: it was left out or moved; ask for "
+                "the file again"
+            )
+        for one in self.earlier:
+            sites = [member.site for batch in one.batches for member in batch]
+            if len({*sites}) < len(sites) or not all(one.batches):
+                raise RosterError(
+                    f"earlier: expected each site in one batch of {one.roster.hex()[:16]}, got "
+                    "another cut; ask for the file again"
+                )
+        steps = [(one.roster, one.card.first_public()) for one in self.exposures]
+        if steps != sorted({*steps}):
+            raise RosterError(
+                "exposures: expected one for each step of a site, in order, got others; ask for "
+                "the file again"
+            )
+
+    def __bool__(self) -> bool:
+        return self != Lineage()
+
+    def then(self, roster: bytes, batches: Sequence[Sequence[Member]]) -> Lineage:
+        """Of a roster that follows this one's. `roster`: SHA-256 of the content of this one's."""
+        here = Earlier(roster, tuple(tuple(batch) for batch in batches))
+        return Lineage(
+            *(self.departure, self.consortium or roster, (*self.earlier, here), self.exposures)
+        )
+
+    def with_exposures(self, more: Iterable[Exposure]) -> Lineage:
+        known = {(one.roster, one.card.first_public()): one for one in (*self.exposures, *more)}
+        exposures = tuple(known[step] for step in sorted(known))
+        return Lineage(self.departure, self.consortium, self.earlier, exposures)
+
+    def check_steps(self, today: Cut, cards: Sequence[Card], demo: bool) -> None:
+        """Raises `RosterError` unless each exposure is of a step that the rosters show. `today`:
+        the batches of the roster itself; `cards`: its sites'."""
+        cuts = [*(one.past().cut for one in self.earlier), today]
+        places = {one.roster: at for at, one in enumerate(self.earlier)}
+        chains = {identity(card, demo): card.chain() for card in cards}
+        for one in self.exposures:
+            site, name = identity(one.card, demo), one.card.name
+            if one.consortium != self.consortium or one.roster not in places:
+                raise RosterError(
+                    f"exposure of {name}: expected one for a roster that this one follows, got one "
+                    f"for {one.roster.hex()[:16]}: it was signed in another consortium, or that "
+                    f"roster was left out; ask {name} what it signed"
+                )
+            at = places[one.roster]
+            if step(one.kind, site, cuts[at], cuts[at + 1]) != (one.before, one.after):
+                raise RosterError(
+                    f"exposure of {name}: expected one for the batches of this step, got one for "
+                    f"others ({one.kind}, from {len(one.before)} sites to {len(one.after)}): it "
+                    f"does not fit who goes and joins here; ask {name} to sign anew"
+                )
+            chain = one.card.chain()
+            if site in chains and chains[site][: len(chain)] != chain:
+                raise RosterError(
+                    f"exposure of {name}: expected a key of its card, got {chain[-1].hex()[:16]}; "
+                    f"ask {name} what it signed"
+                )
+
+    def history(self, cards: Sequence[Card], demo: bool) -> History:
+        """What ledgers are told. `cards`: of the sites of the roster itself."""
+        here = {identity(card, demo) for card in cards}
+        return History(
+            earlier=tuple(one.past() for one in self.earlier),
+            consortium=self.consortium.hex(),
+            signed=frozenset(identity(one.card, demo) for one in self.exposures),
+            names={
+                member.site: member.name
+                for one in self.earlier
+                for batch in one.batches
+                for member in batch
+            },
+            gone={}
+            if demo
+            else {
+                one.card.name: one.card.chain()
+                for one in self.exposures
+                if identity(one.card, demo) not in here
+            },
+        )
+
+    # -- as it is signed, and in a file -----------------------------------------------------
+
+    def content(self) -> dict[str, codec.Value]:
+        earlier: list[codec.Value] = [
+            [one.roster, [[[*member] for member in batch] for batch in one.batches]]
+            for one in self.earlier
+        ]
+        return {
+            "consortium": self.consortium,
+            "departure": self.departure,
+            "earlier": earlier,
+            "exposures": [one.content() for one in self.exposures],
+        }
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "departure": self.departure,
+            "consortium": self.consortium.hex() or None,
+            "earlier": [
+                {
+                    "roster": one.roster.hex(),
+                    "batches": [{m.name: m.site for m in batch} for batch in one.batches],
+                }
+                for one in self.earlier
+            ],
+            "exposures": [one.fields() for one in self.exposures],
+        }
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Lineage:
+        departure: Departure = fields.text("departure")  # type: ignore[assignment]  # checked above
+        consortium = fields.maybe_hexadecimal("consortium", DIGEST_BYTES)
+        rows = fields.items("earlier")[: MAX_EARLIER + 1]
+        earlier = tuple(_earlier(Fields(row, f"earlier.{k}")) for k, row in enumerate(rows))
+        given = fields.items("exposures")[: (MAX_EARLIER + 1) * MAX_SITES]
+        exposures = tuple(
+            Exposure.from_fields(Fields(row, f"exposures.{k}")) for k, row in enumerate(given)
+        )
+        fields.done()
+        return cls(departure, consortium, earlier, exposures)
+
+
+def identity(card: Card, demo: bool) -> str:
+    """Whom a ledger knows a card's site as (`protocol.roster.Roster.identity`)."""
+    return card.name if demo else card.first_public().hex()
+
+
+def step(
+    kind: str, site: str, old: Cut, new: Cut
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """What a site that goes or joins here signs, its batch before and after; None where it does
+    neither."""
+    members = [{one for batch in cut for one in batch} for cut in (old, new)]
+    was, comes = (site in one for one in members)
+    if kind == "joining" and comes and not was:
+        batch = next(batch for batch in new if site in batch)
+        return tuple(one for one in batch if one in members[0]), batch
+    if kind in ("going", "announced") and was and not comes:
+        batch = next(batch for batch in old if site in batch)
+        stay = tuple(one for one in batch if one in members[1])
+        return batch, () if kind == "announced" else stay
+    return None
+
+
+def _earlier(fields: Fields) -> Earlier:
+    roster = fields.hexadecimal("roster", DIGEST_BYTES)
+    batches = []
+    for number, row in enumerate(fields.items("batches")[: MAX_SITES + 1]):
+        given = Fields(row, f"{fields.path('batches')}.{number}")
+        batch = []
+        for name in given.names()[: MAX_SITES + 1]:
+            check_name(name, fields.path("batches"))
+            batch.append(Member(name, given.text(name)))
+        batches.append(tuple(sorted(batch)))
+        given.done()
+    fields.done()
+    return Earlier(roster, tuple(batches))

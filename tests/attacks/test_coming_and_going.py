@@ -1,0 +1,230 @@
+"""Who goes or joins alone is in some sums and not in others. Each story first succeeds against
+sites without the rule, to the digit that quantisation leaves, and then ends in a refusal (R1).
+
+Full batches: a site's update is the same in both plans, as it nearly is in any training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from consortium import Consortium, raw_plan
+
+from fedshield.enrolment import SignedRoster
+from fedshield.enrolment.coming import exposure_of, joined, with_announced, without
+from fedshield.enrolment.lineage import Lineage
+from fedshield.errors import RoundFailed
+from fedshield.ledger import rules
+
+THREE = ("alpha", "beta", "mallory")
+FOUR = (*THREE, "victim")
+
+
+@pytest.fixture
+def four(tmp_path: Path) -> Iterator[Consortium]:
+    made = Consortium(tmp_path / "four")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Consortium]:
+    made = Consortium(tmp_path / "three", THREE)
+    made.enrol("victim")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def without_the_rule(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    with monkeypatch.context() as patch:
+        patch.setattr(rules, "_together", lambda *_: "")
+        yield patch
+
+
+def plan_of(names: tuple[str, ...]) -> dict[str, Any]:
+    training = raw_plan()["training"] | {"steps": 1, "batch_size": 32, "optimizer": "sgd"}
+    scheme = {"name": "rlwe", "weights": "equal", "max_colluding": 1}
+    changes = {"training": training, "scheme": scheme, "encoding": {"bits": 12}}
+    raw = raw_plan(names, name=f"of-{len(names)}", **changes)
+    raw["data"]["min_examples"] = 8
+    for source in raw["data"]["sites"].values():
+        source["rows"] = 32
+    return raw
+
+
+def run_of(consortium: Consortium, *, exposed: tuple[str, ...] = ()) -> np.ndarray[Any, Any]:
+    """One round of today's sites under a plan of their own; what mallory opened, as a sum."""
+    names = consortium.names
+    raw, run = plan_of(names), f"of-{len(names)}"
+    consortium.approve(raw, exposed=exposed)
+    consortium.session(raw, run).run(1, 1)
+    consortium.close()
+    opened: np.ndarray[Any, Any] = consortium.opened[run, 1][0] * len(names)
+    return opened
+
+
+def refused(consortium: Consortium) -> tuple[str, str]:
+    """Who refuses a round of today's sites first, and the line."""
+    raw = plan_of(consortium.names) | {"seed": 9}
+    consortium.approve(raw, exposed=consortium.names)
+    session = consortium.session(raw, "refused")
+    with pytest.raises(RoundFailed):
+        session.run(1, 1)
+    # As long as one honest site refuses, nothing is opened.
+    assert ("refused", 1) not in consortium.opened
+    name = min(site for site, code in session.link.codes.items() if code == "rule")
+    line = consortium.last_error(name, "refused")
+    consortium.close()
+    return name, line
+
+
+def likeness(consortium: Consortium, difference: np.ndarray[Any, Any], run: str) -> float:
+    """Cosine between what came out by subtraction and what the victim encoded in `run`."""
+    digits, _ = consortium.truth[run, 1]
+    truth = digits[: len(difference)].astype(float)
+    norms = float(np.linalg.norm(truth) * np.linalg.norm(difference))
+    return float(truth @ difference) / norms
+
+
+def going(consortium: Consortium, names: tuple[str, ...], *signers: str) -> SignedRoster:
+    """The next roster without `names`, put in force; `signers` signed their exposure."""
+    now = consortium.roster()
+    after = without(now.followed(), names)
+    signed = [exposure_of(now, after, consortium.keys[name]) for name in signers]
+    after = dataclasses.replace(after, lineage=after.lineage.with_exposures(signed))
+    return consortium.put_in_force(with_announced(now, after))
+
+
+def joining(consortium: Consortium, names: tuple[str, ...], *signers: str) -> SignedRoster:
+    now = consortium.roster()
+    after = joined(now.followed(), [consortium.keys[name].card() for name in names])
+    signed = [exposure_of(now, after, consortium.keys[name]) for name in signers]
+    after = dataclasses.replace(after, lineage=after.lineage.with_exposures(signed))
+    return consortium.put_in_force(after)
+
+
+def test_without_the_rule_subtraction_shows_who_left(
+    four: Consortium, without_the_rule: pytest.MonkeyPatch
+) -> None:
+    before = run_of(four)
+    going(four, ("victim",))
+    assert likeness(four, before, "of-4") < 0.95  # a sum alone is not that like it
+    assert likeness(four, before - run_of(four), "of-4") > 0.98
+
+
+def test_who_leaves_alone_stops_the_others(four: Consortium) -> None:
+    run_of(four)
+    going(four, ("victim",))
+    name, line = refused(four)
+    assert name == "alpha"
+    assert line.count("R1: expected every site to be in the same sums as 2 others (c + 1)") == 1
+    assert "got fewer for victim" in line
+
+
+def test_who_signed_that_it_is_exposed_may_leave(four: Consortium) -> None:
+    before = run_of(four)
+    going(four, ("victim",), "victim")
+    # It signed for exactly this, and this is what it means.
+    assert likeness(four, before - run_of(four), "of-4") > 0.98
+
+
+def test_departure_announced_lets_the_others_go_on(tmp_path: Path) -> None:
+    four = Consortium(tmp_path / "four", lineage=Lineage(departure="announced"))
+    run_of(four)
+    after = going(four, ("victim",))
+    assert [(one.kind, one.card.name) for one in after.lineage.exposures] == [
+        ("announced", "victim")
+    ]
+    run_of(four)
+
+
+def test_all_policies_can_expose_who_is_lost(four: Consortium) -> None:
+    run_of(four)
+    going(four, ("victim",))
+    raw = plan_of(four.names)
+    path = four.root / "beta" / "beta.policy.yaml"
+    kept = path.read_text()
+    four.exposes("victim")
+    path.write_text(kept)
+    four.approve(raw, "alpha", "mallory")
+    # One of those who stay does not, and that is enough.
+    four.approve(raw, "beta")
+    session = four.session(raw, "of-3")
+    with pytest.raises(RoundFailed):
+        session.run(1, 1)
+    assert "got fewer for victim" in four.last_error("beta", "of-3")
+    four.close()
+    path.write_text(f"{kept}exposes: [victim]\n")
+    four.session(raw, "of-3").run(1, 1)
+    assert ("of-3", 1) in four.opened
+
+
+def test_without_the_rule_subtraction_shows_who_joined(
+    three: Consortium, without_the_rule: pytest.MonkeyPatch
+) -> None:
+    before = run_of(three)
+    joining(three, ("victim",))
+    assert likeness(three, run_of(three) - before, "of-4") > 0.98
+
+
+def test_who_joins_alone_signs_and_approves_it(three: Consortium) -> None:
+    run_of(three)
+    roster = three.roster()
+    joining(three, ("victim",))
+    assert "got fewer for victim" in refused(three)[1]
+    three.put_in_force(roster)
+    joining(three, ("victim",), "victim")
+    # The statement is not enough: its operator also says so for each plan.
+    raw = plan_of(three.names) | {"seed": 8}
+    three.approve(raw)
+    with pytest.raises(RoundFailed):
+        three.session(raw, "unsaid").run(1, 1)
+    assert "R1: expected this site's consent" in three.last_error("victim", "unsaid")
+    three.close()
+    run_of(three, exposed=("victim",))
+
+
+def test_who_comes_back_is_still_exposed(four: Consortium) -> None:
+    run_of(four)
+    going(four, ("victim",), "victim")
+    run_of(four)
+    joining(four, ("victim",))
+    raw = plan_of(four.names) | {"seed": 8}
+    four.approve(raw, exposed=("victim",))
+    four.session(raw, "again").run(1, 1)
+    assert ("again", 1) in four.opened
+
+
+def test_a_roster_that_leaves_out_one_that_it_follows(three: Consortium) -> None:
+    """The coordinator makes the roster anew, as if there had been no sums."""
+    run_of(three)
+    roster = joining(three, ("victim",))
+    three.put_in_force(dataclasses.replace(roster, lineage=Lineage(), countersignatures={}))
+    name, line = refused(three)
+    assert name == "alpha"
+    assert "R1: expected the batch that these records were summed in before" in line
+
+
+def test_two_sites_that_are_shown_different_rosters_meet_in_no_session(four: Consortium) -> None:
+    """Alpha is shown one with the victim's exposure, beta one without: the charter is in every
+    message."""
+    run_of(four)
+    now = four.roster()
+    going(four, ("victim",), "victim")
+    shown = without(now.followed(), ("victim",))
+    for name in shown.names():
+        others = [other for other in shown.names() if other != name]
+        shown = shown.countersigned(four.keys[name], others)
+    (four.root / "beta" / "roster.json").write_text(shown.to_text())
+    raw = plan_of(four.names)
+    four.approve(raw, "alpha", "mallory")
+    four.approve(raw, "beta")
+    with pytest.raises(RoundFailed, match="invite: no answer from beta"):
+        four.session(raw, "two").run(1, 1)
+    assert "the coordinator's roster is not the one agreed here" in four.last_error("beta", "two")
+    assert ("two", 1) not in four.opened
