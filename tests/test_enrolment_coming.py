@@ -77,7 +77,7 @@ def test_a_first_roster_is_signed_as_before() -> None:
     roster = first()
     assert not roster.lineage
     assert "lineage" not in json.loads(roster.to_text())
-    assert roster.to_roster().history().consortium == roster.content_sha256().hex()
+    assert roster.to_roster().history().cuts == (roster.cut(),)
 
 
 def test_a_changed_roster_lists_the_one_that_it_follows(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_changed_roster_lists_the_one_that_it_follows(tmp_path: Path) -> None:
     (listed,) = after.lineage.earlier
     assert listed.roster == before.content_sha256()
     assert [one.name for one in listed.batches[0]] == [*SITES]
-    assert after.to_roster().history().earlier == ((before.content_sha256().hex(), before.cut()),)
+    assert after.to_roster().history().cuts == (before.cut(), after.cut())
     later = gone(signed(joined(following(signed(after)), [KEYS["school"].card()])), "school")
     assert [one.roster for one in later.lineage.earlier[:2]] == [
         before.content_sha256(),
@@ -110,6 +110,7 @@ def test_changes_of_any_kind_list_the_roster_before(tmp_path: Path) -> None:
     assert single_sites(change.roster) == ()
     # The same site under a new key is the same place in the batch.
     assert change.roster.cut() == first().cut()
+    assert change.roster.to_roster().history().cuts == (first().cut(),)
     unsigned = dataclasses.replace(first(), countersignatures={})
     path.write_text(unsigned.to_text())
     changed = changes.changed(path, lambda roster: without(roster, ["lab"]))
@@ -124,7 +125,9 @@ def test_what_earlier_rosters_were_is_under_the_signatures() -> None:
         dataclasses.replace(
             after.lineage,
             earlier=(
-                after.lineage.earlier[0]._replace(batches=((Member("bank", site("bank")),),)),
+                after.lineage.earlier[0]._replace(
+                    batches=((Member("bank", site("bank"), site("bank")),),)
+                ),
             ),
         ),
     ):
@@ -134,7 +137,8 @@ def test_what_earlier_rosters_were_is_under_the_signatures() -> None:
 
 def test_no_chain_of_rosters_begins_elsewhere_or_has_one_twice() -> None:
     first_one, second = (
-        Earlier(bytes([k]) * 32, ((Member("bank", "aa"), Member("lab", "bb")),)) for k in (1, 2)
+        Earlier(bytes([k]) * 32, ((Member("bank", "aa", "aa"), Member("lab", "bb", "bb")),))
+        for k in (1, 2)
     )
     assert Lineage("signed", first_one.roster, (first_one, second))
     for consortium, earlier in (
@@ -142,14 +146,14 @@ def test_no_chain_of_rosters_begins_elsewhere_or_has_one_twice() -> None:
         (first_one.roster, ()),
         (b"", (first_one,)),
         (first_one.roster, (first_one, first_one)),
-        (first_one.roster, (first_one._replace(batches=((Member("bank", "aa"),) * 2,)),)),
+        (first_one.roster, (first_one._replace(batches=((Member("bank", "aa", "aa"),) * 2,)),)),
         (first_one.roster, (first_one._replace(batches=((),)),)),
     ):
         assert "earlier: expected" in refused(
             lambda consortium=consortium, earlier=earlier: Lineage("signed", consortium, earlier)  # type: ignore[misc]
         )
-    many = tuple(first_one._replace(roster=bytes([k]) * 32) for k in range(MAX_EARLIER + 1))
-    assert "at most 64" in refused(lambda: Lineage("signed", many[0].roster, many))
+    many = tuple(first_one._replace(roster=k.to_bytes(32, "big")) for k in range(MAX_EARLIER + 1))
+    assert "at most 256" in refused(lambda: Lineage("signed", many[0].roster, many))
 
 
 def test_who_goes_signs_its_batch_before_and_after() -> None:
@@ -161,14 +165,15 @@ def test_who_goes_signs_its_batch_before_and_after() -> None:
     assert exposure.after == tuple(sorted(map(site, SITES[:3])))
     history = signed(after).to_roster().history()
     assert history.signed == {site("lab")}
-    assert history.gone == {"lab": (KEYS["lab"].card().public,)}
+    # It goes to this roster, and signs for no other that would follow.
+    assert history.bound == {0: {site("lab")}}
     assert history.call(site("lab")) == "lab"
     assert single_sites(after) == (("lab", "signed"),)
     assert single_sites(gone(before, "lab")) == (("lab", ""),)
     # It holds on, whoever comes after, and when the site is back.
     back = joined(following(signed(after)), [KEYS["lab"].card()])
     assert back.to_roster().history().signed == {site("lab")}
-    assert back.to_roster().history().gone == {}
+    assert back.to_roster().history().bound == {0: {site("lab")}}
 
 
 def test_who_joins_signs_its_batch_before_and_after() -> None:
@@ -216,11 +221,13 @@ def test_an_exposure_that_its_key_did_not_sign_cannot_be_made(tmp_path: Path) ->
         {"roster": bytes(32)},
         {"before": exposure.before[1:]},
         {"after": exposure.after[1:]},
+        {"following": bytes(32)},
+        {"following": b""},
         {"signature": bytes(64)},
     ):
         text = refused(lambda change=change: dataclasses.replace(exposure, **change))  # type: ignore[misc]
         assert "signed by the key of its card" in text
-    assert "expected going, joining, announced" in refused(
+    assert "expected going, leaving, joining, announced" in refused(
         lambda: dataclasses.replace(exposure, kind="staying")  # type: ignore[arg-type]
     )
 
@@ -233,9 +240,9 @@ def test_an_exposure_is_for_one_step_of_one_consortium() -> None:
     forger = key_of("lab", 99)
     forged = Exposure.sign(
         *(forger, "going", exposure.consortium, exposure.roster),
-        *(exposure.before, exposure.after),
+        *(exposure.before, exposure.after, exposure.following),
     )
-    assert "expected one for the batches of this step" in refused(
+    assert "expected one by the key that lab had in the roster" in refused(
         lambda: with_exposures(after, forged)
     )
     # Other batches: more go than it was told.
@@ -274,13 +281,48 @@ def test_an_old_key_speaks_only_for_the_past() -> None:
         key = new if name == "lab" else KEYS[name]
         replaced = replaced.countersigned(key, [other for other in SITES if other != name])
     after = without(following(replaced), ["lab"])
-    by_thief = exposure_of(replaced, after, thief)
-    # No roster tells; the ledgers do, which saw the keys of the site (`gone`, heads.forked).
-    shown = with_exposures(after, by_thief).to_roster().history().gone["lab"]
-    assert shown == thief.card().chain() != new.card().chain()
-    # Of a site that is there its own card tells.
-    assert "exposure of lab: expected a key of its card" in refused(
-        lambda: joined(with_exposures(after, by_thief).followed(), [new.card()])
+    for key in (thief, KEYS["lab"]):
+        assert "exposure of lab: expected one by the key that lab had in the roster" in refused(
+            lambda key=key: with_exposures(after, exposure_of(replaced, after, key))  # type: ignore[misc]
+        )
+    # What the site signs itself holds on when its key is another one.
+    by_site = with_exposures(after, exposure_of(replaced, after, new))
+    newer = KeyFile.make("lab", new)
+    back = joined(following(signed(by_site)), [newer.card()])
+    assert back.to_roster().history().signed == {site("lab")}
+
+
+def test_one_name_is_one_site_and_one_site_has_one_name() -> None:
+    """Policies expose by name, so a roster may not give a site that went another one's."""
+    after = gone(first(*SITES, "school"), "lab", "school")
+    (listed,) = after.lineage.earlier
+    names = {"lab": "school", "school": "lab"}
+    swapped = [m._replace(name=names.get(m.name, m.name)) for m in listed.batches[0]]
+    other = dataclasses.replace(
+        after.lineage, earlier=(listed._replace(batches=(tuple(sorted(swapped)),)),)
+    )
+    # The ledgers tell who was called so; of a site that is there the roster itself does.
+    assert dataclasses.replace(after, lineage=other)
+    back = joined(following(signed(after)), [KEYS["lab"].card()])
+    lineage = dataclasses.replace(
+        back.lineage, earlier=(other.earlier[0], *back.lineage.earlier[1:])
+    )
+    assert "expected one name of each site, got school and lab of one" in refused(
+        lambda: dataclasses.replace(back, lineage=lineage)
+    )
+
+
+def test_who_goes_with_others_signs_where_to_and_is_not_exposed() -> None:
+    before = first(*SITES, "school", "annex", "ward")
+    after = gone(before, "lab", "school", "annex", signers=("lab", "school"))
+    assert {one.kind for one in after.lineage.exposures} == {"leaving"}
+    history = after.to_roster().history()
+    assert history.signed == frozenset()
+    assert history.bound == {0: {site("lab"), site("school")}}
+    assert single_sites(after) == ()
+    # If one of them stays, that is another step.
+    assert "expected one for the batches of this step" in refused(
+        lambda: with_exposures(gone(before, "lab", "annex"), after.lineage.exposures[0])
     )
 
 

@@ -148,6 +148,7 @@ class IndependentSite:
             "head": ledger.statement(),
             "heads": dict(ledger.peers),
             "restart": self._before.digest,
+            "follows_from": 0,
         }
         context = setup_context(self._plan_sha256, self._roster_bytes, body["session"])
         self._binding = Binding(context, 0, "setup")

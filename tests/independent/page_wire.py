@@ -77,6 +77,7 @@ MESSAGES: dict[str, dict[str, type]] = {
         "head": BYTES,
         "heads": MAP,
         "restart": BYTES,
+        "follows_from": INTEGER,
     },
     "ready": {"context": BYTES},
     "key-offer": {"public": BYTES, "boxes": MAP},
@@ -247,6 +248,7 @@ def session_context(setup: bytes, joins: Mapping[str, Mapping[str, Any]]) -> byt
         join = joins[site]
         parts += [site.encode(), join["nonce"], join["run_key"], encode(join["num_examples"])]
         parts += [join["version"], join["head"], encode(join["heads"])]
+        parts += [encode(join["follows_from"])]
     return hashed("session", *parts)
 
 

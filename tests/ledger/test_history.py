@@ -12,7 +12,17 @@ import pytest
 from span import isolated
 
 from fedshield.ledger import rules
-from fedshield.ledger.history import Cut, History, Past, atoms, named_in, short_atoms
+from fedshield.ledger.history import (
+    Cut,
+    Entered,
+    History,
+    atoms,
+    chain,
+    first_place,
+    named_in,
+    short_atoms,
+    unsupported,
+)
 from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version
 
 #: Who seven sites are.
@@ -22,23 +32,25 @@ YES, NO = Consent(exposed=True), Consent()
 
 @dataclass(frozen=True)
 class Roster:
-    """`follows`: what it lists of those before; `signed`, `named`: whose exposure it holds, and
-    whom every policy exposes."""
+    """`follows`: the rosters before it, the oldest first; `signed`, `named`: whose exposure it
+    holds, and whom every policy exposes; `bound`: who signed that it goes to this one."""
 
     name: str
     cut: Cut
     follows: tuple[Roster, ...] = ()
     signed: tuple[str, ...] = ()
     named: tuple[str, ...] = ()
-    consortium: str = "one"
+    bound: tuple[str, ...] = ()
     membership: Membership = "fixed"
 
     def history(self) -> History:
+        cuts, _ = chain(
+            one.cut if one.membership != "open" else () for one in (*self.follows, self)
+        )
         return History(
-            Past(self.name, self.cut if self.membership != "open" else ()),
-            tuple(Past(one.name, one.cut) for one in self.follows),
-            self.consortium,
+            cuts,
             frozenset(self.signed),
+            {len(cuts) - 2: frozenset(self.bound)},
             frozenset(self.named),
             {site: f"site-{site}" for site in SEVEN},
         )
@@ -50,10 +62,13 @@ def of(*cells: str) -> Cut:
 
 @dataclass
 class Sites:
-    """Honest sites' ledgers; the coordinator asks for sums. `c` sites may collude."""
+    """Honest sites' ledgers; the coordinator asks for sums. `c` sites may collude: those in
+    `liars` say that they follow from the beginning, and refuse nothing."""
 
     c: int = 1
+    liars: str = ""
     ledgers: dict[str, list[Row]] = field(default_factory=dict)
+    entered: dict[str, list[Entered]] = field(default_factory=dict)
     opened: list[tuple[str, ...]] = field(default_factory=list)
 
     def ask(
@@ -63,46 +78,80 @@ class Sites:
         unit: Unit = "none",
         records: bytes = b"old",
         consent: Consent = YES,
+        session: str = "",
     ) -> str:
         """One sum over all sites of the roster, or over those in `cells`; the first refusal. It is
-        opened if nobody refuses, and in any case a row of those who did not."""
+        opened if nobody refuses, and in any case a row of those who did not. `session`: who joined,
+        those of the sum if left out."""
+        history, said = roster.history(), ""
         sites = tuple(cells) or tuple(site for cell in roster.cut for site in cell)
-        said = ""
-        for site in sites:
-            rows = [row for row in self.ledgers.get(site, []) if records in row.records]
-            request = Row(
-                plan=roster.name,
-                run="run",
-                phase="round",
-                round_number=1,
-                base="start",
-                own=site,
-                batch=(site,)
-                if roster.membership == "open"
-                else next(cell for cell in roster.cut if site in cell),
-                sites=sites,
-                colluding=self.c,
-                membership=roster.membership
-                if roster.membership == "open"
-                else "batches"
-                if len(roster.cut) > 1
-                else "fixed",
-                scale=Scale("equal", 0, 1),
-                versions={one: Version(records.decode(), records.decode()) for one in sites},
-                content=site,
-                unit=unit,
-                records=frozenset({records}),
-                roster=roster.name,
-                consortium=roster.consortium,
-                exposed=tuple(sorted(roster.history().exposed(rows))),
+        places: dict[str, int] = {}
+        for site in session or sites:
+            if site in self.liars:
+                places[site] = 0
+                continue
+            rows, entered = self._known(site, records)
+            refusal = rules.whole_batch(
+                rows, self._row(roster, sites, site, unit, records), consent, history, entered
             )
-            refusal = rules.whole_batch(rows, request, consent, roster.history())
-            if not refusal:
-                self.ledgers.setdefault(site, []).append(request)
             said = said or refusal
-        if not said:
-            self.opened.append(sites)
-        return said
+            if not refusal:
+                one = Entered(frozenset({records}), history.cuts, False, history.names)
+                self.entered.setdefault(site, []).append(one)
+                places[site] = first_place(*self._known(site, records), history.cuts)
+        for site in places:
+            rows, entered = self._known(site, records)
+            bare = {row.unit for row in rows} | {unit} != {"example"}
+            if site in self.liars or not bare:
+                continue
+            seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
+            first = first_place(rows, entered, history.cuts)
+            said = said or rules.goes_on(history, unsupported(history, first, places, self.c, seen))
+        if said:
+            return said
+        for site in places:
+            one = Entered(frozenset({records}), history.cuts, True, history.names)
+            self.entered.setdefault(site, []).append(one)
+        for site in sites:
+            row = self._row(roster, sites, site, unit, records)
+            self.ledgers.setdefault(site, []).append(row)
+        self.opened.append(sites)
+        return ""
+
+    def _known(self, site: str, records: bytes) -> tuple[list[Row], list[Entered]]:
+        rows, entered = self.ledgers.get(site, []), self.entered.get(site, [])
+        return (
+            [row for row in rows if records in row.records],
+            [one for one in entered if records in one.records],
+        )
+
+    def _row(
+        self, roster: Roster, sites: tuple[str, ...], site: str, unit: Unit, records: bytes
+    ) -> Row:
+        return Row(
+            plan=roster.name,
+            run="run",
+            phase="round",
+            round_number=1,
+            base="start",
+            own=site,
+            batch=(site,)
+            if roster.membership == "open"
+            else next(cell for cell in roster.cut if site in cell),
+            sites=sites,
+            colluding=self.c,
+            membership=roster.membership
+            if roster.membership == "open"
+            else "batches"
+            if len(roster.cut) > 1
+            else "fixed",
+            scale=Scale("equal", 0, 1),
+            versions={one: Version(records.decode(), records.decode()) for one in sites},
+            content=site,
+            unit=unit,
+            records=frozenset({records}),
+            roster=roster.name,
+        )
 
     def alone(self, known: Collection[str] = ()) -> str | None:
         rows = [{(site, ""): 1 for site in sites if site not in known} for sites in self.opened]
@@ -113,16 +162,18 @@ class Sites:
 def without_the_rule(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sites]:
     with monkeypatch.context() as patch:
         patch.setattr(rules, "_together", lambda *_: "")
+        patch.setattr(rules, "goes_on", lambda *_: "")
         yield Sites()
 
 
 FOUR = Roster("four", of("1234"))
+THREE = Roster("three", of("123"))
 LEFT = Roster("left", of("123"), (FOUR,))
 BATCHES = Roster("batches", of("123", "456"))
 ALL = Roster("all", of("1234567"), (BATCHES,))
 STORIES: dict[str, tuple[list[tuple[Roster, str]], str]] = {
     "one leaves": ([(FOUR, ""), (LEFT, "")], "4"),
-    "one joins": ([(LEFT, ""), (replace(FOUR, follows=(LEFT,)), "")], "4"),
+    "one joins": ([(THREE, ""), (replace(FOUR, follows=(THREE,)), "")], "4"),
     # Any two of these three sums differ by three sites or four, at every ledger.
     "two batches, then all": ([(BATCHES, "123"), (BATCHES, "456"), (ALL, "")], "7"),
     "one leaves, one joins": (
@@ -170,19 +221,168 @@ def test_any_two_of_three_sums_show_nobody_and_all_three_do() -> None:
 
 
 def test_c_plus_2_may_leave_or_join_together() -> None:
-    seven, four = Roster("7", of("1234567")), Roster("4", of("1234"))
+    ten, seven = Roster("10", of("0123456789")), of("1234567")
     sites = Sites()
-    assert sites.ask(seven) == ""
-    assert sites.ask(replace(four, follows=(seven,))) == ""
+    assert sites.ask(ten) == ""
+    assert sites.ask(Roster("7", seven, (ten,))) == ""
     assert sites.alone() is None
     others = Sites()
+    four = Roster("4", of("1234"))
     assert others.ask(four) == ""
-    assert others.ask(replace(seven, follows=(four,))) == ""
+    assert others.ask(Roster("7", seven, (four,))) == ""
     assert others.alone() is None
     # With c = 2 three are not enough.
     more = Sites(c=2)
     assert more.ask(four) == ""
-    assert "c + 1" in more.ask(replace(seven, follows=(four,)))
+    assert "c + 1" in more.ask(Roster("7", seven, (four,)))
+
+
+LARGE = Roster("large", of("1234567"))
+#: Both follow it, four and three go together, and 7 colludes.
+FORKS = Roster("a", of("237"), (LARGE,)), Roster("b", of("4567"), (LARGE,))
+
+
+def test_two_rosters_that_follow_one_leave_a_site_alone(without_the_rule: Sites) -> None:
+    """So it is not enough that c + 2 go together: nobody knows of all three sums."""
+    for roster in (LARGE, *FORKS):
+        assert without_the_rule.ask(roster) == ""
+    assert without_the_rule.alone() is None
+    assert without_the_rule.alone(known="7") == "1"
+
+
+def test_only_one_roster_can_follow_another() -> None:
+    sites = Sites(liars="7")
+    assert sites.ask(LARGE) == ""
+    assert all("expected at least 5 of the 7 sites" in sites.ask(fork) for fork in FORKS)
+    # Those who go sign, once each: a quorum then goes to the one, and to the other none can.
+    assert sites.ask(replace(FORKS[1], bound=("3",))) == ""
+    said = sites.ask(replace(FORKS[0], bound=("1", "7")))
+    assert "expected at least 5 of the 7 sites of the roster before to go on under this one" in said
+    assert sites.alone(known="7") is None
+
+
+@pytest.mark.parametrize("quorum", [4, 5, 6])
+def test_the_quorum_is_what_two_rosters_cannot_both_have(quorum: int) -> None:
+    """Seven sites, one liar in both camps: with one site fewer than the quorum both go on."""
+    sites = Sites(liars="7")
+    assert sites.ask(LARGE) == ""
+    one = Roster("one", of("1237"), (LARGE,), bound=tuple("456"[: quorum - 4]))
+    said = sites.ask(one)
+    assert (said == "") == (quorum >= 5)
+
+
+def test_records_of_another_line_count_in_no_quorum() -> None:
+    """Sites that stay, but with records that were in no sum, are bound to nothing."""
+    sites = Sites()
+    less = Roster("less", of("123456"), (LARGE,), signed=("7",))
+    assert sites.ask(LARGE) == ""
+    for site in "3456":
+        sites.ledgers[site] = []
+        sites.entered[site] = []
+    assert "got 2" in sites.ask(less)
+
+
+def test_a_quorum_is_seen_once() -> None:
+    """Later sessions may be without those who were it: with batches, for one."""
+    cut = Roster("cut", of("123", "456"))
+    wide = Roster("wide", of("123", "456", "789"), (cut,))
+    sites = Sites()
+    assert sites.ask(cut) == ""
+    assert "got 3" in sites.ask(wide, "123")
+    assert sites.ask(wide) == ""
+    assert sites.ask(wide, "123") == ""
+    assert sites.alone() is None
+
+
+def test_a_site_that_was_away_for_a_roster_sees_that_a_quorum_went_on() -> None:
+    first = Roster("first", of("0123456789"))
+    second = Roster("second", of("12345678"), (first,), signed=("9", "0"))
+    third = Roster("third", of("123456789"), (first, second), signed=("9", "0"))
+    sites = Sites()
+    for roster in (first, second, third):
+        assert sites.ask(roster) == ""
+    assert sites.alone(known="90") is None
+
+
+def test_a_middle_roster_that_is_left_out_is_missed() -> None:
+    """Without it no two sites would have been told apart."""
+    first = Roster("first", of("0123456789"))
+    second = Roster("second", of("1234567"), (first,))
+    sites = Sites()
+    assert sites.ask(first) == ""
+    assert sites.ask(second) == ""
+    for follows in ((first,), (second,), ()):
+        said = sites.ask(Roster("third", of("123456789"), follows, signed=("8", "9")))
+        assert "follows the 2 different ones" in said or "got one that differs" in said
+    assert sites.alone() is None
+
+
+def test_all_rosters_before_count_for_who_came_late() -> None:
+    """Who joined the last roster knows none of the sums before, and judges them all the same."""
+    one, two = Roster("one", of("4567")), Roster("two", of("1234567"), (Roster("one", of("4567")),))
+    sites = Sites()
+    assert sites.ask(one) == ""
+    assert sites.ask(two) == ""
+    assert "got fewer for" in sites.ask(Roster("three", of("237"), (one, two), bound=tuple("1456")))
+    assert sites.alone(known="7") is None
+
+
+def test_a_roster_made_anew_of_the_same_sites_is_no_change() -> None:
+    sites = Sites()
+    assert sites.ask(FOUR) == ""
+    assert sites.ask(replace(FOUR, name="anew")) == ""
+    assert sites.ask(replace(LEFT, signed=("4",))) == ""
+    # One that leaves out what went before is one.
+    assert "or a roster that lists it" in sites.ask(Roster("anew", of("123")))
+
+
+def test_records_that_were_in_no_sum_begin_anew_under_a_first_roster() -> None:
+    sites = Sites()
+    assert sites.ask(FOUR) == ""
+    assert "got fewer for site-4" in sites.ask(LEFT, records=b"new")
+    assert sites.ask(Roster("first", of("123")), records=b"new") == ""
+
+
+def test_policies_expose_only_where_all_of_them_do() -> None:
+    sites = Sites()
+    sites.ask(FOUR)
+    assert "got fewer for site-4" in sites.ask(LEFT)
+    assert sites.ask(replace(LEFT, named=("4",))) == ""
+    assert named_in(LEFT.history(), ["site-4"]).named == {"4"}
+    twice = replace(LEFT.history(), names={"1": "west", "2": "west", "3": "east"})
+    for name in ("west", "north"):
+        with pytest.raises(LookupError):
+            named_in(twice, [name])
+
+
+def test_a_roster_cannot_change_whom_a_policy_exposes() -> None:
+    """The policy exposes site-4; the coordinator's next roster calls another site so."""
+    sites = Sites()
+    assert sites.ask(FOUR) == ""
+    history = replace(LEFT, named=("3",)).history()
+    swapped = replace(history, names={**history.names, "3": "site-4", "4": "site-3"})
+    rows, entered = sites._known("1", b"old")
+    request = sites._row(LEFT, tuple("123"), "1", "none", b"old")
+    said = rules.whole_batch(rows, request, YES, swapped, entered)
+    assert "expected the site that was called site-3" in said
+    assert "got site-4" in said
+
+
+def test_a_row_was_over_whole_batches_of_a_listed_roster() -> None:
+    sites = Sites()
+    sites.ask(FOUR)
+    sites.entered.clear()  # as a ledger of an earlier version, or a rebuilt one
+    forged = Roster("four", of("123"))
+    assert "got one that differs by 1 sites" in sites.ask(replace(LEFT, follows=(forged,)))
+    assert sites.ask(replace(LEFT, signed=("4",))) == ""
+
+
+def test_a_roster_with_membership_open_breaks_the_chain() -> None:
+    sites = Sites()
+    opened = Roster("open", of("1234"), (FOUR,), membership="open")
+    assert sites.ask(FOUR) == ""
+    said = sites.ask(Roster("again", of("1234"), (FOUR, opened)))
+    assert "expected no roster with membership open" in said
 
 
 def test_who_signed_may_leave_and_is_known_to_all() -> None:
@@ -195,8 +395,8 @@ def test_who_signed_may_leave_and_is_known_to_all() -> None:
 
 def test_who_joins_signed_and_says_so_for_each_plan() -> None:
     sites = Sites()
-    sites.ask(LEFT)
-    joined = replace(FOUR, follows=(LEFT,), signed=("4",))
+    sites.ask(THREE)
+    joined = replace(FOUR, follows=(THREE,), signed=("4",))
     assert "expected this site's consent" in sites.ask(joined, consent=NO)
     assert sites.ask(joined) == ""
     assert sites.alone(known=("4",)) is None
@@ -213,16 +413,6 @@ def test_exposures_do_not_make_those_who_stay_too_few() -> None:
     )
 
 
-def test_who_was_exposed_once_stays_so() -> None:
-    """Whatever later rosters and policies say: else one after the other could be struck out."""
-    sites = Sites()
-    assert sites.ask(replace(FOUR, named=("1",))) == ""
-    again = replace(FOUR, name="again", follows=(FOUR,))
-    assert "got fewer for site-3, site-4:" in sites.ask(replace(again, named=("2",)))
-    assert sites.ask(again) == ""
-    assert all("1" in rows[-1].exposed for rows in sites.ledgers.values())
-
-
 def test_who_comes_back_needs_no_second_signature() -> None:
     sites = Sites()
     sites.ask(FOUR)
@@ -231,70 +421,6 @@ def test_who_comes_back_needs_no_second_signature() -> None:
     back = Roster("back", of("1234"), (FOUR, left), signed=("4",))
     assert sites.ask(back) == ""
     assert sites.alone(known=("4",)) is None
-
-
-def test_policies_expose_only_where_all_of_them_do() -> None:
-    sites = Sites()
-    sites.ask(FOUR)
-    assert "got fewer for site-4" in sites.ask(LEFT)
-    assert sites.ask(replace(LEFT, named=("4",))) == ""
-    assert named_in(LEFT.history(), ["site-4", "unknown"]).named == {"4"}
-
-
-def test_a_roster_that_is_left_out_is_missed_by_who_was_in_its_sums() -> None:
-    """The coordinator lists the first roster as if the second had never been."""
-    sites = Sites()
-    first = Roster("first", of("1234567"))
-    second = Roster("second", of("1234"), (first,))
-    assert sites.ask(first) == ""
-    assert sites.ask(second) == ""
-    third = Roster("third", of("1237", "456"), (first,))
-    said = sites.ask(third)
-    assert "or a roster that lists it among those it follows" in said
-    assert sites.alone() is None
-
-
-def test_a_listed_roster_has_the_batches_that_its_rows_were_over() -> None:
-    sites = Sites()
-    sites.ask(FOUR)
-    forged = Roster("four", of("123"))
-    assert "got one that differs by 1 sites" in sites.ask(replace(LEFT, follows=(forged,)))
-    # Whole batches together are no lie: such is a sum of a scheme that knows no batches.
-    whole = Sites()
-    assert whole.ask(Roster("six", of("123456"))) == ""
-    cut = Roster("cut", of("123", "456"), (Roster("six", of("123", "456")),))
-    assert whole.ask(cut, "123") == ""
-    assert whole.alone() is None
-
-
-def test_an_exposure_of_another_consortium_counts_for_nothing() -> None:
-    sites = Sites()
-    sites.ask(FOUR)
-    said = sites.ask(replace(LEFT, signed=("4",), consortium="two"))
-    assert "got fewer for site-4" in said
-
-
-def test_records_that_were_in_no_sum_begin_anew() -> None:
-    """At all sites: and the roster's past does not bear on them later either."""
-    sites = Sites()
-    sites.ask(FOUR)
-    assert sites.ask(LEFT, records=b"new") == ""
-    again = Roster("again", of("123"), (FOUR, LEFT))
-    assert sites.ask(again, records=b"new") == ""
-    assert "got fewer for site-4" in sites.ask(again)
-    # One roster on, what changes then counts.
-    less = Roster("less", of("12"), (FOUR, LEFT, again))
-    assert "at least 3 sites" in sites.ask(less, records=b"new")
-
-
-def test_one_site_with_new_records_does_not_free_the_others() -> None:
-    sites = Sites()
-    sites.ask(LEFT)
-    joined = replace(FOUR, follows=(LEFT,))
-    # The one that joins has no row; the others have.
-    assert "got fewer for site-4" in sites.ask(joined)
-    assert len(sites.ledgers["4"]) == 1
-    assert sites.alone() is None
 
 
 def test_where_each_row_is_protected_others_may_be_summed() -> None:
@@ -310,15 +436,6 @@ def test_where_each_row_is_protected_others_may_be_summed() -> None:
     whole = Sites()
     whole.ask(FOUR, unit="site")
     assert "got fewer for site-4" in whole.ask(LEFT, unit="site")
-
-
-def test_a_roster_made_anew_with_the_same_batch_is_no_change() -> None:
-    sites = Sites()
-    sites.ask(FOUR)
-    assert sites.ask(replace(FOUR, name="anew", consortium="anew")) == ""
-    # What it follows then counts from its beginning, and nobody's signature does.
-    left = Roster("left", of("123"), (replace(FOUR, name="anew"),), ("4",), consortium="anew")
-    assert "or a roster that lists it" in sites.ask(left)
 
 
 def test_atoms_of_cuts_where_some_are_in_none() -> None:

@@ -82,8 +82,7 @@ def rebuilt(
     older: Ledger, answers: list[Answer], parts: dict[str, OwnPart], colluding: int
 ) -> Rebuilt:
     names = {B: "beta", C: "gamma"} | {answer.teller: answer.teller for answer in answers}
-    names |= {B: "beta", C: "gamma"}
-    return rebuilt_by(older, answers, parts, colluding, names, {ROSTER: "first"})
+    return rebuilt_by(older, answers, parts, colluding, names | {B: "beta", C: "gamma"})
 
 
 def told(teller: str, *rows: ToldRow, results: tuple[Receipt, ...] = ()) -> Answer:
@@ -95,7 +94,7 @@ def test_a_sum_comes_back_as_the_site_itself_knows_it(older: Ledger) -> None:
     answers = [told(B, TOLD, results=(RESULT,)), told(C, TOLD, results=(RESULT,))]
     found = rebuilt(older, answers, {PLAN: PART}, 1)
     row, lost = found.rows
-    assert row == replace(ROW, content="", recovered=True, consortium="first")
+    assert row == replace(ROW, content="", recovered=True)
     assert lost.phase == LOST
     assert found == Rebuilt(found.rows, (RESULT,), (), (), (), ())
     # Epsilon at the plan's full rounds.
@@ -103,13 +102,6 @@ def test_a_sum_comes_back_as_the_site_itself_knows_it(older: Ledger) -> None:
     assert line_curve(found.rows, "site") is None
     assert line_of(found.rows, RECORDS) == found.rows
     assert line_of(found.rows, {b"another"}) == ()
-
-
-def test_no_word_of_others_makes_a_row_one_of_this_consortium(older: Ledger) -> None:
-    """Or marks a site as exposed: what was signed in one consortium is worth nothing elsewhere."""
-    foreign = replace(TOLD, roster="a" * 64)
-    row, *_ = rebuilt(older, [told(B, foreign), told(C, foreign)], {PLAN: PART}, 1).rows
-    assert (row.consortium, row.exposed) == ("", ())
 
 
 def test_a_sum_that_the_copy_holds_is_not_added(older: Ledger) -> None:
@@ -242,7 +234,7 @@ def test_a_rebuilt_row_is_not_repeated_and_its_batch_stays(older: Ledger) -> Non
     assert rules.whole_batch(rows, LATER, Consent()) == ""
     assert rules.one_scale(rows, LATER) == ""
     assert rules.own_part(rows, LATER, Consent()) == ""
-    joined = replace(LATER, unit="none", batch=(A, B, D), sites=(A, B, D))
+    joined = replace(LATER, batch=(A, B, D), sites=(A, B, D))
     assert "differs by 2 sites" in rules.whole_batch(rows, joined, Consent())
     assert "not to be repeated" in rules.once(rows, replace(LATER, plan=PLAN))
     assert "a plan has one run" in rules.once(rows, replace(LATER, plan=PLAN, run="x"))

@@ -102,6 +102,7 @@ def test_known_answers_for_roster_and_contexts() -> None:
             raw(join["head"]),
             raw(join["heads"]),
             raw(join["restart"]),
+            join["follows_from"],
         )
         for name, join in vector["joins"].items()
     }
@@ -347,7 +348,7 @@ class TestMessages:
         messages.Open({"a": b"box"}, {"a": b"tag"}),
         messages.Evaluate(),
         messages.Finish({}),
-        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}, b""),
+        messages.Join(b"n", b"k", 3, 0, b"v", b"h", {"bank": b"h"}, b"", 1),
         messages.Ready(b"c"),
         messages.KeyOffer(b"public", {"b": b"box"}),
         messages.KeyBox("b", b"id", b"box"),

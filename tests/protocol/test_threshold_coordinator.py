@@ -34,7 +34,7 @@ def test_it_joins_no_session(federation: Any, scheme: str) -> None:
         for name, site in ours.participants.items()
     }
     key = RunKey(os.urandom(32)).public.to_bytes()
-    join = messages.Join(os.urandom(32), key, 0, 0, bytes(64), b"", {}, b"")
+    join = messages.Join(os.urandom(32), key, 0, 0, bytes(64), b"", {}, b"", 0)
     joins[COORDINATOR] = own(ours, join, setup)
     for site in ours.participants.values():
         with pytest.raises(ProtocolError, match=r"^sender: "):

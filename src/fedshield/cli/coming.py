@@ -116,22 +116,49 @@ def _sign(
     signed = exposure_of(before, after, key_file)
     name, names = key_file.name, after.to_roster().history()
     _say("roster", f"{path}, fingerprint {before.fingerprint()}")
-    _say("step", f"{name} {'goes' if signed.kind == 'going' else 'joins'}")
+    _say("step", f"{name} {'joins' if signed.kind == 'joining' else 'goes'}")
     _say("batch before", names.calls(signed.before) or "none")
     _say("batch after", names.calls(signed.after) or "none")
-    _say(
-        "EXPOSED",
-        f"{name}'s update of round r can be computed by whoever holds the sums before and after: "
-        f"they are over the same sites but for {name}. Encryption does not hide it from them; "
-        "with privacy.unit example its noise stays in it. This holds for every plan on these "
-        "records, past ones too, and is not taken back, also if it comes back later",
-    )
+    if signed.exposes:
+        _say(
+            "EXPOSED",
+            f"{name}'s update of round r can be computed by whoever holds the sums before and "
+            f"after: they are over the same sites but for {name}. Encryption does not hide it from "
+            "them; with privacy.unit example its noise stays in it. This holds for every plan on "
+            "these records, past ones too, and is not taken back, also if it comes back later",
+        )
+    else:
+        _say(
+            "hidden",
+            f"{name} goes with enough others: no sums before and after show its update while at "
+            f"most {after.rules().max_colluding} of the sites collude (c). The signature says that "
+            "this roster, and no other, follows the one that it goes from",
+        )
     if signed.kind == "going":
         _say("else", "without this signature the sites that stay do not go on without it")
     _ask(f"Type {name} to sign that:", name)
+    if signed.following:
+        _remember(key, signed.roster, signed.following)
     target = out or Path(f"{name}.{signed.kind}.json")
     write_new(target, signed.to_text(), 0o644)
     _say("signed", f"{target}  (send it to the coordinator)")
+
+
+def _remember(key: Path, roster: bytes, following: bytes) -> None:
+    """Beside the key: of each roster, the one that its site goes to. Two that follow one roster
+    could leave it alone (`ledger.history`). Raises `UserError` where it signed for another."""
+    from fedshield.enrolment.files import write_new
+
+    place = key.with_name(f"{key.name}.{roster.hex()[:16]}.gone")
+    if not place.exists():
+        write_new(place, following.hex() + "\n", 0o600)
+    signed_for = place.read_text().strip()
+    if signed_for != following.hex():
+        raise UserError(
+            f"{place}: expected the batches that this site signed to go to before "
+            f"({signed_for[:16]}), got others ({following.hex()[:16]}): one roster only follows "
+            "another; agree on the one that was signed for, or make a roster that follows it"
+        )
 
 
 def _change(

@@ -108,7 +108,8 @@ class Sizes:
         names, plan = self._names, self._plan
         invite = messages.Invite(bytes(16), plan.canonical(), self._roster.encode())
         key = bytes(PUBLIC_KEY_BYTES)
-        join = messages.Join(bytes(32), key, 0, 0, bytes(VERSION_BYTES), bytes(HEAD_BYTES), {}, b"")
+        sizes = bytes(VERSION_BYTES), bytes(HEAD_BYTES)
+        join = messages.Join(bytes(32), key, 0, 0, *sizes, {}, b"", 0)
         begin = messages.Begin(self._signed(join, "setup"))
         secret_bytes = public_bytes = 0
         if plan.scheme.name == "ckks":

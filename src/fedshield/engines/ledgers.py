@@ -167,11 +167,9 @@ def line_of(
     ledger: Ledger, site: str, plan: Plan, roster: Roster, run: str, data: SiteData
 ) -> Line:
     """The rules of a site's records in a run of a plan. Raises `LedgerError` for a roster in which
-    a site's keys, also of one that left and signed that it is exposed, do not go on from those that
-    the ledger remembers."""
-    for keys in (roster.chains, roster.lineage.gone):
-        if why := heads.forked(ledger.chains, keys):
-            raise LedgerError(why)
+    a site's keys do not go on from those that the ledger remembers."""
+    if why := heads.forked(ledger.chains, roster.chains):
+        raise LedgerError(why)
     return Line(ledger, site, plan, roster, run, line_records(ledger.record_key, data))
 
 

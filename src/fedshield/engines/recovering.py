@@ -102,28 +102,13 @@ def draft(
         place,
         older,
         lines,
-        rebuilt(
-            *(older, told, parts, colluding),
-            {site: name for site, (name, _) in sites.items()},
-            _consortia(members),
-        ),
+        rebuilt(older, told, parts, colluding, {site: name for site, (name, _) in sites.items()}),
         next_line(older, lengths, sites),
         lengths,
         _latest(older.peers, peers, kept),
         dict(older.chains) | dict(chains) | _chains_of(members),
         notes,
     )
-
-
-def _consortia(members: Sequence[Member]) -> dict[str, str]:
-    """Of the rosters that the kits know to follow each other, by the SHA-256 of their content."""
-    histories = [member.roster.history() for member in members]
-    return {
-        past.roster: history.consortium
-        for history in histories
-        for past in (*history.earlier, history.today)
-        if past.roster
-    }
 
 
 def _sites(members: Sequence[Member]) -> dict[str, tuple[str, tuple[bytes, ...]]]:

@@ -81,12 +81,13 @@ def exposure_of(before: SignedRoster, after: SignedRoster, key_file: KeyFile) ->
                 "training row by itself, and no exposure is signed"
             )
     site, demo = identity(card, after.demo), after.demo
-    old, new = after.lineage.earlier[-1].past().cut, after.cut()
-    for kind in ("going", "joining"):
-        batches = step(kind, site, old, new)
-        if batches is not None:
+    old, new = after.lineage.earlier[-1].cut(), after.cut()
+    hidden = all(name != card.name for name, _ in single_sites(after))
+    for kind in ("leaving" if hidden else "going", "joining"):
+        found = step(kind, site, old, new)
+        if found is not None:
             digest = after.lineage.earlier[-1].roster
-            return Exposure.sign(key_file, kind, after.lineage.consortium, digest, *batches)
+            return Exposure.sign(key_file, kind, after.lineage.consortium, digest, *found)
     raise RosterError(
         f"--key: expected the key of a site that goes or joins here, got {card.name}'s"
         + ("" if demo else f" ({site[:16]})")
@@ -111,9 +112,8 @@ def single_sites(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
     """Whom sums under this roster and those before it would single out, (name, how) each: `how` is
     'signed' for who signed it, else ''. Of records that were in sums under all of them."""
     history = roster.to_roster().history()
-    cuts = (*(past.cut for past in history.earlier), history.today.cut)
     c = roster.rules().max_colluding
-    alone = {site for atom in short_atoms(cuts, history.signed, c) for site in atom}
+    alone = {site for atom in short_atoms(history.cuts, history.signed, c) for site in atom}
     told = [(history.call(site), "signed") for site in history.signed]
     told += [(history.call(site), "") for site in alone]
     return tuple(sorted(told))

@@ -18,9 +18,10 @@ from fedshield.enrolment.files import Fields, RosterError, read_document, to_tex
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
 from fedshield.protocol import codec
 
-#: `announced`: in advance, by whoever goes later from a roster with `departure: announced`.
-Kind = Literal["going", "joining", "announced"]
-KINDS: tuple[Kind, ...] = ("going", "joining", "announced")
+#: `leaving`: goes with c + 1 others or more, and is not exposed by it; `announced`: in advance, by
+#: whoever goes later from a roster with `departure: announced`.
+Kind = Literal["going", "leaving", "joining", "announced"]
+KINDS: tuple[Kind, ...] = ("going", "leaving", "joining", "announced")
 DIGEST_BYTES = 32
 
 
@@ -30,6 +31,8 @@ class Exposure:
     of the consortium's first roster and of the one that is followed; `before`, `after`: its batch
     in that one and in the next, by first keys (hex): of who goes, the others of its batch who stay
     are `after`, nothing where it signs in advance; of who joins, those who were there are `before`.
+    `following`: of who goes, SHA-256 of all batches of the next roster, which it signs for no other
+    one; else nothing.
 
     One that the card's key did not sign cannot be made: `RosterError`."""
 
@@ -39,6 +42,7 @@ class Exposure:
     roster: bytes
     before: tuple[str, ...]
     after: tuple[str, ...]
+    following: bytes
     signature: bytes
 
     def __post_init__(self) -> None:
@@ -48,7 +52,8 @@ class Exposure:
                 f"{str(self.kind)[:40]!r}; ask its site for it again"
             )
         message = _message(
-            *(self.kind, self.card, self.consortium, self.roster, self.before, self.after)
+            *(self.kind, self.card, self.consortium, self.roster),
+            *(self.before, self.after, self.following),
         )
         if not is_signed(message, self.signature, self.card.public):
             raise RosterError(
@@ -66,17 +71,26 @@ class Exposure:
         roster: bytes,
         before: Sequence[str],
         after: Sequence[str],
+        following: bytes = b"",
     ) -> Exposure:
         """Signed by the site itself. Arguments as the fields'."""
         card = key_file.card()
-        message = _message(kind, card, consortium, roster, before, after)
+        message = _message(kind, card, consortium, roster, before, after, following)
         signature = key_file.key.sign(message)
-        return cls(kind, card, consortium, roster, tuple(before), tuple(after), signature)
+        return cls(
+            *(kind, card, consortium, roster),
+            *(tuple(before), tuple(after), following, signature),
+        )
+
+    @property
+    def exposes(self) -> bool:
+        """Whether its site's updates may be had by subtraction: not if it goes hidden by others."""
+        return self.kind != "leaving"
 
     def content(self) -> list[codec.Value]:
         """What of it is under the countersignatures of a roster."""
         value: list[codec.Value] = [self.kind, self.card.content(), self.consortium, self.roster]
-        return [*value, [*self.before], [*self.after], self.signature]
+        return [*value, [*self.before], [*self.after], self.following, self.signature]
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -86,6 +100,7 @@ class Exposure:
             "roster": self.roster.hex(),
             "before": [*self.before],
             "after": [*self.after],
+            "following": self.following.hex() or None,
             "signature": self.signature.hex(),
         }
 
@@ -98,6 +113,7 @@ class Exposure:
             fields.hexadecimal("roster", DIGEST_BYTES),
             fields.texts("before"),
             fields.texts("after"),
+            fields.maybe_hexadecimal("following", DIGEST_BYTES),
             fields.hexadecimal("signature", SIGNATURE_BYTES),
         )
         fields.done()
@@ -122,6 +138,7 @@ def _message(
     roster: bytes,
     before: Sequence[str],
     after: Sequence[str],
+    following: bytes,
 ) -> bytes:
     value: list[codec.Value] = ["fedshield exposure 1", kind, card.name, card.first_public().hex()]
-    return codec.encode([*value, consortium, roster, [*before], [*after]])
+    return codec.encode([*value, consortium, roster, [*before], [*after], following])

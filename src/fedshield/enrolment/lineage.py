@@ -2,12 +2,13 @@
 
 Rule R1 holds over all sums that a consortium ever made, so each roster lists how the sites were cut
 into batches under every one before it. All of it is under the countersignatures. Whoever leaves one
-out is found by the ledgers of those who took part in its sums: a row of theirs is then over a batch
-that no listed roster has (`ledger.history.undeclared`).
+out, or puts another in its place, is found by the ledgers of those who took part under it
+(`ledger.history.not_continued`).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -15,22 +16,23 @@ from typing import Any, Literal, NamedTuple
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.exposure import DIGEST_BYTES, Exposure
 from fedshield.enrolment.files import Fields, RosterError, check_name
-from fedshield.ledger.history import Cut, History, Past
+from fedshield.ledger.history import Cut, History, chain, in_order
 from fedshield.plan_data import MAX_SITES
 from fedshield.protocol import codec
 
 Departure = Literal["signed", "announced"]
 DEPARTURES: tuple[Departure, ...] = ("signed", "announced")
 #: Rosters that one may follow.
-MAX_EARLIER = 64
+MAX_EARLIER = 256
 
 
 class Member(NamedTuple):
-    """A site as it was then: its name, and the first key of its card, hex (its name in a
-    demonstration)."""
+    """A site as it was then: its name, the first key of its card, hex (its name in a
+    demonstration), and the key that it signed with, hex."""
 
     name: str
     site: str
+    key: str
 
 
 class Earlier(NamedTuple):
@@ -39,9 +41,8 @@ class Earlier(NamedTuple):
     roster: bytes
     batches: tuple[tuple[Member, ...], ...]
 
-    def past(self) -> Past:
-        cut = tuple(tuple(sorted(one.site for one in batch)) for batch in self.batches)
-        return Past(self.roster.hex(), cut)
+    def cut(self) -> Cut:
+        return in_order([one.site for one in batch] for batch in self.batches)
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,26 @@ class Lineage:
         exposures = tuple(known[step] for step in sorted(known))
         return Lineage(self.departure, self.consortium, self.earlier, exposures)
 
-    def check_steps(self, today: Cut, cards: Sequence[Card], demo: bool) -> None:
-        """Raises `RosterError` unless each exposure is of a step that the rosters show. `today`:
-        the batches of the roster itself; `cards`: its sites'."""
-        cuts = [*(one.past().cut for one in self.earlier), today]
+    def check_names(self, today: Sequence[Member]) -> None:
+        """Raises `RosterError` for a site that is called two names: policies speak of names.
+        `today`: the sites of the roster itself."""
+        before = (member for one in self.earlier for batch in one.batches for member in batch)
+        names: dict[str, str] = {}
+        for member in (*before, *today):
+            if names.setdefault(member.site, member.name) != member.name:
+                raise RosterError(
+                    f"earlier: expected one name of each site, got {names[member.site]} and "
+                    f"{member.name} of one; ask for the file again"
+                )
+
+    def check_steps(self, today: Sequence[Sequence[Member]]) -> None:
+        """Raises `RosterError` unless each exposure is of a step that the rosters show, signed by
+        the key that its site had there. `today`: the batches of the roster itself."""
+        rosters = [*(one.batches for one in self.earlier), today]
+        cuts = [in_order([member.site for member in batch] for batch in one) for one in rosters]
         places = {one.roster: at for at, one in enumerate(self.earlier)}
-        chains = {identity(card, demo): card.chain() for card in cards}
         for one in self.exposures:
-            site, name = identity(one.card, demo), one.card.name
+            name = one.card.name
             if one.consortium != self.consortium or one.roster not in places:
                 raise RosterError(
                     f"exposure of {name}: expected one for a roster that this one follows, got one "
@@ -124,38 +137,43 @@ class Lineage:
                     f"roster was left out; ask {name} what it signed"
                 )
             at = places[one.roster]
-            if step(one.kind, site, cuts[at], cuts[at + 1]) != (one.before, one.after):
+            batches = rosters[at + 1 if one.kind == "joining" else at]
+            key = one.card.public.hex()
+            site = next(
+                (m.site for batch in batches for m in batch if (m.name, m.key) == (name, key)), ""
+            )
+            if not site:
+                raise RosterError(
+                    f"exposure of {name}: expected one by the key that {name} had in the roster "
+                    f"that it is for, got one by {key[:16]}; ask {name} what it signed"
+                )
+            if step(one.kind, site, cuts[at], cuts[at + 1]) != (
+                *(one.before, one.after, one.following),
+            ):
                 raise RosterError(
                     f"exposure of {name}: expected one for the batches of this step, got one for "
                     f"others ({one.kind}, from {len(one.before)} sites to {len(one.after)}): it "
                     f"does not fit who goes and joins here; ask {name} to sign anew"
                 )
-            chain = one.card.chain()
-            if site in chains and chains[site][: len(chain)] != chain:
-                raise RosterError(
-                    f"exposure of {name}: expected a key of its card, got {chain[-1].hex()[:16]}; "
-                    f"ask {name} what it signed"
-                )
 
-    def history(self, cards: Sequence[Card], demo: bool) -> History:
-        """What ledgers are told. `cards`: of the sites of the roster itself."""
-        here = {identity(card, demo) for card in cards}
+    def history(self, today: Cut, demo: bool) -> History:
+        """What ledgers are told. `today`: the batches of the roster itself."""
+        cuts, at = chain([*(one.cut() for one in self.earlier), today])
+        places = {one.roster: place for one, place in zip(self.earlier, at, strict=False)}
+        bound: dict[int, frozenset[str]] = {}
+        for one in self.exposures:
+            if one.following:
+                place = places[one.roster]
+                bound[place] = bound.get(place, frozenset()) | {identity(one.card, demo)}
         return History(
-            earlier=tuple(one.past() for one in self.earlier),
-            consortium=self.consortium.hex(),
-            signed=frozenset(identity(one.card, demo) for one in self.exposures),
+            cuts,
+            frozenset(identity(one.card, demo) for one in self.exposures if one.exposes),
+            bound,
             names={
                 member.site: member.name
                 for one in self.earlier
                 for batch in one.batches
                 for member in batch
-            },
-            gone={}
-            if demo
-            else {
-                one.card.name: one.card.chain()
-                for one in self.exposures
-                if identity(one.card, demo) not in here
             },
         )
 
@@ -180,7 +198,7 @@ class Lineage:
             "earlier": [
                 {
                     "roster": one.roster.hex(),
-                    "batches": [{m.name: m.site for m in batch} for batch in one.batches],
+                    "batches": [{m.name: [m.site, m.key] for m in batch} for batch in one.batches],
                 }
                 for one in self.earlier
             ],
@@ -208,18 +226,21 @@ def identity(card: Card, demo: bool) -> str:
 
 def step(
     kind: str, site: str, old: Cut, new: Cut
-) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """What a site that goes or joins here signs, its batch before and after; None where it does
-    neither."""
+) -> tuple[tuple[str, ...], tuple[str, ...], bytes] | None:
+    """What a site that goes or joins here signs: its batch before and after, and for who goes now
+    the SHA-256 of all batches after it; None where it does neither."""
     members = [{one for batch in cut for one in batch} for cut in (old, new)]
     was, comes = (site in one for one in members)
     if kind == "joining" and comes and not was:
         batch = next(batch for batch in new if site in batch)
-        return tuple(one for one in batch if one in members[0]), batch
-    if kind in ("going", "announced") and was and not comes:
+        return tuple(one for one in batch if one in members[0]), batch, b""
+    if kind in ("going", "leaving", "announced") and was and not comes:
         batch = next(batch for batch in old if site in batch)
+        if kind == "announced":
+            return batch, (), b""
         stay = tuple(one for one in batch if one in members[1])
-        return batch, () if kind == "announced" else stay
+        following = hashlib.sha256(codec.encode([[*cell] for cell in new])).digest()
+        return batch, stay, following
     return None
 
 
@@ -231,7 +252,13 @@ def _earlier(fields: Fields) -> Earlier:
         batch = []
         for name in given.names()[: MAX_SITES + 1]:
             check_name(name, fields.path("batches"))
-            batch.append(Member(name, given.text(name)))
+            site = given.texts(name)
+            if len(site) != 2:
+                raise RosterError(
+                    f"{fields.path('batches')}: expected two keys of {name}, got {len(site)}; ask "
+                    "for the file again"
+                )
+            batch.append(Member(name, *site))
         batches.append(tuple(sorted(batch)))
         given.done()
     fields.done()

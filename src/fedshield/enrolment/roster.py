@@ -35,6 +35,7 @@ from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.errors import PlanError
+from fedshield.ledger.history import Cut, in_order
 from fedshield.plan_data import MAX_SITES
 from fedshield.protocol import codec
 from fedshield.protocol.roster import COORDINATOR, Roster
@@ -106,8 +107,9 @@ class SignedRoster:
                 "--departure: expected signed with membership open, got announced: there each sum "
                 "protects every training row by itself; leave it out"
             )
+        self.lineage.check_names([self._member(name) for name in self.names()])
         if self.lineage.exposures:
-            self.lineage.check_steps(self.cut(), self.sites, self.demo)
+            self.lineage.check_steps(self.members())
         for name, given in self.countersignatures.items():
             self._check_countersignature(name, given)
 
@@ -137,7 +139,7 @@ class SignedRoster:
         """What this site signed in advance of its going. Raises `RosterError` if it did not."""
         consortium, roster, batch = self._announcing(name)
         card = self.card(name)
-        return Exposure("announced", card, consortium, roster, batch, (), signature)
+        return Exposure("announced", card, consortium, roster, batch, (), b"", signature)
 
     def _announcing(self, name: str) -> tuple[bytes, bytes, tuple[str, ...]]:
         digest = self.content_sha256()
@@ -197,14 +199,15 @@ class SignedRoster:
         if self.rules().membership == "open":
             return ()
         cells = self.batches() or (self.names(),)
-        return tuple(
-            tuple(sorted(Member(name, identity(self.card(name), self.demo)) for name in cell))
-            for cell in cells
-        )
+        return tuple(tuple(sorted(self._member(name) for name in cell)) for cell in cells)
 
-    def cut(self) -> tuple[tuple[str, ...], ...]:
+    def cut(self) -> Cut:
         """The same by first keys, as ledgers know them."""
-        return tuple(tuple(sorted(one.site for one in cell)) for cell in self.members())
+        return in_order([one.site for one in cell] for cell in self.members())
+
+    def _member(self, name: str) -> Member:
+        card = self.card(name)
+        return Member(name, identity(card, self.demo), card.public.hex())
 
     def content(self) -> bytes:
         """What is signed and fingerprinted: `docs/roster.md` has it field by field."""
@@ -400,7 +403,7 @@ class SignedRoster:
             # The keys of a demonstration are new in every session: its sites are known by name.
             {} if self.demo else {card.name: card.chain() for card in self.sites},
             self.batches(),
-            self.lineage.history(self.sites, self.demo),
+            self.lineage.history(self.cut(), self.demo),
         )
 
     # -- file --------------------------------------------------------------------------------

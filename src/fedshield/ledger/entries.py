@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from fedshield.ledger.history import Entered
 from fedshield.ledger.rows import RECORD_BYTES, Row, Scale, Version
 from fedshield.ledger.rules import Approval
 
@@ -50,9 +51,9 @@ class Attested(NamedTuple):
     by: tuple[str, ...]
 
 
-#: Fields that rows of earlier versions do not have.
-_LATER: dict[str, object] = {"roster": "", "consortium": "", "exposed": (), "recovered": False}
 _ROW = {field.name for field in dataclasses.fields(Row)}
+#: Fields that rows of earlier versions do not have.
+_LATER = {"roster", "recovered"}
 _APPROVAL = {field.name for field in dataclasses.fields(Approval)}
 
 
@@ -94,14 +95,12 @@ def of_row(row: Row, records: str) -> dict[str, Any]:
 def to_row(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Row:
     """`records`: by the digest of their line. Raises `KeyError` or `TypeError` for another
     entry."""
-    entry = {**_LATER, **entry}
-    fields = {name: entry[name] for name in _ROW}
+    fields = {name: entry[name] for name in _ROW if name in entry or name not in _LATER}
     return Row(
         **fields
         | {
             "batch": tuple(fields["batch"]),
             "sites": tuple(fields["sites"]),
-            "exposed": tuple(fields["exposed"]),
             "curve": tuple(fields["curve"]),
             "scale": Scale(**fields["scale"]),
             "versions": {site: Version(*one) for site, one in fields["versions"].items()},
@@ -116,7 +115,7 @@ def of_approval(approval: Approval) -> dict[str, Any]:
 
 def to_approval(entry: Mapping[str, Any]) -> Approval:
     """Raises `KeyError` or `TypeError` for another entry."""
-    entry = {**_LATER, **entry}
+    entry = {"exposed": False, **entry}  # an earlier version knew of no exposure
     given = {name: entry[name] for name in _APPROVAL}
     lists = {name: tuple(given[name]) for name in ("tallies", "lines")}
     part = given["part"] and Version(*given["part"])
@@ -145,6 +144,20 @@ def to_attested(entry: Mapping[str, Any]) -> Attested:
 def to_total(entry: Mapping[str, Any]) -> Total:
     """Raises `KeyError` for another entry."""
     return Total(**{name: entry[name] for name in Total._fields})
+
+
+def of_entered(entered: Entered, records: str) -> dict[str, Any]:
+    """`records`: the digest of the line that holds its records."""
+    fields = entered._asdict()
+    fields.pop("recovered")
+    return {"kind": "entered", **fields, "names": {**entered.names}, "records": records}
+
+
+def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Entered:
+    """Raises `KeyError` or `TypeError` for another entry."""
+    cuts = tuple(tuple(tuple(batch) for batch in cut) for cut in entry["cuts"])
+    confirmed, names = bool(entry["confirmed"]), dict(entry["names"])
+    return Entered(records[entry["records"]], cuts, confirmed, names)
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

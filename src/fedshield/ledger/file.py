@@ -32,6 +32,7 @@ from fedshield.ledger.entries import (
     Total,
 )
 from fedshield.ledger.heads import RESTORE, Head, LedgerError
+from fedshield.ledger.history import Entered
 from fedshield.ledger.rows import Row
 from fedshield.ledger.rules import Approval
 
@@ -51,7 +52,7 @@ class Ledger:
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
     it forget; `answered`: what other sites were told of their lost ledgers; `recoveries`: where
-    this one was rebuilt. Raises `LedgerError`."""
+    this one was rebuilt; `entered`: the rosters that it took part under. Raises `LedgerError`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
@@ -71,6 +72,8 @@ class Ledger:
         self.forgotten: list[Forgotten] = []
         self.answered: list[Answered] = []
         self.recoveries: list[Recovered] = []
+        self.entered: list[Entered] = []
+        self._rebuilt_at = (0, 0)  # of `rows` and `entered`
         # Where the rows stood when each plan was last approved.
         self._approved_at: dict[str, int] = {}
 
@@ -294,6 +297,16 @@ class Ledger:
         self._append_row(row)
         return self.head
 
+    def add_entered(self, entered: Entered) -> None:
+        """Record under which roster these records go on; no line for what is known already."""
+        if entered not in self.entered:
+            self._append(entries.of_entered(entered, self._kept_records(entered.records)))
+
+    def since_rebuilt(self) -> tuple[list[Row], list[Entered]]:
+        """What this ledger holds of its own since it was rebuilt, all of it if it was not."""
+        rows, entered = self._rebuilt_at
+        return [row for row in self.rows[rows:] if not row.recovered], self.entered[entered:]
+
     def add_receipt(self, receipt: Receipt) -> Receipt:
         """The receipt to sign for this key: the first one that was ever added, whatever comes."""
         if receipt.key not in self.receipts:
@@ -345,10 +358,13 @@ class Ledger:
         )
 
     def _append_row(self, row: Row) -> None:
-        if row.records not in self._records.values():
-            self._append(entries.of_records(row.records))
-        named = next(name for name, known in self._records.items() if known == row.records)
-        self._append(entries.of_row(row, named))
+        self._append(entries.of_row(row, self._kept_records(row.records)))
+
+    def _kept_records(self, records: frozenset[bytes]) -> str:
+        """The digest of the line that holds them."""
+        if records not in self._records.values():
+            self._append(entries.of_records(records))
+        return next(name for name, known in self._records.items() if known == records)
 
     def _keep_beside(self, peers: heads.Heads, chains: heads.Chains) -> None:
         self._usable()
@@ -432,6 +448,8 @@ class Ledger:
             self._records[digest] = entries.to_records(entry)
         elif kind == "row":
             self.rows.append(entries.to_row(entry, self._records))
+        elif kind == "entered":
+            self.entered.append(entries.to_entered(entry, self._records))
         elif kind == "approval":
             approval = entries.to_approval(entry)
             self.approvals.pop(approval.plan, None)  # approved again, it is the last
@@ -459,6 +477,7 @@ class Ledger:
             if recovered.after != number - 1 or recovered.line < number:
                 raise ValueError(recovered.line)
             self.recoveries.append(recovered)
+            self._rebuilt_at = len(self.rows), len(self.entered)
             number = recovered.line
         else:
             raise ValueError(kind)

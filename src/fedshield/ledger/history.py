@@ -9,6 +9,13 @@ that are not exposed: what an exposed site put in counts as known to everyone, l
 
 Rules for pairs of cuts are not enough: {1, 2, 3} and {4, 5, 6}, then {1..7}, differ by four sites
 or three each, and the three sums give site 7 (docs/protocol.md, section 8).
+
+The cuts are a chain: each follows one, and one follows each. Were two to follow one cut L, those
+who are in neither could be left alone by three sums of which nobody knows all: L = {1..7},
+{2, 3, 7} and {4, 5, 6, 7} give site 1, if 7 colludes. So a site that took part under a cut goes on
+under one that follows it, once for ever (`not_continued`), and only where a quorum of the sites of
+the one before goes on with it, or signed that it goes (`unsupported`): two quorums share an honest
+site.
 """
 
 from __future__ import annotations
@@ -19,55 +26,34 @@ from typing import NamedTuple
 
 from fedshield.ledger.rows import Row
 
-#: Sites, by first keys, batch by batch. Empty for a roster with membership open, which has none.
+#: Sites, by first keys, batch by batch, in order. Empty for a roster with membership open.
 Cut = tuple[tuple[str, ...], ...]
-
-
-class Past(NamedTuple):
-    """One roster: the SHA-256 of its content, hex ('' in a demonstration), and its batches."""
-
-    roster: str
-    cut: Cut
 
 
 @dataclass(frozen=True)
 class History:
-    """What a countersigned roster says of itself and of those before it, the oldest first.
+    """What a countersigned roster says of itself and of those before it.
 
-    `consortium`: content SHA-256, hex, of the first roster; `signed`: sites whose exposure is
-    signed in the roster; `named`: sites that this site's policy exposes; `names`: what people call
-    the sites; `gone`: of those who signed and are not in the roster any more, by name, all keys of
-    the card that signed. Sites are known by the first key of their card."""
+    `cuts`: the oldest first, that of today last; one that is the same as the one before it is not
+    there twice. `signed`: sites whose exposure is signed in the roster; `bound`: of each place in
+    `cuts`, the sites that signed that they go from it to the next; `named`: sites that this site's
+    policy exposes; `names`: what people call the sites. Sites are known by the first key of their
+    card."""
 
-    today: Past = field(default_factory=lambda: Past("", ()))
-    earlier: tuple[Past, ...] = ()
-    consortium: str = ""
+    cuts: tuple[Cut, ...] = ()
     signed: frozenset[str] = frozenset()
+    bound: Mapping[int, frozenset[str]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
-    gone: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
-    def exposed(self, rows: Sequence[Row]) -> frozenset[str]:
-        """Sites that count as open to everyone, for a line of these rows: who once counted so does
-        for ever, whatever rosters and policies say later. What was signed in one consortium is
-        worth nothing in another one's sums."""
-        known = self.named.union(*(row.exposed for row in rows))
-        foreign = any(row.consortium != self.consortium for row in rows)
-        found = known if foreign else known | self.signed
-        return found & {site for cut in self.since(rows) for batch in cut for site in batch}
+    def exposed(self) -> frozenset[str]:
+        """Sites that count as open to everyone."""
+        sites = {site for cut in self.cuts for batch in cut for site in batch}
+        return (self.named | self.signed) & sites
 
-    def since(self, rows: Sequence[Row]) -> tuple[Cut, ...]:
-        """The cuts that bear on a line of these rows: from the first roster that one of them was
-        under on, and today's. Records that were in no sum have today's only."""
-        places = {past.roster: at for at, past in reversed([*enumerate(self.earlier)])}
-        places.setdefault(self.today.roster, len(self.earlier))
-        # A roster that is not listed and cut this site's batch as today's does may be older.
-        first = min((places.get(row.roster, 0) for row in rows), default=len(self.earlier))
-        return tuple(past.cut for past in (*self.earlier[first:], self.today))
-
-    def isolated(self, rows: Sequence[Row], colluding: int) -> tuple[tuple[str, ...], ...]:
+    def isolated(self, colluding: int) -> tuple[tuple[str, ...], ...]:
         """Atoms with fewer than c + 2 sites that are not exposed, and at least one."""
-        return short_atoms(self.since(rows), self.exposed(rows), colluding)
+        return short_atoms(self.cuts, self.exposed(), colluding)
 
     def call(self, site: str) -> str:
         """What people call a site: its name, or what its first key begins with."""
@@ -77,13 +63,49 @@ class History:
         return ", ".join(sorted(map(self.call, sites)))
 
 
+class Entered(NamedTuple):
+    """That a site takes part under a roster: its chain of cuts, for these records. `counted`: from
+    which place on this site counts in quorums; `confirmed`: whether it saw that a quorum of each
+    cut goes on to the next; `names`: what the sites are called; `recovered`: never."""
+
+    records: frozenset[bytes]
+    cuts: tuple[Cut, ...]
+    confirmed: bool
+    names: Mapping[str, str]
+    recovered: bool = False
+
+
+def chain(cuts: Iterable[Cut]) -> tuple[tuple[Cut, ...], tuple[int, ...]]:
+    """Cuts that follow each other, without those that are as the one before them; and the place of
+    each of the given ones among these.
+
+    >>> chain([(("a",),), (("a",),), (("b",),)])
+    (((('a',),), (('b',),)), (0, 0, 1))
+    """
+    found: list[Cut] = []
+    places: list[int] = []
+    for cut in cuts:
+        if not found or found[-1] != cut:
+            found.append(cut)
+        places.append(len(found) - 1)
+    return tuple(found), tuple(places)
+
+
 def of_one(batch: Sequence[str]) -> History:
     """The history of a roster that nothing went before, of which this batch is all that counts.
 
-    >>> of_one("ab").today.cut
-    (('a', 'b'),)
+    >>> of_one("ab").cuts
+    ((('a', 'b'),),)
     """
-    return History(Past("", (tuple(batch),)))
+    return History(((tuple(sorted(batch)),),))
+
+
+def in_order(batches: Iterable[Iterable[str]]) -> Cut:
+    """
+    >>> in_order(["ca", "b"])
+    (('a', 'c'), ('b',))
+    """
+    return tuple(sorted(tuple(sorted(batch)) for batch in batches))
 
 
 def atoms(cuts: Iterable[Cut]) -> tuple[tuple[str, ...], ...]:
@@ -122,18 +144,13 @@ def short_atoms(
     return tuple(sites for sites in hidden if 0 < len(sites) < colluding + 2)
 
 
-def undeclared(rows: Sequence[Row], request: Row, history: History) -> Row | None:
-    """A row whose batch is no union of batches of the roster that it was under, as that is listed
-    here; or that was under a roster that is not listed, and not over today's batch. None for
-    none. Then two sites of one atom need not be in the same sums."""
-    cuts = {past.roster: past.cut for past in (*history.earlier, history.today) if past.roster}
-    for row in rows:
-        cut = cuts.get(row.roster)
-        if cut is None:
-            if set(row.batch) != set(request.batch):
-                return row
-        elif not _is_whole(cut, set(row.batch)):
-            return row
+def place(row: Row, cuts: Sequence[Cut]) -> int | None:
+    """The first cut that a row can have been under: this site's batch is one of its batches, and
+    the sites of the sum are whole batches. None for none."""
+    batch = tuple(sorted(row.batch))
+    for number, cut in enumerate(cuts):
+        if batch in cut and _is_whole(cut, set(row.sites)):
+            return number
     return None
 
 
@@ -142,7 +159,64 @@ def _is_whole(cut: Cut, sites: set[str]) -> bool:
     return inside == sites
 
 
+def undeclared(rows: Sequence[Row], cuts: Sequence[Cut]) -> Row | None:
+    """A row that can have been under none of these cuts; None for none. Then two sites of one atom
+    need not be in the same sums."""
+    return next((row for row in rows if place(row, cuts) is None), None)
+
+
+def not_continued(entered: Sequence[Entered], cuts: Sequence[Cut]) -> tuple[Cut, ...] | None:
+    """The longest chain that this site took part under, if `cuts` do not go on from it; None if
+    they do."""
+    known = max((one.cuts for one in entered), key=len, default=())
+    return None if tuple(cuts[: len(known)]) == known else known
+
+
+def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:
+    """The first cut of the chain that a site is bound to follow by its ledger: the first that one
+    of its rows can have been under, or that it entered; the number of cuts if there is none.
+    `rows`, `entered`: those since a ledger was rebuilt, if it was: what it was bound to before is
+    not known."""
+    places = [number for row in rows if (number := place(row, cuts)) is not None]
+    places += [len(one.cuts) - 1 for one in entered]
+    return min(places, default=len(cuts))
+
+
+class Unsupported(NamedTuple):
+    """The place of a cut of which fewer than `needed` sites are known to go on to the next."""
+
+    place: int
+    found: int
+    needed: int
+
+
+def unsupported(
+    history: History, first: int, places: Mapping[str, int], colluding: int, confirmed: int
+) -> Unsupported | None:
+    """The first step, from `first` on, of which no quorum is seen; None if there is none.
+
+    Args: `places`: of each site of the session, the first cut of the chain that its ledger binds it
+    to (`first_place`), as it signed it; `confirmed`: the place up to which this site has seen
+    quorums before. A step from or to a roster with membership open has none: there is no cut that
+    sums before and after it are over."""
+    for number in range(max(first, confirmed), len(history.cuts) - 1):
+        sites = {site for batch in history.cuts[number] for site in batch}
+        going_on = {site for site in sites if places.get(site, len(history.cuts)) <= number}
+        found = len(going_on | (history.bound.get(number, frozenset()) & sites))
+        # So many that two such sets share an honest site, which follows one cut only.
+        needed = (len(sites) + colluding) // 2 + 1
+        if not sites or not history.cuts[number + 1] or found < needed:
+            return Unsupported(number, found, needed)
+    return None
+
+
 def named_in(history: History, names: Collection[str]) -> History:
-    """With the sites that a policy exposes (`exposes`), by their names in any of the rosters."""
-    chosen = frozenset(site for site, name in history.names.items() if name in names)
-    return replace(history, named=chosen)
+    """With the sites that a policy exposes (`exposes`), by their names in any of the rosters.
+    Raises `LookupError` for a name of no site, or of two."""
+    chosen = set()
+    for name in names:
+        sites = [site for site, known in history.names.items() if known == name]
+        if len(sites) != 1:
+            raise LookupError(name, sites)
+        chosen.update(sites)
+    return replace(history, named=frozenset(chosen))

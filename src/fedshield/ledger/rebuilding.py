@@ -63,13 +63,10 @@ def rebuilt(
     parts: Mapping[str, OwnPart],
     colluding: int,
     names: Mapping[str, str],
-    consortia: Mapping[str, str],
 ) -> Rebuilt:
     """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
-    `colluding`: how many of the others lie at most; `names`: of the others by first key;
-    `consortia`: of the rosters that this site knows, as in `Row`: no word of others makes a row one
-    of theirs, and none says who is exposed. Raises `RecoveryError` where two tell of different
-    parts of this site in one sum."""
+    `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
+    `RecoveryError` where two tell of different parts of this site in one sum."""
     tellers: dict[tuple[str, ToldRow], list[str]] = {}
     for answer in answers:
         for told in answer.rows:
@@ -82,9 +79,7 @@ def rebuilt(
         if row.recovered or row.key in older.receipts
     }
     added = [
-        _row(about, told, older, parts, consortia)
-        for about, told in tellers
-        if (about, told) not in known
+        _row(about, told, older, parts) for about, told in tellers if (about, told) not in known
     ]
     results = _results(older, answers, colluding)
     rows = (*added, *_unseen([*older.rows, *added], older, parts))
@@ -143,13 +138,7 @@ def _check_versions(
             )
 
 
-def _row(
-    about: str,
-    told: ToldRow,
-    older: Ledger,
-    parts: Mapping[str, OwnPart],
-    consortia: Mapping[str, str],
-) -> Row:
+def _row(about: str, told: ToldRow, older: Ledger, parts: Mapping[str, OwnPart]) -> Row:
     """A told sum with what this site knows of it."""
     part, version = parts.get(told.plan), told.version_of(about)
     now = part is not None and part.version == version
@@ -184,7 +173,6 @@ def _row(
         distance=distance if told.phase == "round" else 0.0,
         records=records,
         roster=told.roster,
-        consortium=consortia.get(told.roster, ""),
         recovered=True,
     )
 

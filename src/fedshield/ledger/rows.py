@@ -11,7 +11,7 @@ import hmac
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Protocol, Self, TypeVar
 
 Unit = Literal["none", "example", "site"]
 Membership = Literal["fixed", "batches", "open"]
@@ -63,14 +63,13 @@ class Row:
     tally), and of this site's encoded integers with their noise. `run`: the run's name. `batch`:
     this site's batch, `sites`: everyone in the sum. `colluding`: c of the roster. `own`: the key of
     this site. `versions`: what each member of the batch said of its own part (rule R3).
-    `records`: keyed hashes of the raw records that entered. `roster`: SHA-256, hex, of the content
-    of the roster, and `consortium` of the first roster of all that it follows, itself if none;
-    both '' in a demonstration and in a row of an earlier version. `exposed`: sites that counted as
-    open to everyone. `curve`: Renyi divergence at each order of `privacy.accounting.WHOLE_ORDERS`,
-    and `distance` the total variation between its noise and what that stands for; empty and 0 where
-    no unit is protected, or where the sum is a tally. `recovered`: rebuilt from what others told
-    (`recovery`): what this site sent is not known, and without `records` neither is of which; then
-    it counts for all of them.
+    `records`: keyed hashes of the raw records that entered. `curve`: Renyi divergence at each order
+    of `privacy.accounting.WHOLE_ORDERS`, and `distance` the total variation between its noise and
+    what that stands for; empty and 0 where no unit is protected, or where the sum is a tally.
+    `roster`: SHA-256, hex, of the countersigned roster's content; empty for none, or in a row of an
+    earlier version.
+    `recovered`: rebuilt from what others told (`recovery`): what this site sent is not known, and
+    without `records` neither is of which; then it counts for all of them.
     """
 
     plan: str
@@ -91,8 +90,6 @@ class Row:
     distance: float = 0.0
     records: frozenset[bytes] = field(default_factory=frozenset, repr=False)
     roster: str = ""
-    consortium: str = ""
-    exposed: tuple[str, ...] = ()
     recovered: bool = False
 
     @property
@@ -104,8 +101,8 @@ class Row:
 @dataclass(frozen=True)
 class Consent:
     """What a site's own operator agreed to, by hand, at the site's terminal. `part`: what it may
-    put in though only this site may have changed that (R3), half by half; `exposed`:
-    whether it takes part though its updates can be had by subtraction (R1)."""
+    put in though only this site may have changed that (R3), half by half; `exposed`: whether
+    it takes part though its updates can be had by subtraction (R1)."""
 
     part: Version | None = None
     exposed: bool = False
@@ -129,7 +126,20 @@ def part_version(key: bytes, sources: bytes, rows: bytes) -> Version:
     )
 
 
-def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
+class OfRecords(Protocol):
+    """What of a ledger is of some records: a row, and what else is of a line."""
+
+    @property
+    def records(self) -> frozenset[bytes]: ...
+
+    @property
+    def recovered(self) -> bool: ...
+
+
+_T = TypeVar("_T", bound=OfRecords)
+
+
+def line_of(rows: Sequence[_T], records: Collection[bytes]) -> tuple[_T, ...]:
     """The rows on the line of `records`: those that share a record with them, and those that share
     one with such a row, and so on. A row of which nobody knows the records any more can share one
     with every other: with such a row all are one line."""

@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fedshield.ledger.history import History, of_one, undeclared
+from fedshield.ledger.history import (
+    Entered,
+    History,
+    Unsupported,
+    not_continued,
+    of_one,
+    undeclared,
+)
 from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
@@ -83,12 +90,13 @@ def first_refusal(
     consent: Consent | None = None,
     ledger: Sequence[Row] | None = None,
     history: History | None = None,
+    entered: Sequence[Entered] = (),
 ) -> Refusal | None:
     """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5; None if
     it may go on. `roster`: the content digest of the roster in force; `tries`: rows already
     written for this very sum; `ledger`: the rows of all lines, for what a site put into any sum
-    (R3) and the one run of a plan (R4); those of the line if left out; `history`: of the roster
-    (R1)."""
+    (R3) and the one run of a plan (R4); those of the line if left out; `history`: of the roster,
+    `entered`: the rosters that the line was under (R1)."""
     agreed = consent or Consent()
     everything = rows if ledger is None else ledger
     checks: tuple[tuple[RuleName, Callable[[], str]], ...] = (
@@ -96,7 +104,7 @@ def first_refusal(
         ("R7", lambda: known_start(rows, request, terms.starts)),
         ("R6", lambda: enough_examples(terms.examples, terms.min_examples)),
         ("R4", lambda: once(everything, request)),
-        ("R1", lambda: whole_batch(rows, request, agreed, history)),
+        ("R1", lambda: whole_batch(rows, request, agreed, history, entered)),
         ("R2", lambda: one_scale(rows, request)),
         ("R3", lambda: own_part(everything, request, agreed)),
         ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
@@ -108,14 +116,19 @@ def first_refusal(
 
 
 def whole_batch(
-    rows: Sequence[Row], request: Row, consent: Consent, history: History | None = None
+    rows: Sequence[Row],
+    request: Row,
+    consent: Consent,
+    history: History | None = None,
+    entered: Sequence[Entered] = (),
 ) -> str:
     """R1: a sum holds this site's whole batch, and over all rosters of the line two honest sites
     stay together with every site that did not choose otherwise (`ledger.history`).
 
     `history`: what the roster says of those before it; None if nothing: then the batch of a line
-    never changes. `membership: open` is for lines whose every row protects each training row by
-    itself (`unit: example`), and on such a line other sites may be summed too.
+    never changes. `entered`: the rosters that the line was under. `membership: open` is for lines
+    whose every row protects each training row by itself (`unit: example`), and on such a line other
+    sites may be summed too.
     """
     if request.own not in request.sites:
         return "expected a sum that this site is in, got one without it"
@@ -159,14 +172,24 @@ def whole_batch(
         return "expected a sum over one batch with membership fixed, got more sites than it has"
     if not bare:
         return ""  # what subtraction shows of a site protects each of its training rows by itself
-    return _together(rows, request, consent, history or of_one(request.batch), colluding)
+    return _together(rows, request, consent, history, entered, colluding)
 
 
 def _together(
-    rows: Sequence[Row], request: Row, consent: Consent, history: History, colluding: int
+    rows: Sequence[Row],
+    request: Row,
+    consent: Consent,
+    history: History | None,
+    entered: Sequence[Entered],
+    colluding: int,
 ) -> str:
     """R1 over time: the rosters of all sums are known, and no site is left alone by them."""
-    if (row := undeclared(rows, request, history)) is not None:
+    if history is None:
+        history = of_one(request.batch)
+        row = next((row for row in rows if set(row.batch) != set(request.batch)), None)
+    else:
+        row = undeclared(rows, history.cuts)
+    if row is not None:
         changed = len(set(row.batch) ^ set(request.batch))
         return (
             f"expected the batch that these records were summed in before ({_named(row)}), or a "
@@ -175,16 +198,25 @@ def _together(
             "roster with roster leave and roster join; or use records that were in no sum, at "
             "every site"
         )
+    if (known := not_continued(entered, history.cuts)) is not None:
+        return (
+            f"expected a roster that follows the {len(known)} different ones that these records "
+            f"were under, all of them in order, got one that lists {len(history.cuts) - 1} before "
+            "it and goes on from another; ask for the roster of today, or use records that were in "
+            "no sum, at every site"
+        )
+    if history.named and (reason := _renamed(history, entered)):
+        return reason
     if request.batch == (request.own,):
         return ""
-    exposed = history.exposed(rows)
+    exposed = history.exposed()
     if request.own in exposed and not consent.exposed:
         return (
             "expected this site's consent, since by its roster or its policy its updates can be "
             "had by subtraction, got none; in a kit: fedshield site approve PLAN --kit KIT "
             "--exposed (run --keys takes no consent)"
         )
-    short = history.isolated(rows, colluding)
+    short = history.isolated(colluding)
     if not short:
         return ""
     return (
@@ -193,6 +225,38 @@ def _together(
         f"before and after would show its update; go or join as {colluding + 2} or more together, "
         "have who goes or joins sign its exposure (fedshield roster leave, roster join), or use "
         "records that were in no sum, at every site"
+    )
+
+
+def _renamed(history: History, entered: Sequence[Entered]) -> str:
+    """A policy exposes by name, and rosters say whose name that is."""
+    for one in entered:
+        for site, name in one.names.items():
+            if (now := history.names.get(site, name)) != name:
+                return (
+                    f"expected the site that was called {name} when these records were in its "
+                    f"sums to be called so, since the policy exposes a site by name, got {now}; "
+                    "ask for the roster of today"
+                )
+    return ""
+
+
+def goes_on(history: History, missing: Unsupported | None) -> str:
+    """R1 over time: of each roster a quorum goes on to the one that follows, and no other can have
+    one. `missing`: of the session that would be the first (`history.unsupported`)."""
+    if missing is None:
+        return ""
+    before = {site for batch in history.cuts[missing.place] for site in batch}
+    if not missing.needed or not before or not history.cuts[missing.place + 1]:
+        return (
+            "expected no roster with membership open among those that these records follow, got "
+            "one; use records that were in no sum, at every site"
+        )
+    return (
+        f"expected at least {missing.needed} of the {len(before)} sites of the roster before to go "
+        "on under this one, so that no other can follow it too, got "
+        f"{missing.found}: have more of them in one session, with the records that were in sums "
+        "before, or have who went sign it (fedshield roster leave ROSTER NAME --key KEY)"
     )
 
 

@@ -16,6 +16,7 @@ from fedshield.ledger import heads
 from fedshield.ledger.entries import Attested, OpenedRound, Total
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.heads import RESTORE
+from fedshield.ledger.history import Entered, first_place, unsupported
 from fedshield.ledger.rows import (
     Consent,
     Row,
@@ -26,7 +27,7 @@ from fedshield.ledger.rows import (
     line_of,
     part_version,
 )
-from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
+from fedshield.ledger.rules import Terms, first_refusal, goes_on, one_scale, whole_batch
 from fedshield.plan import Plan
 from fedshield.plan_floors import floor
 from fedshield.privacy.accounting import WHOLE_ORDERS
@@ -193,10 +194,77 @@ class Line:
             Consent() if approval is None else Consent(approval.part, approval.exposed),
             self._ledger.rows,
             self._roster.history(),
+            self.entered(),
         )
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
         return request, repeats
+
+    def _check_approved(self) -> None:
+        if self._plan_sha256 not in self._ledger.approvals:
+            raise ProtocolError(
+                "rule",
+                "R8: expected an approval of this plan, got none; read it with: fedshield site "
+                "approve PLAN --kit KIT",
+            )
+
+    # -- rosters that follow each other ----------------------------------------------------
+
+    def entered(self) -> tuple[Entered, ...]:
+        """The rosters that these records went on under, the oldest first."""
+        if any(row.recovered and not row.records for row in self._ledger.rows):
+            return tuple(self._ledger.entered)  # nobody knows of which records that row was
+        return line_of(self._ledger.entered, self._line_records())
+
+    def _line_records(self) -> frozenset[bytes]:
+        return self._records.hashes.union(*(row.records for row in self.rows()))
+
+    def follow(self) -> int:
+        """Record that these records go on under this roster, once for ever, before this site joins
+        a session under it. The place of the first cut of its chain that this ledger binds it to
+        follow: those who count it in a quorum ask for that.
+
+        Raises `ProtocolError` ('rule') for a roster that the rules do not let them go on under."""
+        history = self._roster.history()
+        if not self._roster.charter:
+            return 0  # a demonstration's: nothing comes after it
+        self._check_approved()
+        approval = self._ledger.approvals[self._plan_sha256]
+        for reason in self.refusals_now(exposed=approval.exposed):
+            raise ProtocolError("rule", reason)
+        records, names = self._line_records(), history.names
+        if not any(one.cuts == history.cuts for one in self.entered()):
+            self._ledger.add_entered(Entered(records, history.cuts, False, {**names}))
+        rows, entered = self._ledger.since_rebuilt()
+        return first_place(
+            line_of(rows, self._records.hashes), line_of(entered, records), history.cuts
+        )
+
+    def check_followed(self, places: Mapping[str, int]) -> None:
+        """A quorum of each roster that these records were under goes on to the next one, as far as
+        this site has not seen it before. `places`: what each site of the session joined with.
+        Raises `ProtocolError` ('rule')."""
+        history, rows = self._roster.history(), self.rows()
+        if len(history.cuts) < 2 or not self._bare(rows):
+            return
+        entered = self.entered()
+        first = first_place(rows, entered, history.cuts)
+        seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
+        known = {self._roster.identity(site): place for site, place in places.items()}
+        missing = unsupported(history, first, known, self._colluding(rows), seen)
+        if reason := goes_on(history, missing):
+            raise ProtocolError("rule", f"R1: {reason}")
+        if seen < len(history.cuts) - 1:
+            self._ledger.add_entered(
+                Entered(self._line_records(), history.cuts, True, {**history.names})
+            )
+
+    def _bare(self, rows: Sequence[Row]) -> bool:
+        """Whether a sum of these records, this plan's with them, protects no training row."""
+        return {row.unit for row in rows} | {self._plan.privacy.unit} != {"example"}
+
+    def _colluding(self, rows: Sequence[Row]) -> int:
+        return max([self._roster.rules.max_colluding, *(row.colluding for row in rows)])
 
     def pinned(self, round_number: int) -> tuple[str, ...]:
         """With membership batches: the only sites over which a round may still be summed, since it
@@ -222,12 +290,7 @@ class Line:
         """Record what all sites of the roster count for, once for the plan: no weight may depend on
         who is in a sum (R2). Raises `ProtocolError` ('rule') if it was another one before, or if
         this site's operator did not approve the plan."""
-        if self._plan_sha256 not in self._ledger.approvals:
-            raise ProtocolError(
-                "rule",
-                "R8: expected an approval of this plan, got none; read it with: fedshield site "
-                "approve PLAN --kit KIT",
-            )
+        self._check_approved()
         known = self._ledger.add_total(Total(self._plan_sha256, total)).total
         if known != total:
             raise ProtocolError(
@@ -246,7 +309,7 @@ class Line:
         count: int,
         terms: PrivacyTerms | None,
     ) -> Row:
-        roster, plan, history = self._roster, self._plan, self._roster.history()
+        roster, plan = self._roster, self._plan
         own = roster.identity(self._name)
         curve: tuple[float, ...] = ()
         if terms is not None and phase == ROUND:
@@ -274,49 +337,43 @@ class Line:
             distance=terms.release.distance if terms is not None and curve else 0.0,
             records=self._records.hashes,
             roster=roster.charter.hex(),
-            consortium=history.consortium,
-            exposed=tuple(sorted(history.exposed(self.rows()))),
         )
 
-    def refusals_now(self, count: int, *, exposed: bool = False) -> tuple[str, ...]:
+    def refusals_now(self, count: int | None = None, *, exposed: bool = False) -> tuple[str, ...]:
         """Rules that the plan would break whoever takes part, as far as this ledger can tell before
-        a session: R1 and R2. `count`: what this site would count for; `exposed`: whether its
-        operator lets its updates be had by subtraction."""
+        a session: R1 and R2. `count`: what this site would count for, R1 alone if left out;
+        `exposed`: whether its operator lets its updates be had by subtraction."""
         versions = dict.fromkeys(self._roster.names(), self.version)
-        request = self._request(ROUND, 1, "", "", versions, count, None)
-        rows = self.rows()
+        request = self._request(ROUND, 1, "", "", versions, count or 0, None)
+        rows, consent = self.rows(), Consent(exposed=exposed)
+        history, entered = self._roster.history(), self.entered()
         checks = (
-            ("R1", whole_batch(rows, request, Consent(exposed=exposed), self._roster.history())),
-            ("R2", one_scale(rows, request)),
+            ("R1", whole_batch(rows, request, consent, history, entered)),
+            ("R2", "" if count is None else one_scale(rows, request)),
         )
         return tuple(f"{rule}: {reason}" for rule, reason in checks if reason)
 
     def exposures(self) -> Exposures:
         """Who can be singled out by sums over time, on this line and under this plan."""
         rows, history = self.rows(), self._roster.history()
-        colluding = max([self._roster.rules.max_colluding, *(row.colluding for row in rows)])
-        protected = {row.unit for row in rows} | {self._plan.privacy.unit} == {"example"}
+        alone = history.isolated(self._colluding(rows))
         return Exposures(
-            tuple(sorted(map(history.call, history.exposed(rows)))),
-            tuple(history.call(site) for atom in history.isolated(rows, colluding) for site in atom)
-            if protected
+            tuple(sorted(map(history.call, history.exposed()))),
+            tuple(history.call(site) for atom in alone for site in atom)
+            if not self._bare(rows)
             else (),
-            self._roster.identity(self._name) in history.exposed(rows),
+            self._roster.identity(self._name) in history.exposed(),
         )
 
     def others_since(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Who is summed now and was not in the last row of this line, and the other way round, by
-        name. A whole roster is compared; with membership batches or open the roster that the row
-        was under, where this one follows it."""
-        rows, history = self.rows(), self._roster.history()
-        if not rows:
+        name: all sites of the roster that it went on under, or of the row."""
+        rows, history, entered = self.rows(), self._roster.history(), self.entered()
+        if not rows or rows[-1].roster == self._roster.charter.hex():
             return (), ()
-        cuts = {past.roster: past.cut for past in history.earlier}
-        cut = cuts.get(rows[-1].roster) or (rows[-1].sites,)
+        cut = (entered[-1].cuts[-1] if entered else ()) or (rows[-1].sites,)
         before = {site for cell in cut for site in cell}
         now = {self._roster.identity(name) for name in self._roster.names()}
-        if rows[-1].roster == self._roster.charter.hex():
-            before = now
         return (
             tuple(sorted(map(history.call, now - before))),
             tuple(sorted(map(history.call, before - now))),
@@ -503,9 +560,8 @@ class Line:
     def _check_keys(self) -> None:
         """Raises `ProtocolError` for a fork: the identity is the first key's, and who holds that
         one could make another successor."""
-        for keys in (self._roster.chains, self._roster.lineage.gone):
-            if why := heads.forked(self._ledger.chains, keys):
-                raise ProtocolError("ledger", why)
+        if why := heads.forked(self._ledger.chains, self._roster.chains):
+            raise ProtocolError("ledger", why)
 
     def _check_own(self, head: Head, teller: str) -> None:
         if self._ledger.holds(head):

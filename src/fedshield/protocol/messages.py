@@ -283,7 +283,9 @@ class Join(Message):
     `num_examples` is zero unless the plan makes weights public. `version`: of what the site puts
     in, keyed: 32 bytes of its source records, 32 of its rows as the model reads them; `head`: its
     ledger's head, signed; `heads`: the last head that it saw of each other site, as that site
-    signed it; `restart`: digest of the standings that it began from, empty in one process."""
+    signed it; `restart`: digest of the standings that it began from, empty in one process;
+    `follows_from`: the place of the first roster of today's chain that its ledger binds it to
+    follow (`ledger.history`)."""
 
     kind = "join"
     nonce: bytes
@@ -294,6 +296,7 @@ class Join(Message):
     head: bytes
     heads: dict[str, bytes]
     restart: bytes
+    follows_from: int
 
 
 @dataclass(frozen=True)

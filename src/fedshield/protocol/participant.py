@@ -240,6 +240,7 @@ class Participant:
             head=self._line.statement(self._key.sign),
             heads=self._line.statements(),
             restart=self._restart,
+            follows_from=self._line.follow(),
         )
         self._binding = Binding(
             setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP
@@ -262,6 +263,7 @@ class Participant:
             {site: join.head for site, join in joins.items()},
             {site: join.heads for site, join in joins.items()},
         )
+        self._line.check_followed({site: join.follows_from for site, join in joins.items()})
         self._versions = {site: Version.from_bytes(join.version) for site, join in joins.items()}
         self._peer_keys = {site: PublicKey.from_bytes(join.run_key) for site, join in joins.items()}
         self._session = Binding(session_context(self._binding, joins), 0, SETUP)

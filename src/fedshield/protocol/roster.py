@@ -14,7 +14,7 @@ from fedshield import batches as batching
 from fedshield.batches import Batches
 from fedshield.crypto.public_keys import SEALING
 from fedshield.errors import PlanError, ProtocolError
-from fedshield.ledger.history import History, Past, named_in
+from fedshield.ledger.history import Cut, History, chain, in_order, named_in
 from fedshield.protocol import codec
 from fedshield.quorum import Rules
 
@@ -89,26 +89,37 @@ class Roster:
         self.public(name)
         return self.chains[name][0].hex() if name in self.chains else name
 
-    def cut(self) -> Batches:
+    def cut(self) -> Cut:
         """The sites batch by batch, as ledgers know them; nothing with membership open."""
         if self.rules.membership == "open":
             return ()
         cells = self.batches or (self.names(),)
-        return tuple(tuple(sorted(map(self.identity, cell))) for cell in cells)
+        return in_order(map(self.identity, cell) for cell in cells)
 
     def history(self) -> History:
         """What the rosters up to this one are to rule R1."""
         names = {self.identity(name): name for name in self.names()}
         return replace(
             self.lineage,
-            today=Past(self.charter.hex(), self.cut()),
-            consortium=self.lineage.consortium or self.charter.hex(),
+            cuts=chain([*self.lineage.cuts, self.cut()])[0],
             names={**self.lineage.names, **names},
         )
 
     def exposing(self, names: Collection[str]) -> Roster:
-        """As a site sees it whose policy exposes sites of these names, of today or of before."""
-        return replace(self, lineage=named_in(self.history(), names)) if names else self
+        """As a site sees it whose policy exposes sites of these names, of today or of before.
+        Raises `ProtocolError` ('rule') for a name of no site, or of two."""
+        if not names:
+            return self
+        try:
+            return replace(self, lineage=named_in(self.history(), names))
+        except LookupError as error:
+            name, sites = error.args
+            raise ProtocolError(
+                "rule",
+                f"exposes: expected the name of one site of the roster or of those that it "
+                f"follows, got {name[:40]!r}, which {len(sites)} have; correct the policy"
+                + ("" if not sites else ": it cannot say which of them is meant"),
+            ) from None
 
     def keys(self, name: str) -> tuple[bytes, ...]:
         """Every key that a site ever signed with, as its card says: that of today is the last.

@@ -42,7 +42,7 @@ def session_context(setup: Binding, joins: dict[str, messages.Join]) -> bytes:
         join = joins[site]
         parts += [site.encode(), join.nonce, join.run_key, codec.encode(join.num_examples)]
         heads: dict[str, codec.Value] = dict(join.heads)
-        parts += [join.version, join.head, codec.encode(heads)]
+        parts += [join.version, join.head, codec.encode(heads), codec.encode(join.follows_from)]
     return envelope.run_context("session", *parts)
 
 
@@ -67,7 +67,7 @@ def read_joins(
         if len(join.restart) not in (0, DIGEST_BYTES):
             raise ProtocolError("size", f"{site}: restart is {DIGEST_BYTES} bytes, or none")
         _check_public_key(site, "run key", join.run_key)
-        if join.num_examples < 0 or join.completed_rounds < 0:
+        if min(join.num_examples, join.completed_rounds, join.follows_from) < 0:
             raise ProtocolError("malformed", f"{site}: negative counts")
         joins[site] = join
     if len({join.nonce for join in joins.values()}) != len(joins):
