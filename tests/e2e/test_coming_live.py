@@ -1,5 +1,5 @@
 """A site of a live consortium leaves, and another joins, by the commands of docs/deploy.md: each
-signs what that shows of it, and without its signature the ledgers of the others go on with no one."""
+signs what that shows of it, and without its signature the others' ledgers go on with no one."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, note, seed, settings
@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from span import isolated
 
 from fedshield.ledger import rules
-from fedshield.ledger.history import History, Past
+from fedshield.ledger.history import Cut, Entered, History, chain, first_place, unsupported
 from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
@@ -51,13 +51,15 @@ whiches = st.one_of(st.just(0), st.just(0), st.integers(0, 20))
 @dataclass(frozen=True)
 class Roster:
     """`members` in `batches`; up to `colluding` of them may collude. `follows`: places of rosters
-    that it lists as earlier ones; `signed`: sites whose exposure is signed in it."""
+    that it lists as earlier ones; `signed`: sites whose exposure is signed in it; `bound`: who
+    signed that it goes, and the chain of cuts that it signed for."""
 
     batches: tuple[tuple[int, ...], ...]
     colluding: int
     membership: Membership
     follows: tuple[int, ...] = ()
     signed: frozenset[int] = frozenset()
+    bound: frozenset[tuple[int, tuple[Cut, ...]]] = frozenset()
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -110,6 +112,8 @@ class Consortium(RuleBasedStateMachine):
         self.bare: set[tuple[int, str]] = set()
         self.exposes: dict[int, frozenset[int]] = dict.fromkeys(self.honest, frozenset())
         self.known: set[int] = set()
+        self.entered: dict[int, list[Entered]] = {site: [] for site in self.honest}
+        self.gone: dict[tuple[int, tuple[Cut, ...]], tuple[Cut, ...]] = {}
 
     # -- what operators and the coordinator prepare ------------------------------------------
 
@@ -141,13 +145,22 @@ class Consortium(RuleBasedStateMachine):
         halves=st.booleans(),
         signing=st.one_of(masks, st.just(2**10 - 1), st.just(0)),
         dropped=st.one_of(st.just(0), st.just(0), masks),
+        leaving=st.one_of(st.just(0), masks, st.just(2**10 - 1)),
     )
     def revise_roster(
-        self, of: int, mask: int, apart: int, halves: bool, signing: int, dropped: int
+        self,
+        of: int,
+        mask: int,
+        apart: int,
+        halves: bool,
+        signing: int,
+        dropped: int,
+        leaving: int,
     ) -> None:
         """One that follows another, whose `mask` of sites go or come; `apart`: in a second batch of
         two, of the `halves` of those who were there or of all; `signing`: who signs that it is
-        exposed; `dropped`: rosters that the coordinator leaves out of those before."""
+        exposed; `dropped`: rosters that the coordinator leaves out of those before; `leaving`: who
+        signs where it goes, besides."""
         place = len(self.rosters) - 1 - of % len(self.rosters)
         before = self.rosters[place]
         were = set(before.members)
@@ -163,19 +176,27 @@ class Consortium(RuleBasedStateMachine):
         if all(len(cell) >= before.colluding + 2 for cell in cells):
             batches = cells
         signed = _chosen(signing, len(self.honest)) & changing
-        self.rosters.append(
-            Roster(
-                batches,
-                before.colluding,
-                "batches" if len(batches) > 1 else "fixed",
-                tuple(
-                    one
-                    for one in (*before.follows, place)
-                    if one not in _chosen(dropped, len(self.rosters))
-                ),
-                before.signed | signed,
-            )
+        follows = tuple(
+            one
+            for one in (*before.follows, place)
+            if one not in _chosen(dropped, len(self.rosters))
         )
+        roster = Roster(
+            batches,
+            before.colluding,
+            "batches" if len(batches) > 1 else "fixed",
+            follows,
+            before.signed | signed,
+            before.bound,
+        )
+        cuts = self._cuts(roster)
+        # A site signs for one chain that goes on from these rosters, and no other.
+        bound = {
+            (site, cuts)
+            for site in (signed | _chosen(leaving, len(self.honest))) & were - set(members)
+            if self.gone.setdefault((site, cuts[:-1]), cuts) == cuts
+        }
+        self.rosters.append(replace(roster, bound=before.bound | bound))
 
     @rule(mask=few, site=st.integers(0, 9), everyone=st.booleans())
     def expose(self, mask: int, site: int, everyone: bool) -> None:
@@ -252,14 +273,19 @@ class Consortium(RuleBasedStateMachine):
         for site in _chosen(claims, self.num_sites) & set(sites) - set(self.honest):
             versions[site] = "another"
         asked = [site for site in sites if site in self.honest]
+        joined = self._join(
+            place,
+            [self._request(place, run, number, base, sites, versions, site) for site in asked],
+            sites,
+        )
         admitted, exposed = [], []
-        for site in asked:
+        for site in joined:
             request = self._request(place, run, number, base, sites, versions, site)
             refusal = self._refusal(place, request)
             note(f"{site}: {refusal}")
             if refusal is None:
                 admitted.append(site)
-                exposed.append(frozenset(map(int, request.exposed)))
+                exposed.append(frozenset(map(int, self._history(plan.roster, site).exposed())))
                 self.ledgers[site].append(request)
         if admitted and admitted == asked:
             # Whom everyone in it counts as open, and who counts itself so.
@@ -283,7 +309,6 @@ class Consortium(RuleBasedStateMachine):
         plan = self.plans[place]
         roster = plan.roster
         batch = next(batch for batch in roster.batches if site in batch)
-        line = line_of(self.ledgers[site], BODIES[self.bodies[site]])
         return Row(
             plan=str(place),
             run=str(run),
@@ -303,8 +328,6 @@ class Consortium(RuleBasedStateMachine):
             unit=plan.unit,
             records=BODIES[self.bodies[site]],
             roster=str(self.rosters.index(roster)),
-            consortium="one",
-            exposed=tuple(sorted(self._history(roster, site).exposed(line))),
         )
 
     def _count(self, site: int) -> int:
@@ -324,14 +347,67 @@ class Consortium(RuleBasedStateMachine):
             Consent(request.versions[request.own] if site in self.consenting else None, True),
             ledger,
             self._history(plan.roster, site),
+            line_of(self.entered[site], request.records),
         )
 
+    def _join(self, place: int, requests: list[Row], sites: tuple[int, ...]) -> list[int]:
+        """Those whose ledgers go on under the plan's roster, and who saw that a quorum does. The
+        colluders say that they were there from the beginning."""
+        plan = self.plans[place]
+        places = {str(site): 0 for site in sites if site not in self.honest}
+        for request in requests:
+            site = int(request.own)
+            history, (rows, entered) = self._history(plan.roster, site), self._line(request)
+            consent = Consent(request.versions[request.own], True)
+            if rules.whole_batch(rows, request, consent, history, entered):
+                continue
+            self._enter(request, history, confirmed=False)
+            places[request.own] = first_place(*self._line(request), history.cuts)
+        joined = []
+        for request in requests:
+            if request.own not in places:
+                continue
+            history = self._history(plan.roster, int(request.own))
+            rows, entered = self._line(request)
+            if {row.unit for row in rows} | {request.unit} != {"example"}:
+                seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
+                first = first_place(rows, entered, history.cuts)
+                colluding = max([request.colluding, *(row.colluding for row in rows)])
+                missing = unsupported(history, first, places, colluding, seen)
+                if rules.goes_on(history, missing):
+                    note(f"{request.own}: {missing}")
+                    continue
+                self._enter(request, history, confirmed=True)
+            joined.append(int(request.own))
+        return joined
+
+    def _line(self, request: Row) -> tuple[tuple[Row, ...], tuple[Entered, ...]]:
+        site = int(request.own)
+        return (
+            line_of(self.ledgers[site], request.records),
+            line_of(self.entered[site], request.records),
+        )
+
+    def _enter(self, request: Row, history: History, *, confirmed: bool) -> None:
+        one = Entered(request.records, history.cuts, confirmed, {})
+        if one not in self.entered[int(request.own)]:
+            self.entered[int(request.own)].append(one)
+
+    def _cuts(self, roster: Roster) -> tuple[Cut, ...]:
+        return chain([*(self.rosters[one].cut for one in roster.follows), roster.cut])[0]
+
     def _history(self, roster: Roster, site: int) -> History:
+        cuts = self._cuts(roster)
+        bound = {
+            place: frozenset(
+                str(one) for one, signed in roster.bound if signed == cuts[: place + 2]
+            )
+            for place in range(len(cuts) - 1)
+        }
         return History(
-            Past(str(self.rosters.index(roster)), roster.cut),
-            tuple(Past(str(one), self.rosters[one].cut) for one in roster.follows),
-            "one",
+            cuts,
             frozenset(map(str, roster.signed)),
+            bound,
             frozenset(map(str, self.exposes[site])),
         )
 
@@ -405,7 +481,15 @@ def test_what_sites_admit_isolates_none_of_them(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     "rule_off",
-    ["whole_batch", "_together", "one_scale", "own_part", "enough_examples", "known_start"],
+    [
+        "whole_batch",
+        "_together",
+        "goes_on",
+        "one_scale",
+        "own_part",
+        "enough_examples",
+        "known_start",
+    ],
 )
 def test_without_one_rule_a_history_is_found(
     rule_off: str, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fedshield.enrolment import SignedRoster
     from fedshield.enrolment.changes import Change
+    from fedshield.enrolment.lineage import Earlier
 
 RosterArgument = Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster in force.")]
 KeyOption = Annotated[
@@ -138,18 +139,20 @@ def _sign(
         _say("else", "without this signature the sites that stay do not go on without it")
     _ask(f"Type {name} to sign that:", name)
     if signed.following:
-        _remember(key, signed.roster, signed.following)
+        _remember(key, after.lineage.earlier, signed.following)
     target = out or Path(f"{name}.{signed.kind}.json")
     write_new(target, signed.to_text(), 0o644)
     _say("signed", f"{target}  (send it to the coordinator)")
 
 
-def _remember(key: Path, roster: bytes, following: bytes) -> None:
-    """Beside the key: of each roster, the one that its site goes to. Two that follow one roster
+def _remember(key: Path, earlier: Sequence[Earlier], following: bytes) -> None:
+    """Beside the key: of all rosters so far, the one that its site goes to. Two that follow them
     could leave it alone (`ledger.history`). Raises `UserError` where it signed for another."""
     from fedshield.enrolment.files import write_new
+    from fedshield.enrolment.lineage import chain_digest
 
-    place = key.with_name(f"{key.name}.{roster.hex()[:16]}.gone")
+    before = chain_digest([one.cut() for one in earlier])
+    place = key.with_name(f"{key.name}.{before.hex()[:16]}.gone")
     if not place.exists():
         write_new(place, following.hex() + "\n", 0o600)
     signed_for = place.read_text().strip()

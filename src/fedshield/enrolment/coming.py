@@ -81,10 +81,10 @@ def exposure_of(before: SignedRoster, after: SignedRoster, key_file: KeyFile) ->
                 "training row by itself, and no exposure is signed"
             )
     site, demo = identity(card, after.demo), after.demo
-    old, new = after.lineage.earlier[-1].cut(), after.cut()
+    cuts = [*(one.cut() for one in after.lineage.earlier), after.cut()]
     hidden = all(name != card.name for name, _ in single_sites(after))
     for kind in ("leaving" if hidden else "going", "joining"):
-        found = step(kind, site, old, new)
+        found = step(kind, site, cuts)
         if found is not None:
             digest = after.lineage.earlier[-1].roster
             return Exposure.sign(key_file, kind, after.lineage.consortium, digest, *found)

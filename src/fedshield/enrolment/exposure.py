@@ -31,8 +31,8 @@ class Exposure:
     of the consortium's first roster and of the one that is followed; `before`, `after`: its batch
     in that one and in the next, by first keys (hex): of who goes, the others of its batch who stay
     are `after`, nothing where it signs in advance; of who joins, those who were there are `before`.
-    `following`: of who goes, SHA-256 of all batches of the next roster, which it signs for no other
-    one; else nothing.
+    `following`: of who goes, SHA-256 of the batches of all these rosters, the next one's with them
+    (`lineage.chain_digest`), which it signs for no other next one; else nothing.
 
     One that the card's key did not sign cannot be made: `RosterError`."""
 

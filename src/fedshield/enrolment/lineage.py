@@ -147,9 +147,7 @@ class Lineage:
                     f"exposure of {name}: expected one by the key that {name} had in the roster "
                     f"that it is for, got one by {key[:16]}; ask {name} what it signed"
                 )
-            if step(one.kind, site, cuts[at], cuts[at + 1]) != (
-                *(one.before, one.after, one.following),
-            ):
+            if step(one.kind, site, cuts[: at + 2]) != (one.before, one.after, one.following):
                 raise RosterError(
                     f"exposure of {name}: expected one for the batches of this step, got one for "
                     f"others ({one.kind}, from {len(one.before)} sites to {len(one.after)}): it "
@@ -224,11 +222,18 @@ def identity(card: Card, demo: bool) -> str:
     return card.name if demo else card.first_public().hex()
 
 
+def chain_digest(cuts: Sequence[Cut]) -> bytes:
+    """SHA-256 of the batches of rosters that follow each other (`ledger.history.chain`)."""
+    chained, _ = chain(cuts)
+    return hashlib.sha256(codec.encode([[[*cell] for cell in cut] for cut in chained])).digest()
+
+
 def step(
-    kind: str, site: str, old: Cut, new: Cut
+    kind: str, site: str, cuts: Sequence[Cut]
 ) -> tuple[tuple[str, ...], tuple[str, ...], bytes] | None:
-    """What a site that goes or joins here signs: its batch before and after, and for who goes now
-    the SHA-256 of all batches after it; None where it does neither."""
+    """What a site that goes or joins with the last of these cuts signs: its batch before and after,
+    and for who goes now the SHA-256 of them all; None where it does neither."""
+    *_, old, new = cuts
     members = [{one for batch in cut for one in batch} for cut in (old, new)]
     was, comes = (site in one for one in members)
     if kind == "joining" and comes and not was:
@@ -239,8 +244,7 @@ def step(
         if kind == "announced":
             return batch, (), b""
         stay = tuple(one for one in batch if one in members[1])
-        following = hashlib.sha256(codec.encode([[*cell] for cell in new])).digest()
-        return batch, stay, following
+        return batch, stay, chain_digest(cuts)
     return None
 
 
