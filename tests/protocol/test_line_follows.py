@@ -1,0 +1,213 @@
+"""Rosters that follow each other: what a site writes before it joins, and when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedshield.crypto.keys import SigningKey
+from fedshield.errors import ProtocolError
+from fedshield.ledger.entries import Recovered
+from fedshield.ledger.file import Ledger
+from fedshield.ledger.history import History, in_order
+from fedshield.ledger.rows import Version, record_hash
+from fedshield.ledger.rules import Approval
+from fedshield.plan import Plan
+from fedshield.planfile import parse_plan
+from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.session import ROUND
+
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+#: Who was there from the beginning, and who comes.
+FOUR, COMES = ("bank", "clinic", "hospital", "lab"), "ward"
+KEYS = {site: SigningKey() for site in (*FOUR, COMES)}
+IDS = {site: key.public.hex() for site, key in KEYS.items()}
+START = "5" * 64
+
+
+def roster_of(
+    names: Sequence[str], before: Sequence[Sequence[str]] = (), *exposed: str, unit: str = "none"
+) -> tuple[Roster, Plan]:
+    """A countersigned roster of these sites that follows the ones `before`, and a plan for it."""
+    sites = {site: {"source": "sample:finance"} for site in names}
+    raw: dict[str, Any] = {"name": "-".join(names), "rounds": 2, "data": {"sites": sites}}
+    if unit == "example":
+        raw["privacy"] = {"unit": "example", "epsilon": 8.0, "delta": 1e-5}
+        raw["scheme"] = {"name": "rlwe"}
+    plan = parse_plan(raw, base_dir=Path())
+    lineage = History(
+        tuple(in_order([[IDS[site] for site in cut]]) for cut in before),
+        frozenset(IDS[site] for site in exposed),
+        names={IDS[site]: site for cut in before for site in cut},
+    )
+    keys = {site: KEYS[site].public for site in names}
+    chains = {site: (key,) for site, key in keys.items()}
+    charter = f"{names}{before}".encode().ljust(32)[:32]
+    made = Roster(*(keys, bytes(32), plan.rules(), False, charter, chains), lineage=lineage)
+    return made, plan
+
+
+class Site:
+    """A site's ledger; its line under any roster."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name, self.path = name, folder / f"{name}.jsonl"
+        self.ledger = Ledger.create(self.path)
+        hashes = frozenset({record_hash(self.ledger.record_key, b"record")})
+        self.records = Records(hashes, 40, b"s" * 32, b"r" * 32)
+
+    def line(self, made: tuple[Roster, Plan], *, approved: bool = True) -> Line:
+        roster, plan = made
+        if approved:
+            about = (roster_digest(roster), "0" * 64, plan.rounds, tallies(plan))
+            self.ledger.approve(Approval(plan.sha256(), *about, exposed=True))
+        return Line(self.ledger, self.name, plan, roster, "run", self.records)
+
+    def enter(self, line: Line, names: Sequence[str]) -> None:
+        versions = {site: Version(site, site) for site in names} | {self.name: line.version}
+        line.enter(ROUND, 1, START, "c" * 64, versions, 1, START, None)
+
+    def lines(self) -> list[str]:
+        return [line for line in self.path.read_text().splitlines() if '"entered"' in line]
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Iterator[dict[str, Site]]:
+    made = {name: Site(tmp_path, name) for name in KEYS}
+    yield made
+    for one in made.values():
+        one.ledger.close()
+
+
+def summed(sites: dict[str, Site], names: Sequence[str], made: tuple[Roster, Plan]) -> None:
+    """All join, see that a quorum goes on, and enter round 1."""
+    lines = {name: sites[name].line(made) for name in names}
+    places = {name: line.follow() for name, line in lines.items()}
+    for name, line in lines.items():
+        line.check_followed(places)
+        sites[name].enter(line, names)
+
+
+def refused(line: Line, *args: Any) -> str:
+    with pytest.raises(ProtocolError) as caught:
+        line.check_followed(*args) if args else line.follow()
+    assert caught.value.code == "rule"
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+FIRST = roster_of(FOUR)
+MORE = roster_of((*FOUR, COMES), [FOUR], COMES)
+LESS = roster_of(FOUR[:3], [FOUR], "lab")
+
+
+def test_a_site_writes_once_under_which_roster_its_records_go_on(sites: dict[str, Site]) -> None:
+    bank = sites["bank"]
+    assert bank.line(FIRST).follow() == 0
+    assert len(bank.lines()) == 1
+    assert bank.line(FIRST).follow() == 0
+    assert len(bank.lines()) == 1
+    # It is in the file before the join leaves.
+    with Ledger.open(bank.path, look_only=True) as read:
+        assert read.entered == bank.ledger.entered
+    # A new one of records that were in sums is bound to follow from the beginning.
+    bank.enter(bank.line(FIRST), FOUR)
+    assert bank.line(MORE).follow() == 0
+    # Who was there never, only from today on.
+    assert sites[COMES].line(MORE).follow() == 1
+
+
+def test_nothing_is_written_for_a_plan_that_is_not_approved(sites: dict[str, Site]) -> None:
+    before = sites["bank"].path.read_bytes()
+    assert "R8: expected an approval" in refused(sites["bank"].line(FIRST, approved=False))
+    assert sites["bank"].path.read_bytes() == before
+
+
+def test_nothing_is_written_for_a_roster_that_the_rules_refuse(sites: dict[str, Site]) -> None:
+    summed(sites, FOUR, FIRST)
+    bare = roster_of(FOUR[:3], [FOUR])
+    line = sites["bank"].line(bare)
+    before = sites["bank"].path.read_bytes()
+    assert "R1: expected every site to be in the same sums as 2 others" in refused(line)
+    assert sites["bank"].path.read_bytes() == before
+
+
+def test_a_demonstration_writes_none(sites: dict[str, Site]) -> None:
+    roster, plan = FIRST
+    line = sites["bank"].line((replace(roster, demo=True, charter=b"", chains={}), plan))
+    assert line.follow() == 0
+    assert sites["bank"].lines() == []
+
+
+def test_who_goes_on_sees_a_quorum_of_those_before(sites: dict[str, Site]) -> None:
+    summed(sites, FOUR, FIRST)
+    line = sites["bank"].line(MORE)
+    assert line.follow() == 0
+    # The newcomer, and sites with records of another line, are bound to nothing.
+    few = {"bank": 0, "clinic": 0, "hospital": 1, "lab": 1, COMES: 1}
+    said = refused(line, few)
+    assert "R1: expected at least 3 of the 4 sites of the roster before to go on" in said
+    assert "got 2: have more of them in one session" in said
+    assert sites["bank"].ledger.entered[-1].confirmed is False
+    line.check_followed(few | {"hospital": 0})
+    # It is seen once for ever.
+    assert sites["bank"].ledger.entered[-1].confirmed is True
+    count = len(sites["bank"].lines())
+    line.check_followed({"bank": 0})
+    assert len(sites["bank"].lines()) == count
+
+
+def test_who_was_in_no_sum_asks_for_no_quorum(sites: dict[str, Site]) -> None:
+    line = sites[COMES].line(MORE)
+    assert line.follow() == 1
+    line.check_followed({COMES: 1})
+
+
+def test_a_ledger_goes_on_under_one_roster_for_ever(sites: dict[str, Site]) -> None:
+    summed(sites, FOUR, FIRST)
+    bank = sites["bank"]
+    bank.line(MORE).follow()
+    # No sum was made under it, and still: others may have counted this site.
+    said = refused(bank.line(LESS))
+    assert "R1: expected a roster that follows the 2 different ones that these records" in said
+    # A roster that follows that one is the way on.
+    everyone = (*FOUR, COMES)
+    assert bank.line(roster_of(FOUR[:3], [FOUR, everyone], COMES, "lab")).follow() == 0
+    # And the old one is of the past.
+    assert "follows the 3 different ones" in refused(bank.line(FIRST))
+
+
+def test_what_a_rebuilt_ledger_was_bound_to_counts_for_nothing(sites: dict[str, Site]) -> None:
+    """It may have gone on under another roster, of which it does not know any more."""
+    summed(sites, FOUR, FIRST)
+    bank = sites["bank"]
+    place = bank.path.with_name("rebuilt.jsonl")
+    lines, after = bank.path.read_bytes(), len(bank.path.read_text().splitlines())
+    recovered = Recovered(after + 2**20, after, "0" * 32, {}, "2026-01-01")
+    bank.ledger.close()
+    bank.ledger = Ledger.rebuild(place, lines, recovered, (), (), {}, {}, lambda: None)
+    assert bank.ledger.entered
+    assert bank.line(MORE).follow() == 1
+    # It asks for a quorum all the same.
+    assert "got 2" in refused(bank.line(MORE), {"bank": 1, "clinic": 0, "lab": 0})
+
+
+def test_records_of_one_line_go_on_together(sites: dict[str, Site]) -> None:
+    """A plan that reads other records besides is on the line, and so are they from then on."""
+    bank = sites["bank"]
+    first, other = bank.records, frozenset({record_hash(bank.ledger.record_key, b"other")})
+    bank.records = replace(first, hashes=first.hashes | other)
+    summed(sites, FOUR, FIRST)
+    bank.line(MORE).follow()
+    bank.records = replace(first, hashes=other)
+    assert "follows the 2 different ones" in refused(bank.line(LESS))
+    # Records that were never with them are free.
+    new = frozenset({record_hash(bank.ledger.record_key, b"new")})
+    bank.records = replace(first, hashes=new)
+    assert bank.line(LESS).follow() == 1
