@@ -69,7 +69,8 @@ def with_exposures(roster: SignedRoster, *exposures: Exposure) -> SignedRoster:
 
 def gone(before: SignedRoster, *names: str, signers: tuple[str, ...] = ()) -> SignedRoster:
     after = without(following(before), names)
-    return with_exposures(after, *(exposure_of(before, after, KEYS[name]) for name in signers))
+    signed_by = (exposure_of(before, after, KEYS[name], bound=True) for name in signers)
+    return with_exposures(after, *signed_by)
 
 
 def test_a_first_roster_is_signed_as_before() -> None:
@@ -164,7 +165,7 @@ def test_who_goes_signs_its_batch_before_and_after() -> None:
     assert exposure.before == tuple(sorted(map(site, SITES)))
     assert exposure.after == tuple(sorted(map(site, SITES[:3])))
     history = signed(after).to_roster().history()
-    assert history.signed == {site("lab")}
+    assert history.open() == {site("lab")}
     # It goes to this roster, and signs for no other that would follow.
     assert history.bound == {0: {site("lab")}}
     assert history.call(site("lab")) == "lab"
@@ -172,7 +173,7 @@ def test_who_goes_signs_its_batch_before_and_after() -> None:
     assert single_sites(gone(before, "lab")) == (("lab", ""),)
     # It holds on, whoever comes after, and when the site is back.
     back = joined(following(signed(after)), [KEYS["lab"].card()])
-    assert back.to_roster().history().signed == {site("lab")}
+    assert back.to_roster().history().open() == {site("lab")}
     assert back.to_roster().history().bound == {0: {site("lab")}}
 
 
@@ -214,6 +215,7 @@ def test_an_exposure_that_its_key_did_not_sign_cannot_be_made(tmp_path: Path) ->
     path = tmp_path / "lab.going.json"
     path.write_text(exposure.to_text())
     assert Exposure.read(path) == exposure
+    assert exposure.following == b""
     for change in (
         {"card": KEYS["clinic"].card()},
         {"kind": "joining"},
@@ -222,7 +224,6 @@ def test_an_exposure_that_its_key_did_not_sign_cannot_be_made(tmp_path: Path) ->
         {"before": exposure.before[1:]},
         {"after": exposure.after[1:]},
         {"following": bytes(32)},
-        {"following": b""},
         {"signature": bytes(64)},
     ):
         text = refused(lambda change=change: dataclasses.replace(exposure, **change))  # type: ignore[misc]
@@ -235,7 +236,7 @@ def test_an_exposure_that_its_key_did_not_sign_cannot_be_made(tmp_path: Path) ->
 def test_an_exposure_is_for_one_step_of_one_consortium() -> None:
     before = first(*SITES, "school")
     after = gone(before, "lab")
-    exposure = exposure_of(before, after, KEYS["lab"])
+    exposure = exposure_of(before, after, KEYS["lab"], bound=True)
     # By another key: a card of the same name whose first key is another.
     forger = key_of("lab", 99)
     forged = Exposure.sign(
@@ -287,7 +288,17 @@ def test_an_old_key_speaks_only_for_the_past() -> None:
     by_site = with_exposures(after, exposure_of(replaced, after, new))
     newer = KeyFile.make("lab", new)
     back = joined(following(signed(by_site)), [newer.card()])
-    assert back.to_roster().history().signed == {site("lab")}
+    assert back.to_roster().history().open() == {site("lab")}
+
+
+def test_who_signs_without_its_ledger_counts_as_nobody_who_goes_on() -> None:
+    before = first()
+    after = gone(before, "lab")
+    exposed = with_exposures(after, exposure_of(before, after, KEYS["lab"]))
+    assert exposed.to_roster().history().bound == {}
+    assert exposed.to_roster().history().open() == {site("lab")}
+    bound = gone(before, "lab", signers=("lab",))
+    assert bound.to_roster().history().bound == {0: {site("lab")}}
 
 
 def test_one_name_is_one_site_and_one_site_has_one_name() -> None:
@@ -315,9 +326,11 @@ def test_who_goes_with_others_signs_where_to_and_is_not_exposed() -> None:
     after = gone(before, "lab", "school", "annex", signers=("lab", "school"))
     assert {one.kind for one in after.lineage.exposures} == {"leaving"}
     history = after.to_roster().history()
-    assert history.signed == frozenset()
+    assert history.open() == frozenset()
     assert history.bound == {0: {site("lab"), site("school")}}
     assert single_sites(after) == ()
+    # Without its ledger it says nothing: there is nothing to be exposed by.
+    assert "who goes hidden by others" in refused(lambda: exposure_of(before, after, KEYS["annex"]))
     # If one of them stays, that is another step.
     assert "expected one for the batches of this step" in refused(
         lambda: with_exposures(gone(before, "lab", "annex"), after.lineage.exposures[0])
@@ -396,8 +409,11 @@ def test_whatever_is_changed_in_a_file_of_an_exposure_is_refused(data: st.DataOb
     fields = exposure_of(before, gone(before, "lab"), KEYS["lab"]).fields()
     key = data.draw(st.sampled_from(sorted(fields)))
     value = fields[key]
+    empty = [] if value is None else [None]  # as it may be of who signs without its ledger
     fields[key] = data.draw(
-        st.sampled_from([None, 1, [], {}, "", value[:-1] if isinstance(value, str | list) else {}])
+        st.sampled_from(
+            [*empty, 1, [], {}, "", value[:-1] if isinstance(value, str | list) else {}]
+        )
     )
     from fedshield.enrolment.files import Fields
 

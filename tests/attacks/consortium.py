@@ -38,6 +38,8 @@ SOURCES = {
     "mallory": "finance",
     "victim": "medical",
     "late": "maths",
+    "gamma": "maths",
+    "delta": "medical",
 }
 NAMES = ("alpha", "beta", "mallory", "victim")
 

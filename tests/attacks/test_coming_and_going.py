@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from consortium import Consortium, raw_plan
 
+from fedshield.cli import app
 from fedshield.enrolment import SignedRoster
 from fedshield.enrolment.coming import exposure_of, joined, with_announced, without
+from fedshield.enrolment.exposure import Exposure
 from fedshield.enrolment.lineage import Lineage
-from fedshield.errors import RoundFailed
+from fedshield.enrolment.terms import Asked
+from fedshield.errors import RoundFailed, UserError
 from fedshield.ledger import rules
 
 THREE = ("alpha", "beta", "mallory")
 FOUR = (*THREE, "victim")
+SEVEN = ("alpha", "beta", "delta", "gamma", "late", "mallory", "victim")
 
 
 @pytest.fixture
@@ -68,17 +73,17 @@ def run_of(consortium: Consortium, *, exposed: tuple[str, ...] = ()) -> np.ndarr
     return opened
 
 
-def refused(consortium: Consortium) -> tuple[str, str]:
+def refused(consortium: Consortium, run: str = "refused") -> tuple[str, str]:
     """Who refuses a round of today's sites first, and the line."""
-    raw = plan_of(consortium.names) | {"seed": 9}
+    raw = plan_of(consortium.names) | {"seed": 9, "name": run}
     consortium.approve(raw, exposed=consortium.names)
-    session = consortium.session(raw, "refused")
+    session = consortium.session(raw, run)
     with pytest.raises(RoundFailed):
         session.run(1, 1)
     # As long as one honest site refuses, nothing is opened.
-    assert ("refused", 1) not in consortium.opened
+    assert (run, 1) not in consortium.opened
     name = min(site for site, code in session.link.codes.items() if code == "rule")
-    line = consortium.last_error(name, "refused")
+    line = consortium.last_error(name, run)
     consortium.close()
     return name, line
 
@@ -187,6 +192,62 @@ def test_who_joins_alone_signs_and_approves_it(three: Consortium) -> None:
     assert "R1: expected this site's consent" in three.last_error("victim", "unsaid")
     three.close()
     run_of(three, exposed=("victim",))
+
+
+@pytest.fixture
+def seven(tmp_path: Path) -> Iterator[Consortium]:
+    """c = 1. Sites without a body of records of their own have the finance texts."""
+    made = Consortium(tmp_path / "seven", SEVEN, Asked(max_colluding=1))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    left: list[str] = []
+    monkeypatch.setattr(typer, "prompt", lambda *_, **__: left.pop(0))
+    return left
+
+
+def leave(consortium: Consortium, names: tuple[str, ...], signer: str, out: str) -> None:
+    """`fedshield roster leave --kit`, at the site that goes."""
+    kit = consortium.root / signer
+    where = consortium.root / out
+    main = ["roster", "leave", str(kit / "roster.json"), *names, "--kit", str(kit)]
+    app([*main, "--out", str(where)], standalone_mode=False)
+
+
+def split(consortium: Consortium, stay: tuple[str, ...], *signed: Path) -> SignedRoster:
+    """A roster that follows the first one with some of its sites, put in force at them."""
+    now = SignedRoster.read(consortium.root / "first.json")
+    after = without(now.followed(), [name for name in SEVEN if name not in stay])
+    exposures = [Exposure.read(path) for path in signed]
+    after = dataclasses.replace(after, lineage=after.lineage.with_exposures(exposures))
+    return consortium.put_in_force(after)
+
+
+def test_two_rosters_that_follow_one(seven: Consortium, typed: list[str]) -> None:
+    """Four go here and three there: with c + 2 each, and mallory in both. The three sums are the
+    victim's update; without the rule it is had to the digit (tests/ledger/test_history.py)."""
+    (seven.root / "first.json").write_text(seven.roster().to_text())
+    run_of(seven)
+    here, there = ("alpha", "beta", "mallory"), ("gamma", "delta", "late", "mallory")
+    split(seven, there)
+    _, line = refused(seven)
+    assert "R1: expected at least 5 of the 7 sites of the roster before to go on" in line
+    # Who goes signs where to, and its ledger remembers: so it can be of one quorum only.
+    going = tuple(site for site in SEVEN if site not in there)
+    typed[:] = ["alpha"]
+    leave(seven, going, "alpha", "alpha.leaving.json")
+    split(seven, there, seven.root / "alpha.leaving.json")
+    run_of(seven)
+    split(seven, here)
+    for run in ("here", "again"):
+        assert "R1: expected" in refused(seven, run)[1]
+    kit, first = seven.root / "alpha", seven.root / "first.json"
+    (kit / "roster.json").write_text(first.read_text())
+    with pytest.raises(UserError, match="got some that went on under another"):
+        leave(seven, ("alpha", "beta", "victim"), "alpha", "again.json")
 
 
 def test_who_comes_back_is_still_exposed(four: Consortium) -> None:

@@ -761,36 +761,20 @@ def test_departure_announced_is_typed_when_the_roster_is_signed(
     assert "not hidden" not in left.out
 
 
-def test_who_goes_signs_for_one_roster_that_follows(four_signed: Run, answers: list[str]) -> None:
-    """Two that follow one could leave a third site alone."""
+def test_who_goes_hidden_by_others_signs_nothing_without_its_ledger(
+    four_signed: Run, answers: list[str]
+) -> None:
     run = four_signed
-    for name in ("ward", "school"):
+    names = ("museum", "school", "ward")
+    for name in names:
         run("keygen", name)
-    cards = ("ward.card.json", "school.card.json")
-    answers[:] = ["school,ward"]
+    answers[:] = ["museum,school,ward"]
+    cards = (f"{name}.card.json" for name in names)
     assert run("roster", "join", "roster.json", *cards, "--out", "more.json").code == 0
-    sign_by_all(run, "more.json", (*MORE, "school", "ward"))
-    names = ("hospital", "lab", "bank")
-    for key in ("lab", "bank"):
-        answers[:] = [key]
-        signing = run("roster", "leave", "more.json", *names, "--key", f"{key}.key")
-        assert signing.code == 0
-        assert f"hidden        {key} goes with enough others: no sums" in signing.out
-        assert f"signed        {key}.leaving.json" in signing.out
-    # Signed again it is the same; for others that go it is another roster that would follow.
-    Path("lab.leaving.json").unlink()
-    answers[:] = ["lab"]
-    assert run("roster", "leave", "more.json", *names, "--key", "lab.key").code == 0
-    answers[:] = ["lab"]
-    other = run("roster", "leave", "more.json", "lab", "--key", "lab.key")
-    assert other.code == 2
-    assert "expected the batches that this site signed to go to before" in other.err
-    assert not Path("lab.going.json").exists()
-    given = [arg for key in ("lab", "bank") for arg in ("--exposure", f"{key}.leaving.json")]
-    answers[:] = ["bank,hospital,lab"]
-    done = run("roster", "leave", "more.json", *names, *given)
-    assert done.code == 0
-    assert "EXPOSED" not in done.out
-    assert "not hidden" not in done.out
-    lineage = SignedRoster.read(Path("more.next.json")).lineage
-    assert [one.card.name for one in lineage.exposures if one.kind == "leaving"]
+    sign_by_all(run, "more.json", (*MORE, *names))
+    before = everything()
+    text = refused(run("roster", "leave", "more.json", *names, "--key", "ward.key"))
+    assert "got ward, who goes hidden by others" in text
+    both = ("--key", "ward.key", "--kit", ".")
+    assert "--kit: expected it alone" in refused(run("roster", "leave", "more.json", *names, *both))
+    assert everything() == before

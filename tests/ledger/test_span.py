@@ -3,13 +3,14 @@
 Every sum that all of its honest members admit by `first_refusal` is opened. After each, the rank of
 all opened rows of coefficients says whether one honest site can be had alone. A site's update is
 one fixed vector for each version of its part: the worst case of training. Rosters follow
-each other; what an exposed site puts in is struck out, as a colluder's is.
+each other; an exposed site may be seen, and what follows from that is in the span of the rows.
 
 FEDSHIELD_SPAN_STEPS asks for that many steps at least, FEDSHIELD_SPAN_SEED for one seed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -29,7 +30,16 @@ from hypothesis.stateful import (
 from span import isolated
 
 from fedshield.ledger import rules
-from fedshield.ledger.history import Cut, Entered, History, chain, first_place, unsupported
+from fedshield.ledger.history import (
+    Cut,
+    Entered,
+    History,
+    chain,
+    first_place,
+    goes,
+    parting,
+    unsupported,
+)
 from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
@@ -48,6 +58,11 @@ few = st.one_of(st.just(0), st.just(0), st.sampled_from([1 << bit for bit in ran
 whiches = st.one_of(st.just(0), st.just(0), st.integers(0, 20))
 
 
+NOBODY = frozenset[str]()
+#: Who signed where it goes: sites, and the chain of cuts that each signed for.
+Signed = frozenset[tuple[int, tuple[Cut, ...]]]
+
+
 @dataclass(frozen=True)
 class Roster:
     """`members` in `batches`; up to `colluding` of them may collude. `follows`: places of rosters
@@ -59,7 +74,7 @@ class Roster:
     membership: Membership
     follows: tuple[int, ...] = ()
     signed: frozenset[int] = frozenset()
-    bound: frozenset[tuple[int, tuple[Cut, ...]]] = frozenset()
+    bound: Signed = frozenset()
 
     @property
     def members(self) -> tuple[int, ...]:
@@ -112,8 +127,8 @@ class Consortium(RuleBasedStateMachine):
         self.bare: set[tuple[int, str]] = set()
         self.exposes: dict[int, frozenset[int]] = dict.fromkeys(self.honest, frozenset())
         self.known: set[int] = set()
+        self.rebuilt: set[int] = set()
         self.entered: dict[int, list[Entered]] = {site: [] for site in self.honest}
-        self.gone: dict[tuple[int, tuple[Cut, ...]], tuple[Cut, ...]] = {}
 
     # -- what operators and the coordinator prepare ------------------------------------------
 
@@ -126,7 +141,7 @@ class Consortium(RuleBasedStateMachine):
     def sign_roster(self, mask: int, size: int, more: int, membership: Membership) -> None:
         """The colluders are in every roster: it says nothing of others."""
         own = sorted(_chosen(mask, len(self.honest)))
-        bad = list(range(len(self.honest), self.num_sites))
+        bad = list(self.colluding_sites())
         members = (*own, *bad)
         if membership == "batches" and len(own) > size:
             # Colluders are at the end, or one in each batch.
@@ -189,14 +204,70 @@ class Consortium(RuleBasedStateMachine):
             before.signed | signed,
             before.bound,
         )
-        cuts = self._cuts(roster)
-        # A site signs for one chain that goes on from these rosters, and no other.
-        bound = {
-            (site, cuts)
-            for site in (signed | _chosen(leaving, len(self.honest))) & were - set(members)
-            if self.gone.setdefault((site, cuts[:-1]), cuts) == cuts
-        }
-        self.rosters.append(replace(roster, bound=before.bound | bound))
+        going = (signed | _chosen(leaving, len(self.honest))) & were - set(members)
+        self.rosters.append(replace(roster, bound=before.bound | self._sign(roster, going)))
+
+    @rule(site=st.integers(0, 9))
+    def rebuild(self, site: int) -> None:
+        """A ledger is lost, and rebuilt with its rows: under which rosters it went on nobody
+        tells."""
+        self.entered[site % len(self.honest)].clear()
+        self.rebuilt.add(site % len(self.honest))
+
+    @rule(
+        mask=masks,
+        alone=st.integers(0, 9),
+        leaving=st.one_of(st.just(0), masks),
+        changing=st.one_of(st.just(0), masks),
+        losing=few,
+        unit=st.sampled_from(["none", "none", "example"]),
+    )
+    def split(
+        self, mask: int, alone: int, leaving: int, changing: int, losing: int, unit: Unit
+    ) -> None:
+        """Two rosters follow the first one, each with some of its sites and without one of them;
+        then the coordinator has sums made under all three. `changing`: whose records are other ones
+        for a first sum under the second, under `unit`; `losing`: who loses its ledger between."""
+        left_out = {alone % len(self.honest)}
+        one = set(self.honest) & _chosen(mask, len(self.honest)) - left_out
+        bad = set(self.colluding_sites())
+        for members in (set(self.rosters[0].members), one | bad, set(self.honest) - one | bad):
+            roster = self.rosters[0]
+            if members != set(roster.members):
+                kept = tuple(sorted(members - left_out))
+                bare = Roster((kept,), self.colluders, "fixed", (0,))
+                roster = replace(
+                    bare,
+                    bound=self._sign(bare, _chosen(leaving, len(self.honest)) - set(kept)),
+                )
+            self.rosters.append(roster)
+            bodies = dict(self.bodies)
+            if members == one | bad:
+                for site in _chosen(changing, len(self.honest)):
+                    self.bodies[site] = 2
+                self.plans.append(Plan(roster, "equal", 1, unit, frozenset(), frozenset()))
+                self._ask(0, 0, 1, 0, False, 0)
+                self.bodies = bodies
+                for site in _chosen(losing, len(self.honest)):
+                    self.rebuild(site)
+            self.plans.append(Plan(roster, "equal", 1, "none", frozenset(), frozenset()))
+            self._ask(0, 0, 1, 0, False, 0)
+
+    def colluding_sites(self) -> range:
+        return range(len(self.honest), self.num_sites)
+
+    def _sign(self, roster: Roster, sites: frozenset[int]) -> Signed:
+        """Who goes and signs where to: its ledger goes on there, and nowhere else."""
+        cuts, signed = self._cuts(roster), set()
+        for site in sites:
+            with contextlib.suppress(LookupError):
+                if site in self.rebuilt:
+                    continue
+                self.entered[site].append(
+                    goes(self.entered[site], self.ledgers[site], History(cuts))
+                )
+                signed.add((site, cuts))
+        return frozenset(signed)
 
     @rule(mask=few, site=st.integers(0, 9), everyone=st.booleans())
     def expose(self, mask: int, site: int, everyone: bool) -> None:
@@ -362,7 +433,8 @@ class Consortium(RuleBasedStateMachine):
             if rules.whole_batch(rows, request, consent, history, entered):
                 continue
             self._enter(request, history, confirmed=False)
-            places[request.own] = first_place(*self._line(request), history.cuts)
+            counted = parting(self.entered[site], history.cuts)
+            places[request.own] = len(history.cuts) if site in self.rebuilt else counted
         joined = []
         for request in requests:
             if request.own not in places:
@@ -389,7 +461,7 @@ class Consortium(RuleBasedStateMachine):
         )
 
     def _enter(self, request: Row, history: History, *, confirmed: bool) -> None:
-        one = Entered(request.records, history.cuts, confirmed, {})
+        one = Entered(request.records, history.cuts, confirmed, {}, NOBODY)
         if one not in self.entered[int(request.own)]:
             self.entered[int(request.own)].append(one)
 
@@ -406,9 +478,9 @@ class Consortium(RuleBasedStateMachine):
         }
         return History(
             cuts,
-            frozenset(map(str, roster.signed)),
+            {0: frozenset(map(str, roster.signed))},
             bound,
-            frozenset(map(str, self.exposes[site])),
+            named=frozenset(map(str, self.exposes[site])),
         )
 
     def _open(
@@ -430,12 +502,10 @@ class Consortium(RuleBasedStateMachine):
         self.opened.add(tuple(sorted(row.items())))
         if len(self.opened) == before:
             return
-        rows = [
-            {column: value for column, value in one if column[0] not in self.known}
-            for one in self.opened
-        ]
+        rows = [dict(one) for one in self.opened]
         columns = {column for one in rows for column in one}
-        seen = {one for one in columns if one not in self.bare or one[0] in self.consented}
+        may_be_seen = self.consented | self.known
+        seen = {one for one in columns if one not in self.bare or one[0] in may_be_seen}
         alone = isolated(rows, seen)
         assert alone is None, f"site {alone} alone, from {sorted(self.opened)}"
 

@@ -16,9 +16,9 @@ from fedshield.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fedshield.enrolment import SignedRoster
+    from fedshield.enrolment import KeyFile, SignedRoster
     from fedshield.enrolment.changes import Change
-    from fedshield.enrolment.lineage import Earlier
+    from fedshield.ledger.file import Ledger
 
 RosterArgument = Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster in force.")]
 KeyOption = Annotated[
@@ -45,14 +45,41 @@ def leave(
     path: RosterArgument,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="All who go at once.")],
     key: KeyOption = None,
+    kit: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of --key, the folder of a site that goes: it signs where it goes too, "
+            "its ledger remembers that, and it counts as one of those who go on."
+        ),
+    ] = None,
     exposure: ExposureOption = None,
     out: OutOption = None,
 ) -> None:
     """Take sites out of a roster. Fewer than c + 2 that go together are exposed by it, and each
-    signs that (--key), unless the roster has it signed in advance (departure announced)."""
+    signs that (--key or --kit), unless the roster has it signed in advance (departure
+    announced)."""
     from fedshield.enrolment.coming import without
 
-    _run(path, lambda roster: without(roster, names), sorted(names), "leave", key, exposure, out)
+    def step(roster: SignedRoster) -> SignedRoster:
+        return without(roster, names)
+
+    if kit is None:
+        _run(path, step, sorted(names), "leave", key, exposure, out)
+        return
+    if key is not None or exposure:
+        raise UserError(
+            "--kit: expected it alone, got --key or --exposure too; it has the site's key and its "
+            "ledger"
+        )
+    from fedshield.engines.flare.kit import Kit
+    from fedshield.engines.flare.provision import site_name
+    from fedshield.enrolment import KeyFile
+    from fedshield.ledger.file import Ledger
+
+    own = Kit(kit, site_name(kit))
+    key_file = KeyFile.read(kit / f"{own.name}.key")
+    with Ledger.open(own.ledger_path()) as ledger:
+        _sign(path, step, key_file, ledger, out)
 
 
 def join(
@@ -92,29 +119,36 @@ def _run(
     exposure: list[Path] | None,
     out: Path | None,
 ) -> None:
+    from fedshield.enrolment import KeyFile
+
     if key is not None:
         if exposure:
             raise UserError(
                 "--exposure: expected none with --key, which signs one, got some; give it to the "
                 "command without --key, at the coordinator"
             )
-        _sign(path, step, key, out)
+        _sign(path, step, KeyFile.read(key), None, out)
         return
     _change(path, step, names, verb, exposure or [], out)
 
 
 def _sign(
-    path: Path, step: Callable[[SignedRoster], SignedRoster], key: Path, out: Path | None
+    path: Path,
+    step: Callable[[SignedRoster], SignedRoster],
+    key_file: KeyFile,
+    ledger: Ledger | None,
+    out: Path | None,
 ) -> None:
-    """What the site at risk reads and signs. Raises `UserError`."""
-    from fedshield.enrolment import KeyFile, SignedRoster
+    """What the site at risk reads and signs. `ledger`: its own, if it signs where it goes too.
+    Raises `UserError`."""
+    from fedshield.enrolment import SignedRoster
     from fedshield.enrolment.coming import exposure_of, following
     from fedshield.enrolment.files import write_new
 
-    key_file = KeyFile.read(key)
     before = SignedRoster.read(path)
     after = step(following(before))
-    signed = exposure_of(before, after, key_file)
+    remember = None if ledger is None else _remember(ledger, after)
+    signed = exposure_of(before, after, key_file, bound=remember is not None)
     name, names = key_file.name, after.to_roster().history()
     _say("roster", f"{path}, fingerprint {before.fingerprint()}")
     _say("step", f"{name} {'joins' if signed.kind == 'joining' else 'goes'}")
@@ -132,36 +166,44 @@ def _sign(
         _say(
             "hidden",
             f"{name} goes with enough others: no sums before and after show its update while at "
-            f"most {after.rules().max_colluding} of the sites collude (c). The signature says that "
-            "this roster, and no other, follows the one that it goes from",
+            f"most {after.rules().max_colluding} of the sites collude (c)",
         )
+    if remember is not None:
+        _say(
+            "remembered",
+            f"{name}'s ledger goes on under this roster and no other: it counts as one of those "
+            "who go on with it",
+        )
+    elif ledger is not None:
+        _say("remembered", "nothing: this ledger was rebuilt, so it counts as nobody who goes on")
     if signed.kind == "going":
         _say("else", "without this signature the sites that stay do not go on without it")
     _ask(f"Type {name} to sign that:", name)
-    if signed.following:
-        _remember(key, after.lineage.earlier, signed.following)
     target = out or Path(f"{name}.{signed.kind}.json")
+    if target.exists():
+        raise UserError(f"{target}: expected no file there yet, got one; give another with --out")
+    if remember is not None:
+        remember()  # before anybody can have the signature
     write_new(target, signed.to_text(), 0o644)
     _say("signed", f"{target}  (send it to the coordinator)")
 
 
-def _remember(key: Path, earlier: Sequence[Earlier], following: bytes) -> None:
-    """Beside the key: of all rosters so far, the one that its site goes to. Two that follow them
-    could leave it alone (`ledger.history`). Raises `UserError` where it signed for another."""
-    from fedshield.enrolment.files import write_new
-    from fedshield.enrolment.lineage import chain_digest
+def _remember(ledger: Ledger, after: SignedRoster) -> Callable[[], None] | None:
+    """What writes into the ledger of a site that goes where it goes; None for a rebuilt one, which
+    may have gone elsewhere before. Raises `UserError` where it went on under another roster."""
+    from fedshield.ledger.history import goes
 
-    before = chain_digest([one.cut() for one in earlier])
-    place = key.with_name(f"{key.name}.{before.hex()[:16]}.gone")
-    if not place.exists():
-        write_new(place, following.hex() + "\n", 0o600)
-    signed_for = place.read_text().strip()
-    if signed_for != following.hex():
+    if ledger.recoveries:
+        return None
+    try:
+        entered = goes(ledger.entered, ledger.rows, after.to_roster().history())
+    except LookupError:
         raise UserError(
-            f"{place}: expected the batches that this site signed to go to before "
-            f"({signed_for[:16]}), got others ({following.hex()[:16]}): one roster only follows "
-            "another; agree on the one that was signed for, or make a roster that follows it"
-        )
+            "--kit: expected records that go on under this roster, got some that went on under "
+            "another, or that this site signed for: one roster only follows another; ask for a "
+            "roster that follows that one"
+        ) from None
+    return lambda: ledger.add_entered(entered)
 
 
 def _change(

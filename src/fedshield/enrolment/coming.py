@@ -64,10 +64,13 @@ def _with_sites(roster: SignedRoster, sites: tuple[Card, ...], batches: Batches)
     )
 
 
-def exposure_of(before: SignedRoster, after: SignedRoster, key_file: KeyFile) -> Exposure:
-    """What this site signs if `after` follows `before`: it goes, or joins. Raises `RosterError`
-    for a site that does neither, or where nobody needs to sign: before any sum, and with membership
-    open."""
+def exposure_of(
+    before: SignedRoster, after: SignedRoster, key_file: KeyFile, *, bound: bool = False
+) -> Exposure:
+    """What this site signs if `after` follows `before`: it goes, or joins. `bound`: its ledger
+    remembers that it goes to this one, and so it may say that it does. Raises `RosterError` for a
+    site that does neither, or where nobody needs to sign: before any sum, with membership open, and
+    where enough others go with it and it is not `bound`."""
     card = key_file.card()
     if not after.lineage.earlier:
         raise RosterError(
@@ -86,8 +89,14 @@ def exposure_of(before: SignedRoster, after: SignedRoster, key_file: KeyFile) ->
     for kind in ("leaving" if hidden else "going", "joining"):
         found = step(kind, site, cuts)
         if found is not None:
-            digest = after.lineage.earlier[-1].roster
-            return Exposure.sign(key_file, kind, after.lineage.consortium, digest, *found)
+            if kind == "leaving" and not bound:
+                raise RosterError(
+                    f"expected that who goes is exposed by it, to sign that, got {card.name}, who "
+                    "goes hidden by others; it need not sign, or it signs where it goes, with its "
+                    "ledger (--kit), if too few sites stay"
+                )
+            where = (after.lineage.consortium, after.lineage.earlier[-1].roster)
+            return Exposure.sign(key_file, kind, *where, *found[:2], found[2] if bound else b"")
     raise RosterError(
         f"--key: expected the key of a site that goes or joins here, got {card.name}'s"
         + ("" if demo else f" ({site[:16]})")
@@ -113,7 +122,7 @@ def single_sites(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
     'signed' for who signed it, else ''. Of records that were in sums under all of them."""
     history = roster.to_roster().history()
     c = roster.rules().max_colluding
-    alone = {site for atom in short_atoms(history.cuts, history.signed, c) for site in atom}
-    told = [(history.call(site), "signed") for site in history.signed]
+    alone = {site for atom in short_atoms(history.cuts, history.open(), c) for site in atom}
+    told = [(history.call(site), "signed") for site in history.open()]
     told += [(history.call(site), "") for site in alone]
     return tuple(sorted(told))

@@ -122,7 +122,7 @@ class Lineage:
                     f"{member.name} of one; ask for the file again"
                 )
 
-    def check_steps(self, today: Sequence[Sequence[Member]]) -> None:
+    def check_steps(self, today: Sequence[Sequence[Member]], demo: bool) -> None:
         """Raises `RosterError` unless each exposure is of a step that the rosters show, signed by
         the key that its site had there. `today`: the batches of the roster itself."""
         rosters = [*(one.batches for one in self.earlier), today]
@@ -142,12 +142,17 @@ class Lineage:
             site = next(
                 (m.site for batch in batches for m in batch if (m.name, m.key) == (name, key)), ""
             )
+            if site and site != identity(one.card, demo):
+                site = ""
             if not site:
                 raise RosterError(
                     f"exposure of {name}: expected one by the key that {name} had in the roster "
                     f"that it is for, got one by {key[:16]}; ask {name} what it signed"
                 )
-            if step(one.kind, site, cuts[: at + 2]) != (one.before, one.after, one.following):
+            found = step(one.kind, site, cuts[: at + 2])
+            if found is None or (
+                (one.before, one.after) != found[:2] or one.following not in (b"", found[2])
+            ):
                 raise RosterError(
                     f"exposure of {name}: expected one for the batches of this step, got one for "
                     f"others ({one.kind}, from {len(one.before)} sites to {len(one.after)}): it "
@@ -158,15 +163,22 @@ class Lineage:
         """What ledgers are told. `today`: the batches of the roster itself."""
         cuts, at = chain([*(one.cut() for one in self.earlier), today])
         places = {one.roster: place for one, place in zip(self.earlier, at, strict=False)}
+        signed: dict[int, frozenset[str]] = {}
         bound: dict[int, frozenset[str]] = {}
+        cards: dict[int, dict[str, tuple[bytes, ...]]] = {}
         for one in self.exposures:
+            place, site = places[one.roster], frozenset({identity(one.card, demo)})
+            if one.exposes:
+                signed[place] = signed.get(place, frozenset()) | site
             if one.following:
-                place = places[one.roster]
-                bound[place] = bound.get(place, frozenset()) | {identity(one.card, demo)}
+                bound[place] = bound.get(place, frozenset()) | site
+            if not demo:
+                cards.setdefault(place, {})[one.card.name] = one.card.chain()
         return History(
             cuts,
-            frozenset(identity(one.card, demo) for one in self.exposures if one.exposes),
+            signed,
             bound,
+            cards,
             names={
                 member.site: member.name
                 for one in self.earlier

@@ -27,6 +27,9 @@ _NOT_PATHS = ("sample:", "hub:")
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
+#: A site's name, or with what its first key begins with, where two sites had that name.
+EXPOSED = SITE_NAME.removesuffix("$") + r"(@[0-9a-f]{8,64})?$"
+
 
 class PolicyError(UserError):
     """A policy that cannot be read, or a plan that this site's policy refuses."""
@@ -68,7 +71,7 @@ class Policy(Section):
     model_names: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
     model_sha256: Annotated[tuple[Digest, ...], Field(min_length=1)] | None = None
     privacy: PrivacyFloor | None = None
-    exposes: tuple[Annotated[str, Field(pattern=SITE_NAME)], ...] = ()
+    exposes: tuple[Annotated[str, Field(pattern=EXPOSED)], ...] = ()
     demonstration: bool = False
 
     _base_dir: Path = PrivateAttr(default_factory=Path.cwd)

@@ -109,7 +109,7 @@ class SignedRoster:
             )
         self.lineage.check_names([self._member(name) for name in self.names()])
         if self.lineage.exposures:
-            self.lineage.check_steps(self.members())
+            self.lineage.check_steps(self.members(), self.demo)
         for name, given in self.countersignatures.items():
             self._check_countersignature(name, given)
 

@@ -150,14 +150,15 @@ def of_entered(entered: Entered, records: str) -> dict[str, Any]:
     """`records`: the digest of the line that holds its records."""
     fields = entered._asdict()
     fields.pop("recovered")
-    return {"kind": "entered", **fields, "names": {**entered.names}, "records": records}
+    fields |= {"names": {**entered.names}, "signed": sorted(entered.signed), "records": records}
+    return {"kind": "entered", **fields}
 
 
 def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Entered:
     """Raises `KeyError` or `TypeError` for another entry."""
     cuts = tuple(tuple(tuple(batch) for batch in cut) for cut in entry["cuts"])
     confirmed, names = bool(entry["confirmed"]), dict(entry["names"])
-    return Entered(records[entry["records"]], cuts, confirmed, names)
+    return Entered(records[entry["records"]], cuts, confirmed, names, frozenset(entry["signed"]))
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

@@ -73,7 +73,6 @@ class Ledger:
         self.answered: list[Answered] = []
         self.recoveries: list[Recovered] = []
         self.entered: list[Entered] = []
-        self._rebuilt_at = (0, 0)  # of `rows` and `entered`
         # Where the rows stood when each plan was last approved.
         self._approved_at: dict[str, int] = {}
 
@@ -302,11 +301,6 @@ class Ledger:
         if entered not in self.entered:
             self._append(entries.of_entered(entered, self._kept_records(entered.records)))
 
-    def since_rebuilt(self) -> tuple[list[Row], list[Entered]]:
-        """What this ledger holds of its own since it was rebuilt, all of it if it was not."""
-        rows, entered = self._rebuilt_at
-        return [row for row in self.rows[rows:] if not row.recovered], self.entered[entered:]
-
     def add_receipt(self, receipt: Receipt) -> Receipt:
         """The receipt to sign for this key: the first one that was ever added, whatever comes."""
         if receipt.key not in self.receipts:
@@ -477,7 +471,6 @@ class Ledger:
             if recovered.after != number - 1 or recovered.line < number:
                 raise ValueError(recovered.line)
             self.recoveries.append(recovered)
-            self._rebuilt_at = len(self.rows), len(self.entered)
             number = recovered.line
         else:
             raise ValueError(kind)

@@ -35,21 +35,26 @@ class History:
     """What a countersigned roster says of itself and of those before it.
 
     `cuts`: the oldest first, that of today last; one that is the same as the one before it is not
-    there twice. `signed`: sites whose exposure is signed in the roster; `bound`: of each place in
-    `cuts`, the sites that signed that they go from it to the next; `named`: sites that this site's
-    policy exposes; `names`: what people call the sites. Sites are known by the first key of their
-    card."""
+    there twice. By the place of a cut, for the step from it to the next: `signed`: sites whose
+    exposure is signed; `bound`: sites that signed that they go there; `cards`: by name, the keys of
+    the cards that signed either. `named`: sites that this site's policy exposes; `names`: what
+    people call the sites. Sites are known by the first key of their card."""
 
     cuts: tuple[Cut, ...] = ()
-    signed: frozenset[str] = frozenset()
+    signed: Mapping[int, frozenset[str]] = field(default_factory=dict)
     bound: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    cards: Mapping[int, Mapping[str, tuple[bytes, ...]]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
+
+    def open(self) -> frozenset[str]:
+        """Sites that signed that they are exposed."""
+        return frozenset().union(*self.signed.values())
 
     def exposed(self) -> frozenset[str]:
         """Sites that count as open to everyone."""
         sites = {site for cut in self.cuts for batch in cut for site in batch}
-        return (self.named | self.signed) & sites
+        return (self.named | self.open()) & sites
 
     def isolated(self, colluding: int) -> tuple[tuple[str, ...], ...]:
         """Atoms with fewer than c + 2 sites that are not exposed, and at least one."""
@@ -64,14 +69,15 @@ class History:
 
 
 class Entered(NamedTuple):
-    """That a site takes part under a roster: its chain of cuts, for these records. `counted`: from
-    which place on this site counts in quorums; `confirmed`: whether it saw that a quorum of each
-    cut goes on to the next; `names`: what the sites are called; `recovered`: never."""
+    """That a site takes part under a roster: its chain of cuts, for these records. `confirmed`:
+    whether it saw that a quorum of each cut goes on to the next; `names`: what the sites are
+    called; `signed`: those that signed that they are exposed; `recovered`: never."""
 
     records: frozenset[bytes]
     cuts: tuple[Cut, ...]
     confirmed: bool
     names: Mapping[str, str]
+    signed: frozenset[str]
     recovered: bool = False
 
 
@@ -166,20 +172,56 @@ def undeclared(rows: Sequence[Row], cuts: Sequence[Cut]) -> Row | None:
 
 
 def not_continued(entered: Sequence[Entered], cuts: Sequence[Cut]) -> tuple[Cut, ...] | None:
-    """The longest chain that this site took part under, if `cuts` do not go on from it; None if
-    they do."""
-    known = max((one.cuts for one in entered), key=len, default=())
-    return None if tuple(cuts[: len(known)]) == known else known
+    """A chain that this site took part under and that `cuts` do not go on from; None if there is
+    none."""
+    return next((one.cuts for one in entered if tuple(cuts[: len(one.cuts)]) != one.cuts), None)
+
+
+def signed_late(entered: Sequence[Entered], history: History) -> frozenset[str]:
+    """Sites whose exposure is of a step that this site went on after, and was not there then:
+    whoever stole a key that its site had then could sign it."""
+    return frozenset(
+        site
+        for one in entered
+        for number in range(len(one.cuts) - 1)
+        for site in history.signed.get(number, frozenset()) - one.signed
+    )
 
 
 def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:
-    """The first cut of the chain that a site is bound to follow by its ledger: the first that one
-    of its rows can have been under, or that it entered; the number of cuts if there is none.
-    `rows`, `entered`: those since a ledger was rebuilt, if it was: what it was bound to before is
-    not known."""
+    """The first cut of the chain that one of these rows can have been under, or that these records
+    went on under; the number of cuts if there is none."""
     places = [number for row in rows if (number := place(row, cuts)) is not None]
-    places += [len(one.cuts) - 1 for one in entered]
+    places += [len(one.cuts) - 1 for one in entered if tuple(cuts[: len(one.cuts)]) == one.cuts]
     return min(places, default=len(cuts))
+
+
+def parting(entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:
+    """How many of these cuts a site counts for elsewhere: those before which one of its ledger's
+    lines went on under another. So it counts once, whatever records it uses. `entered`: of all
+    lines."""
+    return max((_parting(one.cuts, cuts) for one in entered), default=0)
+
+
+def _parting(known: Sequence[Cut], cuts: Sequence[Cut]) -> int:
+    """Where two chains part, 0 where one is the beginning of the other."""
+    pairs = zip(known, cuts, strict=False)
+    return next((number for number, (one, other) in enumerate(pairs) if one != other), 0)
+
+
+def goes(entered: Sequence[Entered], rows: Sequence[Row], history: History) -> Entered:
+    """What a ledger remembers of a site that signs that it goes with the last of these cuts: that
+    its records of those before went on under this chain. `rows`, `entered`: all of the ledger.
+
+    Raises `LookupError` where some went on under another cut: one only follows another."""
+    before = history.cuts[:-1]
+    if parting(entered, history.cuts):
+        raise LookupError
+    known = [row.records for row in rows if place(row, before) is not None]
+    known += [one.records for one in entered if one.cuts[: len(before)] == before]
+    return Entered(
+        frozenset[bytes]().union(*known), history.cuts, False, history.names, history.open()
+    )
 
 
 class Unsupported(NamedTuple):
@@ -195,8 +237,8 @@ def unsupported(
 ) -> Unsupported | None:
     """The first step, from `first` on, of which no quorum is seen; None if there is none.
 
-    Args: `places`: of each site of the session, the first cut of the chain that its ledger binds it
-    to (`first_place`), as it signed it; `confirmed`: the place up to which this site has seen
+    Args: `places`: of each site of the session, the first cut of the chain for which it counts
+    (`parting`), as it signed it; `confirmed`: the place up to which this site has seen
     quorums before. A step from or to a roster with membership open has none: there is no cut that
     sums before and after it are over."""
     for number in range(max(first, confirmed), len(history.cuts) - 1):
@@ -211,12 +253,16 @@ def unsupported(
 
 
 def named_in(history: History, names: Collection[str]) -> History:
-    """With the sites that a policy exposes (`exposes`), by their names in any of the rosters.
-    Raises `LookupError` for a name of no site, or of two."""
+    """With the sites that a policy exposes (`exposes`), by their names in any of the rosters, or
+    as NAME@KEY, with what the first key begins with. Raises `LookupError` for what fits no site, or
+    two: it, and what they are called so."""
     chosen = set()
-    for name in names:
-        sites = [site for site, known in history.names.items() if known == name]
+    for given in names:
+        name, _, key = given.partition("@")
+        sites = [
+            site for site, known in history.names.items() if known == name and site.startswith(key)
+        ]
         if len(sites) != 1:
-            raise LookupError(name, sites)
+            raise LookupError(given, [f"{name}@{site[:16]}" for site in sites])
         chosen.update(sites)
     return replace(history, named=frozenset(chosen))

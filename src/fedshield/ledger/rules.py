@@ -19,6 +19,7 @@ from fedshield.ledger.history import (
     Unsupported,
     not_continued,
     of_one,
+    signed_late,
     undeclared,
 )
 from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version
@@ -205,6 +206,12 @@ def _together(
             "it and goes on from another; ask for the roster of today, or use records that were in "
             "no sum, at every site"
         )
+    if late := signed_late(entered, history):
+        return (
+            f"expected no exposure of {history.calls(late)[:120]} for rosters that these records "
+            "went on after without it, got one: who has an old key can sign such; ask that site, "
+            "and take it out of the roster"
+        )
     if history.named and (reason := _renamed(history, entered)):
         return reason
     if request.batch == (request.own,):
@@ -256,7 +263,7 @@ def goes_on(history: History, missing: Unsupported | None) -> str:
         f"expected at least {missing.needed} of the {len(before)} sites of the roster before to go "
         "on under this one, so that no other can follow it too, got "
         f"{missing.found}: have more of them in one session, with the records that were in sums "
-        "before, or have who went sign it (fedshield roster leave ROSTER NAME --key KEY)"
+        "before, or have who went sign it (fedshield roster leave ROSTER NAME --kit KIT)"
     )
 
 

@@ -16,7 +16,7 @@ from fedshield.ledger import heads
 from fedshield.ledger.entries import Attested, OpenedRound, Total
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.heads import RESTORE
-from fedshield.ledger.history import Entered, first_place, unsupported
+from fedshield.ledger.history import Entered, History, first_place, parting, unsupported
 from fedshield.ledger.rows import (
     Consent,
     Row,
@@ -221,8 +221,8 @@ class Line:
 
     def follow(self) -> int:
         """Record that these records go on under this roster, once for ever, before this site joins
-        a session under it. The place of the first cut of its chain that this ledger binds it to
-        follow: those who count it in a quorum ask for that.
+        a session under it. The place of the first cut of its chain for which this site counts as
+        one that goes on: all of them, unless other records of its ledger went on elsewhere.
 
         Raises `ProtocolError` ('rule') for a roster that the rules do not let them go on under."""
         history = self._roster.history()
@@ -230,15 +230,35 @@ class Line:
             return 0  # a demonstration's: nothing comes after it
         self._check_approved()
         approval = self._ledger.approvals[self._plan_sha256]
+        if approval.roster != roster_digest(self._roster):
+            raise ProtocolError(
+                "rule",
+                "R8: expected the roster that the plan was approved under, got another; approve "
+                "again with: fedshield site approve PLAN --kit KIT",
+            )
         for reason in self.refusals_now(exposed=approval.exposed):
             raise ProtocolError("rule", reason)
-        records, names = self._line_records(), history.names
+        self._check_cards(history)
         if not any(one.cuts == history.cuts for one in self.entered()):
-            self._ledger.add_entered(Entered(records, history.cuts, False, {**names}))
-        rows, entered = self._ledger.since_rebuilt()
-        return first_place(
-            line_of(rows, self._records.hashes), line_of(entered, records), history.cuts
-        )
+            self._ledger.add_entered(self._entering(history, confirmed=False))
+        if self._ledger.recoveries:
+            return len(
+                history.cuts
+            )  # it may have counted for others, and does not know it any more
+        return parting(self._ledger.entered, history.cuts)
+
+    def _entering(self, history: History, *, confirmed: bool) -> Entered:
+        names, signed = {**history.names}, history.open()
+        return Entered(self._line_records(), history.cuts, confirmed, names, signed)
+
+    def _check_cards(self, history: History) -> None:
+        """Who signed for a step that is new to this ledger did so with the last key that it knows
+        of that site, or one that goes on from it."""
+        known = [one.cuts for one in self._ledger.entered]
+        new = max((len(one) - 1 for one in known if history.cuts[: len(one)] == one), default=0)
+        for number, cards in history.cards.items():
+            if number >= new and (why := heads.forked(self._ledger.chains, cards)):
+                raise ProtocolError("ledger", why)
 
     def check_followed(self, places: Mapping[str, int]) -> None:
         """A quorum of each roster that these records were under goes on to the next one, as far as
@@ -247,7 +267,7 @@ class Line:
         history, rows = self._roster.history(), self.rows()
         if len(history.cuts) < 2 or not self._bare(rows):
             return
-        entered = self.entered()
+        entered = self.entered()  # each is the beginning of this chain (R1)
         first = first_place(rows, entered, history.cuts)
         seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
         known = {self._roster.identity(site): place for site, place in places.items()}
@@ -255,9 +275,7 @@ class Line:
         if reason := goes_on(history, missing):
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
-            self._ledger.add_entered(
-                Entered(self._line_records(), history.cuts, True, {**history.names})
-            )
+            self._ledger.add_entered(self._entering(history, confirmed=True))
 
     def _bare(self, rows: Sequence[Row]) -> bool:
         """Whether a sum of these records, this plan's with them, protects no training row."""

@@ -284,8 +284,8 @@ class Join(Message):
     in, keyed: 32 bytes of its source records, 32 of its rows as the model reads them; `head`: its
     ledger's head, signed; `heads`: the last head that it saw of each other site, as that site
     signed it; `restart`: digest of the standings that it began from, empty in one process;
-    `follows_from`: the place of the first roster of today's chain that its ledger binds it to
-    follow (`ledger.history`)."""
+    `follows_from`: the place of the first roster of today's chain for which this site
+    counts as one that goes on (`ledger.history`)."""
 
     kind = "join"
     nonce: bytes

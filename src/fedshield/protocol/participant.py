@@ -231,6 +231,7 @@ class Participant:
         self._model.begin()
         self._run_key = RunKey(self._secret)
         public = self._plan.scheme.weights == "public"
+        follows_from = self._line.follow()  # a line of the ledger, so its head comes after
         self._join = messages.Join(
             nonce=os.urandom(NONCE_BYTES),
             run_key=self._run_key.public.to_bytes(),
@@ -240,7 +241,7 @@ class Participant:
             head=self._line.statement(self._key.sign),
             heads=self._line.statements(),
             restart=self._restart,
-            follows_from=self._line.follow(),
+            follows_from=follows_from,
         )
         self._binding = Binding(
             setup_context(self._plan.sha256(), self._roster, invite.session), 0, SETUP

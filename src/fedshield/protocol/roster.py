@@ -113,12 +113,12 @@ class Roster:
         try:
             return replace(self, lineage=named_in(self.history(), names))
         except LookupError as error:
-            name, sites = error.args
+            name, found = error.args
             raise ProtocolError(
                 "rule",
-                f"exposes: expected the name of one site of the roster or of those that it "
-                f"follows, got {name[:40]!r}, which {len(sites)} have; correct the policy"
-                + ("" if not sites else ": it cannot say which of them is meant"),
+                "exposes: expected the name of one site of the roster or of those that it follows, "
+                f"got {name[:40]!r}, which is that of {' and '.join(found) or 'none'}; correct it "
+                "in the policy",
             ) from None
 
     def keys(self, name: str) -> tuple[bytes, ...]:
