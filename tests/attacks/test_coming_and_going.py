@@ -247,7 +247,7 @@ def test_two_rosters_that_follow_one(seven: Consortium, typed: list[str]) -> Non
     kit, first = seven.root / "alpha", seven.root / "first.json"
     (kit / "roster.json").write_text(first.read_text())
     with pytest.raises(UserError, match="got some that went on under another"):
-        leave(seven, ("alpha", "beta", "victim"), "alpha", "again.json")
+        leave(seven, ("alpha", "delta", "victim"), "alpha", "again.json")
 
 
 def test_who_comes_back_is_still_exposed(four: Consortium) -> None:

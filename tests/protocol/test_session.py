@@ -39,7 +39,8 @@ SETUP = Binding(setup_context("00" * 32, ROSTER, b"session"), 0, "setup")
 RUN_KEYS, SUM_KEYS = ({name: RunKey(bytes(32)).public for name in KEYS} for _ in range(2))
 JOINS = {
     name: messages.Join(
-        bytes([number]) * 32, RUN_KEYS[name].to_bytes(), 0, 10 * number, bytes(64), b"", {}, b""
+        *(bytes([number]) * 32, RUN_KEYS[name].to_bytes(), 0, 10 * number),
+        *(bytes(64), b"", {}, b"", 0),
     )
     for number, name in enumerate(KEYS, start=1)
 }
