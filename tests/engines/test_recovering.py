@@ -12,7 +12,8 @@ import pytest
 from consortium import Consortium, raw_plan
 
 from fedshield.auditfile import keep_roster
-from fedshield.engines.known_sites import Member
+from fedshield.crypto.keys import SigningKey
+from fedshield.engines.known_sites import KnownRoster, Member, must_answer
 from fedshield.engines.recovering import Draft, draft, own_part
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.files import RosterError
@@ -149,6 +150,31 @@ def test_a_site_of_any_roster_that_is_known_must_answer(story: Story, where: str
     with pytest.raises(RecoveryError, match=f"got none of {name}: what a sum held"):
         story.draft(story.answers(*rows))
     assert not story.place.exists()
+
+
+def test_the_sites_of_every_roster_that_todays_follows_must_answer(story: Story) -> None:
+    """A site that left before this kit came could be the only honest one in a sum."""
+    gone = SigningKey()
+    first = gone.public.hex()
+    member = Member.of(story.ours.kit("victim"))
+    today = member.rosters[-1]
+    assert must_answer(member.rosters).keys() == {member.own, *member.others}
+    earlier = KnownRoster("7" * 64, {**today.sites, first: "gone"})
+    story.lose()
+    answers = story.answers(story.row())
+    with pytest.raises(RecoveryError, match="got none of gone: what a sum held"):
+        story.draft(answers, member.with_rosters([earlier, today]))
+    unknown = KnownRoster("8" * 64, {})
+    with pytest.raises(RecoveryError, match="expected every roster with its sites, got 88888888"):
+        story.draft(answers, member.with_rosters([unknown, earlier, today]))
+    assert not story.place.exists()
+    # It answers with the key that the roster knew it by.
+    head = sign_head(Head(3, "e" * 64), gone.sign)
+    last = replace(answers[0][1], teller=first, head=head).signed(gone.sign)
+    answers.append((story.root / "gone", last))
+    story.draft(answers, member.with_rosters([earlier, today]))
+    with Ledger.open(story.place) as ledger:
+        assert len(ledger.rows) == 1
 
 
 def test_two_kits_on_one_ledger_are_recovered_at_once(story: Story) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedshield.cost.estimate import spec_of
 from fedshield.data.preview import preview
-from fedshield.engines.known_sites import Member
+from fedshield.engines.known_sites import Member, must_answer
 from fedshield.engines.ledgers import line_records
 from fedshield.errors import FedShieldError, UserError
 from fedshield.ledger import heads
@@ -176,7 +176,7 @@ def _check_all_answered(
     own = {member.own for member in members}
     missing: set[str] = set()
     for member in members:
-        needed = {*member.others}
+        needed = {*member.others, *must_answer(member.rosters)}
         needed |= {site for row in older.rows if row.own == member.own for site in row.sites}
         needed |= {
             site
