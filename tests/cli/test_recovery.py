@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import typer
-from consortium import Consortium
+from consortium import Consortium, Refused
 from consortium import raw_plan as plan_of
 
 from fedshield.cli.entry import app
@@ -138,6 +138,13 @@ def test_what_the_rules_refused_is_refused_after_it(
     """A second run of the plan, a sum again with other numbers, other sites, and what one site
     alone changed."""
     run("victim", "recover", *answers, "--older", older)
+    # The copy's approval is none any more: what it consented to may have been taken back.
+    with pytest.raises(Refused, match="R8: expected an approval of plan"):
+        three.session(raw_plan(), "first")
+    said = run("victim", "show")
+    assert "rounds before this ledger was rebuilt, not since: approve it again" in said
+    three.approve(raw_plan(), "victim")
+    assert "not since" not in run("victim", "show")
     with pytest.raises(Exception, match="R4: expected the run first of this plan, got second"):
         three.session(raw_plan(), "second")
     session = three.session(raw_plan(), "first")
@@ -299,6 +306,7 @@ def test_a_plan_without_tallies_goes_on_where_others_certify(
     said = run("victim", "recover", *files, "--older", older)
     assert "1 sums that the copy does not have, 1 results" in said
     assert "cannot go on" not in said
+    three.approve(raw_plan(scheme=scheme), "victim")
     three.session(raw_plan(scheme=scheme), "first", start=1).run(2, 2)
 
 

@@ -299,7 +299,9 @@ def test_a_rebuilt_ledger_goes_on_beyond_the_lost_lines(lost: dict[str, Any]) ->
         assert ledger.results(PLAN) == {RESULT.result}
         assert ledger.receipts == {}  # what this site signed for is not known
         assert (ledger.peers, ledger.chains) == (lost["peers"], lost["chains"])
-        assert ledger.approvals.keys() == {PLAN}
+        # The lost lines can hold a later one, with less consent.
+        assert ledger.approvals == {}
+        assert ledger.past_approvals.keys() == {PLAN}
         second = Head(2, list(ledger._digests.values())[1])
         assert ledger.holds(second)
         assert not ledger.holds(Head(3, second.digest))
@@ -311,6 +313,13 @@ def test_a_rebuilt_ledger_goes_on_beyond_the_lost_lines(lost: dict[str, Any]) ->
         assert not ledger.was_lost(Head(3, "f" * 64), D)
         ledger.add_receipt(RESULT._replace(round_number=2))
         assert ledger.head.length == 1004
+    with Ledger.prefix(path)[0] as again:  # of a copy that was rebuilt itself
+        (unseen,) = rebuilt(again, [told(B)], {}, 1).rows
+        assert (unseen.phase, unseen.curve) == (LOST, (4.0, 8.0))  # of 5 rounds, by the approval
+    with Ledger.open(path) as ledger:
+        ledger.approve(replace(again.past_approvals[PLAN], rounds=6))
+        assert [one.rounds for one in ledger.approvals.values()] == [6]
+        assert ledger.past_approvals == ledger.approvals
     data = path.read_bytes()
     for line in (2, 0):
         moved = data.replace(b'"line":1000', f'"line":{line}'.encode())

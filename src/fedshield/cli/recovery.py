@@ -134,7 +134,7 @@ def recover(
             _type(name, f"Type {name} to make this the ledger of its records:", "nothing was made")
             found.write(standing)
     _say("written", f"{place}: goes on at line {found.line:,}")
-    _say("then", "back it up; plans that were approved after the copy are approved anew")
+    _say("then", "back it up; no approval of before stands: approve each plan again")
 
 
 def _tell(found: Rebuilt, names: dict[str, str]) -> None:

@@ -58,7 +58,7 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger) -> Proposal:
     line = line_of(ledger, kit.name, plan, party.roster, "", shown.data)
     count = counted(plan, len(shown.data.train), party.example_cap)
     words = _lines(plan, kit.name, party.roster, model_sha256, shown, line, count)
-    last = list(ledger.approvals.values())[-1:]
+    last = list(ledger.past_approvals.values())[-1:]
     before = dict(zip(LABELS, last[0].lines, strict=False)) if last else {}
     changed = {label for label, text in words if last and before.get(label) != text}
     refusals = line.refusals_now(count)
@@ -177,7 +177,7 @@ def _passed_limits(plan: Plan, ledger: Ledger, line: Line) -> tuple[str, ...]:
     privacy = plan.privacy
     ran = {row.plan for row in line.rows()} - {plan.sha256()}
     found: list[str] = []
-    for before in ledger.approvals.values():
+    for before in ledger.past_approvals.values():
         if before.plan not in ran or before.limit is None:
             continue
         # What protects a whole site protects each of its examples.

@@ -47,7 +47,8 @@ class Ledger:
     `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
     of others, where this site's own is for another; `totals`: what all sites of a plan count for,
     by plan; `attested`: rounds that were taken by the word of others, by plan and number;
-    `approvals`: the last of each plan, in order;
+    `approvals`: the last of each plan that is a permission, in order: none of before the ledger was
+    rebuilt is; `past_approvals`: those too, for what a plan was said to spend;
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
     it forget; `answered`: what other sites were told of their lost ledgers; `recoveries`: where
@@ -66,6 +67,7 @@ class Ledger:
         self.totals: dict[str, Total] = {}
         self.attested: dict[tuple[str, int], OpenedRound] = {}
         self.approvals: dict[str, Approval] = {}
+        self.past_approvals: dict[str, Approval] = {}
         self.peers: dict[str, tuple[Head, bytes]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
         self.forgotten: list[Forgotten] = []
@@ -434,8 +436,9 @@ class Ledger:
             self.rows.append(entries.to_row(entry, self._records))
         elif kind == "approval":
             approval = entries.to_approval(entry)
-            self.approvals.pop(approval.plan, None)  # approved again, it is the last
-            self.approvals[approval.plan] = approval
+            for known in (self.approvals, self.past_approvals):
+                known.pop(approval.plan, None)  # approved again, it is the last
+                known[approval.plan] = approval
             self._approved_at[approval.plan] = len(self.rows)
         elif kind == "receipt":
             receipt = entries.to_receipt(entry)
@@ -459,6 +462,8 @@ class Ledger:
             if recovered.after != number - 1 or recovered.line < number:
                 raise ValueError(recovered.line)
             self.recoveries.append(recovered)
+            # The lost lines can hold a later approval of the same plan, with less consent.
+            self.approvals.clear()
             number = recovered.line
         else:
             raise ValueError(kind)

@@ -199,8 +199,8 @@ def _unseen(rows: Sequence[Row], older: Ledger, parts: Mapping[str, OwnPart]) ->
         rounds = 0  # of neither: an earlier loss, and the copy holds them all
         if plan in parts:
             rounds = parts[plan].rounds
-        elif plan in older.approvals:
-            rounds = older.approvals[plan].rounds
+        elif plan in older.past_approvals:
+            rounds = older.past_approvals[plan].rounds
         seen = [row for row in rows if row.plan == plan and row.phase == "round" and row.curve]
         more = rounds - len({row.round_number for row in seen})
         if more > 0 and plan not in counted:
@@ -254,8 +254,8 @@ def _is_unbounded(row: Row, older: Ledger, parts: Mapping[str, OwnPart]) -> bool
     unit: Unit | None = None
     if row.plan in parts:
         unit = parts[row.plan].unit
-    elif row.plan in older.approvals:
-        unit = older.approvals[row.plan].unit
+    elif row.plan in older.past_approvals:
+        unit = older.past_approvals[row.plan].unit
     return row.phase == "round" and not row.curve and unit != "none"
 
 
