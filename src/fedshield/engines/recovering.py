@@ -79,14 +79,14 @@ def draft(
     # Of the lost ledger, if it is left: the copy has the same first line.
     peers, chains = heads.read(heads.place_beside(place), older.first, needed=False)
     _check_all_answered(members, older, told, {*peers, *chains}, sites)
-    lengths, shown = own_heads(older, told, sites)
+    own = own_heads(older, told, sites)
     kept = heads_of_others(told, (peers, older.peers), sites)
     for member in members:
         for before in (chains, older.chains):
             if why := heads.forked(before, member.roster.chains):
                 raise RecoveryError(why)
     parts, notes = _own_parts(members, plans, {row.plan for one in told for row in one.rows}, older)
-    if not is_shown(older, told, parts, shown or heads.place_beside(place).exists()):
+    if not is_shown(older, told, parts, own.shown or heads.place_beside(place).exists()):
         raise RecoveryError(
             "--older: expected a copy that is shown to be of the lost ledger, by its .peers file, "
             "by a head that was signed or by what this site put into a sum, got none of these: "
@@ -103,8 +103,8 @@ def draft(
         older,
         lines,
         rebuilt(older, told, parts, colluding, {site: name for site, (name, _) in sites.items()}),
-        next_line(older, lengths, sites),
-        lengths,
+        next_line(older, own, sites),
+        own.lines,
         _latest(older.peers, peers, kept),
         dict(older.chains) | dict(chains) | _chains_of(members),
         notes,
