@@ -13,7 +13,7 @@ from fedshield.ledger import entries, rules
 from fedshield.ledger.entries import Receipt, Recovered
 from fedshield.ledger.file import Head, Ledger, LedgerError
 from fedshield.ledger.heads import place_beside
-from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown
+from fedshield.ledger.rebuilding import Doubtful, OwnPart, Rebuilt, is_shown
 from fedshield.ledger.rebuilding import rebuilt as rebuilt_by
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import (
@@ -184,7 +184,46 @@ def test_a_row_that_one_leaves_out_comes_from_another(older: Ledger) -> None:
     assert [row.key for row in found.rows] == [ROW.key, (PLAN, LOST, 0)]
     assert found.results == ()  # the one that tells it could lie too
     assert found.stopped == (PLAN,)
-    assert found.alone == ((TOLD, (B,)),)
+    assert found.doubtful == (Doubtful(TOLD, (B,), (), (C,)),)
+
+
+def test_a_sum_that_liars_alone_can_have_made_up_is_named(older: Ledger) -> None:
+    """Also where nobody in it keeps silent: it is over too few, or as many tell of it as can lie."""
+    two = replace(TOLD, batch=(A, C), sites=(A, C), versions=(TOLD.versions[0], TOLD.versions[2]))
+    honest = [told(B, TOLD), told(C, TOLD, two)]
+    assert rebuilt(older, honest[:1] + [told(C, TOLD)], {}, 1).doubtful == ()
+    assert rebuilt(older, honest, {}, 1).doubtful == (Doubtful(two, (C,), (), ()),)
+    # Whoever tells of it, such a sum no honest site enters.
+    honest[0] = told(B, TOLD, two)
+    assert rebuilt(older, honest, {}, 1).doubtful == (Doubtful(two, (B, C), (), ()),)
+    # Two liars of four, and three sites where two may lie.
+    both = [told(one, TOLD) for one in (B, C)]
+    for colluding, row in ((2, TOLD), (1, replace(TOLD, colluding=2))):
+        answers = [replace(one, rows=(row,)) for one in both]
+        found = rebuilt(older, answers, {}, colluding)
+        assert found.doubtful == (Doubtful(row, (B, C), (), ()),)
+    four = replace(TOLD, sites=(A, B, C, D), versions=(*TOLD.versions, (D, Version(D, D))))
+    answers = [told(one, replace(four, batch=four.sites)) for one in (B, C, D)]
+    assert rebuilt(older, answers, {}, 2).doubtful == ()
+    # Sites of other batches have no row of it to tell.
+    apart = replace(four, membership="batches")
+    assert rebuilt(older, [told(B, apart), told(C, apart), told(D)], {}, 1).doubtful == ()
+    apart = replace(four, membership="open", batch=(A,))
+    (open_one,) = rebuilt(older, [told(B, apart), told(C, apart), told(D)], {}, 1).doubtful
+    assert open_one.silent == (D,)
+
+
+def test_what_was_heard_in_a_recovery_counts_and_is_no_second_word(older: Ledger) -> None:
+    """A lie that an honest site heard in its own recovery is still that one liar's."""
+    heard = replace(TOLD, recovered=True)
+    found = rebuilt(older, [told(B, heard), told(C, TOLD)], {PLAN: PART}, 1)
+    assert [row.phase for row in found.rows] == ["round", LOST]
+    assert found.doubtful == (Doubtful(TOLD, (C,), (B,), ()),)
+    # Its own row of before its loss is its own.
+    found = rebuilt(older, [told(B, heard, TOLD), told(C, TOLD)], {PLAN: PART}, 1)
+    assert (len(found.rows), found.doubtful) == (2, ())
+    (alone,) = rebuilt(older, [told(B, heard), told(C, heard)], {PLAN: PART}, 1).doubtful
+    assert (alone.own, alone.heard) == ((), (B, C))
 
 
 def test_what_is_told_apart_is_kept_side_by_side(older: Ledger) -> None:
@@ -198,7 +237,7 @@ def test_what_is_told_apart_is_kept_side_by_side(older: Ledger) -> None:
     new = {**ROW.versions, A: Version("d" * 64, "d" * 64)}
     for said in ({}, {C: Version("d" * 64, C)}):
         assert rules.own_part(rows, replace(LATER, versions=new | said), Consent())
-    assert len(found.alone) == 2
+    assert len(found.doubtful) == 2
     # Each sum is counted once, whatever is told of it.
     assert line_curve(found.rows, "example") == ((5.0, 10.0), 1.25)
     lie = RESULT._replace(result="e" * 64)
@@ -253,7 +292,7 @@ def test_rounds_that_were_counted_after_a_loss_are_not_counted_again(older: Ledg
 def test_a_copy_must_be_shown_to_be_of_the_lost_ledger(older: Ledger) -> None:
     """With another record key this site looks changed to all, and another's change passes."""
     answers = [told(B, TOLD)]
-    stranger = replace(PART, version=Version("f" * 64, "0" * 64))
+    stranger = replace(PART, version=Version("0" * 64, "f" * 64))
     assert not is_shown(older, answers, {}, False)
     assert not is_shown(older, answers, {PLAN: stranger}, False)
     assert is_shown(older, answers, {}, True)

@@ -88,7 +88,9 @@ def answer(
             }
         answered = Answer(question.nonce, member.own, question.about, head, kept, rows, results)
     write_new(to, answered.signed(member.key.sign).to_text(), 0o600)
-    _say("written", f"{to}: {len({row.key for row in answered.rows}):,} sums that {name} was in")
+    sums = len({row.key for row in answered.rows})
+    _say("written", f"{to}: tells of {sums:,} sums that {name} was in, and of "
+         f"{len(answered.results):,} results")  # fmt: skip
     _say("then", f"give it to {name}, over a channel that the coordinator does not carry")
 
 
@@ -143,12 +145,15 @@ def _tell(found: Rebuilt, names: dict[str, str]) -> None:
     _say(
         "rebuilt", f"{len(sums):,} sums that the copy does not have, {len(found.results):,} results"
     )
-    for told, by in found.alone:
+    for told, *who in found.doubtful:
+        own, heard, silent = (", ".join(names.get(one, one[:16]) for one in some) for some in who)
+        by = [f"by {own}"] * bool(own) + [f"heard in a recovery by {heard}"] * bool(heard)
+        by += [f"not by {silent}"] * bool(silent)
         _say(
             "told by some",
-            f"{told.phase} {told.round_number} of plan {told.plan[:12]}, by "
-            f"{', '.join(names.get(one, one[:16]) for one in by)} and not by the others in it: it "
-            "counts, and if it is a lie, a sum with other sites refuses all later ones; ask them",
+            f"{told.phase} {told.round_number} of plan {told.plan[:12]}, over {len(told.sites)} "
+            f"sites: {'; '.join(by)}: it counts, and if it is a lie, a sum with other sites "
+            "refuses all later ones; ask them",
         )
     for plan in found.unbounded:
         _say(

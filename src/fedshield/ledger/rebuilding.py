@@ -42,19 +42,35 @@ class OwnPart:
     distance: float = 0.0
 
 
+class Doubtful(NamedTuple):
+    """A sum that liars alone can have made up. `own`: who tells of it by a row of its own; `heard`:
+    who knows it only from what others told it in a recovery; `silent`: who was in it and does
+    not tell of it (first keys)."""
+
+    told: ToldRow
+    own: tuple[str, ...]
+    heard: tuple[str, ...]
+    silent: tuple[str, ...]
+
+
+#: Who tells of a sum of a site (its first key) by a row of its own, and who heard of it.
+_Tellers = dict[tuple[str, ToldRow], tuple[list[str], list[str]]]
+
+
 class Rebuilt(NamedTuple):
     """`rows`, `results`: what follows an older copy; `unbounded`: plans (SHA-256) of which nothing
     here says what their rounds spent, so epsilon is infinite; `uncounted`: those for which nothing
     says what this site counted for; `stopped`: those that cannot go on, since a sum of theirs would
     have to be repeated (one without a result, or a tally, which every session begins with);
-    `alone`: sums that only some of those who were in them tell of, and by whom."""
+    `doubtful`: sums that not all tell of who were in them, that at most c tell of by themselves, or
+    that are over fewer than c + 2 sites (of this site's batch)."""
 
     rows: tuple[Row, ...]
     results: tuple[Receipt, ...]
     unbounded: tuple[str, ...]
     uncounted: tuple[str, ...]
     stopped: tuple[str, ...]
-    alone: tuple[tuple[ToldRow, tuple[str, ...]], ...]
+    doubtful: tuple[Doubtful, ...]
 
 
 def rebuilt(
@@ -67,14 +83,17 @@ def rebuilt(
     """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
     `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
     `RecoveryError` where two tell of different parts of this site in one sum."""
-    tellers: dict[tuple[str, ToldRow], list[str]] = {}
+    tellers: _Tellers = {}
     for answer in answers:
-        for told in answer.rows:
-            tellers.setdefault((answer.about, told), []).append(answer.teller)
+        # What is told both ways, of before and after the teller's loss, is its own.
+        for told in sorted(answer.rows, key=lambda row: row.recovered):
+            own, heard = tellers.setdefault((answer.about, told.own_sum), ([], []))
+            if answer.teller not in own:
+                (heard if told.recovered else own).append(answer.teller)
     _check_versions(older, tellers, names)
     # Without its receipt a sum is added: what this site signed for is lost, and it signs no other.
     known = {
-        (row.own, ToldRow.of(row, row.own))
+        (row.own, ToldRow.of(row, row.own).own_sum)
         for row in older.rows
         if row.recovered or row.key in older.receipts
     }
@@ -95,7 +114,7 @@ def rebuilt(
             if row.phase != LOST
             and (row.key not in taken or (row.recovered and row.phase != "round"))
         ),
-        _told_by_some(tellers, answers),
+        _doubtful(tellers, answers, colluding),
     )
 
 
@@ -120,15 +139,15 @@ def is_shown(
 
 def _check_versions(
     older: Ledger,
-    tellers: Mapping[tuple[str, ToldRow], Sequence[str]],
+    tellers: _Tellers,
     names: Mapping[str, str],
 ) -> None:
     said: dict[tuple[str, Key], tuple[Version, str]] = {}
     for row in older.rows:
         if row.phase != LOST and row.own in row.versions:
             said[row.own, row.key] = row.versions[row.own], "the older copy"
-    for (about, told), by in tellers.items():
-        version, who = told.version_of(about), names[by[0]]
+    for (about, told), (own, heard) in tellers.items():
+        version, who = told.version_of(about), names[[*own, *heard][0]]
         first, other = said.setdefault((about, told.key), (version, who))
         if first != version:
             raise RecoveryError(
@@ -238,15 +257,22 @@ def _results(older: Ledger, answers: Sequence[Answer], colluding: int) -> tuple[
     return tuple(sorted(one for one in enough if twice[one.key] == 1 and known.get(one.key) != one))
 
 
-def _told_by_some(
-    tellers: Mapping[tuple[str, ToldRow], Sequence[str]], answers: Sequence[Answer]
-) -> tuple[tuple[ToldRow, tuple[str, ...]], ...]:
-    asked = {(answer.about, answer.teller) for answer in answers}
-    return tuple(
-        (told, tuple(by))
-        for (about, told), by in tellers.items()
-        if {teller for site, teller in asked if site == about and teller in told.sites} != {*by}
-    )
+def _doubtful(
+    tellers: _Tellers, answers: Sequence[Answer], colluding: int
+) -> tuple[Doubtful, ...]:
+    asked = dict.fromkeys((answer.about, answer.teller) for answer in answers)
+    found: list[Doubtful] = []
+    for (about, told), (own, heard) in tellers.items():
+        silent = [
+            teller
+            for site, teller in asked
+            if site == about and teller in told.who_tells and teller not in (*own, *heard)
+        ]
+        most = max(colluding, told.colluding)  # of a larger c more are named
+        size = min(len(told.sites), len(told.who_tells))
+        if silent or len(own) <= most or size < most + 2:
+            found.append(Doubtful(told, tuple(own), tuple(heard), tuple(silent)))
+    return tuple(found)
 
 
 def _is_unbounded(row: Row, older: Ledger, parts: Mapping[str, OwnPart]) -> bool:
