@@ -260,12 +260,38 @@ def test_of_rows_of_one_sum_the_largest_curve_counts() -> None:
 
 
 def test_two_versions_of_one_part_are_refused_by_name(older: Ledger) -> None:
-    other = replace(TOLD, versions=((A, Version("f" * 64, "0" * 64)), *TOLD.versions[1:]))
+    other = replace(TOLD, versions=((A, Version("a" * 64, "f" * 64)), *TOLD.versions[1:]))
     with pytest.raises(RecoveryError, match="two, of beta and of gamma"):
         rebuilt(older, [told(B, TOLD), told(C, other)], {}, 1)
     older.add_row(ROW)
     with pytest.raises(RecoveryError, match="two, of the older copy and of gamma"):
         rebuilt(older, [told(B, TOLD), told(C, other)], {}, 1)
+
+
+def test_a_try_after_the_file_was_rewritten_is_no_other_version(older: Ledger) -> None:
+    """The same rows of other bytes: an honest repetition, of which one peer saw each. Both rows
+    stand, and what the site changes later is held against each of them (R3)."""
+    again = Version("f" * 64, MINE.rows)
+    second = replace(TOLD, versions=((A, again), *TOLD.versions[1:]))
+    answers = [told(B, TOLD), told(C, second)]
+    found = rebuilt(older, answers, {PLAN: PART}, 1)
+    rows = [row for row in found.rows if row.phase == "round"]
+    assert [row.versions[A] for row in rows] == [MINE, again]
+    # As many rows: what it counted for and spent is known. Of which records is not, for the second.
+    assert [(row.scale.count, row.curve) for row in rows] == [(40, (1.0, 2.0))] * 2
+    assert [row.records for row in rows] == [RECORDS, frozenset()]
+    assert found.unbounded == found.uncounted == ()
+    assert line_curve(found.rows, "example") == ((5.0, 10.0), 1.25)
+    assert rules.own_part(rows, LATER, Consent()) == ""
+    changed = replace(LATER, versions={**ROW.versions, A: Version("d" * 64, "d" * 64)})
+    for row in rows:
+        assert "this site's records" in rules.own_part([row], changed, Consent())
+    # So with a copy that has the first try, and where today's file is a third one.
+    assert is_shown(older, answers, {PLAN: replace(PART, version=Version(D, MINE.rows))}, False)
+    older.add_row(ROW)
+    found = rebuilt(older, [told(B, second), told(C, second)], {}, 1)
+    assert (found.rows[0].scale.count, found.rows[0].curve) == (40, (1.0, 2.0))
+    assert is_shown(older, [told(B, second)], {}, False)
 
 
 def test_a_rebuilt_row_is_not_repeated_and_its_batch_stays(older: Ledger) -> None:

@@ -130,11 +130,17 @@ def is_shown(
         holds
         or not told
         or any(
-            version == own.get(row.key)
-            or (row.plan in parts and version == parts[row.plan].version)
+            _same_rows(version, own.get(row.key))
+            or (row.plan in parts and _same_rows(version, parts[row.plan].version))
             for row, version in told
         )
     )
+
+
+def _same_rows(version: Version, other: Version | None) -> bool:
+    """Whether the model read the same: as many rows, so the same count and the same curve. Of which
+    records they were made only the other half says."""
+    return other is not None and version.rows == other.rows
 
 
 def _check_versions(
@@ -149,9 +155,12 @@ def _check_versions(
     for (about, told), (own, heard) in tellers.items():
         version, who = told.version_of(about), names[[*own, *heard][0]]
         first, other = said.setdefault((about, told.key), (version, who))
-        if first != version:
+        # The rows alone: an operator who rewrites the file between two tries, with the same rows, is
+        # honest, and the second try has other sources. R3 asks nothing of it either (`own_part`),
+        # and holds against each of the two rows, for both are kept. Other rows are another sum (R4).
+        if first.rows != version.rows:
             raise RecoveryError(
-                f"expected one version of what this site put into {_named(told)}, got two, of "
+                f"expected one version of the rows that this site put into {_named(told)}, got two, of "
                 f"{other} and of {who}: one of them is wrong, or two copies of this site were "
                 "at work; ask both operators"
             )
@@ -160,15 +169,16 @@ def _check_versions(
 def _row(about: str, told: ToldRow, older: Ledger, parts: Mapping[str, OwnPart]) -> Row:
     """A told sum with what this site knows of it."""
     part, version = parts.get(told.plan), told.version_of(about)
-    now = part is not None and part.version == version
+    now = part is not None and _same_rows(version, part.version)
     weights, steps = (told.weights, told.steps) if part is None else (part.weights, part.steps)
-    before = [row for row in older.rows if row.versions.get(row.own) == version and row.records]
+    before = [row for row in older.rows if row.versions.get(row.own) == version]
     alike = [one.records for one in parts.values() if one.version == version]
-    records = next(iter([*alike, *(row.records for row in before)]), frozenset())
+    records = next(filter(None, [*alike, *(row.records for row in before)]), frozenset())
     count = 0 if weights == "equal" else UNKNOWN
-    for row in before:
+    for row in older.rows:
         # By R2 the lost sum was at the count of those before on its line, or was not entered.
-        if count == UNKNOWN and row.scale.weights == weights:
+        known = row.records and _same_rows(version, row.versions.get(row.own))
+        if count == UNKNOWN and row.scale.weights == weights and known:
             count = row.scale.count
     if count == UNKNOWN and part is not None and now and told.roster == part.roster:
         count = part.count  # the roster caps it
@@ -203,7 +213,7 @@ def _spent(
     if part is not None and part.curve and (part.unit == "site" or now):
         return part.unit, part.curve, part.distance
     for row in older.rows:
-        same = row.unit == "site" or row.versions.get(row.own) == version
+        same = row.unit == "site" or _same_rows(version, row.versions.get(row.own))
         if row.plan == told.plan and row.phase == "round" and row.curve and same:
             return row.unit, row.curve, row.distance
     return "none", (), 0.0
