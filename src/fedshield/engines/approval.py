@@ -164,7 +164,10 @@ def _epsilon(plan: Plan, line: Line) -> str:
         return "none: this plan adds no noise, and does not bound what its sums tell"
     earlier = line.earlier(plan.privacy.unit)
     if earlier.curve is None:
-        return "infinite: a sum without such protection was made of these records before"
+        return (
+            "infinite: a sum without such protection, or whose cost was lost with the ledger, was "
+            "made of these records before"
+        )
     limit = plan.privacy.limit
     most = "no limit" if limit is None else f"this plan stops at {limit:g}"
     spent = "nothing spent by other plans" if earlier == Earlier() else "other plans' sums counted"

@@ -94,6 +94,7 @@ def first_refusal(
         ("R1", lambda: whole_batch(rows, request, agreed)),
         ("R2", lambda: one_scale(rows, request)),
         ("R3", lambda: own_part(everything, request, agreed)),
+        ("R5", lambda: known_rounds(everything, request)),
         ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
     )
     for rule, check in checks:
@@ -249,6 +250,19 @@ def once(rows: Sequence[Row], request: Row) -> str:
     return ""
 
 
+def known_rounds(rows: Sequence[Row], request: Row) -> str:
+    """R5: a plan that promises an epsilon knows what each of its own rounds spent. Its reports say
+    what it spent by itself, and that is taken to be as much in each round."""
+    for row in rows if request.unit != "none" else ():
+        of_plan = (row.plan, row.phase) == (request.plan, "round")
+        if of_plan and row.recovered and not row.curve:
+            return (
+                f"expected what {_named(row)} spent, since the plan states an epsilon, but that "
+                "was lost with the ledger; agree on another plan"
+            )
+    return ""
+
+
 def within_budget(epsilon: float | None, limit: float | None) -> str:
     """R5: what all plans together have spent of these records stays within the plan's limit."""
     if limit is None:
@@ -256,7 +270,7 @@ def within_budget(epsilon: float | None, limit: float | None) -> str:
     if epsilon is None:
         return (
             f"expected epsilon of at most {limit:g} for these records, got infinity: a sum without "
-            "privacy was made from them before"
+            "privacy, or whose cost was lost with the ledger, was made from them before"
         )
     if epsilon > limit:
         return (

@@ -88,8 +88,13 @@ class Line:
         return Spent(terms, len(own), self.earlier(unit))
 
     def earlier(self, unit: Unit) -> Earlier:
-        """What other plans released of these records, as far as it bears on `unit`."""
-        others = [row for row in self._bearing(unit) if not self._is_round(row)]
+        """What other plans released of these records, as far as it bears on `unit`; and what this
+        one did in rounds of which a rebuilt ledger does not say it: that makes all infinite."""
+        others = [
+            row
+            for row in self._bearing(unit)
+            if not self._is_round(row) or (row.recovered and line_curve([row], unit) is None)
+        ]
         found = line_curve(others, unit)
         return Earlier(None) if found is None else Earlier(*found)
 
