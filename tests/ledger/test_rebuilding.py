@@ -13,7 +13,7 @@ from fedshield.ledger import entries, rules
 from fedshield.ledger.entries import Receipt, Recovered
 from fedshield.ledger.file import Head, Ledger, LedgerError
 from fedshield.ledger.heads import place_beside
-from fedshield.ledger.rebuilding import Doubtful, OwnPart, Rebuilt, is_shown
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown
 from fedshield.ledger.rebuilding import rebuilt as rebuilt_by
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import (
@@ -27,6 +27,7 @@ from fedshield.ledger.rows import (
     line_of,
 )
 from fedshield.ledger.rules import Approval
+from fedshield.ledger.tellers import Doubtful
 
 A, B, C, D = (letter * 64 for letter in "abcd")
 PLAN, ROSTER = "1" * 64, "9" * 64
@@ -188,10 +189,11 @@ def test_a_row_that_one_leaves_out_comes_from_another(older: Ledger) -> None:
 
 
 def test_a_sum_that_liars_alone_can_have_made_up_is_named(older: Ledger) -> None:
-    """Also where nobody in it keeps silent: it is over too few, or as many tell of it as can lie."""
+    """Also where nobody in it keeps silent: it is over too few, or no more tell of it than can
+    lie."""
     two = replace(TOLD, batch=(A, C), sites=(A, C), versions=(TOLD.versions[0], TOLD.versions[2]))
     honest = [told(B, TOLD), told(C, TOLD, two)]
-    assert rebuilt(older, honest[:1] + [told(C, TOLD)], {}, 1).doubtful == ()
+    assert rebuilt(older, [*honest[:1], told(C, TOLD)], {}, 1).doubtful == ()
     assert rebuilt(older, honest, {}, 1).doubtful == (Doubtful(two, (C,), (), ()),)
     # Whoever tells of it, such a sum no honest site enters.
     honest[0] = told(B, TOLD, two)
@@ -249,6 +251,36 @@ def test_what_is_told_apart_is_kept_side_by_side(older: Ledger) -> None:
     wider = replace(TOLD, colluding=2)
     answers = [told(one, wider, results=(RESULT,)) for one in (B, C)]
     assert rebuilt(older, answers, {}, 1).results == ()
+
+
+@pytest.mark.parametrize(("num_sites", "colluding"), [(3, 1), (4, 1), (5, 1), (6, 1), (7, 2)])
+def test_a_result_counts_where_no_other_one_can_have_a_certificate(
+    older: Ledger, num_sites: int, colluding: int
+) -> None:
+    """One honest word is not enough: an honest site signs for what it opened, and where a liar had
+    others open another sum, those may have the certificate."""
+    sites = tuple(f"{number:064x}" for number in range(num_sites))
+    versions = tuple((site, Version(site, site)) for site in sites)
+    row = replace(TOLD, batch=sites, sites=sites, versions=versions, colluding=colluding)
+    certificate = (num_sites + colluding) // 2 + 1
+    for number in range(num_sites):
+        answers = [
+            replace(told(site, row, results=(RESULT,) if at < number else ()), about=sites[0])
+            for at, site in enumerate(sites[1:])
+        ]
+        # Others sign for another one: those that do not tell of this, the liars, and this site.
+        other = num_sites - 1 - number + min(colluding, number) + 1
+        is_taken = bool(rebuilt(older, answers, {}, colluding).results)
+        assert is_taken == (other < certificate)
+        # Membership open says nothing of how many sites the roster has.
+        wider = [replace(one, rows=(replace(row, membership="open"),)) for one in answers]
+        strangers = [replace(told(str(at) * 64), about=sites[0]) for at in range(1, 3)]
+        open_taken = rebuilt(older, [*wider, *strangers], {}, colluding).results
+        assert bool(open_taken) == (number >= (num_sites + 2 + colluding) / 2)
+    # Whoever was not in the sum has no result of it; nor has a sum that nobody was in.
+    outside = [replace(one, rows=(replace(row, sites=sites[:1]),)) for one in answers]
+    assert rebuilt(older, outside, {}, colluding).results == ()
+    assert rebuilt(older, [replace(one, rows=()) for one in answers], {}, 0).results == ()
 
 
 def test_of_rows_of_one_sum_the_largest_curve_counts() -> None:

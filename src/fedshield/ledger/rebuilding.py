@@ -9,7 +9,6 @@ through. What a sum spent comes from the site's own plans and records, never fro
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from fedshield.ledger.entries import Receipt
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import LOST, UNKNOWN, Row, Scale, Unit, Version
+from fedshield.ledger.tellers import Doubtful, Tellers, by_sum, doubtful, results_of
 
 Key = tuple[str, str, int]
 
@@ -40,21 +40,6 @@ class OwnPart:
     roster: str = ""
     curve: tuple[float, ...] = ()
     distance: float = 0.0
-
-
-class Doubtful(NamedTuple):
-    """A sum that liars alone can have made up. `own`: who tells of it by a row of its own; `heard`:
-    who knows it only from what others told it in a recovery; `silent`: who was in it and does
-    not tell of it (first keys)."""
-
-    told: ToldRow
-    own: tuple[str, ...]
-    heard: tuple[str, ...]
-    silent: tuple[str, ...]
-
-
-#: Who tells of a sum of a site (its first key) by a row of its own, and who heard of it.
-_Tellers = dict[tuple[str, ToldRow], tuple[list[str], list[str]]]
 
 
 class Rebuilt(NamedTuple):
@@ -83,13 +68,7 @@ def rebuilt(
     """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
     `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
     `RecoveryError` where two tell of different parts of this site in one sum."""
-    tellers: _Tellers = {}
-    for answer in answers:
-        # What is told both ways, of before and after the teller's loss, is its own.
-        for told in sorted(answer.rows, key=lambda row: row.recovered):
-            own, heard = tellers.setdefault((answer.about, told.own_sum), ([], []))
-            if answer.teller not in own:
-                (heard if told.recovered else own).append(answer.teller)
+    tellers = by_sum(answers)
     _check_versions(older, tellers, names)
     # Without its receipt a sum is added: what this site signed for is lost, and it signs no other.
     known = {
@@ -100,7 +79,7 @@ def rebuilt(
     added = [
         _row(about, told, older, parts) for about, told in tellers if (about, told) not in known
     ]
-    results = _results(older, answers, colluding)
+    results = results_of(older, answers, colluding)
     rows = (*added, *_unseen([*older.rows, *added], older, parts))
     taken = {one.key for one in results} | older.receipts.keys() | older.certified.keys()
     return Rebuilt(
@@ -114,7 +93,7 @@ def rebuilt(
             if row.phase != LOST
             and (row.key not in taken or (row.recovered and row.phase != "round"))
         ),
-        _doubtful(tellers, answers, colluding),
+        doubtful(tellers, answers, colluding),
     )
 
 
@@ -145,7 +124,7 @@ def _same_rows(version: Version, other: Version | None) -> bool:
 
 def _check_versions(
     older: Ledger,
-    tellers: _Tellers,
+    tellers: Tellers,
     names: Mapping[str, str],
 ) -> None:
     said: dict[tuple[str, Key], tuple[Version, str]] = {}
@@ -155,14 +134,15 @@ def _check_versions(
     for (about, told), (own, heard) in tellers.items():
         version, who = told.version_of(about), names[[*own, *heard][0]]
         first, other = said.setdefault((about, told.key), (version, who))
-        # The rows alone: an operator who rewrites the file between two tries, with the same rows, is
-        # honest, and the second try has other sources. R3 asks nothing of it either (`own_part`),
-        # and holds against each of the two rows, for both are kept. Other rows are another sum (R4).
+        # The rows alone: an operator who rewrites the file between two tries, with the same rows,
+        # is honest, and the second try has other sources. R3 asks nothing of it either
+        # (`own_part`), and holds against each of the two rows, for both are kept. Of other rows
+        # the update is another, which no second try may have (R4).
         if first.rows != version.rows:
             raise RecoveryError(
-                f"expected one version of the rows that this site put into {_named(told)}, got two, of "
-                f"{other} and of {who}: one of them is wrong, or two copies of this site were "
-                "at work; ask both operators"
+                f"expected one version of the rows that this site put into {_named(told)}, got "
+                f"two, of {other} and of {who}: one of them is wrong, or two copies of this site "
+                "were at work; ask both operators"
             )
 
 
@@ -248,41 +228,6 @@ def _unseen(rows: Sequence[Row], older: Ledger, parts: Mapping[str, OwnPart]) ->
                 )
             )
     return found
-
-
-def _results(older: Ledger, answers: Sequence[Answer], colluding: int) -> tuple[Receipt, ...]:
-    """Those that more tell than can lie, where that is one of the sum. They are taken as what
-    others certify: what this site signed for is not known."""
-    said = Counter(
-        one for one, _ in {(one, answer.teller) for answer in answers for one in answer.results}
-    )
-    most = Counter[str]()
-    for answer in answers:
-        for row in answer.rows:
-            most[row.plan] = max(most[row.plan], row.colluding, colluding)
-    enough = [one for one, count in said.items() if count > max(colluding, most[one.plan])]
-    # Of two results that so many tell, nobody can say which is right.
-    twice = Counter(one.key for one in enough)
-    known = older.receipts | older.certified
-    return tuple(sorted(one for one in enough if twice[one.key] == 1 and known.get(one.key) != one))
-
-
-def _doubtful(
-    tellers: _Tellers, answers: Sequence[Answer], colluding: int
-) -> tuple[Doubtful, ...]:
-    asked = dict.fromkeys((answer.about, answer.teller) for answer in answers)
-    found: list[Doubtful] = []
-    for (about, told), (own, heard) in tellers.items():
-        silent = [
-            teller
-            for site, teller in asked
-            if site == about and teller in told.who_tells and teller not in (*own, *heard)
-        ]
-        most = max(colluding, told.colluding)  # of a larger c more are named
-        size = min(len(told.sites), len(told.who_tells))
-        if silent or len(own) <= most or size < most + 2:
-            found.append(Doubtful(told, tuple(own), tuple(heard), tuple(silent)))
-    return tuple(found)
 
 
 def _is_unbounded(row: Row, older: Ledger, parts: Mapping[str, OwnPart]) -> bool:
