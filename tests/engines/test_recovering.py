@@ -14,6 +14,7 @@ from consortium import Consortium, raw_plan
 from fedshield.auditfile import keep_roster
 from fedshield.crypto.keys import SigningKey
 from fedshield.engines.known_sites import KnownRoster, Member, must_answer
+from fedshield.engines.ledgers import check_one_run
 from fedshield.engines.recovering import Draft, draft, own_part
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.files import RosterError
@@ -25,6 +26,7 @@ from fedshield.ledger.question import StandingQuestion
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import LOST, Row, Scale, Version
 from fedshield.ledger.rules import Approval
+from fedshield.planfile import load_plan
 from fedshield.protocol.statements import sign_head
 
 NAMES = ("alpha", "beta", "victim")
@@ -234,6 +236,28 @@ def test_a_roster_that_is_not_in_force_asks_and_answers_nothing(story: Story) ->
     (kit.path / "roster.json").write_text(signed.to_text())
     with pytest.raises(RosterError, match="which was replaced"):
         Member.of(kit)
+
+
+def test_a_plan_of_batches_whose_lines_can_be_lost_does_not_go_on(
+    story: Story, tmp_path: Path
+) -> None:
+    """Its total, and who was in rounds that this site took by the word of others, nobody tells."""
+    raw = raw_plan(NAMES, scheme={"name": "rlwe", "membership": "batches"})
+    sites = raw["data"]["sites"]
+    raw["data"]["sites"] = sites | {f"site{number}": sites["beta"] for number in range(3)}
+    paths = [tmp_path / "plan.yaml", tmp_path / "other.yaml"]
+    for seed, path in enumerate(paths):
+        path.write_text(story.ours.plan(raw | {"seed": seed}, "victim").to_yaml())
+    plan, other = (load_plan(path)[0] for path in paths)
+    story.lose()
+    row = story.row(plan=plan.sha256(), membership="batches")
+    found = story.draft(story.answers(row), plans=tuple(paths))
+    assert found.ended == tuple(sorted((plan.sha256(), other.sha256())))
+    with Ledger.open(story.place) as ledger:
+        for one in (plan, other):
+            with pytest.raises(UserError, match=r"^R4: expected a plan of which .* holds all"):
+                check_one_run(ledger, one, "trial")
+        check_one_run(ledger, story.ours.plan(raw_plan(NAMES), "victim"), "trial")
 
 
 def test_a_lost_round_costs_what_the_own_plan_says(story: Story, tmp_path: Path) -> None:

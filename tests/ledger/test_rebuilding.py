@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from fedshield.ledger import entries, rules
-from fedshield.ledger.entries import Receipt, Recovered
+from fedshield.ledger.entries import Attested, OpenedRound, Receipt, Recovered, Total
 from fedshield.ledger.file import Head, Ledger, LedgerError
 from fedshield.ledger.heads import place_beside
-from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, ended, is_shown
 from fedshield.ledger.rebuilding import rebuilt as rebuilt_by
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import (
@@ -347,6 +347,30 @@ def test_rounds_that_were_counted_after_a_loss_are_not_counted_again(older: Ledg
     assert line_curve(older.rows, "example") == ((5.0, 10.0), 1.25)
 
 
+def test_a_plan_of_batches_ends_where_lines_of_it_can_be_lost(older: Ledger) -> None:
+    """Neither its total nor what this site took by the word of others has a place in an answer."""
+    four = (A, B, C, D)
+    batches = replace(ROW, membership="batches", sites=four)
+    older.add_row(batches)
+    older.add_row(replace(ROW, plan="5" * 64))
+    older.add_total(Total("6" * 64, 1000))
+    older.add_attested(Attested("7" * 64, 1, (OpenedRound("8" * 64, four),), (B, C)))
+    last = older.head.length
+
+    def found(*rows: ToldRow, **lines: int) -> tuple[str, ...]:
+        of_site = {A: lines.get("a", 0), B: lines.get("b", 0)}
+        new = rebuilt(older, [told(B, *rows), told(C, *rows)], {}, 1).rows
+        return ended(older, new, of_site, ["9" * 64])
+
+    everything = (PLAN, *(number * 64 for number in "679"))
+    assert found(a=last, b=last - 1) == ()  # a whole one, as where what lay beside it was damaged
+    assert found(ToldRow.of(batches, A), a=last) == ()
+    assert found(a=last, b=last + 1) == everything
+    assert found(replace(TOLD, plan="5" * 64, round_number=2)) == everything
+    other = ToldRow.of(replace(batches, plan="4" * 64), A)
+    assert found(other) == tuple(sorted((*everything, "4" * 64)))
+
+
 def test_a_copy_must_be_shown_to_be_of_the_lost_ledger(older: Ledger) -> None:
     """With another record key this site looks changed to all, and another's change passes."""
     answers = [told(B, TOLD)]
@@ -373,7 +397,7 @@ def lost(tmp_path: Path) -> dict[str, Any]:
     copy.write_bytes(path.read_bytes() + b'{"cut')
     path.unlink()
     older, lines = Ledger.prefix(copy)
-    recovered = Recovered(1000, older.head.length, "ab", {B: 7, C: 0}, "2026-11-28")
+    recovered = Recovered(1000, older.head.length, "ab", {B: 7, C: 0}, ("4" * 64,), "2026-11-28")
     older.close()
     return {
         "path": path,
@@ -396,6 +420,7 @@ def test_a_rebuilt_ledger_goes_on_beyond_the_lost_lines(lost: dict[str, Any]) ->
         assert ledger.results(PLAN) == {RESULT.result}
         assert ledger.receipts == {}  # what this site signed for is not known
         assert (ledger.peers, ledger.chains) == (lost["peers"], lost["chains"])
+        assert ledger.ended == {"4" * 64}
         # The lost lines can hold a later one, with less consent.
         assert ledger.approvals == {}
         assert ledger.past_approvals.keys() == {PLAN}

@@ -65,7 +65,7 @@ def test_a_copy_of_another_ledger_is_refused(older: Ledger) -> None:
 def test_a_head_that_was_lost_before_is_no_other_ledgers(tmp_path: Path, older: Ledger) -> None:
     """The copy is of a ledger that was rebuilt once, and who told of the lost one then has seen
     nothing of it since."""
-    first = Recovered(1000, 1, "ab", {B: 7}, "2026-11-28")
+    first = Recovered(1000, 1, "ab", {B: 7}, (), "2026-11-28")
     lines = (tmp_path / "older").read_bytes()
     rest: tuple[Any, ...] = ([], [], {}, {}, lambda: None)
     with Ledger.rebuild(tmp_path / "again", lines, first, *rest) as again:

@@ -421,6 +421,20 @@ def test_a_rebuilt_round_of_this_plan_that_nobody_knows_the_cost_of_is_infinite(
             assert astuple(again.earlier(unit)) == earlier
 
 
+def test_a_plan_that_a_rebuilt_ledger_ended_does_not_go_on(sites: dict[str, Site]) -> None:
+    """Neither sum nor total, approved again or not; the operator reads why before."""
+    bank = sites["bank"]
+    bank.ledger.ended.add("7" * 64)
+    assert bank.line.refusals_now(40) == ()
+    bank.ledger.ended.add(bank.plan.sha256())
+    for act in (bank.enter, lambda: bank.line.fix_total(3)):
+        code, why = code_of(act)
+        assert (code, "R4: expected a plan of which this ledger holds all" in why) == ("rule", True)
+    assert bank.line.refusals_now(40)[0].startswith("R4: expected a plan of which this ledger")
+    assert bank.ledger.rows == []
+    assert bank.ledger.totals == {}
+
+
 # -- this site's own part -----------------------------------------------------------------------
 
 

@@ -23,6 +23,11 @@ ONLY_IF = (
     "that {name}'s ledger was lost. The answer tells of the sums that {name} was in: plans, runs, "
     "members, results, keyed digests. Nothing that this site checks changes by it."
 )
+ENDED = (
+    "plan {plan}, if it is not finished, cannot go on: with membership batches the total that its "
+    "weights are shares of, and the rounds that this site took by the word of others, are in this "
+    "site's ledger alone, and lines of it were lost; agree on another plan"
+)
 NO_COPY = (
     "--older: expected an older copy of the ledger, got none: without one its record key is lost, "
     "so what this site puts in would look changed to all others, and another site's change would "
@@ -131,6 +136,8 @@ def recover(
                  f"{ledger.head.digest[:16]}")  # fmt: skip
             names = {first: one for member in members for first, (one, _) in member.others.items()}
             _tell(found.rebuilt, names)
+            for ended in found.ended:
+                _say("ended", ENDED.format(plan=ended[:12]))
             for note in found.notes:
                 _say("note", note)
             _type(name, f"Type {name} to make this the ledger of its records:", "nothing was made")

@@ -4,7 +4,7 @@ comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fedshield.ledger import heads
 from fedshield.ledger.entries import Recovered
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.question import StandingQuestion
-from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown, rebuilt
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, ended, is_shown, rebuilt
 from fedshield.ledger.recovery import Answer, RecoveryError
 from fedshield.ledger.rows import part_version
 from fedshield.ledger.told_heads import Sites, heads_of_others, next_line, own_heads
@@ -33,8 +33,9 @@ from fedshield.runfolder import RunFolder, now
 
 @dataclass(frozen=True)
 class Draft:
-    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `notes`:
-    what could not be read of the site's own part of a plan, one sentence each."""
+    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `ended`:
+    as of `Recovered`; `notes`: what could not be read of the site's own part of a plan, one
+    sentence each."""
 
     place: Path
     older: Ledger
@@ -44,12 +45,14 @@ class Draft:
     told: dict[str, int]
     peers: dict[str, tuple[heads.Head, bytes]]
     chains: dict[str, tuple[str, ...]]
+    ended: tuple[str, ...]
     notes: tuple[str, ...]
 
     def write(self, question: StandingQuestion) -> None:
         """The question is gone before the ledger has its name. Raises `LedgerError`."""
         after = self.older.head.length
-        recovered = Recovered(self.line, after, question.nonce.hex(), self.told, now())
+        nonce = question.nonce.hex()
+        recovered = Recovered(self.line, after, nonce, self.told, self.ended, now())
         Ledger.rebuild(
             self.place,
             self.lines,
@@ -85,7 +88,9 @@ def draft(
         for before in (chains, older.chains):
             if why := heads.forked(before, member.roster.chains):
                 raise RecoveryError(why)
-    parts, notes = _own_parts(members, plans, {row.plan for one in told for row in one.rows}, older)
+    own_plans, unread = _own_plans(members, plans)
+    wanted = {row.plan for one in told for row in one.rows}
+    parts, notes = _own_parts(own_plans, wanted, older)
     if not is_shown(older, told, parts, own.shown or heads.place_beside(place).exists()):
         raise RecoveryError(
             "--older: expected a copy that is shown to be of the lost ledger, by its .peers file, "
@@ -98,16 +103,20 @@ def draft(
         *(row.colluding for row in older.rows),
         0,
     )
+    names = {site: name for site, (name, _) in sites.items()}
+    found = rebuilt(older, told, parts, colluding, names)
+    batched = [sha for sha, (_, one) in own_plans.items() if one.scheme.membership == "batches"]
     return Draft(
         place,
         older,
         lines,
-        rebuilt(older, told, parts, colluding, {site: name for site, (name, _) in sites.items()}),
+        found,
         next_line(older, own, sites),
         own.lines,
         _latest(older.peers, peers, kept),
         dict(older.chains) | dict(chains) | _chains_of(members),
-        notes,
+        ended(older, found.rows, own.lines, batched),
+        (*unread, *notes),
     )
 
 
@@ -217,9 +226,9 @@ def _chains_of(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
 # -- what the site itself has of its plans -------------------------------------------------
 
 
-def _own_parts(
-    members: Sequence[Member], files: Sequence[Path], wanted: set[str], older: Ledger
-) -> tuple[dict[str, OwnPart], tuple[str, ...]]:
+def _own_plans(
+    members: Sequence[Member], files: Sequence[Path]
+) -> tuple[dict[str, tuple[Member, Plan]], list[str]]:
     plans: dict[str, tuple[Member, Plan]] = {}
     notes: list[str] = []
     for member in members:
@@ -236,14 +245,21 @@ def _own_parts(
         if not named:
             raise UserError(f"{path}: expected a plan with this site in it, got another; leave it")
         plans.setdefault(plan.sha256(), (named[0], plan))
+    return plans, notes
+
+
+def _own_parts(
+    plans: Mapping[str, tuple[Member, Plan]], wanted: set[str], older: Ledger
+) -> tuple[dict[str, OwnPart], list[str]]:
     parts: dict[str, OwnPart] = {}
+    notes: list[str] = []
     for sha256 in sorted(wanted & plans.keys()):
         try:
             parts[sha256] = own_part(*plans[sha256], older.record_key)
         except FedShieldError as error:
             parts[sha256] = _of_plan(plans[sha256][1])
             notes.append(f"plan {sha256[:12]}: this site's part cannot be read ({error})")
-    return parts, tuple(notes)
+    return parts, notes
 
 
 def own_part(member: Member, plan: Plan, record_key: bytes) -> OwnPart:

@@ -52,7 +52,7 @@ class Ledger:
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
     it forget; `answered`: what other sites were told of their lost ledgers; `recoveries`: where
-    this one was rebuilt. Raises `LedgerError`."""
+    this one was rebuilt; `ended`: plans that cannot go on since. Raises `LedgerError`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
@@ -73,6 +73,7 @@ class Ledger:
         self.forgotten: list[Forgotten] = []
         self.answered: list[Answered] = []
         self.recoveries: list[Recovered] = []
+        self.ended: set[str] = set()
         # Where the rows stood when each plan was last approved.
         self._approved_at: dict[str, int] = {}
 
@@ -462,6 +463,7 @@ class Ledger:
             if recovered.after != number - 1 or recovered.line < number:
                 raise ValueError(recovered.line)
             self.recoveries.append(recovered)
+            self.ended.update(recovered.ended)
             # The lost lines can hold a later approval of the same plan, with less consent.
             self.approvals.clear()
             number = recovered.line

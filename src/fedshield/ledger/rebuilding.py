@@ -97,6 +97,23 @@ def rebuilt(
     )
 
 
+def ended(
+    older: Ledger, rows: Sequence[Row], lines: Mapping[str, int], known: Iterable[str]
+) -> tuple[str, ...]:
+    """Plans (SHA-256) with membership batches of which lines can be lost that no other site has:
+    the total that weights are shares of, and the rounds that were taken by the word of others.
+
+    Args: `older`: the copy; `rows`: what follows it; `lines`: by site, the last line of the lost
+    ledger that it remembers; `known`: such plans that the site still has. None where the copy holds
+    all that was signed: no sum was entered, and nobody was told of a head, after it."""
+    new = {row.key for row in rows if row.phase != LOST} - {row.key for row in older.rows}
+    if not new and max(lines.values(), default=0) <= older.head.length:
+        return ()
+    found = {row.plan for row in (*older.rows, *rows) if row.membership == "batches"}
+    found |= {*known, *older.totals, *(plan for plan, _ in older.attested)}
+    return tuple(sorted(found))
+
+
 def is_shown(
     older: Ledger, answers: Sequence[Answer], parts: Mapping[str, OwnPart], holds: bool
 ) -> bool:

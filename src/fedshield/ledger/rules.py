@@ -9,7 +9,7 @@ would be written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -261,6 +261,18 @@ def known_rounds(rows: Sequence[Row], request: Row) -> str:
                 "was lost with the ledger; agree on another plan"
             )
     return ""
+
+
+def goes_on(plan: str, ended: Collection[str]) -> str:
+    """R4, of a plan (SHA-256) with membership batches: what its weights are shares of, and the
+    rounds that this site took by the word of others, were not lost with the ledger (`ended`). A
+    second total would be a second weighting, a second word a second result."""
+    if plan not in ended:
+        return ""
+    return (
+        f"expected a plan of which this ledger holds all, got {plan[:12]}: its total or its rounds "
+        "were lost when the ledger was rebuilt; agree on another plan"
+    )
 
 
 def within_budget(epsilon: float | None, limit: float | None) -> str:

@@ -25,7 +25,7 @@ from fedshield.ledger.rows import (
     line_of,
     part_version,
 )
-from fedshield.ledger.rules import Terms, first_refusal, one_scale, whole_batch
+from fedshield.ledger.rules import Terms, first_refusal, goes_on, one_scale, whole_batch
 from fedshield.plan import Plan
 from fedshield.plan_floors import floor
 from fedshield.privacy.accounting import WHOLE_ORDERS
@@ -163,6 +163,7 @@ class Line:
         terms: PrivacyTerms | None,
     ) -> tuple[Row, bool]:
         """The row, and whether it repeats one of a sum that was opened."""
+        self._check_goes_on()
         request = self._request(phase, round_number, base, content, versions, count, terms)
         rows = self.rows()
         spent = self.spent(terms)
@@ -191,6 +192,10 @@ class Line:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
         return request, repeats
 
+    def _check_goes_on(self) -> None:
+        if why := goes_on(self._plan_sha256, self._ledger.ended):
+            raise ProtocolError("rule", f"R4: {why}")
+
     def pinned(self, round_number: int) -> tuple[str, ...]:
         """With membership batches: the only sites over which a round may still be summed, since it
         was tried with them (R4); empty if it was not."""
@@ -213,8 +218,9 @@ class Line:
 
     def fix_total(self, total: int) -> None:
         """Record what all sites of the roster count for, once for the plan: no weight may depend on
-        who is in a sum (R2). Raises `ProtocolError` ('rule') if it was another one before, or if
-        this site's operator did not approve the plan."""
+        who is in a sum (R2). Raises `ProtocolError` ('rule') if it was another one before, if that
+        was lost, or if this site's operator did not approve the plan."""
+        self._check_goes_on()
         if self._plan_sha256 not in self._ledger.approvals:
             raise ProtocolError(
                 "rule",
@@ -271,11 +277,12 @@ class Line:
 
     def refusals_now(self, count: int) -> tuple[str, ...]:
         """Rules that the plan would break whoever takes part, as far as this ledger can tell before
-        a session: R1 and R2. `count`: what this site would count for."""
+        a session: R1, R2, and of R4 that it goes on. `count`: what this site would count for."""
         versions = dict.fromkeys(self._roster.names(), self.version)
         request = self._request(ROUND, 1, "", "", versions, count, None)
         rows = self.rows()
         checks = (
+            ("R4", goes_on(self._plan_sha256, self._ledger.ended)),
             ("R1", whole_batch(rows, request, Consent())),
             ("R2", one_scale(rows, request)),
         )
