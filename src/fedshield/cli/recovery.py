@@ -73,6 +73,12 @@ def answer(
     question = Question.read(path)
     name, keys = member.others.get(question.about, ("", ()))
     in_roster = name in member.roster.sites and member.roster.identity(name) == question.about
+    if keys and not in_roster and question.is_signed(keys[-1]):
+        raise UserError(
+            f"{path}: expected the question of a site of today's roster, got one of {name}, which "
+            "is not in it: a site that left, or whose place was taken under another key, is not "
+            "told, for nobody vouches for that key any more; its ledger cannot be rebuilt"
+        )
     if not in_roster or not question.is_signed(keys[-1]):
         raise UserError(
             f"{path}: expected a question that another site of the roster signed with its key of "

@@ -15,7 +15,7 @@ from fedshield.engines.ledgers import line_records
 from fedshield.errors import FedShieldError, UserError
 from fedshield.ledger import heads
 from fedshield.ledger.entries import Recovered
-from fedshield.ledger.file import Ledger
+from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.question import StandingQuestion
 from fedshield.ledger.rebuilding import OwnPart, Rebuilt, ended, is_shown, rebuilt
 from fedshield.ledger.recovery import Answer, RecoveryError
@@ -80,7 +80,7 @@ def draft(
     _check_kits(members, question, older, sites)
     told = _matched(members, question, answers)
     # Of the lost ledger, if it is left: the copy has the same first line.
-    peers, chains = heads.read(heads.place_beside(place), older.first, needed=False)
+    peers, chains = _beside(place, older)
     _check_all_answered(members, older, told, {*peers, *chains}, sites)
     own = own_heads(older, told, sites)
     kept = heads_of_others(told, (peers, older.peers), sites)
@@ -118,6 +118,20 @@ def draft(
         ended(older, found.rows, own.lines, batched),
         (*unread, *notes),
     )
+
+
+def _beside(
+    place: Path, older: Ledger
+) -> tuple[dict[str, tuple[heads.Head, bytes]], dict[str, tuple[str, ...]]]:
+    """What lay beside the lost ledger, if it is left. Raises `LedgerError`."""
+    beside = heads.place_beside(place)
+    try:
+        return heads.read(beside, older.first, needed=False)
+    except LedgerError as error:
+        raise LedgerError(
+            f"{error}; if it has no backup, and the copy is the right one, move {beside.name} away "
+            "too: the answers say again what it held, as far as the others remember it"
+        ) from None
 
 
 def _sites(members: Sequence[Member]) -> dict[str, tuple[str, tuple[bytes, ...]]]:
