@@ -82,7 +82,7 @@ def test_who_stole_a_key_and_asks_gets_nothing_that_loosens_a_check(
     told = json.loads(stolen[0].read_text())["rows"][0]
     assert set(told) == {
         *("plan", "roster", "run", "phase", "round", "base", "batch", "sites", "colluding"),
-        *("membership", "weights", "steps"),
+        *("membership", "weights", "steps", "recovered"),
     }
     whole = path.read_bytes()
     shutil.copy(tmp_path / "first-day", path)
@@ -190,7 +190,8 @@ def test_a_liar_adds_a_sum_and_is_named_before_it_counts(
     lying = Answer(**{**vars(answer), "rows": (*answer.rows, type(answer.rows[0])(**fake))})
     mallory.write_text(lying.signed(signing(three, "mallory").key.sign).to_text())
     said = run("victim", "recover", alpha, mallory, "--older", tmp_path / "first-day")
-    assert "told by some round 1 of plan ffffffffffff, by mallory and not by the others" in said
+    where = "told by some round 1 of plan ffffffffffff, over 3 sites"
+    assert f"{where}: by mallory; not by alpha: it counts, and if it is a lie" in said
     assert f"infinite: what the rounds of plan {'f' * 64} spent is not known" in said
     # And an honest one whose row a liar leaves out is enough.
     alpha, mallory = lose(three, run, "again.json")
@@ -199,4 +200,4 @@ def test_a_liar_adds_a_sum_and_is_named_before_it_counts(
     mallory.write_text(silent.signed(signing(three, "mallory").key.sign).to_text())
     said = run("victim", "recover", alpha, mallory, "--older", tmp_path / "first-day")
     assert "2 sums that the copy does not have, 0 results" in said
-    assert "by alpha and not by the others" in said
+    assert "over 3 sites: by alpha; not by mallory: it counts" in said

@@ -6,16 +6,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
-from consortium import Consortium
+from consortium import Consortium, Refused
 from consortium import raw_plan as plan_of
 
 from fedshield.cli.entry import app
 from fedshield.engines.approval import propose
+from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.enrolment.terms import Asked
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.heads import GAP, place_beside, place_question
@@ -138,6 +141,13 @@ def test_what_the_rules_refused_is_refused_after_it(
     """A second run of the plan, a sum again with other numbers, other sites, and what one site
     alone changed."""
     run("victim", "recover", *answers, "--older", older)
+    # The copy's approval is none any more: what it consented to may have been taken back.
+    with pytest.raises(Refused, match="R8: expected an approval of plan"):
+        three.session(raw_plan(), "first")
+    said = run("victim", "show")
+    assert "rounds before this ledger was rebuilt, not since: approve it again" in said
+    three.approve(raw_plan(), "victim")
+    assert "not since" not in run("victim", "show")
     with pytest.raises(Exception, match="R4: expected the run first of this plan, got second"):
         three.session(raw_plan(), "second")
     session = three.session(raw_plan(), "first")
@@ -299,6 +309,7 @@ def test_a_plan_without_tallies_goes_on_where_others_certify(
     said = run("victim", "recover", *files, "--older", older)
     assert "1 sums that the copy does not have, 1 results" in said
     assert "cannot go on" not in said
+    three.approve(raw_plan(scheme=scheme), "victim")
     three.session(raw_plan(scheme=scheme), "first", start=1).run(2, 2)
 
 
@@ -338,6 +349,49 @@ def test_a_plan_that_is_not_given_makes_epsilon_infinite(
         rows = [row for row in ledger.rows if row.plan == plan and row.curve]
         assert [row.phase for row in rows] == ["round", LOST]
         assert rows[1].curve == tuple(3 * value for value in rows[0].curve)
+
+
+def test_what_lay_beside_and_is_damaged_is_moved_away(
+    three: Consortium, run: Run, answers: list[Path], older: Path
+) -> None:
+    """It is said, for with it nothing is rebuilt; the answers hold it anew."""
+    beside = place_beside(three.kit("victim").ledger_path())
+    beside.write_bytes(beside.read_bytes().replace(b'"length": ', b'"length": 1'))
+    with pytest.raises(LedgerError, match=rf"got a damaged file, .* move {beside.name} away too"):
+        run("victim", "recover", *answers, "--older", older)
+    beside.rename(three.root / "damaged")
+    run("victim", "recover", *answers, "--older", older)
+    with Ledger.open(three.kit("victim").ledger_path()) as ledger:
+        assert len(ledger.peers) == 2
+
+
+def test_a_plan_of_batches_is_said_to_end(
+    three: Consortium, run: Run, answers: list[Path], older: Path
+) -> None:
+    raw = raw_plan(scheme={"name": "rlwe", "membership": "batches"})
+    sites = raw["data"]["sites"]
+    raw["data"]["sites"] = sites | {f"site{number}": sites["beta"] for number in range(3)}
+    plan = three.plan(raw, "victim")
+    path = three.root / "plan.yaml"
+    path.write_text(plan.to_yaml())
+    said = run("victim", "recover", *answers, "--older", older, "--plan", path)
+    assert f"ended plan {plan.sha256()[:12]}, if it is not finished, cannot go on" in said
+
+
+def test_a_site_that_left_is_not_told(three: Consortium, run: Run) -> None:
+    """Nobody vouches for its key any more. What it says is why, and not that a file is wrong."""
+    question, kit = three.root / "question.json", three.kit("alpha")
+    run("victim", "ask", "--to", question)
+    keys = {name: KeyFile.read(three.root / name / f"{name}.key") for name in OTHERS}
+    signed = SignedRoster.read(kit.path / "roster.json")
+    cards = tuple(signed.card(name) for name in OTHERS)
+    signed = replace(signed, sites=cards, asked=Asked(max_colluding=0), countersignatures={})
+    for name, key in keys.items():
+        signed = signed.countersigned(key, [other for other in OTHERS if other != name])
+    (kit.path / "roster.json").write_text(signed.to_text())
+    with pytest.raises(UserError, match="got one of victim, which is not in it: a site that left"):
+        run("alpha", "answer", question, "--to", three.root / "x")
+    assert not (three.root / "x").exists()
 
 
 def test_a_ledger_that_is_there_is_not_asked_for(three: Consortium, run: Run) -> None:

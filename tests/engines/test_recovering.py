@@ -12,7 +12,9 @@ import pytest
 from consortium import Consortium, raw_plan
 
 from fedshield.auditfile import keep_roster
-from fedshield.engines.known_sites import Member
+from fedshield.crypto.keys import SigningKey
+from fedshield.engines.known_sites import KnownRoster, Member, must_answer
+from fedshield.engines.ledgers import check_one_run
 from fedshield.engines.recovering import Draft, draft, own_part
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.files import RosterError
@@ -24,6 +26,7 @@ from fedshield.ledger.question import StandingQuestion
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import LOST, Row, Scale, Version
 from fedshield.ledger.rules import Approval
+from fedshield.planfile import load_plan
 from fedshield.protocol.statements import sign_head
 
 NAMES = ("alpha", "beta", "victim")
@@ -151,6 +154,31 @@ def test_a_site_of_any_roster_that_is_known_must_answer(story: Story, where: str
     assert not story.place.exists()
 
 
+def test_the_sites_of_every_roster_that_todays_follows_must_answer(story: Story) -> None:
+    """A site that left before this kit came could be the only honest one in a sum."""
+    gone = SigningKey()
+    first = gone.public.hex()
+    member = Member.of(story.ours.kit("victim"))
+    today = member.rosters[-1]
+    assert must_answer(member.rosters).keys() == {member.own, *member.others}
+    earlier = KnownRoster("7" * 64, {**today.sites, first: "gone"})
+    story.lose()
+    answers = story.answers(story.row())
+    with pytest.raises(RecoveryError, match="got none of gone: what a sum held"):
+        story.draft(answers, member.with_rosters([earlier, today]))
+    unknown = KnownRoster("8" * 64, {})
+    with pytest.raises(RecoveryError, match="expected every roster with its sites, got 88888888"):
+        story.draft(answers, member.with_rosters([unknown, earlier, today]))
+    assert not story.place.exists()
+    # It answers with the key that the roster knew it by.
+    head = sign_head(Head(3, "e" * 64), gone.sign)
+    last = replace(answers[0][1], teller=first, head=head).signed(gone.sign)
+    answers.append((story.root / "gone", last))
+    story.draft(answers, member.with_rosters([earlier, today]))
+    with Ledger.open(story.place) as ledger:
+        assert len(ledger.rows) == 1
+
+
 def test_two_kits_on_one_ledger_are_recovered_at_once(story: Story) -> None:
     """The answers to one say nothing of the sums of the other."""
     second = Consortium(story.root / "second", NAMES)
@@ -208,6 +236,28 @@ def test_a_roster_that_is_not_in_force_asks_and_answers_nothing(story: Story) ->
     (kit.path / "roster.json").write_text(signed.to_text())
     with pytest.raises(RosterError, match="which was replaced"):
         Member.of(kit)
+
+
+def test_a_plan_of_batches_whose_lines_can_be_lost_does_not_go_on(
+    story: Story, tmp_path: Path
+) -> None:
+    """Its total, and who was in rounds that this site took by the word of others, nobody tells."""
+    raw = raw_plan(NAMES, scheme={"name": "rlwe", "membership": "batches"})
+    sites = raw["data"]["sites"]
+    raw["data"]["sites"] = sites | {f"site{number}": sites["beta"] for number in range(3)}
+    paths = [tmp_path / "plan.yaml", tmp_path / "other.yaml"]
+    for seed, path in enumerate(paths):
+        path.write_text(story.ours.plan(raw | {"seed": seed}, "victim").to_yaml())
+    plan, other = (load_plan(path)[0] for path in paths)
+    story.lose()
+    row = story.row(plan=plan.sha256(), membership="batches")
+    found = story.draft(story.answers(row), plans=tuple(paths))
+    assert found.ended == tuple(sorted((plan.sha256(), other.sha256())))
+    with Ledger.open(story.place) as ledger:
+        for one in (plan, other):
+            with pytest.raises(UserError, match=r"^R4: expected a plan of which .* holds all"):
+                check_one_run(ledger, one, "trial")
+        check_one_run(ledger, story.ours.plan(raw_plan(NAMES), "victim"), "trial")
 
 
 def test_a_lost_round_costs_what_the_own_plan_says(story: Story, tmp_path: Path) -> None:

@@ -116,7 +116,8 @@ class Sites:
                 continue
             seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
             first = first_place(rows, entered, history.cuts)
-            said = said or rules.goes_on(history, unsupported(history, first, places, self.c, seen))
+            missing = unsupported(history, first, places, self.c, seen)
+            said = said or rules.followed(history, missing)
         if said:
             return said
         for site in places:
@@ -172,7 +173,7 @@ class Sites:
 def without_the_rule(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sites]:
     with monkeypatch.context() as patch:
         patch.setattr(rules, "_together", lambda *_: "")
-        patch.setattr(rules, "goes_on", lambda *_: "")
+        patch.setattr(rules, "followed", lambda *_: "")
         yield Sites()
 
 

@@ -51,14 +51,18 @@ def test_what_is_told_is_of_the_asker_and_nothing_of_the_tellers(tmp_path: Path)
     elsewhere = replace(ROW, plan="4" * 64, batch=(B, C, D), sites=(B, C, D))
     alone = replace(ROW, plan="5" * 64, membership="open", batch=(B,))
     lost = replace(ROW, phase=LOST, round_number=0, recovered=True)
+    # A sum over two batches, of which the asker is in the other one: its result only is told.
+    apart = replace(ROW, plan="6" * 64, membership="batches", batch=(B, C, D), sites=(A, B, C, D))
     with Ledger.create(tmp_path / "ledger") as ledger:
-        for row in (ROW, ROW, elsewhere, alone, lost):
+        for row in (ROW, ROW, elsewhere, alone, lost, apart):
             ledger.add_row(row)
         ledger.add_receipt(RESULT)
         ledger.add_receipt(RESULT._replace(plan="4" * 64))
+        ledger.add_receipt(RESULT._replace(plan="6" * 64))
         rows, results = rows_about(ledger, A)
+        assert [row.plan for row in rows_about(ledger, D)[0]] == ["4" * 64, "6" * 64]
     assert [(row.plan, row.batch) for row in rows] == [(ROW.plan, (A, B, C)), ("5" * 64, (A,))]
-    assert results == (RESULT,)
+    assert results == (RESULT, RESULT._replace(plan="6" * 64))
     text = answer(rows).signed(SigningKey().sign).to_text()
     for own in (
         "0.125",
@@ -70,6 +74,19 @@ def test_what_is_told_is_of_the_asker_and_nothing_of_the_tellers(tmp_path: Path)
         "01234567",
     ):
         assert own not in text
+
+
+def test_what_was_heard_in_a_recovery_is_told_as_heard(tmp_path: Path) -> None:
+    """Else a liar's row would come back as an honest site's own."""
+    heard = replace(ROW, plan="4" * 64, content="", recovered=True)
+    with Ledger.create(tmp_path / "ledger") as ledger:
+        for row in (ROW, heard):
+            ledger.add_row(row)
+        rows, _ = rows_about(ledger, A)
+    assert [(row.plan, row.recovered) for row in rows] == [(ROW.plan, False), ("4" * 64, True)]
+    path = tmp_path / "answer"
+    path.write_text(answer(rows).signed(SigningKey().sign).to_text())
+    assert Answer.read(path).rows == rows
 
 
 def test_an_answer_is_read_as_it_was_written_and_signed(tmp_path: Path) -> None:
@@ -141,6 +158,9 @@ def test_what_is_no_answer_is_refused_in_one_line(tmp_path: Path, bad: dict[str,
         {"batch": [A, A]},
         {"batch": ["alpha"]},
         {"batch": "abc"},
+        {"batch": [B, C]},  # not the asker's
+        {"recovered": None},
+        {"recovered": 1},
         {"sites": {A: "7" * 127, B: "7" * 128}},
         {"sites": {B: "7" * 128, A: "7" * 128}},
         {"sites": {f"{number:064x}": "7" * 128 for number in range(65)}},

@@ -216,6 +216,25 @@ def test_r5_the_budget_is_the_lines() -> None:
     assert "infinity" in rules.within_budget(None, 4.0)
 
 
+def test_r5_a_plan_with_an_epsilon_knows_what_its_own_rounds_spent() -> None:
+    """Whatever its limit, for its report says what it spent."""
+    lost = replace(ROW, round_number=2, content="", recovered=True, unit="none", curve=())
+    request = replace(ROW, round_number=3, unit="example", curve=(1.0, 2.0))
+    assert "round 2 of plan" in rules.known_rounds([ROW, lost], request)
+    for rows, asked in (
+        ([replace(lost, unit="example", curve=(1.0,))], request),
+        ([replace(lost, plan="f" * 64)], request),
+        ([replace(lost, phase="weights", round_number=0)], request),
+        ([lost], replace(request, unit="none", curve=())),
+    ):
+        assert rules.known_rounds(rows, asked) == ""
+    terms = rules.Terms(1, 40, frozenset({request.base}))
+    approval = rules.Approval(request.plan, "", "", 3, ())
+    refusal = rules.first_refusal([lost], request, terms, approval, "", 0)
+    assert refusal is not None
+    assert str(refusal).startswith("R5: expected what round 2 of plan")
+
+
 def test_r5_curves_add_up_over_plans_and_repetitions_cost_nothing() -> None:
     private = replace(ROW, unit="example", curve=(0.5, 1.0))
     other = replace(LATER, unit="example", curve=(0.25, 2.0))

@@ -446,7 +446,7 @@ class Consortium(RuleBasedStateMachine):
                 first = first_place(rows, entered, history.cuts)
                 colluding = max([request.colluding, *(row.colluding for row in rows)])
                 missing = unsupported(history, first, places, colluding, seen)
-                if rules.goes_on(history, missing):
+                if rules.followed(history, missing):
                     note(f"{request.own}: {missing}")
                     continue
                 self._enter(request, history, confirmed=True)
@@ -554,7 +554,7 @@ def test_what_sites_admit_isolates_none_of_them(capsys: pytest.CaptureFixture[st
     [
         "whole_batch",
         "_together",
-        "goes_on",
+        "followed",
         "one_scale",
         "own_part",
         "enough_examples",

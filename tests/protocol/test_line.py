@@ -402,6 +402,39 @@ def test_a_site_as_a_unit_adds_up_over_all_its_records(
         assert astuple(elsewhere.earlier(unit)) == counted
 
 
+@pytest.mark.parametrize("unit", ["site", "example"])
+def test_a_rebuilt_round_of_this_plan_that_nobody_knows_the_cost_of_is_infinite(
+    sites: dict[str, Site], unit: Literal["site", "example"]
+) -> None:
+    """R5: it was made from rows that may be fewer than today's, so at more than a round costs."""
+    bank = sites["bank"]
+    bank.enter()
+    row = replace(bank.ledger.rows[0], content="", recovered=True)
+    for known, earlier in (
+        (replace(row, unit=unit, curve=(1.0, 2.0)), ((), 0.0)),
+        (row, (None, 0.0)),
+        (replace(row, records=frozenset()), (None, 0.0)),
+    ):
+        with Ledger.create(bank.path.with_name(f"{earlier[0]}{len(known.records)}")) as ledger:
+            ledger.add_row(known)
+            again = Line(ledger, "bank", bank.plan, bank.roster, "run", bank.records)
+            assert astuple(again.earlier(unit)) == earlier
+
+
+def test_a_plan_that_a_rebuilt_ledger_ended_does_not_go_on(sites: dict[str, Site]) -> None:
+    """Neither sum nor total, approved again or not; the operator reads why before."""
+    bank = sites["bank"]
+    bank.ledger.ended.add("7" * 64)
+    assert bank.line.refusals_now(40) == ()
+    bank.ledger.ended.add(bank.plan.sha256())
+    for act in (bank.enter, lambda: bank.line.fix_total(3)):
+        code, why = code_of(act)
+        assert (code, "R4: expected a plan of which this ledger holds all" in why) == ("rule", True)
+    assert bank.line.refusals_now(40)[0].startswith("R4: expected a plan of which this ledger")
+    assert bank.ledger.rows == []
+    assert bank.ledger.totals == {}
+
+
 # -- this site's own part -----------------------------------------------------------------------
 
 

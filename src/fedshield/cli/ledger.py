@@ -50,11 +50,11 @@ def show(kit: KitOption, as_json: JsonOption = False) -> None:
         return
     _say("ledger", f"{path}: {found['lines']:,} lines, the last {found['digest'][:16]}")
     for plan in found["plans"]:
-        approved = (
-            f"approved under roster {plan['roster'][:16]} for {plan['rounds']:,} rounds"
-            if plan["approved"]
-            else "not approved here"
-        )
+        approved = "not approved here"
+        if plan["roster"]:
+            approved = f"approved under roster {plan['roster'][:16]} for {plan['rounds']:,} rounds"
+        if plan["roster"] and not plan["approved"]:
+            approved += " before this ledger was rebuilt, not since: approve it again"
         _say(
             "plan",
             f"{plan['plan'][:16]}: {approved}; sums entered: {plan['sums']:,}, in "
@@ -152,7 +152,7 @@ def _summary(ledger: Ledger, names: dict[str, str]) -> dict[str, Any]:
     def named(identity: str) -> str:
         return names.get(identity, identity[:16])
 
-    plans = dict.fromkeys((*ledger.approvals, *(row.plan for row in ledger.rows)))
+    plans = dict.fromkeys((*ledger.past_approvals, *(row.plan for row in ledger.rows)))
     others = sorted({*ledger.peers, *ledger.chains}, key=named)
     return {
         "lines": ledger.head.length,
@@ -176,10 +176,10 @@ def _site(ledger: Ledger, identity: str) -> dict[str, Any]:
 
 def _plan(ledger: Ledger, plan: str) -> dict[str, Any]:
     rows = [row for row in ledger.rows if row.plan == plan]
-    approval = ledger.approvals.get(plan)
+    approval = ledger.past_approvals.get(plan)
     return {
         "plan": plan,
-        "approved": approval is not None,
+        "approved": plan in ledger.approvals,
         "roster": None if approval is None else approval.roster,
         "rounds": None if approval is None else approval.rounds,
         "sums": len({row.key for row in rows}),

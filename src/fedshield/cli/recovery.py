@@ -23,6 +23,11 @@ ONLY_IF = (
     "that {name}'s ledger was lost. The answer tells of the sums that {name} was in: plans, runs, "
     "members, results, keyed digests. Nothing that this site checks changes by it."
 )
+ENDED = (
+    "plan {plan}, if it is not finished, cannot go on: with membership batches the total that its "
+    "weights are shares of, and the rounds that this site took by the word of others, are in this "
+    "site's ledger alone, and lines of it were lost; agree on another plan"
+)
 NO_COPY = (
     "--older: expected an older copy of the ledger, got none: without one its record key is lost, "
     "so what this site puts in would look changed to all others, and another site's change would "
@@ -68,6 +73,12 @@ def answer(
     question = Question.read(path)
     name, keys = member.others.get(question.about, ("", ()))
     in_roster = name in member.roster.sites and member.roster.identity(name) == question.about
+    if keys and not in_roster and question.is_signed(keys[-1]):
+        raise UserError(
+            f"{path}: expected the question of a site of today's roster, got one of {name}, which "
+            "is not in it: a site that left, or whose place was taken under another key, is not "
+            "told, for nobody vouches for that key any more; its ledger cannot be rebuilt"
+        )
     if not in_roster or not question.is_signed(keys[-1]):
         raise UserError(
             f"{path}: expected a question that another site of the roster signed with its key of "
@@ -88,7 +99,9 @@ def answer(
             }
         answered = Answer(question.nonce, member.own, question.about, head, kept, rows, results)
     write_new(to, answered.signed(member.key.sign).to_text(), 0o600)
-    _say("written", f"{to}: {len({row.key for row in answered.rows}):,} sums that {name} was in")
+    sums = len({row.key for row in answered.rows})
+    _say("written", f"{to}: tells of {sums:,} sums that {name} was in, and of "
+         f"{len(answered.results):,} results")  # fmt: skip
     _say("then", f"give it to {name}, over a channel that the coordinator does not carry")
 
 
@@ -129,12 +142,14 @@ def recover(
                  f"{ledger.head.digest[:16]}")  # fmt: skip
             names = {first: one for member in members for first, (one, _) in member.others.items()}
             _tell(found.rebuilt, names)
+            for ended in found.ended:
+                _say("ended", ENDED.format(plan=ended[:12]))
             for note in found.notes:
                 _say("note", note)
             _type(name, f"Type {name} to make this the ledger of its records:", "nothing was made")
             found.write(standing)
     _say("written", f"{place}: goes on at line {found.line:,}")
-    _say("then", "back it up; plans that were approved after the copy are approved anew")
+    _say("then", "back it up; no approval of before stands: approve each plan again")
 
 
 def _tell(found: Rebuilt, names: dict[str, str]) -> None:
@@ -143,12 +158,15 @@ def _tell(found: Rebuilt, names: dict[str, str]) -> None:
     _say(
         "rebuilt", f"{len(sums):,} sums that the copy does not have, {len(found.results):,} results"
     )
-    for told, by in found.alone:
+    for told, *who in found.doubtful:
+        own, heard, silent = (", ".join(names.get(one, one[:16]) for one in some) for some in who)
+        by = [f"by {own}"] * bool(own) + [f"heard in a recovery by {heard}"] * bool(heard)
+        by += [f"not by {silent}"] * bool(silent)
         _say(
             "told by some",
-            f"{told.phase} {told.round_number} of plan {told.plan[:12]}, by "
-            f"{', '.join(names.get(one, one[:16]) for one in by)} and not by the others in it: it "
-            "counts, and if it is a lie, a sum with other sites refuses all later ones; ask them",
+            f"{told.phase} {told.round_number} of plan {told.plan[:12]}, over {len(told.sites)} "
+            f"sites: {'; '.join(by)}: it counts, and if it is a lie, a sum with other sites "
+            "refuses all later ones; ask them",
         )
     for plan in found.unbounded:
         _say(

@@ -62,7 +62,7 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger, *, exposed: bool = False) -> P
     line = line_of(ledger, kit.name, plan, party.roster, "", shown.data)
     count = counted(plan, len(shown.data.train), party.example_cap)
     words = _lines(plan, kit.name, party.roster, model_sha256, shown, line, count)
-    last = list(ledger.approvals.values())[-1:]
+    last = list(ledger.past_approvals.values())[-1:]
     before = dict(zip(LABELS, last[0].lines, strict=False)) if last else {}
     changed = {label for label, text in words if last and before.get(label) != text}
     refusals = line.refusals_now(count, exposed=exposed)
@@ -197,7 +197,10 @@ def _epsilon(plan: Plan, line: Line) -> str:
         return "none: this plan adds no noise, and does not bound what its sums tell"
     earlier = line.earlier(plan.privacy.unit)
     if earlier.curve is None:
-        return "infinite: a sum without such protection was made of these records before"
+        return (
+            "infinite: a sum without such protection, or whose cost was lost with the ledger, was "
+            "made of these records before"
+        )
     limit = plan.privacy.limit
     most = "no limit" if limit is None else f"this plan stops at {limit:g}"
     spent = "nothing spent by other plans" if earlier == Earlier() else "other plans' sums counted"
@@ -210,7 +213,7 @@ def _passed_limits(plan: Plan, ledger: Ledger, line: Line) -> tuple[str, ...]:
     privacy = plan.privacy
     ran = {row.plan for row in line.rows()} - {plan.sha256()}
     found: list[str] = []
-    for before in ledger.approvals.values():
+    for before in ledger.past_approvals.values():
         if before.plan not in ran or before.limit is None:
             continue
         # What protects a whole site protects each of its examples.

@@ -1,22 +1,67 @@
-"""Whom a kit ever knew: the sites of every roster that was in force in it or in one of its runs."""
+"""Whom a kit ever knew: the sites of every roster that was in force in it or in one of its runs,
+and of those that are known beside these."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 from fedshield.auditfile import ROSTERS_FILE, read_rosters
 from fedshield.crypto.keys import SiteKey
 from fedshield.engines.flare.kit import Kit
 from fedshield.enrolment import SignedRoster
 from fedshield.enrolment.seen import FILE, SeenKeys
+from fedshield.ledger.recovery import RecoveryError
 from fedshield.protocol.roster import COORDINATOR, Roster
+
+
+class KnownRoster(NamedTuple):
+    """A roster under which this site can have been in sums. `digest`: SHA-256, hex, of its content;
+    `sites`: the names of all its sites by first key (hex). A roster that is known by its batches
+    alone has no sites here where its membership is open, for then there are no batches."""
+
+    digest: str
+    sites: Mapping[str, str]
+
+    @classmethod
+    def of(cls, roster: Roster) -> Self:
+        return cls(roster.charter.hex(), {roster.identity(name): name for name in roster.names()})
+
+
+def before(roster: Roster, own: str) -> tuple[KnownRoster, ...]:
+    """Of the rosters that this one follows those that this site was in, each with the sites of its
+    batch there: they alone tell of its sums. `own`: its first key."""
+    history = roster.history()
+    found = []
+    for cut in history.cuts[:-1]:
+        sites = next((batch for batch in cut if own in batch), ())
+        if sites or not cut:
+            names = {site: history.call(site) for site in sites}
+            found.append(KnownRoster("of before " + roster.charter.hex()[:16], names))
+    return tuple(found)
+
+
+def must_answer(rosters: Iterable[KnownRoster]) -> dict[str, str]:
+    """The sites of all these rosters, by first key: each could be the only honest one to tell of a
+    sum. Raises `RecoveryError` for a roster of which the sites are not known."""
+    needed: dict[str, str] = {}
+    for roster in rosters:
+        if not roster.sites:
+            raise RecoveryError(
+                f"expected every roster with its sites, got {roster.digest[:16]} without (an "
+                "earlier one, with membership open): whoever was in it could be the only one to "
+                "tell of a sum, so the ledger cannot be rebuilt; use records that were in no sum"
+            )
+        needed |= roster.sites
+    return needed
 
 
 @dataclass(frozen=True)
 class Member:
     """One site's kit under its roster of today. `own`: the site's first key; `others`: by first
     key, the name and all known keys (today's last) of each site that this kit ever knew;
-    `example_cap`: the roster's."""
+    `example_cap`: the roster's; `rosters`: all that are known, today's the last."""
 
     kit: Kit
     roster: Roster
@@ -24,6 +69,7 @@ class Member:
     own: str
     others: dict[str, tuple[str, tuple[bytes, ...]]]
     example_cap: int | None
+    rosters: tuple[KnownRoster, ...]
 
     @classmethod
     def of(cls, kit: Kit) -> Member:
@@ -32,7 +78,19 @@ class Member:
         roster = signed.to_roster()
         own = roster.identity(kit.name)
         known = {first: member for first, member in _known(kit, signed).items() if first != own}
-        return cls(kit, roster, key, own, known, signed.allowed.max_examples)
+        member = cls(kit, roster, key, own, known, signed.allowed.max_examples, ())
+        return member.with_rosters([*before(roster, own), KnownRoster.of(roster)])
+
+    def with_rosters(self, rosters: Sequence[KnownRoster]) -> Member:
+        """Under the last of these rosters, the others before it. A site of theirs that this kit
+        never saw is known by its first key only."""
+        strange = {
+            first: (name, (bytes.fromhex(first),))
+            for roster in rosters
+            for first, name in roster.sites.items()
+            if first != self.own
+        }
+        return replace(self, others=strange | self.others, rosters=tuple(rosters))
 
 
 def _known(kit: Kit, signed: SignedRoster) -> dict[str, tuple[str, tuple[bytes, ...]]]:

@@ -13,7 +13,7 @@ from fedshield.errors import UserError
 from fedshield.ledger import heads
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rows import record_hash
-from fedshield.ledger.rules import ONE_RUN, Approval
+from fedshield.ledger.rules import ONE_RUN, Approval, goes_on
 from fedshield.plan import Plan
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
@@ -135,8 +135,10 @@ def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None
 
 
 def check_one_run(ledger: Ledger, plan: Plan, run: str) -> None:
-    """R4: raises `UserError` where the plan has been run under another name."""
+    """R4: raises `UserError` where the plan has been run under another name, or cannot go on."""
     plan_sha256 = plan.sha256()
+    if why := goes_on(plan_sha256, ledger.ended):
+        raise UserError(f"R4: {why}")
     others = {row.run for row in ledger.rows if row.plan == plan_sha256} - {run}
     if others:
         raise UserError(f"R4: expected the run {others.pop()} of this plan, got {run}: {ONE_RUN}")

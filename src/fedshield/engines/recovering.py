@@ -4,20 +4,20 @@ comes back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedshield.cost.estimate import spec_of
 from fedshield.data.preview import preview
-from fedshield.engines.known_sites import Member
+from fedshield.engines.known_sites import Member, must_answer
 from fedshield.engines.ledgers import line_records
 from fedshield.errors import FedShieldError, UserError
 from fedshield.ledger import heads
 from fedshield.ledger.entries import Recovered
-from fedshield.ledger.file import Ledger
+from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.question import StandingQuestion
-from fedshield.ledger.rebuilding import OwnPart, Rebuilt, is_shown, rebuilt
+from fedshield.ledger.rebuilding import OwnPart, Rebuilt, ended, is_shown, rebuilt
 from fedshield.ledger.recovery import Answer, RecoveryError
 from fedshield.ledger.rows import part_version
 from fedshield.ledger.told_heads import Sites, heads_of_others, next_line, own_heads
@@ -33,8 +33,9 @@ from fedshield.runfolder import RunFolder, now
 
 @dataclass(frozen=True)
 class Draft:
-    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `notes`:
-    what could not be read of the site's own part of a plan, one sentence each."""
+    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `ended`:
+    as of `Recovered`; `notes`: what could not be read of the site's own part of a plan, one
+    sentence each."""
 
     place: Path
     older: Ledger
@@ -44,12 +45,14 @@ class Draft:
     told: dict[str, int]
     peers: dict[str, tuple[heads.Head, bytes]]
     chains: dict[str, tuple[str, ...]]
+    ended: tuple[str, ...]
     notes: tuple[str, ...]
 
     def write(self, question: StandingQuestion) -> None:
         """The question is gone before the ledger has its name. Raises `LedgerError`."""
         after = self.older.head.length
-        recovered = Recovered(self.line, after, question.nonce.hex(), self.told, now())
+        nonce = question.nonce.hex()
+        recovered = Recovered(self.line, after, nonce, self.told, self.ended, now())
         Ledger.rebuild(
             self.place,
             self.lines,
@@ -77,16 +80,18 @@ def draft(
     _check_kits(members, question, older, sites)
     told = _matched(members, question, answers)
     # Of the lost ledger, if it is left: the copy has the same first line.
-    peers, chains = heads.read(heads.place_beside(place), older.first, needed=False)
+    peers, chains = _beside(place, older)
     _check_all_answered(members, older, told, {*peers, *chains}, sites)
-    lengths, shown = own_heads(older, told, sites)
+    own = own_heads(older, told, sites)
     kept = heads_of_others(told, (peers, older.peers), sites)
     for member in members:
         for before in (chains, older.chains):
             if why := heads.forked(before, member.roster.chains):
                 raise RecoveryError(why)
-    parts, notes = _own_parts(members, plans, {row.plan for one in told for row in one.rows}, older)
-    if not is_shown(older, told, parts, shown or heads.place_beside(place).exists()):
+    own_plans, unread = _own_plans(members, plans)
+    wanted = {row.plan for one in told for row in one.rows}
+    parts, notes = _own_parts(own_plans, wanted, older)
+    if not is_shown(older, told, parts, own.shown or heads.place_beside(place).exists()):
         raise RecoveryError(
             "--older: expected a copy that is shown to be of the lost ledger, by its .peers file, "
             "by a head that was signed or by what this site put into a sum, got none of these: "
@@ -98,17 +103,35 @@ def draft(
         *(row.colluding for row in older.rows),
         0,
     )
+    names = {site: name for site, (name, _) in sites.items()}
+    found = rebuilt(older, told, parts, colluding, names)
+    batched = [sha for sha, (_, one) in own_plans.items() if one.scheme.membership == "batches"]
     return Draft(
         place,
         older,
         lines,
-        rebuilt(older, told, parts, colluding, {site: name for site, (name, _) in sites.items()}),
-        next_line(older, lengths, sites),
-        lengths,
+        found,
+        next_line(older, own, sites),
+        own.lines,
         _latest(older.peers, peers, kept),
         dict(older.chains) | dict(chains) | _chains_of(members),
-        notes,
+        ended(older, found.rows, own.lines, batched),
+        (*unread, *notes),
     )
+
+
+def _beside(
+    place: Path, older: Ledger
+) -> tuple[dict[str, tuple[heads.Head, bytes]], dict[str, tuple[str, ...]]]:
+    """What lay beside the lost ledger, if it is left. Raises `LedgerError`."""
+    beside = heads.place_beside(place)
+    try:
+        return heads.read(beside, older.first, needed=False)
+    except LedgerError as error:
+        raise LedgerError(
+            f"{error}; if it has no backup, and the copy is the right one, move {beside.name} away "
+            "too: the answers say again what it held, as far as the others remember it"
+        ) from None
 
 
 def _sites(members: Sequence[Member]) -> dict[str, tuple[str, tuple[bytes, ...]]]:
@@ -176,7 +199,7 @@ def _check_all_answered(
     own = {member.own for member in members}
     missing: set[str] = set()
     for member in members:
-        needed = {*member.others}
+        needed = {*member.others, *must_answer(member.rosters)}
         needed |= {site for row in older.rows if row.own == member.own for site in row.sites}
         needed |= {
             site
@@ -217,9 +240,9 @@ def _chains_of(members: Sequence[Member]) -> dict[str, tuple[str, ...]]:
 # -- what the site itself has of its plans -------------------------------------------------
 
 
-def _own_parts(
-    members: Sequence[Member], files: Sequence[Path], wanted: set[str], older: Ledger
-) -> tuple[dict[str, OwnPart], tuple[str, ...]]:
+def _own_plans(
+    members: Sequence[Member], files: Sequence[Path]
+) -> tuple[dict[str, tuple[Member, Plan]], list[str]]:
     plans: dict[str, tuple[Member, Plan]] = {}
     notes: list[str] = []
     for member in members:
@@ -236,14 +259,21 @@ def _own_parts(
         if not named:
             raise UserError(f"{path}: expected a plan with this site in it, got another; leave it")
         plans.setdefault(plan.sha256(), (named[0], plan))
+    return plans, notes
+
+
+def _own_parts(
+    plans: Mapping[str, tuple[Member, Plan]], wanted: set[str], older: Ledger
+) -> tuple[dict[str, OwnPart], list[str]]:
     parts: dict[str, OwnPart] = {}
+    notes: list[str] = []
     for sha256 in sorted(wanted & plans.keys()):
         try:
             parts[sha256] = own_part(*plans[sha256], older.record_key)
         except FedShieldError as error:
             parts[sha256] = _of_plan(plans[sha256][1])
             notes.append(f"plan {sha256[:12]}: this site's part cannot be read ({error})")
-    return parts, tuple(notes)
+    return parts, notes
 
 
 def own_part(member: Member, plan: Plan, record_key: bytes) -> OwnPart:

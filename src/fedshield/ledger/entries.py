@@ -78,12 +78,14 @@ class Answered(NamedTuple):
 class Recovered(NamedTuple):
     """Where a ledger goes on that was lost after its line `after`: at line `line`, which lies
     beyond all that it ever signed. `nonce`: of its question, hex; `told`: by the first key of each
-    site, the last line of the lost ones that the site remembered; `when`: the time, for people."""
+    site, the last line of the lost ones that the site remembered; `ended`: plans (SHA-256) that
+    cannot go on, for lost lines of theirs nobody tells of; `when`: the time, for people."""
 
     line: int
     after: int
     nonce: str
     told: Mapping[str, int]
+    ended: tuple[str, ...]
     when: str
 
 
@@ -196,4 +198,5 @@ def of_recovered(recovered: Recovered) -> dict[str, Any]:
 
 def to_recovered(entry: Mapping[str, Any]) -> Recovered:
     """Raises `KeyError` for another entry."""
-    return Recovered(**{name: entry[name] for name in Recovered._fields})
+    fields = {name: entry[name] for name in Recovered._fields}
+    return Recovered(**fields | {"ended": tuple(fields["ended"])})

@@ -48,11 +48,13 @@ class Ledger:
     `rows`, `receipts`: what it holds, the oldest first; `certified`: results taken by the receipts
     of others, where this site's own is for another; `totals`: what all sites of a plan count for,
     by plan; `attested`: rounds that were taken by the word of others, by plan and number;
-    `approvals`: the last of each plan, in order;
+    `approvals`: the last of each plan that is a permission, in order: none of before the ledger was
+    rebuilt is; `past_approvals`: those too, for what a plan was said to spend;
     `peers`: the last head that each other site signed, by its first key, and the signed statement;
     `chains`: the keys by which each site was known last; `forgotten`: heads that the operator had
     it forget; `answered`: what other sites were told of their lost ledgers; `recoveries`: where
-    this one was rebuilt; `entered`: the rosters that it took part under. Raises `LedgerError`."""
+    this one was rebuilt; `ended`: plans that cannot go on since; `entered`: the rosters that its
+    records went on under. Raises `LedgerError`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self._path = path
@@ -67,12 +69,14 @@ class Ledger:
         self.totals: dict[str, Total] = {}
         self.attested: dict[tuple[str, int], OpenedRound] = {}
         self.approvals: dict[str, Approval] = {}
+        self.past_approvals: dict[str, Approval] = {}
         self.peers: dict[str, tuple[Head, bytes]] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
         self.forgotten: list[Forgotten] = []
         self.answered: list[Answered] = []
         self.recoveries: list[Recovered] = []
         self.entered: list[Entered] = []
+        self.ended: set[str] = set()
         # Where the rows stood when each plan was last approved.
         self._approved_at: dict[str, int] = {}
 
@@ -446,8 +450,9 @@ class Ledger:
             self.entered.append(entries.to_entered(entry, self._records))
         elif kind == "approval":
             approval = entries.to_approval(entry)
-            self.approvals.pop(approval.plan, None)  # approved again, it is the last
-            self.approvals[approval.plan] = approval
+            for known in (self.approvals, self.past_approvals):
+                known.pop(approval.plan, None)  # approved again, it is the last
+                known[approval.plan] = approval
             self._approved_at[approval.plan] = len(self.rows)
         elif kind == "receipt":
             receipt = entries.to_receipt(entry)
@@ -471,6 +476,9 @@ class Ledger:
             if recovered.after != number - 1 or recovered.line < number:
                 raise ValueError(recovered.line)
             self.recoveries.append(recovered)
+            self.ended.update(recovered.ended)
+            # The lost lines can hold a later approval of the same plan, with less consent.
+            self.approvals.clear()
             number = recovered.line
         else:
             raise ValueError(kind)

@@ -9,7 +9,6 @@ through. What a sum spent comes from the site's own plans and records, never fro
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from fedshield.ledger.entries import Receipt
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import LOST, UNKNOWN, Row, Scale, Unit, Version
+from fedshield.ledger.tellers import Doubtful, Tellers, by_sum, doubtful, results_of
 
 Key = tuple[str, str, int]
 
@@ -47,14 +47,15 @@ class Rebuilt(NamedTuple):
     here says what their rounds spent, so epsilon is infinite; `uncounted`: those for which nothing
     says what this site counted for; `stopped`: those that cannot go on, since a sum of theirs would
     have to be repeated (one without a result, or a tally, which every session begins with);
-    `alone`: sums that only some of those who were in them tell of, and by whom."""
+    `doubtful`: sums that not all tell of who were in them, that at most c tell of by themselves, or
+    that are over fewer than c + 2 sites (of this site's batch)."""
 
     rows: tuple[Row, ...]
     results: tuple[Receipt, ...]
     unbounded: tuple[str, ...]
     uncounted: tuple[str, ...]
     stopped: tuple[str, ...]
-    alone: tuple[tuple[ToldRow, tuple[str, ...]], ...]
+    doubtful: tuple[Doubtful, ...]
 
 
 def rebuilt(
@@ -67,21 +68,18 @@ def rebuilt(
     """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
     `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
     `RecoveryError` where two tell of different parts of this site in one sum."""
-    tellers: dict[tuple[str, ToldRow], list[str]] = {}
-    for answer in answers:
-        for told in answer.rows:
-            tellers.setdefault((answer.about, told), []).append(answer.teller)
+    tellers = by_sum(answers)
     _check_versions(older, tellers, names)
     # Without its receipt a sum is added: what this site signed for is lost, and it signs no other.
     known = {
-        (row.own, ToldRow.of(row, row.own))
+        (row.own, ToldRow.of(row, row.own).own_sum)
         for row in older.rows
         if row.recovered or row.key in older.receipts
     }
     added = [
         _row(about, told, older, parts) for about, told in tellers if (about, told) not in known
     ]
-    results = _results(older, answers, colluding)
+    results = results_of(older, answers, colluding)
     rows = (*added, *_unseen([*older.rows, *added], older, parts))
     taken = {one.key for one in results} | older.receipts.keys() | older.certified.keys()
     return Rebuilt(
@@ -95,8 +93,25 @@ def rebuilt(
             if row.phase != LOST
             and (row.key not in taken or (row.recovered and row.phase != "round"))
         ),
-        _told_by_some(tellers, answers),
+        doubtful(tellers, answers, colluding),
     )
+
+
+def ended(
+    older: Ledger, rows: Sequence[Row], lines: Mapping[str, int], known: Iterable[str]
+) -> tuple[str, ...]:
+    """Plans (SHA-256) with membership batches of which lines can be lost that no other site has:
+    the total that weights are shares of, and the rounds that were taken by the word of others.
+
+    Args: `older`: the copy; `rows`: what follows it; `lines`: by site, the last line of the lost
+    ledger that it remembers; `known`: such plans that the site still has. None where the copy holds
+    all that was signed: no sum was entered, and nobody was told of a head, after it."""
+    new = {row.key for row in rows if row.phase != LOST} - {row.key for row in older.rows}
+    if not new and max(lines.values(), default=0) <= older.head.length:
+        return ()
+    found = {row.plan for row in (*older.rows, *rows) if row.membership == "batches"}
+    found |= {*known, *older.totals, *(plan for plan, _ in older.attested)}
+    return tuple(sorted(found))
 
 
 def is_shown(
@@ -111,45 +126,56 @@ def is_shown(
         holds
         or not told
         or any(
-            version == own.get(row.key)
-            or (row.plan in parts and version == parts[row.plan].version)
+            _same_rows(version, own.get(row.key))
+            or (row.plan in parts and _same_rows(version, parts[row.plan].version))
             for row, version in told
         )
     )
 
 
+def _same_rows(version: Version, other: Version | None) -> bool:
+    """Whether the model read the same: as many rows, so the same count and the same curve. Of which
+    records they were made only the other half says."""
+    return other is not None and version.rows == other.rows
+
+
 def _check_versions(
     older: Ledger,
-    tellers: Mapping[tuple[str, ToldRow], Sequence[str]],
+    tellers: Tellers,
     names: Mapping[str, str],
 ) -> None:
     said: dict[tuple[str, Key], tuple[Version, str]] = {}
     for row in older.rows:
         if row.phase != LOST and row.own in row.versions:
             said[row.own, row.key] = row.versions[row.own], "the older copy"
-    for (about, told), by in tellers.items():
-        version, who = told.version_of(about), names[by[0]]
+    for (about, told), (own, heard) in tellers.items():
+        version, who = told.version_of(about), names[[*own, *heard][0]]
         first, other = said.setdefault((about, told.key), (version, who))
-        if first != version:
+        # The rows alone: an operator who rewrites the file between two tries, with the same rows,
+        # is honest, and the second try has other sources. R3 asks nothing of it either
+        # (`own_part`), and holds against each of the two rows, for both are kept. Of other rows
+        # the update is another, which no second try may have (R4).
+        if first.rows != version.rows:
             raise RecoveryError(
-                f"expected one version of what this site put into {_named(told)}, got two, of "
-                f"{other} and of {who}: one of them is wrong, or two copies of this site were "
-                "at work; ask both operators"
+                f"expected one version of the rows that this site put into {_named(told)}, got "
+                f"two, of {other} and of {who}: one of them is wrong, or two copies of this site "
+                "were at work; ask both operators"
             )
 
 
 def _row(about: str, told: ToldRow, older: Ledger, parts: Mapping[str, OwnPart]) -> Row:
     """A told sum with what this site knows of it."""
     part, version = parts.get(told.plan), told.version_of(about)
-    now = part is not None and part.version == version
+    now = part is not None and _same_rows(version, part.version)
     weights, steps = (told.weights, told.steps) if part is None else (part.weights, part.steps)
-    before = [row for row in older.rows if row.versions.get(row.own) == version and row.records]
+    before = [row for row in older.rows if row.versions.get(row.own) == version]
     alike = [one.records for one in parts.values() if one.version == version]
-    records = next(iter([*alike, *(row.records for row in before)]), frozenset())
+    records = next(filter(None, [*alike, *(row.records for row in before)]), frozenset())
     count = 0 if weights == "equal" else UNKNOWN
-    for row in before:
+    for row in older.rows:
         # By R2 the lost sum was at the count of those before on its line, or was not entered.
-        if count == UNKNOWN and row.scale.weights == weights:
+        known = row.records and _same_rows(version, row.versions.get(row.own))
+        if count == UNKNOWN and row.scale.weights == weights and known:
             count = row.scale.count
     if count == UNKNOWN and part is not None and now and told.roster == part.roster:
         count = part.count  # the roster caps it
@@ -184,7 +210,7 @@ def _spent(
     if part is not None and part.curve and (part.unit == "site" or now):
         return part.unit, part.curve, part.distance
     for row in older.rows:
-        same = row.unit == "site" or row.versions.get(row.own) == version
+        same = row.unit == "site" or _same_rows(version, row.versions.get(row.own))
         if row.plan == told.plan and row.phase == "round" and row.curve and same:
             return row.unit, row.curve, row.distance
     return "none", (), 0.0
@@ -199,8 +225,8 @@ def _unseen(rows: Sequence[Row], older: Ledger, parts: Mapping[str, OwnPart]) ->
         rounds = 0  # of neither: an earlier loss, and the copy holds them all
         if plan in parts:
             rounds = parts[plan].rounds
-        elif plan in older.approvals:
-            rounds = older.approvals[plan].rounds
+        elif plan in older.past_approvals:
+            rounds = older.past_approvals[plan].rounds
         seen = [row for row in rows if row.plan == plan and row.phase == "round" and row.curve]
         more = rounds - len({row.round_number for row in seen})
         if more > 0 and plan not in counted:
@@ -221,41 +247,13 @@ def _unseen(rows: Sequence[Row], older: Ledger, parts: Mapping[str, OwnPart]) ->
     return found
 
 
-def _results(older: Ledger, answers: Sequence[Answer], colluding: int) -> tuple[Receipt, ...]:
-    """Those that more tell than can lie, where that is one of the sum. They are taken as what
-    others certify: what this site signed for is not known."""
-    said = Counter(
-        one for one, _ in {(one, answer.teller) for answer in answers for one in answer.results}
-    )
-    most = Counter[str]()
-    for answer in answers:
-        for row in answer.rows:
-            most[row.plan] = max(most[row.plan], row.colluding, colluding)
-    enough = [one for one, count in said.items() if count > max(colluding, most[one.plan])]
-    # Of two results that so many tell, nobody can say which is right.
-    twice = Counter(one.key for one in enough)
-    known = older.receipts | older.certified
-    return tuple(sorted(one for one in enough if twice[one.key] == 1 and known.get(one.key) != one))
-
-
-def _told_by_some(
-    tellers: Mapping[tuple[str, ToldRow], Sequence[str]], answers: Sequence[Answer]
-) -> tuple[tuple[ToldRow, tuple[str, ...]], ...]:
-    asked = {(answer.about, answer.teller) for answer in answers}
-    return tuple(
-        (told, tuple(by))
-        for (about, told), by in tellers.items()
-        if {teller for site, teller in asked if site == about and teller in told.sites} != {*by}
-    )
-
-
 def _is_unbounded(row: Row, older: Ledger, parts: Mapping[str, OwnPart]) -> bool:
     """Whether a round's curve is missing though its plan may have had one."""
     unit: Unit | None = None
     if row.plan in parts:
         unit = parts[row.plan].unit
-    elif row.plan in older.approvals:
-        unit = older.approvals[row.plan].unit
+    elif row.plan in older.past_approvals:
+        unit = older.past_approvals[row.plan].unit
     return row.phase == "round" and not row.curve and unit != "none"
 
 

@@ -1,7 +1,8 @@
 """What one site tells another whose ledger was lost: its question, and the answers to it, as files.
 
 A row is written before its upload leaves. So each honest member of the batch has a row of every
-sum that was opened, and tells of it. An answer names the question that it is to; one to an older
+sum that was opened, and tells of it. Members of other batches do not: their rows name their own. An
+answer names the question that it is to; one to an older
 question could lack the latest sums. Nothing in an answer is the teller's own but the head of its
 ledger: no record, no count and no curve, which would tell its number of rows.
 """
@@ -12,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -42,7 +43,8 @@ class RecoveryError(UserError):
 
 @dataclass(frozen=True)
 class ToldRow:
-    """A sum as another member of it knows it: fields as of `Row`; `versions`: by site, in order."""
+    """A sum as another member of it knows it: fields as of `Row`; `versions`: by site, in order;
+    `recovered`: the teller itself knows it from what others told of its own lost ledger."""
 
     plan: str
     roster: str
@@ -57,6 +59,7 @@ class ToldRow:
     weights: str
     steps: int
     versions: tuple[tuple[str, Version], ...]
+    recovered: bool = False
 
     @classmethod
     def of(cls, row: Row, about: str) -> Self:
@@ -75,12 +78,23 @@ class ToldRow:
             row.scale.weights,
             row.scale.steps,
             tuple(sorted(row.versions.items())),
+            row.recovered,
         )
 
     @property
     def key(self) -> tuple[str, str, int]:
         """What is summed once, for ever (rule R4)."""
         return self.plan, self.phase, self.round_number
+
+    @property
+    def own_sum(self) -> Self:
+        """The sum alone, however the teller knows it."""
+        return replace(self, recovered=False)
+
+    @property
+    def who_tells(self) -> tuple[str, ...]:
+        """Those who tell a member of its batch of it (`rows_about`), if they are honest."""
+        return self.sites if self.membership == "open" else self.batch
 
     def version_of(self, site: str) -> Version:
         return dict(self.versions)[site]
@@ -99,6 +113,7 @@ class ToldRow:
             "membership": self.membership,
             "weights": self.weights,
             "steps": self.steps,
+            "recovered": self.recovered,
         }
 
     @classmethod
@@ -123,6 +138,7 @@ class ToldRow:
             weights=_one_of(fields, "weights", _WEIGHTS),
             steps=_number(fields, "steps", _MAX_NUMBER),
             versions=tuple(versions.items()),
+            recovered=fields.flag("recovered"),
         )
         fields.done()
         for name, listed in (("batch", row.batch), ("sites", row.sites)):
@@ -225,11 +241,15 @@ class Answer:
                 fields.hexadecimal("signature", 64),
             )
             fields.done()
-            strangers = [row for row in answer.rows if answer.about not in row.sites]
+            strangers = [
+                row
+                for row in answer.rows
+                if answer.about not in row.sites or answer.about not in row.batch
+            ]
             if strangers or not all(_is_identity(site) for site in answer.heads):
                 raise RosterError(
-                    "rows: expected sums of the site that asked, and heads by first keys, got "
-                    "others; ask for the file again"
+                    "rows: expected sums of the batch of the site that asked, and heads by first "
+                    "keys, got others; ask for the file again"
                 )
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
@@ -249,11 +269,14 @@ class Answer:
 
 def rows_about(ledger: Ledger, about: str) -> tuple[tuple[ToldRow, ...], tuple[Receipt, ...]]:
     """What a ledger holds of the sums of another site, each once, and their results. What stands
-    for rounds that nobody told of is no sum, and is not told on."""
+    for rounds that nobody told of is no sum, and is not told on. Nor are rows that name another
+    batch than that site's: taken for its own they would refuse all its later sums (R1)."""
     rows = [row for row in ledger.rows if about in row.sites and row.phase != LOST]
     taken = ledger.receipts | ledger.certified
     keys = sorted({row.key for row in rows} & taken.keys())
-    told = dict.fromkeys(ToldRow.of(row, about) for row in rows)
+    told = dict.fromkeys(
+        ToldRow.of(row, about) for row in rows if row.membership == "open" or about in row.batch
+    )
     return tuple(told), tuple(taken[key] for key in keys)
 
 

@@ -9,7 +9,7 @@ would be written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,6 +108,7 @@ def first_refusal(
         ("R1", lambda: whole_batch(rows, request, agreed, history, entered)),
         ("R2", lambda: one_scale(rows, request)),
         ("R3", lambda: own_part(everything, request, agreed)),
+        ("R5", lambda: known_rounds(everything, request)),
         ("R5", lambda: within_budget(terms.epsilon, terms.limit)),
     )
     for rule, check in checks:
@@ -248,7 +249,7 @@ def _renamed(history: History, entered: Sequence[Entered]) -> str:
     return ""
 
 
-def goes_on(history: History, missing: Unsupported | None) -> str:
+def followed(history: History, missing: Unsupported | None) -> str:
     """R1 over time: of each roster a quorum goes on to the one that follows, and no other can have
     one. `missing`: of the session that would be the first (`history.unsupported`)."""
     if missing is None:
@@ -348,6 +349,31 @@ def once(rows: Sequence[Row], request: Row) -> str:
     return ""
 
 
+def known_rounds(rows: Sequence[Row], request: Row) -> str:
+    """R5: a plan that promises an epsilon knows what each of its own rounds spent. Its reports say
+    what it spent by itself, and that is taken to be as much in each round."""
+    for row in rows if request.unit != "none" else ():
+        of_plan = (row.plan, row.phase) == (request.plan, "round")
+        if of_plan and row.recovered and not row.curve:
+            return (
+                f"expected what {_named(row)} spent, since the plan states an epsilon, but that "
+                "was lost with the ledger; agree on another plan"
+            )
+    return ""
+
+
+def goes_on(plan: str, ended: Collection[str]) -> str:
+    """R4, of a plan (SHA-256) with membership batches: what its weights are shares of, and the
+    rounds that this site took by the word of others, were not lost with the ledger (`ended`). A
+    second total would be a second weighting, a second word a second result."""
+    if plan not in ended:
+        return ""
+    return (
+        f"expected a plan of which this ledger holds all, got {plan[:12]}: its total or its rounds "
+        "were lost when the ledger was rebuilt; agree on another plan"
+    )
+
+
 def within_budget(epsilon: float | None, limit: float | None) -> str:
     """R5: what all plans together have spent of these records stays within the plan's limit."""
     if limit is None:
@@ -355,7 +381,7 @@ def within_budget(epsilon: float | None, limit: float | None) -> str:
     if epsilon is None:
         return (
             f"expected epsilon of at most {limit:g} for these records, got infinity: a sum without "
-            "privacy was made from them before"
+            "privacy, or whose cost was lost with the ledger, was made from them before"
         )
     if epsilon > limit:
         return (

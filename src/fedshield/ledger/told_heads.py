@@ -7,6 +7,7 @@ site's key of today only, and this site's own memory whatever key signed it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.heads import GAP, MAX_LINES, Head, Heads
@@ -17,39 +18,55 @@ from fedshield.protocol.statements import not_following, read_head
 Sites = Mapping[str, tuple[str, tuple[bytes, ...]]]
 
 
-def own_heads(
-    older: Ledger, answers: Sequence[Answer], sites: Sites
-) -> tuple[dict[str, int], bool]:
-    """By site (first key), the last line of the lost ledger that it remembers; and whether the
-    older copy holds such a head, so that it is one. Raises `RecoveryError` where it is no copy."""
-    told: dict[str, int] = {}
-    shown = False
+class OwnHeads(NamedTuple):
+    """What the others remember of the lost ledger. `lines`: the last line, by who tells of it (a
+    first key); `keys`: of the key that signed it, in words; `shown`: whether the older copy holds
+    such a head, so that it is one."""
+
+    lines: dict[str, int]
+    keys: dict[str, str]
+    shown: bool
+
+
+def own_heads(older: Ledger, answers: Sequence[Answer], sites: Sites) -> OwnHeads:
+    """Raises `RecoveryError` where `older` is no copy of the ledger that the heads are of."""
+    found = OwnHeads({}, {}, False)
     for answer in answers:
         for key in sites[answer.about][1]:
             head = read_head(answer.heads.get(answer.about, b""), key)
             if head is None:
                 continue
-            told[answer.teller] = max(head.length, told.get(answer.teller, 0))
-            shown = shown or older.holds(head)
             today = key == sites[answer.about][1][-1]
-            if today and head.length <= older.head.length and not older.holds(head):
+            if head.length > found.lines.get(answer.teller, 0):
+                which = "the key of today" if today else "an earlier key"
+                found.lines[answer.teller] = head.length
+                found.keys[answer.teller] = f"{which} ({key.hex()[:16]})"
+            found = found._replace(shown=found.shown or older.holds(head))
+            held = older.holds(head) or older.was_lost(head, answer.teller)
+            if today and head.length <= older.head.length and not held:
                 raise RecoveryError(
                     "--older: expected a copy of the ledger that this site signed to "
                     f"{sites[answer.teller][0]} (line {head.length}), got another one; give the "
                     "right copy (if it is, the key was stolen: replace it first)"
                 )
-    return told, shown
+    return found
 
 
-def next_line(older: Ledger, told: Mapping[str, int], sites: Sites) -> int:
-    """Where the ledger goes on: beyond all lines that were ever signed. Raises `RecoveryError`."""
-    last = max((*told.values(), older.head.length))
-    if last + GAP >= MAX_LINES:
-        who = [sites[site][0] for site, line in told.items() if line == last]
+def next_line(older: Ledger, own: OwnHeads, sites: Sites) -> int:
+    """Where the ledger goes on: beyond all lines that were ever signed, with room for 2^20 more.
+    Raises `RecoveryError`."""
+    last = max((*own.lines.values(), older.head.length))
+    if last + 2 * GAP > MAX_LINES:
+        who = [
+            f"{sites[site][0]}, signed with {own.keys[site]}"
+            for site, line in own.lines.items()
+            if line == last
+        ]
         raise RecoveryError(
-            f"expected heads of this site's ledger of fewer than {MAX_LINES - GAP} lines, got one "
-            f"of {last} from {', '.join(who)}: a stolen key signed it; replace the key, have them "
-            "forget it (fedshield site ledger forget NAME --kit KIT), and answer again"
+            f"expected heads of this site's ledger of at most {MAX_LINES - 2 * GAP} lines, got one "
+            f"of {last} from {'; '.join(who) or 'the older copy'}: a stolen key signed it; replace "
+            "that key if it is today's, have them forget what it signed (fedshield site ledger "
+            "forget NAME --kit KIT), and answer again"
         )
     return last + GAP
 

@@ -27,7 +27,7 @@ from fedshield.ledger.rows import (
     line_of,
     part_version,
 )
-from fedshield.ledger.rules import Terms, first_refusal, goes_on, one_scale, whole_batch
+from fedshield.ledger.rules import Terms, first_refusal, followed, goes_on, one_scale, whole_batch
 from fedshield.plan import Plan
 from fedshield.plan_floors import floor
 from fedshield.privacy.accounting import WHOLE_ORDERS
@@ -100,8 +100,13 @@ class Line:
         return Spent(terms, len(own), self.earlier(unit))
 
     def earlier(self, unit: Unit) -> Earlier:
-        """What other plans released of these records, as far as it bears on `unit`."""
-        others = [row for row in self._bearing(unit) if not self._is_round(row)]
+        """What other plans released of these records, as far as it bears on `unit`; and what this
+        one did in rounds of which a rebuilt ledger does not say it: that makes all infinite."""
+        others = [
+            row
+            for row in self._bearing(unit)
+            if not self._is_round(row) or (row.recovered and line_curve([row], unit) is None)
+        ]
         found = line_curve(others, unit)
         return Earlier(None) if found is None else Earlier(*found)
 
@@ -170,6 +175,7 @@ class Line:
         terms: PrivacyTerms | None,
     ) -> tuple[Row, bool]:
         """The row, and whether it repeats one of a sum that was opened."""
+        self._check_goes_on()
         request = self._request(phase, round_number, base, content, versions, count, terms)
         rows = self.rows()
         spent = self.spent(terms)
@@ -199,6 +205,10 @@ class Line:
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
         return request, repeats
+
+    def _check_goes_on(self) -> None:
+        if why := goes_on(self._plan_sha256, self._ledger.ended):
+            raise ProtocolError("rule", f"R4: {why}")
 
     def _check_approved(self) -> None:
         if self._plan_sha256 not in self._ledger.approvals:
@@ -242,9 +252,8 @@ class Line:
         if not any(one.cuts == history.cuts for one in self.entered()):
             self._ledger.add_entered(self._entering(history, confirmed=False))
         if self._ledger.recoveries:
-            return len(
-                history.cuts
-            )  # it may have counted for others, and does not know it any more
+            # It may have counted for others, and does not know it any more.
+            return len(history.cuts)
         return parting(self._ledger.entered, history.cuts)
 
     def _entering(self, history: History, *, confirmed: bool) -> Entered:
@@ -272,7 +281,7 @@ class Line:
         seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
         known = {self._roster.identity(site): place for site, place in places.items()}
         missing = unsupported(history, first, known, self._colluding(rows), seen)
-        if reason := goes_on(history, missing):
+        if reason := followed(history, missing):
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
             self._ledger.add_entered(self._entering(history, confirmed=True))
@@ -306,8 +315,9 @@ class Line:
 
     def fix_total(self, total: int) -> None:
         """Record what all sites of the roster count for, once for the plan: no weight may depend on
-        who is in a sum (R2). Raises `ProtocolError` ('rule') if it was another one before, or if
-        this site's operator did not approve the plan."""
+        who is in a sum (R2). Raises `ProtocolError` ('rule') if it was another one before, if that
+        was lost, or if this site's operator did not approve the plan."""
+        self._check_goes_on()
         self._check_approved()
         known = self._ledger.add_total(Total(self._plan_sha256, total)).total
         if known != total:
@@ -359,13 +369,15 @@ class Line:
 
     def refusals_now(self, count: int | None = None, *, exposed: bool = False) -> tuple[str, ...]:
         """Rules that the plan would break whoever takes part, as far as this ledger can tell before
-        a session: R1 and R2. `count`: what this site would count for, R1 alone if left out;
-        `exposed`: whether its operator lets its updates be had by subtraction."""
+        a session: R1, R2, and of R4 that it goes on. `count`: what this site would count for, R2
+        is not asked if left out; `exposed`: whether its operator lets its updates be had by
+        subtraction."""
         versions = dict.fromkeys(self._roster.names(), self.version)
         request = self._request(ROUND, 1, "", "", versions, count or 0, None)
         rows, consent = self.rows(), Consent(exposed=exposed)
         history, entered = self._roster.history(), self.entered()
         checks = (
+            ("R4", goes_on(self._plan_sha256, self._ledger.ended)),
             ("R1", whole_batch(rows, request, consent, history, entered)),
             ("R2", "" if count is None else one_scale(rows, request)),
         )
