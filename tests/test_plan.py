@@ -169,6 +169,15 @@ def test_scaffold_needs_gradients_and_differences(training: dict[str, Any], exch
     assert parsed({**BY_SITE, "training": good}).training.local_algorithm == "scaffold"
 
 
+def test_scaffold_needs_to_know_who_is_in_a_sum() -> None:
+    """With membership open its shared control variate would move by the mean of who is there, and
+    not by their share of all sites (Karimireddy et al., ICML 2020, Algorithm 1)."""
+    training = {"local_algorithm": "scaffold", "optimizer": "sgd"}
+    opened = {"scheme": {"membership": "open"}, "privacy": {"unit": "example", "epsilon": 8.0}}
+    said = refused({**BY_SITE, "training": training, **opened})
+    assert said.startswith("training.local_algorithm: expected plain or fedprox with membership")
+
+
 # -- the hash ------------------------------------------------------------------------------
 
 

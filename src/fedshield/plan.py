@@ -299,6 +299,11 @@ class Plan(Section):
                 "training.local_algorithm|scaffold|optimizer sgd and exchange delta with scaffold "
                 "(its control variates are mean gradients)"
             )
+        if self.training.local_algorithm == "scaffold" and self.scheme.membership == "open":
+            raise ValueError(
+                "training.local_algorithm|scaffold|plain or fedprox with membership open (who is "
+                "in a sum is not known before it, and control variates are means over all sites)"
+            )
         refuse_unsound(self)
         num_sites = len(self.data.site_names())
         if self.scheme.name != "plain" and num_sites < 2:

@@ -273,6 +273,7 @@ class SiteStore:
             "train_loss": contribution.train_loss,
             "num_examples": contribution.num_examples,
             "clip_factor": contribution.clip_factor,
+            "made_of": contribution.made_of,
         }
         digest = hashlib.sha256(b"".join(value.tobytes() for value in tensors.values())).hexdigest()
         metadata = {"facts": json.dumps(facts), "sha256": digest}
@@ -304,6 +305,7 @@ class SiteStore:
                 facts["train_loss"],
                 facts["num_examples"],
                 facts["clip_factor"],
+                facts["made_of"],
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{path}: cannot be read ({error}); restore it") from None

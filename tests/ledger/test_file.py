@@ -9,12 +9,15 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fedshield.ledger.entries import Answered, Attested, OpenedRound, Total
 from fedshield.ledger.file import Forgotten, Head, Ledger, LedgerError, Receipt
+from fedshield.ledger.history import Entered
 from fedshield.ledger.rows import Row, Scale, Version
 from fedshield.ledger.rules import Approval
 
@@ -359,6 +362,54 @@ def test_a_new_ledger_beside_what_is_left_of_another_is_refused(path: Path) -> N
     path.unlink()
     with pytest.raises(LedgerError, match="expected no earlier ledger"):
         Ledger.create(path)
+
+
+LINES: dict[str, Callable[[Ledger], object]] = {
+    "row": lambda ledger: ledger.add_row(replace(ROW, records=frozenset({b"01234567"}))),
+    "receipt": lambda ledger: ledger.add_receipt(Receipt(ROW.plan, "round", 1, "4" * 64)),
+    "certified": lambda ledger: ledger.add_certified(Receipt(ROW.plan, "round", 1, "4" * 64)),
+    "attested": lambda ledger: ledger.add_attested(ATTESTED),
+    "total": lambda ledger: ledger.add_total(Total(ROW.plan, 12)),
+    "approval": lambda ledger: ledger.approve(Approval(ROW.plan, "r", "m", 2, ())),
+    "answered": lambda ledger: ledger.add_answered(Answered(B, "0" * 32, "now")),
+    "entered": lambda ledger: ledger.add_entered(ENTERED),
+}
+ATTESTED = Attested(ROW.plan, 1, tuple(OpenedRound(f"{k}" * 64, (B, C)) for k in range(6)), (B, C))
+ENTERED = Entered(frozenset({b"01234567"}), (((A, B, C),),), False, {A: "a"}, frozenset())
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_every_line_is_one_digest_at_the_next_number(path: Path, kind: str) -> None:
+    """Whatever rounds it speaks of: else a head jumps, and peers take the ledger for restored."""
+    with Ledger.create(path) as ledger:
+        ledger.add_row(replace(ROW, records=frozenset({b"01234567"})))
+        for _ in range(3):
+            ledger.approve(Approval("9" * 64, "r", "m", 2, ()))
+        before = ledger.head
+        LINES[kind](ledger)
+        lines = len(path.read_text().splitlines())
+        assert (before.length + 1, ledger.head.length) == (lines, lines)
+        assert ledger.holds(before)
+        after = ledger.head
+    with Ledger.open(path) as ledger:
+        assert ledger.head == after
+        assert ledger.holds(before)
+        assert [*ledger._digests] == [*range(1, lines + 1)]
+
+
+def test_an_attested_line_that_is_gone_is_found(path: Path) -> None:
+    with Ledger.create(path) as ledger:
+        ledger.add_row(ROW)
+        ledger.add_attested(ATTESTED)
+        signed = ledger.head
+        ledger.add_total(Total(ROW.plan, 12))
+    kept = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(kept[:-2]))
+    with Ledger.open(path) as ledger:
+        assert not ledger.holds(signed)
+    path.write_text("".join([*kept[:-2], kept[-1]]))
+    with pytest.raises(LedgerError, match=f"line {len(kept) - 1} does not follow"):
+        Ledger.open(path)
 
 
 def test_consent_and_limit_of_an_approval_are_kept(path: Path) -> None:

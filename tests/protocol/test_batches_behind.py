@@ -308,6 +308,9 @@ def test_a_model_of_more_parts_than_the_adapter_can_have_is_refused(six: Any) ->
         take = messages.TakeModel("bank", signed(wrong), attested)
         with nothing_installed(six):
             assert six.refused("lab", take) == "size"
+    # Whose word counts is who is in the session: no other name is written down as one's.
+    with pytest.raises(ProtocolError, match="'late' is not in this session"):
+        six.send("lab", messages.TakeModel("bank", signed(part), {**attested, "late": b"x"}))
     six.send("lab", messages.TakeModel("bank", signed(part), attested))
     assert six.participants["lab"].completed_rounds == 1
 

@@ -197,9 +197,9 @@ def test_the_setup_context_holds_plan_roster_and_session() -> None:
 
 def test_joins_are_read() -> None:
     raw = {name: sign(name, join) for name, join in JOINS.items()}
-    assert read_joins(raw, SETUP, ROSTER, 3) == JOINS
+    assert read_joins(raw, SETUP, ROSTER, 3, public=True) == JOINS
     two = {name: raw[name] for name in ("bank", "hospital")}
-    assert read_joins(two, SETUP, ROSTER, 2) == {name: JOINS[name] for name in two}
+    assert read_joins(two, SETUP, ROSTER, 2, public=True) == {name: JOINS[name] for name in two}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_joins_are_read() -> None:
 def test_joins_that_are_refused(change: dict[str, Any], code: str) -> None:
     good = {name: sign(name, join) for name, join in JOINS.items()}
     raw = with_changes(good, change)
-    assert code_of(lambda: read_joins(raw, SETUP, ROSTER, 3)) == code
+    assert code_of(lambda: read_joins(raw, SETUP, ROSTER, 3, public=True)) == code
 
 
 @pytest.mark.parametrize("what", BAD_KEYS)
@@ -234,7 +234,7 @@ def test_keys_that_nothing_may_be_sealed_to(what: str) -> None:
     bad = change(RUN_KEYS["bank"], RUN_KEYS["clinic"])
     joins = {**JOINS, "bank": replace(JOINS["bank"], run_key=bad)}
     raw = {name: sign(name, join) for name, join in joins.items()}
-    assert code_of(lambda: read_joins(raw, SETUP, ROSTER, 3)) == code
+    assert code_of(lambda: read_joins(raw, SETUP, ROSTER, 3, public=True)) == code
     bad = change(SUM_KEYS["bank"], SUM_KEYS["clinic"])
     keys = {name: round_key(name) for name in KEYS} | {"bank": round_key("bank", key=bad)}
     assert code_of(lambda: read_round_keys(keys, SESSION, ROSTER, 3)) == code
@@ -357,3 +357,13 @@ def test_every_part_of_the_set_is_in_its_digest() -> None:
 def test_the_aggregate_is_its_blocks_in_order() -> None:
     found = [(b"1", b"2"), (b"2", b"1"), (b"12",), (b"1",), (b"1", b"2", b""), ()]
     assert len({aggregate_digest(one) for one in found}) == len(found)
+
+
+@pytest.mark.parametrize(("public", "count"), [(False, 10), (False, 1), (True, 0)])
+def test_a_count_is_in_a_join_with_public_weights_only(public: bool, count: int) -> None:
+    joins = JOINS if public else {n: replace(j, num_examples=0) for n, j in JOINS.items()}
+    given = {name: sign(name, join) for name, join in joins.items()}
+    assert read_joins(given, SETUP, ROSTER, 3, public=public) == joins
+    other = replace(joins["clinic"], num_examples=count)
+    given["clinic"] = sign("clinic", other)
+    assert code_of(lambda: read_joins(given, SETUP, ROSTER, 3, public=public)) == "malformed"

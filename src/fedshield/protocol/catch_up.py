@@ -95,7 +95,7 @@ class CatchUp:
     ) -> TakenModel | None:
         """One part. With the last the model, whose history is the attested one; None before. `own`:
         this site's history."""
-        attested = self._attested(command.attested, len(own))
+        by, attested = self._attested(command.attested, len(own))
         number, giver, at = attested.completed_rounds, command.giver, len(self._arrived)
         part = read_signed(command.part, messages.ModelPart, self._session, giver, self._roster)
         self._count = part.count if not at else self._count
@@ -122,16 +122,20 @@ class CatchUp:
                 f"expected sites that took this site's results up to round {len(own)}, got others: "
                 "the batches went on apart; compare adapter_sha256 of their reports",
             )
-        by = tuple(site for site in command.attested if site != self._name)
         return TakenModel(state, shared, history, attested.tag, by)
 
-    def _attested(self, attested: Mapping[str, bytes], here: int) -> messages.Attested:
-        """What c + 1 other sites of this session signed. One of them is honest: it stands at what
-        it took with a certificate."""
+    def _attested(
+        self, attested: Mapping[str, bytes], here: int
+    ) -> tuple[tuple[str, ...], messages.Attested]:
+        """What c + 1 other sites of this session signed, and who. One of them is honest: it stands
+        at what it took with a certificate."""
+        strangers = sorted(set(attested) - set(self._sites))
+        if strangers:
+            raise ProtocolError("not-in-set", f"{strangers[0]!r:.60} is not in this session")
         said = {
             site: read_signed(data, messages.Attested, self._session, site, self._roster)
             for site, data in sorted(attested.items())
-            if site != self._name and site in self._sites
+            if site != self._name
         }
         least = self._roster.rules.max_colluding + 1
         if len(said) < least:
@@ -143,7 +147,7 @@ class CatchUp:
         one = next(iter(said.values()))
         if one.completed_rounds <= here:
             raise ProtocolError("round", f"round {one.completed_rounds} is not after this site's")
-        return one
+        return tuple(said), one
 
 
 def history_sha256(history: Sequence[OpenedRound]) -> bytes:

@@ -137,7 +137,8 @@ class Coordinator:
         found = self._in_whole_batches(found) if self._batches else self._furthest(found)
         raw = {site: data for site, (data, _) in found.items()}
         with _refusing():
-            joins = read_joins(raw, setup, self._roster, self._least)
+            public = self._plan.scheme.weights == "public"
+            joins = read_joins(raw, setup, self._roster, self._least, public=public)
         self._calls.binding = setup
         context = session_context(setup, joins)
         after = Binding(context, 0, SETUP)

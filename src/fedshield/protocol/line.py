@@ -176,6 +176,8 @@ class Line:
     ) -> tuple[Row, bool]:
         """The row, and whether it repeats one of a sum that was opened."""
         self._check_goes_on()
+        if phase == ROUND:
+            self.check_not_taken(round_number)
         request = self._request(phase, round_number, base, content, versions, count, terms)
         rows = self.rows()
         spent = self.spent(terms)
@@ -205,6 +207,24 @@ class Line:
         if refusal is not None:
             raise ProtocolError("budget" if refusal.rule == "R5" else "rule", str(refusal))
         return request, repeats
+
+    @property
+    def made_of(self) -> str:
+        """What an update of this site is made of: the version of its part, and the base model that
+        was approved."""
+        approval = self._ledger.approvals.get(self._plan_sha256)
+        model = "" if approval is None else approval.model
+        return f"{self.version.sources} {self.version.rows} {model}"
+
+    def check_not_taken(self, round_number: int) -> None:
+        """Raises `ProtocolError` ('rule') for a round that this site took by the word of others:
+        they summed it without this site, once (R4)."""
+        if (self._plan_sha256, round_number) in self._ledger.attested:
+            raise ProtocolError(
+                "rule",
+                f"R4: expected a round after those that this site took by the word of others, got "
+                f"round {round_number}, which was summed without it; go on where the run stands",
+            )
 
     def _check_goes_on(self) -> None:
         if why := goes_on(self._plan_sha256, self._ledger.ended):
@@ -450,7 +470,9 @@ class Line:
         since its own is for another. Raises `ProtocolError` ('disagree') if it recorded another
         one so before: of two certificates one is false."""
         wanted = Receipt(self._plan_sha256, phase, round_number, result)
-        if self._ledger.add_certified(wanted) != wanted:
+        taken = self._ledger.attested.get((self._plan_sha256, round_number))
+        other = phase == ROUND and taken is not None and taken.result != result
+        if other or self._ledger.add_certified(wanted) != wanted:
             raise ProtocolError(
                 "disagree",
                 f"R4: round {round_number} ({phase}): expected the result that others signed for "
@@ -502,12 +524,12 @@ class Line:
                     "the others stand at, and goes on from no second one; have the operators find "
                     "out why the sum opened differently",
                 )
-            if tried and set(tried).isdisjoint(opened.sites):
+            if tried and len(set(tried) & set(opened.sites)) <= self._roster.rules.max_colluding:
                 raise ProtocolError(
                     "rule",
                     f"R4: round {number} was begun here over {len(tried)} sites and is repeated "
-                    "over them only; the others made it without any of them: the batches went on "
-                    "apart",
+                    "over them only; the others made it without a batch of them: the batches went "
+                    "on apart",
                 )
             # Of two sums of one round that share a batch, its honest sites are in one only: the
             # other is never opened.

@@ -35,7 +35,8 @@ class Contribution:
     `base`: digest of what the round started from; `weight`: what it is encoded with; `trained`:
     float32, (num_values,), the trained parameters; `encoded`: what is encrypted, as `Encoded` has
     it: its digits or slots; `reserved`: its reserved integers; `residual`: what rounding left,
-    where the scheme has any.
+    where the scheme has any; `made_of`: the version of the records and the base model that it was
+    trained from (`Line.made_of`).
     """
 
     round_number: int
@@ -49,6 +50,7 @@ class Contribution:
     train_loss: float
     num_examples: int
     clip_factor: float
+    made_of: str
 
 
 class Store(Protocol):

@@ -251,7 +251,8 @@ class Participant:
     def _begin(self, data: bytes) -> messages.Message:
         begin = self._read(messages.Begin, data)
         least = least_sites(self._roster.rules)
-        joins = read_joins(begin.joins, self._binding, self._roster, least)
+        public = self._plan.scheme.weights == "public"
+        joins = read_joins(begin.joins, self._binding, self._roster, least, public=public)
         if joins.get(self.name) != self._join:
             raise ProtocolError("disagree", "this site's own join was replaced")
         if {join.restart for join in joins.values()} != {self._restart}:
@@ -289,6 +290,8 @@ class Participant:
         if weights == "private" and everyone:
             return  # by the tally, which is over all
         if weights == "public" and everyone:
+            # Who is shown other joins has another total, and from then on no tag that fits the
+            # others': that stops the plan, which the coordinator can do in any case.
             self._line.fix_total(told)
         total = self._line.total()
         if not total:
@@ -478,10 +481,12 @@ class Participant:
         # Before anything is trained, or what was encoded before is forgotten.
         if self.exhausted:
             raise ProtocolError("budget", self._over_budget())
+        number, made_of = self._binding.round_number, self._line.made_of
+        self._line.check_not_taken(number)
         if self._line.has_entered(self._binding):
-            self._model.check_kept(self._binding.round_number, self._weight)
+            self._model.check_kept(number, self._weight, made_of)
         _, cipher = self._ready()
-        return self._model.contribution(self._binding.round_number, cipher, self._weight)
+        return self._model.contribution(number, cipher, self._weight, made_of)
 
     def _row(self, encoded: Encoded, versions: dict[str, Version]) -> dict[str, Any]:
         """What the ledger is asked about this sum (`Line.enter`)."""

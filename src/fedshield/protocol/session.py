@@ -52,9 +52,10 @@ def read_signed(data: bytes, kind: type[_M], binding: Binding, site: str, roster
 
 
 def read_joins(
-    raw: dict[str, bytes], binding: Binding, roster: Roster, least: int
+    raw: dict[str, bytes], binding: Binding, roster: Roster, least: int, *, public: bool
 ) -> dict[str, messages.Join]:
-    """The signed `Join`s of at least `least` roster sites, checked. Raises `ProtocolError`."""
+    """The signed `Join`s of at least `least` roster sites, checked. `public`: whether the plan has
+    sites tell what they count for. Raises `ProtocolError`."""
     if len(raw) < least:
         raise ProtocolError("cohort", f"expected at least {least} sites in a session, {len(raw)}")
     joins: dict[str, messages.Join] = {}
@@ -69,6 +70,12 @@ def read_joins(
         _check_public_key(site, "run key", join.run_key)
         if min(join.num_examples, join.completed_rounds, join.follows_from) < 0:
             raise ProtocolError("malformed", f"{site}: negative counts")
+        if bool(join.num_examples) != public:
+            raise ProtocolError(
+                "malformed",
+                f"{site}: expected {'a' if public else 'no'} count with these weights, got "
+                f"{join.num_examples}",
+            )
         joins[site] = join
     if len({join.nonce for join in joins.values()}) != len(joins):
         raise ProtocolError("repeated", "two sites sent the same nonce")

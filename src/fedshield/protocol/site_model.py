@@ -177,10 +177,10 @@ class SiteModel:
             ]
         return found
 
-    def check_kept(self, round_number: int, weight: float) -> None:
+    def check_kept(self, round_number: int, weight: float, made_of: str) -> None:
         """Of a round that was entered before (R4). Raises `ProtocolError` ('rule') where what is
-        kept was made for another round, start or weight: it is sent again as it is, or not at all,
-        and nothing may take its place."""
+        kept was made for another round, start or weight, or of other records: it is sent again as
+        it is, or not at all, and nothing may take its place."""
         kept = self._store.kept()
         if kept is None:
             return
@@ -192,14 +192,24 @@ class SiteModel:
                 f"R4: round {round_number} was tried before from another start, or with another "
                 "weight; go on where the run stands, with fedshield submit --resume",
             )
+        if kept.made_of != made_of:
+            raise ProtocolError(
+                "rule",
+                f"R4: round {round_number} was tried before from other records or another base "
+                "model of this site, and what was sent then is all that may be sent; put them back",
+            )
 
-    def contribution(self, round_number: int, cipher: Cipher, weight: float) -> Encoded:
+    def contribution(
+        self, round_number: int, cipher: Cipher, weight: float, made_of: str
+    ) -> Encoded:
         """Train, prune, encode; or what was encoded before, where this round was tried from the
-        same start. Raises `CryptoError` for values that cannot be encoded."""
+        same start and is `made_of` the same records and base model. Raises `CryptoError` for values
+        that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
         base = self.standing()
         kept = self._store.kept()
-        if kept is not None and (kept.round_number, kept.base) != (round_number, base):
+        wanted = (round_number, base, made_of)
+        if kept is not None and (kept.round_number, kept.base, kept.made_of) != wanted:
             kept = None
         memory, start = self.memory, personal(self._plan, self.state, self.memory)
         correction = None
@@ -237,6 +247,7 @@ class SiteModel:
                     train_loss,
                     update.num_examples,
                     self.record.clip_factor,
+                    made_of,
                 )
             )
         self._made = replace(made, residual=encoded.residual)

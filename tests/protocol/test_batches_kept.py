@@ -1,0 +1,100 @@
+"""Membership batches: what is kept of a round that was not summed, what was taken by the word of
+others, and when a total stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from threshold_kit import failing
+
+from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.ledger.entries import Attested, OpenedRound
+from fedshield.ledger.rows import Version
+from fedshield.protocol import messages
+
+FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
+OTHER = Version("a" * 64, "b" * 64)
+
+pytestmark = pytest.mark.usefixtures("unsynced")
+
+
+def make(federation: Any, weights: str = "equal") -> Any:
+    return federation("rlwe", sites=6, weights=weights, rules={"membership": "batches"})
+
+
+def again(ours: Any, *away: str) -> Any:
+    failing(ours, dict.fromkeys(away, ("invite", "before")))
+    ours.coordinator.start()
+    return ours.coordinator
+
+
+def replace_records(ours: Any, name: str) -> None:
+    """The operator puts other records in place, between sessions."""
+    ours.participants[name]._line.version = OTHER
+    ours.works[name].fault = np.full(ours.state().spec.num_values, 0.125, dtype=np.float32)
+
+
+def trained_and_left_out(ours: Any, name: str) -> None:
+    """The site trains round 1, and its batch sits out before a row is written."""
+    again(ours)
+    ours.prepare(1)
+    ours.reply(name, messages.Train())
+    assert ours.works[name].trained_rounds == [1]
+    assert ours.stores[name].contribution is not None
+    assert not [row for row in ours.ledgers[name].rows if row.phase == "round"]
+
+
+def test_an_update_of_records_that_were_replaced_is_not_sent(federation: Any) -> None:
+    """Its row would speak of other records than were summed (R3, R5)."""
+    ours = make(federation)
+    trained_and_left_out(ours, "clinic")
+    old = ours.stores["clinic"].contribution
+    replace_records(ours, "clinic")
+    again(ours).round(1)
+    assert ours.works["clinic"].trained_rounds == [1, 1]
+    kept = ours.stores["clinic"].contribution
+    assert not np.array_equal(kept.trained, old.trained)
+    (row,) = [row for row in ours.ledgers["clinic"].rows if row.phase == "round"]
+    assert row.versions[row.own] == OTHER
+    assert kept.made_of.startswith(f"{OTHER.sources} {OTHER.rows} ")
+
+
+def test_an_update_of_the_same_records_is_trained_once(federation: Any) -> None:
+    ours = make(federation)
+    trained_and_left_out(ours, "clinic")
+    again(ours).round(1)
+    assert ours.works["clinic"].trained_rounds == [1]
+
+
+def test_nothing_takes_the_place_of_what_a_row_stands_for(federation: Any) -> None:
+    ours = make(federation)
+    failing(ours, dict.fromkeys((*FIRST, *SECOND[:2]), ("open", "before")))
+    ours.coordinator.start()
+    with pytest.raises(RoundFailed):
+        ours.coordinator.round(1)
+    replace_records(ours, "clinic")
+    ours.coordinator = ours.another_coordinator()
+    with pytest.raises(RoundFailed):
+        again(ours).round(1)
+    assert "R4: round 1 was tried before from other records" in str(ours.wire.errors["clinic"])
+    assert ours.works["clinic"].trained_rounds == [1]
+
+
+def test_a_round_that_was_taken_by_the_word_of_others_is_not_entered(federation: Any) -> None:
+    ours = make(federation)
+    again(ours)
+    line, plan = ours.participants["lab"]._line, ours.plan.sha256()
+    taken = OpenedRound("7" * 64, tuple(map(ours.roster.identity, FIRST)))
+    ours.ledgers["lab"].add_attested(Attested(plan, 1, (taken,), ("x", "y")))
+    before = len(ours.ledgers["lab"].rows)
+    ours.prepare(1)
+    with pytest.raises(ProtocolError, match="R4: expected a round after those that this site took"):
+        ours.participants["lab"].handle("train", ours.seal(messages.Train()))
+    assert ours.works["lab"].trained_rounds == []
+    assert len(ours.ledgers["lab"].rows) == before
+    # Nor is another result of it taken, whoever signed for that.
+    with pytest.raises(ProtocolError, match="expected the result that others signed for before"):
+        line.take_certified("round", 1, "8" * 64)
+    line.take_certified("round", 1, "7" * 64)
