@@ -173,7 +173,8 @@ def test_scaffold_needs_to_know_who_is_in_a_sum() -> None:
     """With membership open its shared control variate would move by the mean of who is there, and
     not by their share of all sites (Karimireddy et al., ICML 2020, Algorithm 1)."""
     training = {"local_algorithm": "scaffold", "optimizer": "sgd"}
-    opened = {"scheme": {"membership": "open"}, "privacy": {"unit": "example", "epsilon": 8.0}}
+    privacy = {"unit": "example", "epsilon": 8.0, "clip_norm": 1.0}
+    opened = {"scheme": {"membership": "open"}, "privacy": privacy}
     said = refused({**BY_SITE, "training": training, **opened})
     assert said.startswith("training.local_algorithm: expected plain or fedprox with membership")
 

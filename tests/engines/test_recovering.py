@@ -13,7 +13,7 @@ from consortium import Consortium, raw_plan
 
 from fedshield.auditfile import keep_roster
 from fedshield.crypto.keys import SigningKey
-from fedshield.engines.known_sites import KnownRoster, Member, must_answer
+from fedshield.engines.known_sites import KnownRoster, Member, before, must_answer
 from fedshield.engines.ledgers import check_one_run
 from fedshield.engines.recovering import Draft, draft, own_part
 from fedshield.enrolment import KeyFile, SignedRoster
@@ -22,6 +22,7 @@ from fedshield.enrolment.seen import FILE, SeenKeys
 from fedshield.errors import UserError
 from fedshield.ledger import heads
 from fedshield.ledger.file import Head, Ledger
+from fedshield.ledger.history import Cut, History
 from fedshield.ledger.question import StandingQuestion
 from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import LOST, Row, Scale, Version
@@ -177,6 +178,21 @@ def test_the_sites_of_every_roster_that_todays_follows_must_answer(story: Story)
     story.draft(answers, member.with_rosters([earlier, today]))
     with Ledger.open(story.place) as ledger:
         assert len(ledger.rows) == 1
+
+
+def test_of_rosters_before_its_own_batch_must_answer(story: Story) -> None:
+    """They alone tell of the sums that this site was in; those of before it came were not its."""
+    member = Member.of(story.ours.kit("victim"))
+    own, roster = member.own, member.roster
+    names = {"x1": "gone", "x2": "other"}
+    cuts: tuple[Cut, ...] = ((("x0", "x9"),), ((own, "x1"), ("x2", "x3")), ((own, "x2"),))
+    found = before(replace(roster, lineage=History(cuts, names=names)), own)
+    assert [{*one.sites} for one in found] == [{own, "x1"}, {own, "x2"}]
+    assert found[0].sites["x1"] == "gone"
+    # With membership open nobody knows who was in its sums.
+    opened = before(replace(roster, lineage=History(((),))), own)
+    with pytest.raises(RecoveryError, match="expected every roster with its sites"):
+        must_answer(opened)
 
 
 def test_two_kits_on_one_ledger_are_recovered_at_once(story: Story) -> None:
