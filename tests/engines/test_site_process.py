@@ -40,7 +40,7 @@ def test_each_session_of_a_site_is_in_its_own_run_json(
     for number in (1, 2):
         site = SiteProcess("bank", plan, folder, kit)
         (folder.path / "sites" / "bank").mkdir(parents=True, exist_ok=True)
-        site._begin_session()
+        site._begin_session({})
         spent = folder.state()["wall_s"]
         site._append({"round": 0, "upload_bytes": 1, "download_bytes": 1})
         after = folder.state()
@@ -106,7 +106,7 @@ def test_whose_answer_was_wrong_is_said_to_the_sites_operator(
     monkeypatch.setattr(site, "_events", SimpleNamespace(note=said.append))
     site._participant = SimpleNamespace(state=SimpleNamespace(sha256=lambda: "aa"))
     site._mine.mkdir(parents=True, exist_ok=True)
-    site._begin_session()
+    site._begin_session({})
     for number, faulty in ((1, {}), (2, {"clinic": "tag", "bank": "share"})):
         record = SiteRound(
             number,

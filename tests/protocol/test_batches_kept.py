@@ -3,6 +3,7 @@ others, and when a total stands."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,12 @@ def again(ours: Any, *away: str) -> Any:
     return ours.coordinator
 
 
-def replace_records(ours: Any, name: str) -> None:
+def replace_records(ours: Any, name: str, *, all_of_them: bool = False) -> None:
     """The operator puts other records in place, between sessions."""
-    ours.participants[name]._line.version = OTHER
+    line = ours.participants[name]._line
+    line.version = OTHER
+    if all_of_them:  # then they are another line
+        line._records = replace(line._records, hashes=frozenset({b"anew...."}))
     ours.works[name].fault = np.full(ours.state().spec.num_values, 0.125, dtype=np.float32)
 
 
@@ -68,18 +72,23 @@ def test_an_update_of_the_same_records_is_trained_once(federation: Any) -> None:
     assert ours.works["clinic"].trained_rounds == [1]
 
 
-def test_nothing_takes_the_place_of_what_a_row_stands_for(federation: Any) -> None:
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_nothing_takes_the_place_of_what_a_row_stands_for(
+    federation: Any, all_of_them: bool
+) -> None:
     ours = make(federation)
     failing(ours, dict.fromkeys((*FIRST, *SECOND[:2]), ("open", "before")))
     ours.coordinator.start()
     with pytest.raises(RoundFailed):
         ours.coordinator.round(1)
-    replace_records(ours, "clinic")
+    kept = ours.stores["clinic"].contribution
+    replace_records(ours, "clinic", all_of_them=all_of_them)
     ours.coordinator = ours.another_coordinator()
     with pytest.raises(RoundFailed):
         again(ours).round(1)
     assert "R4: round 1 was tried before from other records" in str(ours.wire.errors["clinic"])
     assert ours.works["clinic"].trained_rounds == [1]
+    assert ours.stores["clinic"].contribution is kept
 
 
 def test_a_round_that_was_taken_by_the_word_of_others_is_not_entered(federation: Any) -> None:
@@ -95,6 +104,6 @@ def test_a_round_that_was_taken_by_the_word_of_others_is_not_entered(federation:
     assert ours.works["lab"].trained_rounds == []
     assert len(ours.ledgers["lab"].rows) == before
     # Nor is another result of it taken, whoever signed for that.
-    with pytest.raises(ProtocolError, match="expected the result that others signed for before"):
+    with pytest.raises(ProtocolError, match="neither signs for a second one nor takes it"):
         line.take_certified("round", 1, "8" * 64)
     line.take_certified("round", 1, "7" * 64)

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,7 +45,6 @@ from fedshield.plan_effect import without_effect
 from fedshield.privacy.terms import summarised
 from fedshield.protocol.answers import in_words
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.line import Line
 from fedshield.protocol.local import SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.restart import SiteRestart, Standing
@@ -163,11 +162,16 @@ class SiteProcess:
     def _standing(self) -> Standing:
         """Loads model and data if they are not."""
         base = bytes.fromhex(self._loaded().base.sha256)
-        return Standing(frozenset({0, *self._kept()}), base)
+        return Standing(frozenset(self._kept()), base)
 
     def _kept(self) -> list[int]:
-        self._loaded()
-        return self._folder.site_store(self.name).rounds()
+        """The rounds that this site can begin from, 0 with them. It does not go back behind what it
+        took by the word of others (R4). One that was stopped between its ledger and its folder
+        keeps no such round: it begins from an earlier one, and enters no sum before it took the
+        model again."""
+        kept = [0, *self._folder.site_store(self.name).rounds()]
+        last = self._loaded().ledger.last_attested(self._plan.sha256())
+        return [number for number in kept if number >= last] or kept
 
     def _tell_models(self, digests: Mapping[str, bytes]) -> None:
         """For this site's operator: who has another base model. A site that has not the one of most
@@ -275,7 +279,7 @@ class SiteProcess:
             *(self._folder.path.name, work.data),
         )
         if not self._admission.simulated:
-            self._begin_session(line)
+            self._begin_session(told_apart([line]))
         party, path = work.party, self._folder.path
         if not self._admission.simulated:
             keep_roster(path, party.roster)
@@ -318,9 +322,10 @@ class SiteProcess:
             log=log.append,
         )
 
-    def _begin_session(self, line: Line) -> None:
-        """run.json's of this site, which shares no run folder with others."""
-        state = self._folder.state() | told_apart([line])
+    def _begin_session(self, exposed: Mapping[str, Sequence[str]]) -> None:
+        """run.json's of this site, which shares no run folder with others. `exposed`: of
+        `told_apart`."""
+        state = self._folder.state() | exposed
         state["sessions"] = int(state["sessions"]) + 1
         begin_session(state)
         self._folder.write_state(state)

@@ -243,6 +243,10 @@ class Ledger:
         copy's that is at work."""
         return any(one.after < head.length <= one.told.get(by, 0) for one in self.recoveries)
 
+    def last_attested(self, plan: str) -> int:
+        """The last round of a plan that this site took by the word of others; 0 for none."""
+        return max((number for of, number in self.attested if of == plan), default=0)
+
     def tries(self, key: tuple[str, str, int]) -> int:
         """How many rows there are for one sum since its plan was last approved."""
         since = self._approved_at.get(key[0], 0)

@@ -118,6 +118,12 @@ class Line:
     def _is_round(self, row: Row) -> bool:
         return row.plan == self._plan_sha256 and row.phase == ROUND
 
+    def may_have_sent(self, binding: Binding) -> bool:
+        """Whether there is a row of this sum, of whatever records: what it stands for may have
+        left."""
+        key = (self._plan_sha256, binding.phase, binding.round_number)
+        return any(row.key == key for row in self._ledger.rows)
+
     def has_entered(self, binding: Binding) -> bool:
         """Whether there is a row of this sum: a repetition releases nothing new (R4)."""
         key = (self._plan_sha256, binding.phase, binding.round_number)
@@ -217,13 +223,16 @@ class Line:
         return f"{self.version.sources} {self.version.rows} {model}"
 
     def check_not_taken(self, round_number: int) -> None:
-        """Raises `ProtocolError` ('rule') for a round that this site took by the word of others:
-        they summed it without this site, once (R4)."""
-        if (self._plan_sha256, round_number) in self._ledger.attested:
+        """Raises `ProtocolError` ('rule') for a round that this site took by the word of others,
+        and for those before: a second sum of it would be beside the one that it stands after
+        (R4)."""
+        last = self._ledger.last_attested(self._plan_sha256)
+        if round_number <= last:
             raise ProtocolError(
                 "rule",
-                f"R4: expected a round after those that this site took by the word of others, got "
-                f"round {round_number}, which was summed without it; go on where the run stands",
+                "R4: expected a round after those that this site took by the word of others, the "
+                f"last of which is {last}, got round {round_number}; go on from there, with "
+                "fedshield submit --resume",
             )
 
     def _check_goes_on(self) -> None:
@@ -447,13 +456,7 @@ class Line:
         set, and have another total. `sites`: of the sum."""
         if self._roster.rules.membership == "open" and phase != ROUND:
             return
-        taken = self._ledger.attested.get((self._plan_sha256, round_number))
-        if phase == ROUND and taken is not None and taken.result != result:
-            raise ProtocolError(
-                "disagree",
-                f"R4: round {round_number}: this site took another result by the word of others, "
-                "and signs for no second one",
-            )
+        self._check_attested(phase, round_number, result)
         wanted = Receipt(self._plan_sha256, phase, round_number, result)
         if self._ledger.add_receipt(wanted) != wanted:
             summed = len(sites) or len(self._roster.sites)
@@ -470,14 +473,22 @@ class Line:
         since its own is for another. Raises `ProtocolError` ('disagree') if it recorded another
         one so before: of two certificates one is false."""
         wanted = Receipt(self._plan_sha256, phase, round_number, result)
-        taken = self._ledger.attested.get((self._plan_sha256, round_number))
-        other = phase == ROUND and taken is not None and taken.result != result
-        if other or self._ledger.add_certified(wanted) != wanted:
+        self._check_attested(phase, round_number, result)
+        if self._ledger.add_certified(wanted) != wanted:
             raise ProtocolError(
                 "disagree",
                 f"R4: round {round_number} ({phase}): expected the result that others signed for "
                 "before, got another with as many receipts: more sites lie than the plan's "
                 "max_colluding; stop, and ask the other sites",
+            )
+
+    def _check_attested(self, phase: str, round_number: int, result: str) -> None:
+        taken = self._ledger.attested.get((self._plan_sha256, round_number))
+        if phase == ROUND and taken is not None and taken.result != result:
+            raise ProtocolError(
+                "disagree",
+                f"R4: round {round_number}: this site took another result by the word of others, "
+                "and neither signs for a second one nor takes it",
             )
 
     # -- rounds that others were in (membership batches) -----------------------------------
@@ -517,6 +528,7 @@ class Line:
         own, entered = self._roster.identity(self._name), False
         for number, opened in enumerate(history[completed_rounds:], completed_rounds + 1):
             tried = self._tried(number)
+            self._check_attested(ROUND, number, opened.result)
             if self._result(number) not in ("", opened.result):
                 raise ProtocolError(
                     "disagree",
