@@ -325,7 +325,7 @@ class SiteProcess:
     def _begin_session(self, exposed: Mapping[str, Sequence[str]]) -> None:
         """run.json's of this site, which shares no run folder with others. `exposed`: of
         `told_apart`."""
-        state = self._folder.state() | exposed
+        state = self._folder.state() | dict(exposed)
         state["sessions"] = int(state["sessions"]) + 1
         begin_session(state)
         self._folder.write_state(state)
