@@ -189,12 +189,12 @@ def test_what_is_left_of_a_damaged_ledger_is_a_copy(
 ) -> None:
     damaged = older.with_name("newest")
     lines = damaged.read_bytes().splitlines(keepends=True)
-    lines[4] = lines[4].replace(b"a", b"b")
+    lines[5] = lines[5].replace(b"a", b"b")
     damaged.write_bytes(b"".join(lines))
     said = run("victim", "recover", *answers, "--older", damaged)
-    assert "4 lines that follow" in said
+    assert "5 lines that follow" in said
     with Ledger.open(three.kit("victim").ledger_path()) as ledger:
-        assert ledger.recoveries[0].after == 4
+        assert ledger.recoveries[0].after == 5
         # Of the first sum there is the row and not what was signed for it: it is not repeated.
         assert [row.recovered for row in ledger.rows] == [False, True, True]
         assert len({row.key for row in ledger.rows}) == 2

@@ -187,7 +187,7 @@ def test_what_a_rebuilt_ledger_was_bound_to_counts_for_nothing(sites: dict[str, 
     bank = sites["bank"]
     place = bank.path.with_name("rebuilt.jsonl")
     lines, after = bank.path.read_bytes(), len(bank.path.read_text().splitlines())
-    recovered = Recovered(after + 2**20, after, "0" * 32, {}, "2026-01-01")
+    recovered = Recovered(after + 2**20, after, "0" * 32, {}, (), "2026-01-01")
     bank.ledger.close()
     bank.ledger = Ledger.rebuild(place, lines, recovered, (), (), {}, {}, lambda: None)
     assert bank.ledger.entered

@@ -76,7 +76,9 @@ def unseal(
     if got_kind != kind:
         raise ProtocolError("kind", f"expected {kind} from {sender}, got {got_kind!r:.60}")
     if context != binding.context:
-        raise ProtocolError("context", f"{kind} from {sender}: made for another run or plan")
+        raise ProtocolError(
+            "context", f"{kind} from {sender}: made for another run, plan or roster"
+        )
     if round_number != binding.round_number or phase != binding.phase:
         raise ProtocolError(
             "round",
