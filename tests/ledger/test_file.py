@@ -375,7 +375,7 @@ LINES: dict[str, Callable[[Ledger], object]] = {
     "entered": lambda ledger: ledger.add_entered(ENTERED),
 }
 ATTESTED = Attested(ROW.plan, 1, tuple(OpenedRound(f"{k}" * 64, (B, C)) for k in range(6)), (B, C))
-ENTERED = Entered(frozenset({b"01234567"}), (((A, B, C),),), False, {A: "a"}, frozenset())
+ENTERED = Entered(frozenset({b"01234567"}), (((A, B, C),),), None, {A: "a"}, frozenset())
 
 
 @pytest.mark.parametrize("kind", LINES)

@@ -21,6 +21,7 @@ from fedshield.ledger.history import (
     first_place,
     named_in,
     parting,
+    seen_up_to,
     short_atoms,
     unsupported,
 )
@@ -65,9 +66,9 @@ def of(*cells: str) -> Cut:
     return tuple(tuple(cell) for cell in cells)
 
 
-def entering(history: History, records: bytes, *, confirmed: bool = False) -> Entered:
+def entering(history: History, records: bytes, asked_from: int | None = None) -> Entered:
     names, signed = history.names, history.open()
-    return Entered(frozenset({records}), history.cuts, confirmed, names, signed)
+    return Entered(frozenset({records}), history.cuts, asked_from, names, signed)
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Sites:
         history, said = roster.history(), ""
         sites = tuple(cells) or tuple(site for cell in roster.cut for site in cell)
         places: dict[str, int] = {}
+        asked: dict[str, int] = {}
         for site in session or sites:
             if site in self.liars:
                 places[site] = 0
@@ -114,14 +116,15 @@ class Sites:
             bare = {row.unit for row in rows} | {unit} != {"example"}
             if site in self.liars or not bare:
                 continue
-            seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
             first = first_place(rows, entered, history.cuts)
+            seen = seen_up_to(entered, first)
+            asked[site] = first
             missing = unsupported(history, first, places, self.c, seen)
             said = said or rules.followed(history, missing)
         if said:
             return said
         for site in places:
-            one = entering(history, records, confirmed=True)
+            one = entering(history, records, asked.get(site, 0))
             self.entered.setdefault(site, []).append(one)
         for site in sites:
             row = self._row(roster, sites, site, unit, records)
@@ -301,6 +304,21 @@ def test_a_fork_under_unit_example_counts_as_one() -> None:
     assert sites.ask(LARGE) == ""
     assert sites.ask(replace(FORKS[1], bound=("3",)), records=b"new", unit="example") == ""
     assert "got 2" in sites.ask(Roster("c", of("12456"), (LARGE,), signed=("3", "7")))
+
+
+def test_a_quorum_that_other_records_saw_is_asked_again() -> None:
+    """Records that were in no sum ask for none. Those that were do, also together with such."""
+    sites = Sites(liars="7")
+    assert sites.ask(LARGE) == ""
+    assert sites.ask(replace(FORKS[0], bound=tuple("16"))) == ""
+    other, old = FORKS[1], frozenset({b"old"})
+    assert sites.ask(other, records=b"new") == ""
+    for site in "456":
+        # What was under the first roster, and what was not, are one line from now on.
+        rows, entered = sites.ledgers[site], sites.entered[site]
+        sites.ledgers[site] = [replace(row, records=old) for row in rows]
+        sites.entered[site] = [one._replace(records=old) for one in entered]
+    assert "expected at least 5 of the 7 sites" in sites.ask(other)
 
 
 def test_an_exposure_that_comes_late_is_refused() -> None:

@@ -38,13 +38,20 @@ from fedshield.ledger.history import (
     first_place,
     goes,
     parting,
+    seen_up_to,
     unsupported,
 )
 from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
-#: Bodies of records: the first two share one, so they are one line; the third is another.
-BODIES = (frozenset({b"1", b"2"}), frozenset({b"2", b"3"}), frozenset({b"4"}))
+#: Bodies of records: the first two share one, so they are one line; the third is another,
+#: until the fourth is used, which shares one with each.
+BODIES = (
+    frozenset({b"1", b"2"}),
+    frozenset({b"2", b"3"}),
+    frozenset({b"4"}),
+    frozenset({b"1", b"4"}),
+)
 STEPS_EACH = 40
 DEFAULT_STEPS = 8_000
 FLOOR = 8
@@ -432,7 +439,7 @@ class Consortium(RuleBasedStateMachine):
             consent = Consent(request.versions[request.own], True)
             if rules.whole_batch(rows, request, consent, history, entered):
                 continue
-            self._enter(request, history, confirmed=False)
+            self._enter(request, history, None)
             counted = parting(self.entered[site], history.cuts)
             places[request.own] = len(history.cuts) if site in self.rebuilt else counted
         joined = []
@@ -442,14 +449,14 @@ class Consortium(RuleBasedStateMachine):
             history = self._history(plan.roster, int(request.own))
             rows, entered = self._line(request)
             if {row.unit for row in rows} | {request.unit} != {"example"}:
-                seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
                 first = first_place(rows, entered, history.cuts)
+                seen = seen_up_to(entered, first)
                 colluding = max([request.colluding, *(row.colluding for row in rows)])
                 missing = unsupported(history, first, places, colluding, seen)
                 if rules.followed(history, missing):
                     note(f"{request.own}: {missing}")
                     continue
-                self._enter(request, history, confirmed=True)
+                self._enter(request, history, first)
             joined.append(int(request.own))
         return joined
 
@@ -460,8 +467,8 @@ class Consortium(RuleBasedStateMachine):
             line_of(self.entered[site], request.records),
         )
 
-    def _enter(self, request: Row, history: History, *, confirmed: bool) -> None:
-        one = Entered(request.records, history.cuts, confirmed, {}, NOBODY)
+    def _enter(self, request: Row, history: History, asked_from: int | None) -> None:
+        one = Entered(request.records, history.cuts, asked_from, {}, NOBODY)
         if one not in self.entered[int(request.own)]:
             self.entered[int(request.own)].append(one)
 

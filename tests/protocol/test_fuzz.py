@@ -448,7 +448,11 @@ def test_sets_of_signed_messages(recorded: Recorded) -> None:
     found: Counter[str] = Counter()
     readers: list[tuple[dict[str, bytes], Binding, Callable[..., Any]]] = []
     for method, field_name, reader in (
-        ("begin", "joins", lambda raw, binding: read_joins(raw, binding, ours.roster, 3)),
+        (
+            "begin",
+            "joins",
+            lambda raw, binding: read_joins(raw, binding, ours.roster, 3, public=False),
+        ),
         ("work", "round_keys", lambda raw, binding: read_round_keys(raw, binding, ours.roster, 3)),
         ("announce", "uploads", lambda raw, binding: read_uploads(raw, binding, ours.roster)),
     ):

@@ -152,10 +152,10 @@ def test_who_goes_on_sees_a_quorum_of_those_before(sites: dict[str, Site]) -> No
     said = refused(line, few)
     assert "R1: expected at least 3 of the 4 sites of the roster before to go on" in said
     assert "got 2: have more of them in one session" in said
-    assert sites["bank"].ledger.entered[-1].confirmed is False
+    assert sites["bank"].ledger.entered[-1].asked_from is None
     line.check_followed(few | {"hospital": 0})
     # It is seen once for ever.
-    assert sites["bank"].ledger.entered[-1].confirmed is True
+    assert sites["bank"].ledger.entered[-1].asked_from == 0
     count = len(sites["bank"].lines())
     line.check_followed({"bank": 0})
     assert len(sites["bank"].lines()) == count
@@ -257,20 +257,26 @@ def test_a_stolen_key_that_was_replaced_signs_for_no_new_step(sites: dict[str, S
     bank = sites["bank"]
     new = SigningKey()
     bank.ledger.see_keys({"lab": (KEYS["lab"].public, new.public)})
+    summed(sites, FOUR, FIRST)
     for chain, known in (((KEYS["lab"].public,), False), ((KEYS["lab"].public, new.public), True)):
         roster, plan = LESS
-        lineage = replace(roster.lineage, cards={0: {"lab": chain}})
+        lineage = replace(roster.lineage, cards={0: (chain,)})
         line = bank.line((replace(roster, lineage=lineage), plan))
         if known:
             assert line.follow() == 0
         else:
             with pytest.raises(ProtocolError, match="expected the keys of lab to begin with the 2"):
                 line.follow()
-            assert bank.lines() == []
-    # For a step that the ledger went on after, it was looked at then.
+            assert len(bank.lines()) == 1
+    # The ledger took that; a signature by another key for the same step is looked at again.
+    lineage = replace(LESS[0].lineage, cards={0: ((KEYS["lab"].public,),)})
+    with pytest.raises(ProtocolError, match="expected the keys of lab to begin with the 2"):
+        bank.line((replace(LESS[0], lineage=lineage), LESS[1])).follow()
+    # What it took once it takes again, whatever keys came since.
+    bank.ledger.see_keys({"lab": (KEYS["lab"].public, new.public, SigningKey().public)})
     longer = (*FOUR[:3], COMES)
     roster, plan = roster_of(longer, [FOUR, FOUR[:3]], "lab", COMES)
     signed = {0: frozenset({IDS["lab"]}), 1: frozenset({IDS[COMES]})}
-    cards = {0: {"lab": (KEYS["lab"].public,)}}
+    cards = {0: ((KEYS["lab"].public, new.public),)}
     lineage = replace(roster.lineage, cards=cards, signed=signed)
     assert bank.line((replace(roster, lineage=lineage), plan)).follow() == 0

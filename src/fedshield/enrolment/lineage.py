@@ -165,7 +165,7 @@ class Lineage:
         places = {one.roster: place for one, place in zip(self.earlier, at, strict=False)}
         signed: dict[int, frozenset[str]] = {}
         bound: dict[int, frozenset[str]] = {}
-        cards: dict[int, dict[str, tuple[bytes, ...]]] = {}
+        cards: dict[int, tuple[tuple[bytes, ...], ...]] = {}
         for one in self.exposures:
             place, site = places[one.roster], frozenset({identity(one.card, demo)})
             if one.exposes:
@@ -173,7 +173,7 @@ class Lineage:
             if one.following:
                 bound[place] = bound.get(place, frozenset()) | site
             if not demo:
-                cards.setdefault(place, {})[one.card.name] = one.card.chain()
+                cards[place] = (*cards.get(place, ()), one.card.chain())
         return History(
             cuts,
             signed,

@@ -153,14 +153,16 @@ def of_entered(entered: Entered, records: str) -> dict[str, Any]:
     fields = entered._asdict()
     fields.pop("recovered")
     fields |= {"names": {**entered.names}, "signed": sorted(entered.signed), "records": records}
+    fields["signers"] = sorted(entered.signers)
     return {"kind": "entered", **fields}
 
 
 def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Entered:
     """Raises `KeyError` or `TypeError` for another entry."""
     cuts = tuple(tuple(tuple(batch) for batch in cut) for cut in entry["cuts"])
-    confirmed, names = bool(entry["confirmed"]), dict(entry["names"])
-    return Entered(records[entry["records"]], cuts, confirmed, names, frozenset(entry["signed"]))
+    signers = frozenset((int(at), str(site), str(key)) for at, site, key in entry["signers"])
+    about = (entry["asked_from"], dict(entry["names"]), frozenset(entry["signed"]))
+    return Entered(records[entry["records"]], cuts, *about, signers)
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

@@ -36,14 +36,14 @@ class History:
 
     `cuts`: the oldest first, that of today last; one that is the same as the one before it is not
     there twice. By the place of a cut, for the step from it to the next: `signed`: sites whose
-    exposure is signed; `bound`: sites that signed that they go there; `cards`: by name, the keys of
-    the cards that signed either. `named`: sites that this site's policy exposes; `names`: what
+    exposure is signed; `bound`: sites that signed that they go there; `cards`: the keys of each card
+    that signed either. `named`: sites that this site's policy exposes; `names`: what
     people call the sites. Sites are known by the first key of their card."""
 
     cuts: tuple[Cut, ...] = ()
     signed: Mapping[int, frozenset[str]] = field(default_factory=dict)
     bound: Mapping[int, frozenset[str]] = field(default_factory=dict)
-    cards: Mapping[int, Mapping[str, tuple[bytes, ...]]] = field(default_factory=dict)
+    cards: Mapping[int, tuple[tuple[bytes, ...], ...]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,16 +68,23 @@ class History:
         return ", ".join(sorted(map(self.call, sites)))
 
 
+#: The place of a step, a site's first key and the key that signed, hex.
+Signer = tuple[int, str, str]
+
+
 class Entered(NamedTuple):
-    """That a site takes part under a roster: its chain of cuts, for these records. `confirmed`:
-    whether it saw that a quorum of each cut goes on to the next; `names`: what the sites are
-    called; `signed`: those that signed that they are exposed; `recovered`: never."""
+    """That a site takes part under a roster: its chain of cuts, for these records. `asked_from`:
+    from which cut on it saw that a quorum goes on to the next, None if it did not yet; `names`:
+    what the sites are called; `signed`: those that signed that they are exposed; `signers`: whose
+    signatures for which step it took, each by its first key and the one that signed; `recovered`:
+    never."""
 
     records: frozenset[bytes]
     cuts: tuple[Cut, ...]
-    confirmed: bool
+    asked_from: int | None
     names: Mapping[str, str]
     signed: frozenset[str]
+    signers: frozenset[Signer] = frozenset()
     recovered: bool = False
 
 
@@ -220,7 +227,7 @@ def goes(entered: Sequence[Entered], rows: Sequence[Row], history: History) -> E
     known = [row.records for row in rows if place(row, before) is not None]
     known += [one.records for one in entered if one.cuts[: len(before)] == before]
     return Entered(
-        frozenset[bytes]().union(*known), history.cuts, False, history.names, history.open()
+        frozenset[bytes]().union(*known), history.cuts, None, history.names, history.open()
     )
 
 
@@ -250,6 +257,12 @@ def unsupported(
         if not sites or not history.cuts[number + 1] or found < needed:
             return Unsupported(number, found, needed)
     return None
+
+
+def seen_up_to(entered: Sequence[Entered], first: int) -> int:
+    """The place up to which quorums were seen before, of each step from `first` on."""
+    asked = ((one.asked_from, len(one.cuts) - 1) for one in entered)
+    return max((last for start, last in asked if start is not None and start <= first), default=0)
 
 
 def named_in(history: History, names: Collection[str]) -> History:

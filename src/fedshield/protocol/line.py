@@ -16,7 +16,15 @@ from fedshield.ledger import heads
 from fedshield.ledger.entries import Attested, OpenedRound, Total
 from fedshield.ledger.file import Head, Ledger, Receipt
 from fedshield.ledger.heads import RESTORE
-from fedshield.ledger.history import Entered, History, first_place, parting, unsupported
+from fedshield.ledger.history import (
+    Entered,
+    History,
+    Signer,
+    first_place,
+    parting,
+    seen_up_to,
+    unsupported,
+)
 from fedshield.ledger.rows import (
     Consent,
     Row,
@@ -277,26 +285,42 @@ class Line:
             )
         for reason in self.refusals_now(exposed=approval.exposed):
             raise ProtocolError("rule", reason)
-        self._check_cards(history)
+        signers = self._check_cards(history)
         if not any(one.cuts == history.cuts for one in self.entered()):
-            self._ledger.add_entered(self._entering(history, confirmed=False))
+            self._ledger.add_entered(self._entering(history, None, signers))
         if self._ledger.recoveries:
             # It may have counted for others, and does not know it any more.
             return len(history.cuts)
         return parting(self._ledger.entered, history.cuts)
 
-    def _entering(self, history: History, *, confirmed: bool) -> Entered:
+    def _entering(
+        self, history: History, asked_from: int | None, signers: frozenset[Signer]
+    ) -> Entered:
         names, signed = {**history.names}, history.open()
-        return Entered(self._line_records(), history.cuts, confirmed, names, signed)
+        return Entered(self._line_records(), history.cuts, asked_from, names, signed, signers)
 
-    def _check_cards(self, history: History) -> None:
-        """Who signed for a step that is new to this ledger did so with the last key that it knows
-        of that site, or one that goes on from it."""
-        known = [one.cuts for one in self._ledger.entered]
-        new = max((len(one) - 1 for one in known if history.cuts[: len(one)] == one), default=0)
-        for number, cards in history.cards.items():
-            if number >= new and (why := heads.forked(self._ledger.chains, cards)):
-                raise ProtocolError("ledger", why)
+    def _first_place(self, history: History) -> int:
+        return first_place(self.rows(), self.entered(), history.cuts)
+
+    def _check_cards(self, history: History) -> frozenset[Signer]:
+        """Who signed for a step that these records were there for: by what this ledger took before,
+        or else the last key that it knows of that site, or one that goes on from it. Raises
+        `ProtocolError` ('ledger')."""
+        taken = {
+            signer
+            for one in self._ledger.entered
+            for signer in one.signers
+            if one.cuts[: signer[0] + 2] == history.cuts[: signer[0] + 2]
+        }
+        first, found = self._first_place(history), set()
+        for number, chains in history.cards.items():
+            for keys in chains if number >= first else ():
+                signer = (number, keys[0].hex(), keys[-1].hex())
+                name = history.call(signer[1])
+                if signer not in taken and (why := heads.forked(self._ledger.chains, {name: keys})):
+                    raise ProtocolError("ledger", why)
+                found.add(signer)
+        return frozenset(found)
 
     def check_followed(self, places: Mapping[str, int]) -> None:
         """A quorum of each roster that these records were under goes on to the next one, as far as
@@ -306,14 +330,14 @@ class Line:
         if len(history.cuts) < 2 or not self._bare(rows):
             return
         entered = self.entered()  # each is the beginning of this chain (R1)
-        first = first_place(rows, entered, history.cuts)
-        seen = max((len(one.cuts) - 1 for one in entered if one.confirmed), default=0)
+        first = self._first_place(history)
+        seen = seen_up_to(entered, first)
         known = {self._roster.identity(site): place for site, place in places.items()}
         missing = unsupported(history, first, known, self._colluding(rows), seen)
         if reason := followed(history, missing):
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
-            self._ledger.add_entered(self._entering(history, confirmed=True))
+            self._ledger.add_entered(self._entering(history, first, self._check_cards(history)))
 
     def _bare(self, rows: Sequence[Row]) -> bool:
         """Whether a sum of these records, this plan's with them, protects no training row."""
