@@ -36,8 +36,8 @@ class History:
 
     `cuts`: the oldest first, that of today last; one that is the same as the one before it is not
     there twice. By the place of a cut, for the step from it to the next: `signed`: sites whose
-    exposure is signed; `bound`: sites that signed that they go there; `cards`: the keys of each card
-    that signed either. `named`: sites that this site's policy exposes; `names`: what
+    exposure is signed; `bound`: sites that signed that they go there; `cards`: the keys of each
+    card that signed either. `named`: sites that this site's policy exposes; `names`: what
     people call the sites. Sites are known by the first key of their card."""
 
     cuts: tuple[Cut, ...] = ()
