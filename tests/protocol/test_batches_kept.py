@@ -1,5 +1,5 @@
 """Membership batches: what is kept of a round that was not summed, what was taken by the word of
-others, and when a total stands."""
+others, and what was trained in another round."""
 
 from __future__ import annotations
 
@@ -107,3 +107,22 @@ def test_a_round_that_was_taken_by_the_word_of_others_is_not_entered(federation:
     with pytest.raises(ProtocolError, match="neither signs for a second one nor takes it"):
         line.take_certified("round", 1, "8" * 64)
     line.take_certified("round", 1, "7" * 64)
+
+
+def test_an_update_is_of_its_own_round(federation: Any) -> None:
+    """The coordinator has a site train after its update is in the sum, and does not in the next
+    round: the same vector in two sums would be subtracted from all that changed."""
+    ours = make(federation)
+    again(ours)
+    ours.work(1)
+    with pytest.raises(ProtocolError, match="this round's update is in its sum already"):
+        ours.participants["bank"].handle("train", ours.seal(messages.Train()))
+
+
+def test_what_was_trained_is_forgotten_when_a_sum_is_prepared(federation: Any) -> None:
+    ours = make(federation)
+    again(ours).round(1)
+    site = ours.participants["bank"]
+    site._trained = object()  # as if of the round before
+    ours.coordinator.round(2)
+    assert ours.works["bank"].trained_rounds == [1, 2]

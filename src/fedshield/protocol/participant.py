@@ -147,6 +147,7 @@ class Participant:
         self._session = self._binding = Binding(bytes(32), 0, SETUP)
         self._join: messages.Join | None = None
         self._weight = 0.0
+        self._worked = False
         self._weights_total = 0
         self._left_out_of_weights = False
         self._receipt_tag = b""
@@ -427,6 +428,8 @@ class Participant:
         except ProtocolError:
             self._binding = before
             raise
+        # What was trained is of one round: in another it would be the same vector in two sums.
+        self._trained, self._worked = None, False
         member = Member(
             self.name,
             self._roster,
@@ -447,6 +450,8 @@ class Participant:
         self._current()
         if not self._in_batches or self._binding.phase != ROUND:
             raise ProtocolError("kind", "training alone is asked for with membership batches only")
+        if self._worked:
+            raise ProtocolError("repeated", "this round's update is in its sum already")
         self._trained = self._encoded()
         # A refusal now costs a round; after the others wrote their rows it would stop the run.
         self._line.check(**self._row(self._trained, self._versions))
@@ -470,7 +475,7 @@ class Participant:
             encoded = cipher.encode_count(self._model.num_examples)
         else:
             encoded = self._trained or self._encoded()
-        self._trained = None
+        self._trained, self._worked = None, True
         versions = {site: self._versions[site] for site in current.sites}
         self._line.enter(**self._row(encoded, versions))
         with self._model.timed("encrypt"):
