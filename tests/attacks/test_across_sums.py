@@ -19,13 +19,6 @@ from fedshield.protocol import summation
 
 
 @pytest.fixture
-def four(tmp_path: Path) -> Iterator[Consortium]:
-    made = Consortium(tmp_path / "four")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def three(tmp_path: Path) -> Iterator[Consortium]:
     made = Consortium(tmp_path / "three", ("alpha", "mallory", "victim"))
     yield made

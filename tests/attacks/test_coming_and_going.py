@@ -30,13 +30,6 @@ SEVEN = ("alpha", "beta", "delta", "gamma", "late", "mallory", "victim")
 
 
 @pytest.fixture
-def four(tmp_path: Path) -> Iterator[Consortium]:
-    made = Consortium(tmp_path / "four")
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def three(tmp_path: Path) -> Iterator[Consortium]:
     made = Consortium(tmp_path / "three", THREE)
     made.enrol("victim")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.roster_words import exposure_lines
-from fedshield.cli.words import err_console, out_console
+from fedshield.cli.roster_words import changes_of, exposure_lines
+from fedshield.cli.words import err_console, must_type, say
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,12 +150,12 @@ def _sign(
     remember = None if ledger is None else _remember(ledger, after)
     signed = exposure_of(before, after, key_file, bound=remember is not None)
     name, names = key_file.name, after.to_roster().history()
-    _say("roster", f"{path}, fingerprint {before.fingerprint()}")
-    _say("step", f"{name} {'joins' if signed.kind == 'joining' else 'goes'}")
-    _say("batch before", names.calls(signed.before) or "none")
-    _say("batch after", names.calls(signed.after) or "none")
+    say("roster", f"{path}, fingerprint {before.fingerprint()}")
+    say("step", f"{name} {'joins' if signed.kind == 'joining' else 'goes'}")
+    say("batch before", names.calls(signed.before) or "none")
+    say("batch after", names.calls(signed.after) or "none")
     if signed.exposes:
-        _say(
+        say(
             "EXPOSED",
             f"{name}'s update of round r can be computed by whoever holds the sums before and "
             f"after: they are over the same sites but for {name}. Encryption does not hide it from "
@@ -163,29 +163,29 @@ def _sign(
             "these records, past ones too, and is not taken back, also if it comes back later",
         )
     else:
-        _say(
+        say(
             "hidden",
             f"{name} goes with enough others: no sums before and after show its update while at "
             f"most {after.rules().max_colluding} of the sites collude (c)",
         )
     if remember is not None:
-        _say(
+        say(
             "remembered",
             f"{name}'s ledger goes on under this roster and no other: it counts as one of those "
             "who go on with it",
         )
     elif ledger is not None:
-        _say("remembered", "nothing: this ledger was rebuilt, so it counts as nobody who goes on")
+        say("remembered", "nothing: this ledger was rebuilt, so it counts as nobody who goes on")
     if signed.kind == "going":
-        _say("else", "without this signature the sites that stay do not go on without it")
-    _ask(f"Type {name} to sign that:", name)
+        say("else", "without this signature the sites that stay do not go on without it")
+    must_type(f"Type {name} to sign that:", name, "nothing was written")
     target = out or Path(f"{name}.{signed.kind}.json")
     if target.exists():
         raise UserError(f"{target}: expected no file there yet, got one; give another with --out")
     if remember is not None:
         remember()  # before anybody can have the signature
     write_new(target, signed.to_text(), 0o644)
-    _say("signed", f"{target}  (send it to the coordinator)")
+    say("signed", f"{target}  (send it to the coordinator)")
 
 
 def _remember(ledger: Ledger, after: SignedRoster) -> Callable[[], None] | None:
@@ -216,8 +216,7 @@ def _change(
 ) -> None:
     """Raises `UserError`."""
     from fedshield.cli.roster import write_change
-    from fedshield.enrolment import SignedRoster, changes
-    from fedshield.enrolment.differences import differences
+    from fedshield.enrolment import changes
     from fedshield.enrolment.exposure import Exposure
 
     signed = [Exposure.read(one) for one in exposures]
@@ -230,22 +229,14 @@ def _change(
 
     change: Change = changes.changed(path, stepped, out)
     change.roster.rules()
-    for sentence in differences(SignedRoster.read(path), change.roster):
-        _say("changes", sentence)
+    for sentence in changes_of(path, change.roster, path) or ():
+        say("changes", sentence)
     for label, sentence in exposure_lines(change.roster):
-        _say(label, sentence)
-    _ask(f"Type {','.join(names)} to have them {verb}:", ",".join(names))
+        say(label, sentence)
+    must_type(
+        f"Type {','.join(names)} to have them {verb}:", ",".join(names), "nothing was written"
+    )
     write_change(change)
-    _say("roster", f"{change.path}: {', '.join(change.roster.names())}")
+    say("roster", f"{change.path}: {', '.join(change.roster.names())}")
     for note in change.notes():
         err_console.print(f"note: {note}", markup=False)
-
-
-def _ask(question: str, wanted: str) -> None:
-    given: str = typer.prompt(question, default="", show_default=False, prompt_suffix=" ")
-    if given.strip() != wanted:
-        raise UserError(f"expected {wanted}, got {given.strip()[:40]!r}; nothing was written")
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)

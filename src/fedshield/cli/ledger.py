@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedshield.cli.words import JsonOption, out_console
+from fedshield.cli.words import JsonOption, must_type, out_console, say
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ def show(kit: KitOption, as_json: JsonOption = False) -> None:
     if as_json:
         out_console.print(json.dumps(found, indent=1), markup=False)
         return
-    _say("ledger", f"{path}: {found['lines']:,} lines, the last {found['digest'][:16]}")
+    say("ledger", f"{path}: {found['lines']:,} lines, the last {found['digest'][:16]}")
     for plan in found["plans"]:
         approved = "not approved here"
         if plan["roster"]:
             approved = f"approved under roster {plan['roster'][:16]} for {plan['rounds']:,} rounds"
         if plan["roster"] and not plan["approved"]:
             approved += " before this ledger was rebuilt, not since: approve it again"
-        _say(
+        say(
             "plan",
             f"{plan['plan'][:16]}: {approved}; sums entered: {plan['sums']:,}, in "
             f"{plan['rows']:,} tries; results signed: {plan['results']:,}",
@@ -68,17 +68,17 @@ def show(kit: KitOption, as_json: JsonOption = False) -> None:
             else f"its ledger had {head['length']:,} lines, the last {head['digest'][:16]}"
         )
         keys = f"; key {len(one['keys'])}, {one['keys'][-1][:16]}" if one["keys"] else ""
-        _say(one["name"], ended + keys)
+        say(one["name"], ended + keys)
     for gone in found["forgotten"]:
-        _say(
+        say(
             "forgotten",
             f"{gone['name']}, {gone['length']:,} lines, the last {gone['head'][:16]}, "
             f"at {gone['when']}",
         )
     for told in found["answered"]:
-        _say("answered", f"{told['name']}, whose ledger was lost, at {told['when']}")
+        say("answered", f"{told['name']}, whose ledger was lost, at {told['when']}")
     for lost in found["recoveries"]:
-        _say(
+        say(
             "rebuilt",
             f"after line {lost['after']:,}, at line {lost['line']:,}, at {lost['when']}: the lines "
             "between are left out",
@@ -107,20 +107,17 @@ def forget(
                 "forget"
             )
         head = ledger.peers[identity][0]
-        _say(name, f"signed a ledger of {head.length:,} lines, the last {head.digest[:16]}")
-        _say("given up", GIVEN_UP.format(name=name))
-        _say("only if", ONLY_IF.format(name=name))
-        given = typer.prompt(
+        say(name, f"signed a ledger of {head.length:,} lines, the last {head.digest[:16]}")
+        say("given up", GIVEN_UP.format(name=name))
+        say("only if", ONLY_IF.format(name=name))
+        must_type(
             f"Type {name} to forget that it signed {head.length} lines:",
-            default="",
-            show_default=False,
-            prompt_suffix=" ",
-        ).strip()
-        if given != name:
-            raise UserError(f"expected {name}, got {given[:40]!r}; nothing was forgotten")
+            name,
+            "nothing was forgotten",
+        )
         gone = ledger.forget_peer(identity, now())
         line = ledger.head.length
-    _say(
+    say(
         "forgotten",
         f"that {name} signed {gone.length:,} lines; line {line:,} of {path} says so. This site "
         f"takes what {name} signs next",
@@ -186,7 +183,3 @@ def _plan(ledger: Ledger, plan: str) -> dict[str, Any]:
         "rows": len(rows),
         "results": len(ledger.results(plan)),
     }
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedshield.cli.words import JsonOption, out_console
+from fedshield.cli.words import JsonOption, out_console, say
 from fedshield.errors import FedShieldError
 
 if TYPE_CHECKING:
@@ -56,13 +56,13 @@ def verify(
         out_console.print(json.dumps(found | {"limits": limits}, indent=1), markup=False)
     else:
         for chain in chains:
-            _say(chain.party or "?", _in_words(chain))
+            say(chain.party or "?", _in_words(chain))
         for limit in limits:
-            _say("limit", limit)
+            say("limit", limit)
         for problem in problems:
-            _say("PROBLEM", problem)
+            say("PROBLEM", problem)
         if not problems:
-            _say("sound", f"{len(chains)} logs, whole, signed, and in agreement")
+            say("sound", f"{len(chains)} logs, whole, signed, and in agreement")
     if problems:
         raise FedShieldError(
             f"expected whole logs that agree, got {len(problems)} problems, the first: "
@@ -123,7 +123,3 @@ def _as_json(chain: Chain) -> dict[str, Any]:
         "torn_bytes": chain.torn_bytes,
         "problems": list(chain.problems),
     }
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.words import out_console
+from fedshield.cli.words import must_type, say
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def ask(kit: KitOption, to: ToOption) -> None:
         question = Question(standing.nonce, member.own).signed(member.key.sign)
         write_new(to, question.to_text(), 0o644)
     others = ", ".join(sorted(name for name, _ in member.others.values()))
-    _say("written", f"{to}: the question; give it to {others}")
-    _say("then", "fedshield site ledger answer QUESTION --to FILE, at each of them; all are needed")
+    say("written", f"{to}: the question; give it to {others}")
+    say("then", "fedshield site ledger answer QUESTION --to FILE, at each of them; all are needed")
 
 
 def answer(
@@ -84,8 +84,8 @@ def answer(
             f"{path}: expected a question that another site of the roster signed with its key of "
             "today, got none; ask for the file again"
         )
-    _say("only if", ONLY_IF.format(name=name))
-    _type(name, f"Type {name} to tell it of its sums:", "nothing was told")
+    say("only if", ONLY_IF.format(name=name))
+    must_type(f"Type {name} to tell it of its sums:", name, "nothing was told")
     place = member.kit.ledger_path()
     answered = Answer(question.nonce, member.own, question.about, b"", {}, (), ())
     if place.exists() or place_beside(place).exists() or member.kit.runs():
@@ -100,9 +100,9 @@ def answer(
         answered = Answer(question.nonce, member.own, question.about, head, kept, rows, results)
     write_new(to, answered.signed(member.key.sign).to_text(), 0o600)
     sums = len({row.key for row in answered.rows})
-    _say("written", f"{to}: tells of {sums:,} sums that {name} was in, and of "
+    say("written", f"{to}: tells of {sums:,} sums that {name} was in, and of "
          f"{len(answered.results):,} results")  # fmt: skip
-    _say("then", f"give it to {name}, over a channel that the coordinator does not carry")
+    say("then", f"give it to {name}, over a channel that the coordinator does not carry")
 
 
 def recover(
@@ -138,50 +138,52 @@ def recover(
         with copy[0] as ledger:
             answers = [(path, Answer.read(path)) for path in files]
             found = draft(members, standing, copy, answers, plan or ())
-            _say("older copy", f"{older}: {ledger.head.length:,} lines that follow, the last "
+            say("older copy", f"{older}: {ledger.head.length:,} lines that follow, the last "
                  f"{ledger.head.digest[:16]}")  # fmt: skip
             names = {first: one for member in members for first, (one, _) in member.others.items()}
             _tell(found.rebuilt, names)
             for ended in found.ended:
-                _say("ended", ENDED.format(plan=ended[:12]))
+                say("ended", ENDED.format(plan=ended[:12]))
             for note in found.notes:
-                _say("note", note)
-            _type(name, f"Type {name} to make this the ledger of its records:", "nothing was made")
+                say("note", note)
+            must_type(
+                f"Type {name} to make this the ledger of its records:", name, "nothing was made"
+            )
             found.write(standing)
-    _say("written", f"{place}: goes on at line {found.line:,}")
-    _say("then", "back it up; no approval of before stands: approve each plan again")
+    say("written", f"{place}: goes on at line {found.line:,}")
+    say("then", "back it up; no approval of before stands: approve each plan again")
 
 
 def _tell(found: Rebuilt, names: dict[str, str]) -> None:
     """What the operator has to know before it is written."""
     sums = {row.key for row in found.rows if row.content == "" and row.phase != "lost"}
-    _say(
+    say(
         "rebuilt", f"{len(sums):,} sums that the copy does not have, {len(found.results):,} results"
     )
     for told, *who in found.doubtful:
         own, heard, silent = (", ".join(names.get(one, one[:16]) for one in some) for some in who)
         by = [f"by {own}"] * bool(own) + [f"heard in a recovery by {heard}"] * bool(heard)
         by += [f"not by {silent}"] * bool(silent)
-        _say(
+        say(
             "told by some",
             f"{told.phase} {told.round_number} of plan {told.plan[:12]}, over {len(told.sites)} "
             f"sites: {'; '.join(by)}: it counts, and if it is a lie, a sum with other sites "
             "refuses all later ones; ask them",
         )
     for plan in found.unbounded:
-        _say(
+        say(
             "epsilon",
             f"infinite: what the rounds of plan {plan} spent is not known; give its file (--plan), "
             "with the records as they were then",
         )
     for plan in found.uncounted:
-        _say(
+        say(
             "counts",
             f"not known for plan {plan[:12]}: its weights were by rows, so nothing more is summed "
             "with these records; give its file (--plan), with the records as they were then",
         )
     for plan in found.stopped:
-        _say(
+        say(
             "stopped",
             f"plan {plan[:12]} cannot go on: it would have to repeat a sum that this site was in, "
             "and what this site sent then is lost; agree on another plan",
@@ -194,14 +196,3 @@ def _member(folder: Path) -> Member:
     from fedshield.engines.known_sites import Member
 
     return Member.of(Kit(folder, site_name(folder)))
-
-
-def _type(wanted: str, question: str, otherwise: str) -> None:
-    """Raises `UserError` for any other answer."""
-    given = typer.prompt(question, default="", show_default=False, prompt_suffix=" ").strip()
-    if given != wanted:
-        raise UserError(f"expected {wanted}, got {given[:40]!r}; {otherwise}")
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)

@@ -18,7 +18,7 @@ from fedshield.cli.roster_words import (
     note_left,
     show,
 )
-from fedshield.cli.words import err_console, out_console
+from fedshield.cli.words import err_console, must_type, out_console, say
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def keygen(
     from fedshield.enrolment import keygen as make
 
     key_path, card_path = make(name, out, replaces)
-    _say("key", f"{key_path}  (private: it stays here; keep a copy where only you can read it)")
-    _say("card", f"{card_path}  (public: send it to the coordinator)")
+    say("key", f"{key_path}  (private: it stays here; keep a copy where only you can read it)")
+    say("card", f"{card_path}  (public: send it to the coordinator)")
 
 
 @roster_app.command("init")
@@ -147,7 +147,7 @@ def init(
         lineage=Lineage(departure=departure),  # type: ignore[arg-type]  # checked there
     )
     write_new(out, roster.to_text(), 0o644)
-    _say("roster", f"{out}: no sites yet; add cards: fedshield roster add {out} CARD...")
+    say("roster", f"{out}: no sites yet; add cards: fedshield roster add {out} CARD...")
 
 
 @roster_app.command("add")
@@ -239,11 +239,11 @@ def sign(
             "this file (a copy with the earlier signature still says so); name all of them with "
             "--confirm to keep them"
         )
-    _say("roster", str(out or path))
-    _say("fingerprint", roster.fingerprint())
+    say("roster", str(out or path))
+    say("fingerprint", roster.fingerprint())
     for sentence in changes or ():
-        _say("changed", sentence)
-    _say("signed by", f"{key_file.name}, which confirms {list_names(sorted(set(confirmed)))}")
+        say("changed", sentence)
+    say("signed by", f"{key_file.name}, which confirms {list_names(sorted(set(confirmed)))}")
     left = roster.standing().unconfirmed[key_file.name]
     if left:
         c = roster.rules().max_colluding
@@ -258,17 +258,14 @@ def _read_exposures(roster: SignedRoster, name: str) -> None:
     """What a roster that follows others shows of single sites, before it is signed. Raises
     `UserError` where who signs does not type its name though that exposes it."""
     for label, sentence in exposure_lines(roster):
-        _say(label, sentence)
+        say(label, sentence)
     if roster.lineage.departure != "announced":
         return
-    given: str = typer.prompt(
+    must_type(
         f"Type {name} to sign in advance that {name} is exposed if it goes:",
-        default="",
-        show_default=False,
-        prompt_suffix=" ",
+        name,
+        "nothing was signed",
     )
-    if given.strip() != name:
-        raise UserError(f"expected {name}, got {given.strip()[:40]!r}; nothing was signed")
 
 
 @roster_app.command("merge")
@@ -289,10 +286,10 @@ def merge(
             raise RosterError(f"{copy}: {error}") from None
     _write(path, roster)
     standing = roster.standing()
-    _say("roster", str(path))
-    _say("signed by", list_names(sorted(roster.countersignatures)))
+    say("roster", str(path))
+    say("signed by", list_names(sorted(roster.countersignatures)))
     if standing.unsigned:
-        _say("not yet by", list_names(standing.unsigned))
+        say("not yet by", list_names(standing.unsigned))
 
 
 @roster_app.command("verify")
@@ -345,16 +342,12 @@ def demo(
     asked = _asked(max_colluding, threshold, votes, min_cohort, server, membership)
     allowed = _allowed(allow_scheme, min_bits, max_examples)
     roster = write_demonstration(out, _names([sites]), asked, allowed, _batches(batch))
-    _say("roster", f"{out / 'roster.json'}: {', '.join(roster.names())}, all signed")
-    _say("keys", f"{out}: one key file and one card for each, and for the coordinator")
+    say("roster", f"{out / 'roster.json'}: {', '.join(roster.names())}, all signed")
+    say("keys", f"{out}: one key file and one card for each, and for the coordinator")
     _note("a DEMONSTRATION: one operator made every key, so it protects nobody")
 
 
 # -- what is said ---------------------------------------------------------------------------
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)
 
 
 def _tell(change: Change) -> None:
@@ -363,10 +356,10 @@ def _tell(change: Change) -> None:
 
     for note in change.notes():
         _note(note)
-    _say("roster", f"{change.path}: with the sites {', '.join(change.roster.names())}")
+    say("roster", f"{change.path}: with the sites {', '.join(change.roster.names())}")
     try:
         if batches := change.roster.batches():
-            _say("batches", in_words(batches))
+            say("batches", in_words(batches))
     except RosterError as error:
         _note(f"not usable yet: {error}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedshield.cli.words import err_console, out_console
+from fedshield.cli.words import err_console, say
 
 if TYPE_CHECKING:
     from fedshield.enrolment import Card, SignedRoster, Standing
@@ -27,40 +27,40 @@ def show(
 ) -> None:
     rules = roster.rules()
     if roster.demo:
-        _say("", "DEMONSTRATION: one operator made every key, so it protects nobody")
-    _say("roster", str(path))
-    _say("fingerprint", roster.fingerprint())
-    _say("", COMPARE)
-    _say("rules", rules.in_words())
-    _say(
+        say("", "DEMONSTRATION: one operator made every key, so it protects nobody")
+    say("roster", str(path))
+    say("fingerprint", roster.fingerprint())
+    say("", COMPARE)
+    say("rules", rules.in_words())
+    say(
         "",
         f"The line: up to {rules.max_colluding} (c) colluding sites, unconfirmed keys among "
         f"them, learn sums only; {rules.max_colluding + 1} (c+1) with the coordinator can open "
         "single updates.",
     )
     for number, batch in enumerate(roster.batches(), 1):
-        _say(f"batch {number}", f"{', '.join(batch)}: always summed together")
-    _say("coordinator", f"taken for {rules.server}")
-    _say("allowed", roster.allowed.in_words())
-    _say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
-    _say("sealing", f"ML-KEM-768 and X25519 (version {roster.sealing}); no session offers less")
+        say(f"batch {number}", f"{', '.join(batch)}: always summed together")
+    say("coordinator", f"taken for {rules.server}")
+    say("allowed", roster.allowed.in_words())
+    say("base model", roster.model_sha256.hex() or "any (no --model-sha256 was given)")
+    say("sealing", f"ML-KEM-768 and X25519 (version {roster.sealing}); no session offers less")
     for label, sentence in exposure_lines(roster):
-        _say(label, sentence)
+        say(label, sentence)
     for card in (roster.coordinator, *roster.sites):
-        _say(
+        say(
             card.name,
             f"key {card.public.hex()}, made {card.created}{_replaced(card)}"
             f"{_signed(roster, card.name)}",
         )
     for sentence in changes or ():
-        _say("changed", sentence)
+        say("changed", sentence)
     if changes is None and any(card.replaces for card in (roster.coordinator, *roster.sites)):
-        _say("changed", "not compared: give --before ROSTER, the one that you signed before")
+        say("changed", "not compared: give --before ROSTER, the one that you signed before")
     mine = "not checked: give --key KEYFILE to see that yours is in it"
-    _say("own card", mine if own is None else f"{own}, with your key")
-    _say("state", standing.in_words())
+    say("own card", mine if own is None else f"{own}, with your key")
+    say("state", standing.in_words())
     for sentence in standing.missing():
-        _say("missing", sentence)
+        say("missing", sentence)
 
 
 def exposure_lines(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
@@ -205,7 +205,3 @@ def note_left(copy: Path, roster: SignedRoster, other: SignedRoster) -> None:
 
 def list_names(names: list[str] | tuple[str, ...]) -> str:
     return ", ".join(names) or "nobody"
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)

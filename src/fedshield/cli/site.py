@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedshield.cli.data import print_row
-from fedshield.cli.words import JsonOption, out_console, print_notes
+from fedshield.cli.words import JsonOption, must_type, out_console, print_notes, say, typed
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,19 +84,19 @@ def check(
         )
         out_console.print(text, markup=False)
     else:
-        _say("policy", f"{policy} ({rules.sha256()[:16]})")
+        say("policy", f"{policy} ({rules.sha256()[:16]})")
         for line in found:
-            _say("refused", line)
+            say("refused", line)
         if here is not None and site is not None:
             source = here.data.sites[site]
-            _say("data", f"{source.source} (the policy's, whatever the plan says)")
-            _say("model", f"{here.model.name} on {here.speed.device}")
-            _say("ledger", ledger)
+            say("data", f"{source.source} (the policy's, whatever the plan says)")
+            say("model", f"{here.model.name} on {here.speed.device}")
+            say("ledger", ledger)
             print_notes(rules.not_used(loaded, site))
         if unchecked:
-            _say("not checked", ", ".join(unchecked))
+            say("not checked", ", ".join(unchecked))
         if not found and lost is None:
-            _say("accepted", f"{loaded.name}, plan hash {loaded.sha256()}")
+            say("accepted", f"{loaded.name}, plan hash {loaded.sha256()}")
     rules.check(loaded, known, model_sha256)
     if lost is not None:
         raise lost
@@ -137,21 +137,22 @@ def approve(
         if proposal.refusals:
             raise UserError(f"{proposal.refusals[0]} (this site's ledger; nothing was approved)")
         for warning in proposal.warnings:
-            _say("warning", warning)
-        _ask(
+            say("warning", warning)
+        must_type(
             f"Type the number of sites that are summed, this one with them, to approve "
             f"{plan.name}:",
             str(proposal.num_sites),
+            "nothing was approved",
         )
         if exposed and not proposal.exposed:
-            _say("not exposed", "--exposed was not needed: no sum shows this site alone (R1)")
+            say("not exposed", "--exposed was not needed: no sum shows this site alone (R1)")
         if exposed and proposal.exposed:
             _expose(name)
         approval = proposal.approval
         if proposal.part and _consents(name):
             approval = dataclasses.replace(approval, part=proposal.part)
         ledger.approve(approval)
-    _say("approved", f"{plan.name}, plan hash {approval.plan}, roster {approval.roster[:16]}")
+    say("approved", f"{plan.name}, plan hash {approval.plan}, roster {approval.roster[:16]}")
 
 
 def _ledger(kit: Kit) -> Ledger:
@@ -175,44 +176,28 @@ def _ledger(kit: Kit) -> Ledger:
 def _consents(name: str) -> bool:
     """Whether the operator lets out what only this site changed (R3). An empty answer is no
     consent, and the plan is approved all the same. Raises `UserError` for any other."""
-    _say(
+    say(
         "warning",
         "what this site puts in is not what it put in in an earlier sum. Where every site changes "
         "its own, that needs no consent, and nobody can tell how much each changed: if theirs is "
         "little, the difference of two sums is mostly this site's. If the others keep theirs, what "
         "changed here alone can be seen by subtracting two sums",
     )
-    given = _answer(f"Type {name} to consent to that, or leave it empty to refuse such sums:")
+    given = typed(f"Type {name} to consent to that, or leave it empty to refuse such sums:")
     if given not in ("", name):
         raise UserError(f"expected {name} or nothing, got {given[:40]!r}; nothing was approved")
     if not given:
-        _say("consent", "without consent this site refuses sums where others kept their part (R3)")
+        say("consent", "without consent this site refuses sums where others kept their part (R3)")
     return bool(given)
 
 
 def _expose(name: str) -> None:
     """Raises `UserError` for any answer but the site's name."""
-    _say(
+    say(
         "EXPOSED",
         f"{name} went or came where others stayed, or its policy exposes it: {name}'s update of "
         "each round can be computed by whoever holds the sums before and after, as if it were not "
         "encrypted, and so can its count of rows where weights are private. No later plan takes "
         "that back",
     )
-    _ask(f"Type {name} to let its updates be seen:", name)
-
-
-def _ask(question: str, wanted: str) -> None:
-    """Raises `UserError` for any other answer."""
-    given = _answer(question)
-    if given != wanted:
-        raise UserError(f"expected {wanted}, got {given[:40]!r}; nothing was approved")
-
-
-def _answer(question: str) -> str:
-    given: str = typer.prompt(question, default="", show_default=False, prompt_suffix=" ")
-    return given.strip()
-
-
-def _say(label: str, text: str) -> None:
-    out_console.print(f"{label:<13} {text}", markup=False)
+    must_type(f"Type {name} to let its updates be seen:", name, "nothing was approved")

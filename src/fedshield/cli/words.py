@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedshield.errors import UserError
+
 out_console = Console(highlight=False, soft_wrap=True, emoji=False)
 err_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -23,6 +25,24 @@ ModelOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def say(label: str, text: str) -> None:
+    """One line of what a command tells: a label, and what it is of."""
+    out_console.print(f"{label:<13} {text}", markup=False)
+
+
+def typed(question: str) -> str:
+    """What the operator types."""
+    given: str = typer.prompt(question, default="", show_default=False, prompt_suffix=" ")
+    return given.strip()
+
+
+def must_type(question: str, wanted: str, otherwise: str) -> None:
+    """Raises `UserError` for any other answer. `otherwise`: what then was not done."""
+    given = typed(question)
+    if given != wanted:
+        raise UserError(f"expected {wanted}, got {given[:40]!r}; {otherwise}")
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -33,13 +33,13 @@ def before(roster: Roster, own: str) -> tuple[KnownRoster, ...]:
     """Of the rosters that this one follows those that this site was in, each with the sites of its
     batch there: they alone tell of its sums. `own`: its first key."""
     history = roster.history()
-    found = []
+    rosters = []
     for cut in history.cuts[:-1]:
         sites = next((batch for batch in cut if own in batch), ())
         if sites or not cut:
             names = {site: history.call(site) for site in sites}
-            found.append(KnownRoster("of before " + roster.charter.hex()[:16], names))
-    return tuple(found)
+            rosters.append(KnownRoster("of before " + roster.charter.hex()[:16], names))
+    return tuple(rosters)
 
 
 def must_answer(rosters: Iterable[KnownRoster]) -> dict[str, str]:

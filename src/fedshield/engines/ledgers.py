@@ -13,7 +13,7 @@ from fedshield.errors import UserError
 from fedshield.ledger import heads
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rows import record_hash
-from fedshield.ledger.rules import ONE_RUN, Approval, goes_on
+from fedshield.ledger.rules import ONE_RUN, Approval, goes_on, permitted
 from fedshield.plan import Plan
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
@@ -121,16 +121,8 @@ def check_approved(ledger: Ledger, plan: Plan, roster: Roster, run: str) -> None
     `NotApproved`."""
     plan_sha256 = plan.sha256()
     approval = ledger.approvals.get(plan_sha256)
-    if approval is None:
-        raise NotApproved(
-            f"R8: expected an approval of plan {plan_sha256[:16]}, got none; read it with: "
-            "fedshield site approve PLAN --kit KIT"
-        )
-    if approval.roster != roster_digest(roster):
-        raise NotApproved(
-            "R8: expected the roster that the plan was approved under, got another; approve again "
-            "with: fedshield site approve PLAN --kit KIT"
-        )
+    if reason := permitted(plan_sha256, approval, roster_digest(roster)):
+        raise NotApproved(f"R8: {reason}")
     check_one_run(ledger, plan, run)
 
 

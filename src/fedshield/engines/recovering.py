@@ -19,7 +19,7 @@ from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.question import StandingQuestion
 from fedshield.ledger.rebuilding import OwnPart, Rebuilt, ended, is_shown, rebuilt
 from fedshield.ledger.recovery import Answer, RecoveryError
-from fedshield.ledger.rows import part_version
+from fedshield.ledger.rows import largest_colluding, part_version
 from fedshield.ledger.told_heads import Sites, heads_of_others, next_line, own_heads
 from fedshield.model.base import load_tokenizer
 from fedshield.model.chat import use_template
@@ -98,10 +98,8 @@ def draft(
             "with another record key this site would look changed to all others; give a plan that "
             "was run (--plan), with the records as they were, or a newer copy"
         )
-    colluding = max(
-        *(member.roster.rules.max_colluding for member in members),
-        *(row.colluding for row in older.rows),
-        0,
+    colluding = largest_colluding(
+        older.rows, max(member.roster.rules.max_colluding for member in members)
     )
     names = {site: name for site, (name, _) in sites.items()}
     found = rebuilt(older, told, parts, colluding, names)

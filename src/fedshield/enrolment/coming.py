@@ -87,8 +87,8 @@ def exposure_of(
     cuts = [*(one.cut() for one in after.lineage.earlier), after.cut()]
     hidden = all(name != card.name for name, _ in single_sites(after))
     for kind in ("leaving" if hidden else "going", "joining"):
-        found = step(kind, site, cuts)
-        if found is not None:
+        batches = step(kind, site, cuts)
+        if batches is not None:
             if kind == "leaving" and not bound:
                 raise RosterError(
                     f"expected that who goes is exposed by it, to sign that, got {card.name}, who "
@@ -96,7 +96,7 @@ def exposure_of(
                     "ledger (--kit), if too few sites stay"
                 )
             where = (after.lineage.consortium, after.lineage.earlier[-1].roster)
-            return Exposure.sign(key_file, kind, *where, *found[:2], found[2] if bound else b"")
+            return Exposure.sign(key_file, kind, *where, *batches[:2], batches[2] if bound else b"")
     raise RosterError(
         f"--key: expected the key of a site that goes or joins here, got {card.name}'s"
         + ("" if demo else f" ({site[:16]})")

@@ -100,9 +100,9 @@ class Lineage:
 
     def then(self, roster: bytes, batches: Sequence[Sequence[Member]]) -> Lineage:
         """Of a roster that follows this one's. `roster`: SHA-256 of the content of this one's."""
-        here = Earlier(roster, tuple(tuple(batch) for batch in batches))
+        last = Earlier(roster, tuple(tuple(batch) for batch in batches))
         return Lineage(
-            *(self.departure, self.consortium or roster, (*self.earlier, here), self.exposures)
+            *(self.departure, self.consortium or roster, (*self.earlier, last), self.exposures)
         )
 
     def with_exposures(self, more: Iterable[Exposure]) -> Lineage:
@@ -149,9 +149,9 @@ class Lineage:
                     f"exposure of {name}: expected one by the key that {name} had in the roster "
                     f"that it is for, got one by {key[:16]}; ask {name} what it signed"
                 )
-            found = step(one.kind, site, cuts[: at + 2])
-            if found is None or (
-                (one.before, one.after) != found[:2] or one.following not in (b"", found[2])
+            shown = step(one.kind, site, cuts[: at + 2])
+            if shown is None or (
+                (one.before, one.after) != shown[:2] or one.following not in (b"", shown[2])
             ):
                 raise RosterError(
                     f"exposure of {name}: expected one for the batches of this step, got one for "

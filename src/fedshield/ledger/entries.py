@@ -150,11 +150,14 @@ def to_total(entry: Mapping[str, Any]) -> Total:
 
 def of_entered(entered: Entered, records: str) -> dict[str, Any]:
     """`records`: the digest of the line that holds its records."""
-    fields = entered._asdict()
-    fields.pop("recovered")
-    fields |= {"names": {**entered.names}, "signed": sorted(entered.signed), "records": records}
-    fields["signers"] = sorted(entered.signers)
-    return {"kind": "entered", **fields}
+    return {
+        "kind": "entered",
+        **entered._asdict(),
+        "records": records,
+        "names": {**entered.names},
+        "signed": sorted(entered.signed),
+        "signers": sorted(entered.signers),
+    }
 
 
 def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Entered:

@@ -76,8 +76,7 @@ class Entered(NamedTuple):
     """That a site takes part under a roster: its chain of cuts, for these records. `asked_from`:
     from which cut on it saw that a quorum goes on to the next, None if it did not yet; `names`:
     what the sites are called; `signed`: those that signed that they are exposed; `signers`: whose
-    signatures for which step it took, each by its first key and the one that signed; `recovered`:
-    never."""
+    signatures for which step it took, each by its first key and the one that signed."""
 
     records: frozenset[bytes]
     cuts: tuple[Cut, ...]
@@ -85,7 +84,6 @@ class Entered(NamedTuple):
     names: Mapping[str, str]
     signed: frozenset[str]
     signers: frozenset[Signer] = frozenset()
-    recovered: bool = False
 
 
 def chain(cuts: Iterable[Cut]) -> tuple[tuple[Cut, ...], tuple[int, ...]]:
@@ -95,13 +93,13 @@ def chain(cuts: Iterable[Cut]) -> tuple[tuple[Cut, ...], tuple[int, ...]]:
     >>> chain([(("a",),), (("a",),), (("b",),)])
     (((('a',),), (('b',),)), (0, 0, 1))
     """
-    found: list[Cut] = []
+    chained: list[Cut] = []
     places: list[int] = []
     for cut in cuts:
-        if not found or found[-1] != cut:
-            found.append(cut)
-        places.append(len(found) - 1)
-    return tuple(found), tuple(places)
+        if not chained or chained[-1] != cut:
+            chained.append(cut)
+        places.append(len(chained) - 1)
+    return tuple(chained), tuple(places)
 
 
 def of_one(batch: Sequence[str]) -> History:
@@ -132,10 +130,10 @@ def atoms(cuts: Iterable[Cut]) -> tuple[tuple[str, ...], ...]:
         for cell, batch in enumerate(cut):
             for site in batch:
                 places.setdefault(site, []).append((number, cell))
-    found: dict[tuple[tuple[int, int], ...], list[str]] = {}
+    together: dict[tuple[tuple[int, int], ...], list[str]] = {}
     for site in sorted(places):
-        found.setdefault(tuple(places[site]), []).append(site)
-    return tuple(sorted(tuple(sites) for sites in found.values()))
+        together.setdefault(tuple(places[site]), []).append(site)
+    return tuple(sorted(tuple(sites) for sites in together.values()))
 
 
 def short_atoms(
@@ -235,7 +233,7 @@ class Unsupported(NamedTuple):
     """The place of a cut of which fewer than `needed` sites are known to go on to the next."""
 
     place: int
-    found: int
+    going_on: int
     needed: int
 
 
@@ -250,12 +248,12 @@ def unsupported(
     sums before and after it are over."""
     for number in range(max(first, confirmed), len(history.cuts) - 1):
         sites = {site for batch in history.cuts[number] for site in batch}
-        going_on = {site for site in sites if places.get(site, len(history.cuts)) <= number}
-        found = len(going_on | (history.bound.get(number, frozenset()) & sites))
+        joined = {site for site in sites if places.get(site, len(history.cuts)) <= number}
+        going_on = len(joined | (history.bound.get(number, frozenset()) & sites))
         # So many that two such sets share an honest site, which follows one cut only.
         needed = (len(sites) + colluding) // 2 + 1
-        if not sites or not history.cuts[number + 1] or found < needed:
-            return Unsupported(number, found, needed)
+        if not sites or not history.cuts[number + 1] or going_on < needed:
+            return Unsupported(number, going_on, needed)
     return None
 
 

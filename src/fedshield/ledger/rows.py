@@ -127,35 +127,41 @@ def part_version(key: bytes, sources: bytes, rows: bytes) -> Version:
 
 
 class OfRecords(Protocol):
-    """What of a ledger is of some records: a row, and what else is of a line."""
+    """What a ledger holds of some records: a row, and what else is of a line."""
 
     @property
     def records(self) -> frozenset[bytes]: ...
-
-    @property
-    def recovered(self) -> bool: ...
 
 
 _T = TypeVar("_T", bound=OfRecords)
 
 
-def line_of(rows: Sequence[_T], records: Collection[bytes]) -> tuple[_T, ...]:
-    """The rows on the line of `records`: those that share a record with them, and those that share
-    one with such a row, and so on. A row of which nobody knows the records any more can share one
-    with every other: with such a row all are one line."""
-    if any(row.recovered and not row.records for row in rows):
-        return tuple(rows)
-    known = set(records)
-    on_line: set[int] = set()
-    grown = True
-    while grown:
-        grown = False
-        for place, row in enumerate(rows):
-            if place not in on_line and not known.isdisjoint(row.records):
-                on_line.add(place)
-                known |= row.records
-                grown = True
-    return tuple(row for place, row in enumerate(rows) if place in on_line)
+def is_one_line(rows: Sequence[Row]) -> bool:
+    """Whether nobody knows the records of some row any more. It can share one with every other, so
+    all of the ledger is one line."""
+    return any(row.recovered and not row.records for row in rows)
+
+
+def line_of(rows: Sequence[Row], records: Collection[bytes]) -> tuple[Row, ...]:
+    """The rows on the line of `records`."""
+    return tuple(rows) if is_one_line(rows) else sharing(rows, records)
+
+
+def sharing(held: Sequence[_T], records: Collection[bytes]) -> tuple[_T, ...]:
+    """Of what a ledger holds that which shares a record with `records`, or with such, and so on.
+    Each set of records is looked at once, for the rows of a run have the same one."""
+    known, left = set(records), {one.records for one in held}
+    line: set[frozenset[bytes]] = set()
+    while joining := {records for records in left if not known.isdisjoint(records)}:
+        line |= joining
+        left -= joining
+        known.update(*joining)
+    return tuple(one for one in held if one.records in line)
+
+
+def largest_colluding(rows: Sequence[Row], colluding: int) -> int:
+    """c of a line that goes on with `colluding`: the largest that its records were used with."""
+    return max([colluding, *(row.colluding for row in rows)])
 
 
 def released(rows: Sequence[Row]) -> list[list[Row]]:

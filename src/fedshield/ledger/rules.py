@@ -22,7 +22,7 @@ from fedshield.ledger.history import (
     signed_late,
     undeclared,
 )
-from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version
+from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version, largest_colluding
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).
@@ -134,7 +134,7 @@ def whole_batch(
     """
     if request.own not in request.sites:
         return "expected a sum that this site is in, got one without it"
-    colluding = max([request.colluding, *(row.colluding for row in rows)])
+    colluding = largest_colluding(rows, request.colluding)
     if request.colluding < colluding:
         # Else the coalition that the earlier sums hold against opens this one's updates by itself.
         return (
@@ -263,7 +263,7 @@ def followed(history: History, missing: Unsupported | None) -> str:
     return (
         f"expected at least {missing.needed} of the {len(before)} sites of the roster before to go "
         "on under this one, so that no other can follow it too, got "
-        f"{missing.found}: have more of them in one session, with the records that were in sums "
+        f"{missing.going_on}: have more of them in one session, with the records that were in sums "
         "before, or have who went sign it (fedshield roster leave ROSTER NAME --kit KIT)"
     )
 
@@ -422,19 +422,28 @@ def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> st
     )
 
 
-def approved(request: Row, approval: Approval | None, roster: str, tries: int) -> str:
-    """R8: the operator approved this plan under this roster, for this sum, and it was not tried too
-    often. So neither sums nor the file grow at the coordinator's will."""
-    if approval is None or approval.plan != request.plan:
+def permitted(plan: str, approval: Approval | None, roster: str) -> str:
+    """R8, before any sum: the operator approved this plan under this roster. `plan`: its SHA-256,
+    hex; `roster`: the content digest of the roster in force."""
+    if approval is None or approval.plan != plan:
         return (
-            f"expected an approval of plan {request.plan[:16]}, got none; read it with: fedshield "
-            "site approve PLAN --kit KIT"
+            f"expected an approval of plan {plan[:16]}, got none; read it with: fedshield site "
+            "approve PLAN --kit KIT"
         )
     if approval.roster != roster:
         return (
             "expected the roster that the plan was approved under, got another; approve again "
             "with: fedshield site approve PLAN --kit KIT"
         )
+    return ""
+
+
+def approved(request: Row, approval: Approval | None, roster: str, tries: int) -> str:
+    """R8: the operator approved this plan under this roster, for this sum, and it was not tried too
+    often. So neither sums nor the file grow at the coordinator's will."""
+    if reason := permitted(request.plan, approval, roster):
+        return reason
+    assert approval is not None
     if request.phase == "round":
         if not 1 <= request.round_number <= approval.rounds:
             return f"expected a round of the approved {approval.rounds}, got {request.round_number}"

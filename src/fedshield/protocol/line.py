@@ -31,11 +31,22 @@ from fedshield.ledger.rows import (
     Scale,
     Unit,
     Version,
+    is_one_line,
+    largest_colluding,
     line_curve,
     line_of,
     part_version,
+    sharing,
 )
-from fedshield.ledger.rules import Terms, first_refusal, followed, goes_on, one_scale, whole_batch
+from fedshield.ledger.rules import (
+    Terms,
+    first_refusal,
+    followed,
+    goes_on,
+    one_scale,
+    permitted,
+    whole_batch,
+)
 from fedshield.plan import Plan
 from fedshield.plan_floors import floor
 from fedshield.privacy.accounting import WHOLE_ORDERS
@@ -126,11 +137,10 @@ class Line:
     def _is_round(self, row: Row) -> bool:
         return row.plan == self._plan_sha256 and row.phase == ROUND
 
-    def may_have_sent(self, binding: Binding) -> bool:
-        """Whether there is a row of this sum, of whatever records: what it stands for may have
+    def may_have_sent(self, round_number: int) -> bool:
+        """Whether there is a row of this round, of whatever records: what it stands for may have
         left."""
-        key = (self._plan_sha256, binding.phase, binding.round_number)
-        return any(row.key == key for row in self._ledger.rows)
+        return bool(self._tried(round_number))
 
     def has_entered(self, binding: Binding) -> bool:
         """Whether there is a row of this sum: a repetition releases nothing new (R4)."""
@@ -259,12 +269,12 @@ class Line:
 
     def entered(self) -> tuple[Entered, ...]:
         """The rosters that these records went on under, the oldest first."""
-        if any(row.recovered and not row.records for row in self._ledger.rows):
-            return tuple(self._ledger.entered)  # nobody knows of which records that row was
-        return line_of(self._ledger.entered, self._line_records())
+        if is_one_line(self._ledger.rows):
+            return tuple(self._ledger.entered)
+        return sharing(self._ledger.entered, self._line_records())
 
     def _line_records(self) -> frozenset[bytes]:
-        return self._records.hashes.union(*(row.records for row in self.rows()))
+        return self._records.hashes.union(*{row.records for row in self.rows()})
 
     def follow(self) -> int:
         """Record that these records go on under this roster, once for ever, before this site joins
@@ -275,18 +285,15 @@ class Line:
         history = self._roster.history()
         if not self._roster.charter:
             return 0  # a demonstration's: nothing comes after it
-        self._check_approved()
-        approval = self._ledger.approvals[self._plan_sha256]
-        if approval.roster != roster_digest(self._roster):
-            raise ProtocolError(
-                "rule",
-                "R8: expected the roster that the plan was approved under, got another; approve "
-                "again with: fedshield site approve PLAN --kit KIT",
-            )
+        approval = self._ledger.approvals.get(self._plan_sha256)
+        if reason := permitted(self._plan_sha256, approval, roster_digest(self._roster)):
+            raise ProtocolError("rule", f"R8: {reason}")
+        assert approval is not None
         for reason in self.refusals_now(exposed=approval.exposed):
             raise ProtocolError("rule", reason)
-        signers = self._check_cards(history)
-        if not any(one.cuts == history.cuts for one in self.entered()):
+        entered = self.entered()
+        signers = self._check_cards(history, first_place(self.rows(), entered, history.cuts))
+        if not any(one.cuts == history.cuts for one in entered):
             self._ledger.add_entered(self._entering(history, None, signers))
         if self._ledger.recoveries:
             # It may have counted for others, and does not know it any more.
@@ -299,28 +306,25 @@ class Line:
         names, signed = {**history.names}, history.open()
         return Entered(self._line_records(), history.cuts, asked_from, names, signed, signers)
 
-    def _first_place(self, history: History) -> int:
-        return first_place(self.rows(), self.entered(), history.cuts)
-
-    def _check_cards(self, history: History) -> frozenset[Signer]:
-        """Who signed for a step that these records were there for: by what this ledger took before,
-        or else the last key that it knows of that site, or one that goes on from it. Raises
-        `ProtocolError` ('ledger')."""
+    def _check_cards(self, history: History, first: int) -> frozenset[Signer]:
+        """Who signed for a step that these records were there for, from the cut `first` on: by what
+        this ledger took before, or else the last key that it knows of that site, or one that goes
+        on from it. Raises `ProtocolError` ('ledger')."""
         taken = {
             signer
             for one in self._ledger.entered
             for signer in one.signers
             if one.cuts[: signer[0] + 2] == history.cuts[: signer[0] + 2]
         }
-        first, found = self._first_place(history), set()
+        signers = set()
         for number, chains in history.cards.items():
             for keys in chains if number >= first else ():
                 signer = (number, keys[0].hex(), keys[-1].hex())
                 name = history.call(signer[1])
                 if signer not in taken and (why := heads.forked(self._ledger.chains, {name: keys})):
                     raise ProtocolError("ledger", why)
-                found.add(signer)
-        return frozenset(found)
+                signers.add(signer)
+        return frozenset(signers)
 
     def check_followed(self, places: Mapping[str, int]) -> None:
         """A quorum of each roster that these records were under goes on to the next one, as far as
@@ -330,21 +334,22 @@ class Line:
         if len(history.cuts) < 2 or not self._bare(rows):
             return
         entered = self.entered()  # each is the beginning of this chain (R1)
-        first = self._first_place(history)
+        first = first_place(rows, entered, history.cuts)
         seen = seen_up_to(entered, first)
         known = {self._roster.identity(site): place for site, place in places.items()}
         missing = unsupported(history, first, known, self._colluding(rows), seen)
         if reason := followed(history, missing):
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
-            self._ledger.add_entered(self._entering(history, first, self._check_cards(history)))
+            signers = self._check_cards(history, first)
+            self._ledger.add_entered(self._entering(history, first, signers))
 
     def _bare(self, rows: Sequence[Row]) -> bool:
         """Whether a sum of these records, this plan's with them, protects no training row."""
         return {row.unit for row in rows} | {self._plan.privacy.unit} != {"example"}
 
     def _colluding(self, rows: Sequence[Row]) -> int:
-        return max([self._roster.rules.max_colluding, *(row.colluding for row in rows)])
+        return largest_colluding(rows, self._roster.rules.max_colluding)
 
     def pinned(self, round_number: int) -> tuple[str, ...]:
         """With membership batches: the only sites over which a round may still be summed, since it

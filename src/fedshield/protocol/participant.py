@@ -488,7 +488,7 @@ class Participant:
             raise ProtocolError("budget", self._over_budget())
         number, made_of = self._binding.round_number, self._line.made_of
         self._line.check_not_taken(number)
-        if self._line.may_have_sent(self._binding):
+        if self._line.may_have_sent(number):
             self._model.check_kept(number, self._weight, made_of)
         _, cipher = self._ready()
         return self._model.contribution(number, cipher, self._weight, made_of)

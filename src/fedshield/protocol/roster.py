@@ -113,11 +113,11 @@ class Roster:
         try:
             return replace(self, lineage=named_in(self.history(), names))
         except LookupError as error:
-            name, found = error.args
+            name, sites = error.args
             raise ProtocolError(
                 "rule",
                 "exposes: expected the name of one site of the roster or of those that it follows, "
-                f"got {name[:40]!r}, which is that of {' and '.join(found) or 'none'}; correct it "
+                f"got {name[:40]!r}, which is that of {' and '.join(sites) or 'none'}; correct it "
                 "in the policy",
             ) from None
 
