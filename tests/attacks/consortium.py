@@ -197,8 +197,8 @@ class Consortium:
             model = participant(sites["victim"])._model
             encode = model.contribution
 
-            def contribution(number: int, cipher: Any, weight: float, made_of: str) -> Any:
-                encoded = encode(number, cipher, weight, made_of)
+            def contribution(number: int, cipher: Any, weight: float, *more: Any) -> Any:
+                encoded = encode(number, cipher, weight, *more)
                 self.truth[run, number] = encoded.digits.astype(np.int64), weight
                 return encoded
 

@@ -60,8 +60,8 @@ def test_a_rewind_with_one_digit_nudged(four: Consortium) -> None:
         model = participant(sites["mallory"])._model
         encode = model.contribution
 
-        def contribution(number: int, cipher: Any, weight: float, made_of: str) -> Any:
-            encoded = encode(number, cipher, weight, made_of)
+        def contribution(number: int, cipher: Any, weight: float, *more: Any) -> Any:
+            encoded = encode(number, cipher, weight, *more)
             digits = encoded.digits.copy()
             digits[int(np.argmin(np.abs(digits)))] += 1
             return dataclasses.replace(encoded, digits=digits)

@@ -41,7 +41,7 @@ from fedshield.ledger.history import (
     seen_up_to,
     unsupported,
 )
-from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of
+from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of, sharing
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
 #: Bodies of records: the first two share one, so they are one line; the third is another,
@@ -260,6 +260,16 @@ class Consortium(RuleBasedStateMachine):
             self.plans.append(Plan(roster, "equal", 1, "none", frozenset(), frozenset()))
             self._ask(0, 0, 1, 0, False, 0)
 
+    @rule(most_steps=st.integers(1, 2))
+    def weigh_otherwise(self, most_steps: int) -> None:
+        """Plans over one set that differ in how a site's update is scaled."""
+        for weights in ("equal", "private"):
+            for steps in range(1, most_steps + 1):
+                self.plans.append(
+                    Plan(self.rosters[0], weights, steps, "none", frozenset(), frozenset())
+                )
+                self._ask(0, 0, 1, 0, False, 0)
+
     def colluding_sites(self) -> range:
         return range(len(self.honest), self.num_sites)
 
@@ -425,7 +435,7 @@ class Consortium(RuleBasedStateMachine):
             Consent(request.versions[request.own] if site in self.consenting else None, True),
             ledger,
             self._history(plan.roster, site),
-            line_of(self.entered[site], request.records),
+            sharing(self.entered[site], request.records),
         )
 
     def _join(self, place: int, requests: list[Row], sites: tuple[int, ...]) -> list[int]:
@@ -464,7 +474,7 @@ class Consortium(RuleBasedStateMachine):
         site = int(request.own)
         return (
             line_of(self.ledgers[site], request.records),
-            line_of(self.entered[site], request.records),
+            sharing(self.entered[site], request.records),
         )
 
     def _enter(self, request: Row, history: History, asked_from: int | None) -> None:

@@ -91,6 +91,31 @@ def test_nothing_takes_the_place_of_what_a_row_stands_for(
     assert ours.stores["clinic"].contribution is kept
 
 
+@pytest.mark.parametrize("membership", ["batches", "fixed"])
+def test_an_update_that_no_sum_takes_is_not_kept(federation: Any, membership: str) -> None:
+    """What was sent is lost, and other records lie in its place: they are refused, and once the
+    right ones are back the round is made again from them."""
+    ours = federation("rlwe", sites=6, rules={"membership": membership})
+    failing(ours, dict.fromkeys((*FIRST, *SECOND[:2]), ("open", "before")))
+    ours.coordinator.start()
+    with pytest.raises(RoundFailed):
+        ours.coordinator.round(1)
+    site, line = ours.participants["clinic"], ours.participants["clinic"]._line
+    version = line.version
+    sent = site._model._store.contribution.encoded
+    ours.stores["clinic"].contribution = None
+    replace_records(ours, "clinic")
+    ours.coordinator = ours.another_coordinator()
+    with pytest.raises(RoundFailed):
+        again(ours).round(1)
+    assert "R4: expected the encoded update of the first try" in str(ours.wire.errors["clinic"])
+    assert ours.stores["clinic"].contribution is None
+    line.version, ours.works["clinic"].fault = version, None
+    ours.coordinator = ours.another_coordinator()
+    again(ours).round(1)
+    np.testing.assert_array_equal(ours.stores["clinic"].contribution.encoded, sent)
+
+
 def test_a_round_that_was_taken_by_the_word_of_others_is_not_entered(federation: Any) -> None:
     ours = make(federation)
     again(ours)

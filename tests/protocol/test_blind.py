@@ -232,8 +232,8 @@ class Watched:
         patch.setattr(shamir, "reconstruct", reconstruct)
 
     def _contribution(self, name: str, real: Any) -> Any:
-        def contribution(round_number: int, cipher: Any, weight: float, made_of: str) -> Any:
-            encoded = real(round_number, cipher, weight, made_of)
+        def contribution(round_number: int, cipher: Any, weight: float, *more: Any) -> Any:
+            encoded = real(round_number, cipher, weight, *more)
             what = f"{name}'s numbers, round {round_number}"
             if self.federation.plan.scheme.name == "rlwe":
                 self.named[what] = list(integer_windows(encoded.digits))

@@ -31,7 +31,7 @@ def nudge(ours: Any, by: int, name: str = COLLUDER) -> None:
         return dataclasses.replace(encoded, digits=digits)
 
     site._model.contribution = contribution
-    site._line.enter = lambda **_: None
+    site._line.enter = site._line.check = lambda **_: None
     site._line.sign_receipt = lambda *_: None
 
 

@@ -42,6 +42,10 @@ DRAWN = {name: SiteRandomness.of_demonstration(42, name) for name in NAMES}
 Values = np.ndarray[Any, Any]
 
 
+def admitted(_: Any) -> None:
+    """A ledger that takes every update."""
+
+
 @dataclass
 class Work:
     """Training that moves towards a place of the site's own, with noise; `reach` of it."""
@@ -113,7 +117,7 @@ class House:
         before = self.models["bank"].state.values
         parts: dict[str, EncodedIntegers] = {}
         for name, model in self.models.items():
-            encoded = model.contribution(number, self.cipher, WEIGHTS[name], "")
+            encoded = model.contribution(number, self.cipher, WEIGHTS[name], "", admitted)
             assert isinstance(encoded, EncodedIntegers)
             parts[name] = encoded
             values = self.works[name].sent[-1]
@@ -353,7 +357,7 @@ def test_a_site_that_sent_nothing_keeps_nothing_back(house: MakeHouse) -> None:
     model = ours.models["hospital"]
     parts = {}
     for name in ("bank", "clinic"):
-        found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name], "")
+        found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name], "", admitted)
         assert isinstance(found, EncodedIntegers)
         parts[name] = found
     take(model, ours.opened(parts), 1, WEIGHTS["hospital"], ("bank", "clinic"))
@@ -368,9 +372,9 @@ def test_a_round_that_failed_leaves_what_was_carried(house: MakeHouse) -> None:
     ours.round(1, ALL)
     model = ours.models["bank"]
     before = model.memory
-    first = model.contribution(2, ours.cipher, WEIGHTS["bank"], "")
+    first = model.contribution(2, ours.cipher, WEIGHTS["bank"], "", admitted)
     assert model.memory is before
-    again = model.contribution(2, ours.cipher, WEIGHTS["bank"], "")
+    again = model.contribution(2, ours.cipher, WEIGHTS["bank"], "", admitted)
     assert isinstance(first, EncodedIntegers)
     assert isinstance(again, EncodedIntegers)
     np.testing.assert_array_equal(first.digits, again.digits)
@@ -406,8 +410,8 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
             randomness=DRAWN[name],
         )
         assert again.agreed() == model.agreed()
-        one = again.contribution(3, ours.cipher, WEIGHTS[name], "")
-        other = model.contribution(3, ours.cipher, WEIGHTS[name], "")
+        one = again.contribution(3, ours.cipher, WEIGHTS[name], "", admitted)
+        other = model.contribution(3, ours.cipher, WEIGHTS[name], "", admitted)
         assert isinstance(one, EncodedIntegers)
         assert isinstance(other, EncodedIntegers)
         np.testing.assert_array_equal(one.digits, other.digits)
@@ -416,7 +420,7 @@ def test_memory_is_saved_with_the_state(house: MakeHouse) -> None:
         bare = SiteModel(
             name, ours.plan, ours.works[name], Disk(), state, 2, None, None, randomness=DRAWN[name]
         )
-        forgot = bare.contribution(3, ours.cipher, WEIGHTS[name], "")
+        forgot = bare.contribution(3, ours.cipher, WEIGHTS[name], "", admitted)
         assert isinstance(forgot, EncodedIntegers)
         assert (forgot.digits != other.digits).any()
 
@@ -430,7 +434,7 @@ def test_rounding_is_the_sites_own_and_repeats(house: MakeHouse) -> None:
         other = SiteModel(
             "bank", ours.plan, Work("bank"), Disk(), state, 0, None, None, randomness=randomness
         )
-        work = other.contribution(number, ours.cipher, WEIGHTS["bank"], "")
+        work = other.contribution(number, ours.cipher, WEIGHTS["bank"], "", admitted)
         assert isinstance(work, EncodedIntegers)
         return work.digits.tobytes()
 
@@ -582,7 +586,7 @@ def test_a_sum_must_weigh_what_a_round_can(
     ours = house()
     parts = {}
     for name in NAMES:
-        found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name], "")
+        found = ours.models[name].contribution(1, ours.cipher, WEIGHTS[name], "", admitted)
         assert isinstance(found, EncodedIntegers)
         parts[name] = found
     opened = with_weight(ours.opened(parts), weight)
@@ -625,7 +629,7 @@ def test_training_that_diverged_is_not_encoded(house: MakeHouse) -> None:
     for reach, loss, text in ((np.inf, 1.0, "finite values"), (0.1, np.nan, "training loss")):
         ours.works["bank"].reach, ours.works["bank"].loss = reach, loss
         with pytest.raises(CryptoError, match=text):
-            model.contribution(1, ours.cipher, 0.2, "")
+            model.contribution(1, ours.cipher, 0.2, "", admitted)
     assert model.memory is memory
 
 
@@ -633,7 +637,7 @@ def test_a_weight_too_small_names_the_knob(house: MakeHouse) -> None:
     ours = house()
     cipher: Cipher = ours.cipher
     with pytest.raises(CryptoError, match="use more bits or headroom"):
-        ours.models["bank"].contribution(1, cipher, 0.01, "")
+        ours.models["bank"].contribution(1, cipher, 0.01, "", admitted)
 
 
 # -- control variates --------------------------------------------------------------------------
@@ -726,7 +730,7 @@ def test_share_a_keeps_b_at_the_site(house: MakeHouse, mask: str, exchange: str)
         selection = ours.models["bank"].selection()
         assert int(selection.indices.max()) < B.start
         for name, model in ours.models.items():
-            encoded = model.contribution(number, ours.cipher, WEIGHTS[name], "")
+            encoded = model.contribution(number, ours.cipher, WEIGHTS[name], "", admitted)
             assert isinstance(encoded, EncodedIntegers)
             assert encoded.digits.shape == (selection.size,)
             assert encoded.layout.num_values == selection.size
@@ -743,7 +747,7 @@ def test_share_a_keeps_b_at_the_site(house: MakeHouse, mask: str, exchange: str)
     assert len({model.memory.own["personal"].tobytes() for model in ours.models.values()}) == 3
     for name, model in ours.models.items():
         trained = ours.works[name].sent[-1]
-        model.contribution(4, ours.cipher, WEIGHTS[name], "")
+        model.contribution(4, ours.cipher, WEIGHTS[name], "", admitted)
         start = ours.works[name].starts[-1]
         np.testing.assert_array_equal(start[B], trained[B])
         np.testing.assert_array_equal(start[: B.start], model.state.values[: B.start])
@@ -762,7 +766,7 @@ def test_what_a_site_sends_with_share_a_does_not_hang_on_its_b(house: MakeHouse)
             return AdapterUpdate(values, update.start, update.num_examples), loss
 
         work.train = moved  # type: ignore[method-assign]
-        encoded = ours.models["bank"].contribution(1, ours.cipher, 0.2, "")
+        encoded = ours.models["bank"].contribution(1, ours.cipher, 0.2, "", admitted)
         assert isinstance(encoded, EncodedIntegers)
         sent.append((encoded.digits.tobytes(), encoded.reserved, encoded.layout))
     assert sent[0] == sent[1]

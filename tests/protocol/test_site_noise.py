@@ -66,8 +66,8 @@ def test_without_a_site_there_is_no_sum_and_a_colluder_that_adds_no_noise_leaves
     model = fed.participants[colluder]._model
     encode = model.contribution
 
-    def silent(round_number: int, cipher: Any, weight: float, made_of: str) -> Any:
-        encoded = encode(round_number, cipher, weight, made_of)
+    def silent(round_number: int, cipher: Any, weight: float, *more: Any) -> Any:
+        encoded = encode(round_number, cipher, weight, *more)
         return replace(encoded, digits=np.zeros_like(encoded.digits))
 
     model.contribution = silent

@@ -131,8 +131,8 @@ def record(federation: Any, *names: str) -> dict[tuple[str, int], EncodedInteger
         model = federation.participants[name]._model
         encode = model.contribution
 
-        def contribution(round_number: int, cipher: Any, weight: float, made_of: str) -> Any:
-            made[name, round_number] = encode(round_number, cipher, weight, made_of)
+        def contribution(round_number: int, cipher: Any, weight: float, *more: Any) -> Any:
+            made[name, round_number] = encode(round_number, cipher, weight, *more)
             return made[name, round_number]
 
         model.contribution = contribution

@@ -452,9 +452,8 @@ class Participant:
             raise ProtocolError("kind", "training alone is asked for with membership batches only")
         if self._worked:
             raise ProtocolError("repeated", "this round's update is in its sum already")
-        self._trained = self._encoded()
         # A refusal now costs a round; after the others wrote their rows it would stop the run.
-        self._line.check(**self._row(self._trained, self._versions))
+        self._trained = self._encoded(self._versions)
         return messages.Done()
 
     def _contribute(self, data: bytes) -> messages.Message:
@@ -471,18 +470,23 @@ class Participant:
             raise ProtocolError(
                 "cohort", f"R1: expected a sum over the session's whole batches, without {missing}"
             )
+        versions = {site: self._versions[site] for site in current.sites}
         if self._binding.phase == WEIGHTS:
             encoded = cipher.encode_count(self._model.num_examples)
         else:
-            encoded = self._trained or self._encoded()
+            encoded = self._trained or self._encoded(versions)
         self._trained, self._worked = None, True
-        versions = {site: self._versions[site] for site in current.sites}
         self._line.enter(**self._row(encoded, versions))
         with self._model.timed("encrypt"):
             return current.contribute(encoded)
 
-    def _encoded(self) -> Encoded:
-        """This round's update, trained or as it was sent before."""
+    def _encoded(self, versions: dict[str, Version]) -> Encoded:
+        """This round's update, trained or as it was sent before; one that the ledger would admit to
+        a sum over the sites of `versions`."""
+
+        def admit(encoded: Encoded) -> None:
+            self._line.check(**self._row(encoded, versions))
+
         # Before anything is trained, or what was encoded before is forgotten.
         if self.exhausted:
             raise ProtocolError("budget", self._over_budget())
@@ -491,7 +495,7 @@ class Participant:
         if self._line.may_have_sent(number):
             self._model.check_kept(number, self._weight, made_of)
         _, cipher = self._ready()
-        return self._model.contribution(number, cipher, self._weight, made_of)
+        return self._model.contribution(number, cipher, self._weight, made_of, admit)
 
     def _row(self, encoded: Encoded, versions: dict[str, Version]) -> dict[str, Any]:
         """What the ledger is asked about this sum (`Line.enter`)."""

@@ -200,11 +200,17 @@ class SiteModel:
             )
 
     def contribution(
-        self, round_number: int, cipher: Cipher, weight: float, made_of: str
+        self,
+        round_number: int,
+        cipher: Cipher,
+        weight: float,
+        made_of: str,
+        admit: Callable[[Encoded], None],
     ) -> Encoded:
         """Train, prune, encode; or what was encoded before, where this round was tried from the
-        same start and is `made_of` the same records and base model. Raises `CryptoError` for values
-        that cannot be encoded."""
+        same start and is `made_of` the same records and base model. `admit` raises for an
+        update that its sum would not take, before anything takes the place of what is kept.
+        Raises `CryptoError` for values that cannot be encoded."""
         self.record = SiteRound(round_number, self._name)
         base = self.standing()
         kept = self._store.kept()
@@ -233,6 +239,8 @@ class SiteModel:
                 self.record = replace(self.record, clip_factor=kept.clip_factor)
             else:
                 encoded = self._encode(values, layout, round_number, cipher, weight, train_loss)
+        self._made = replace(made, residual=encoded.residual)
+        admit(encoded)
         if kept is None or kept.weight != weight:
             self._store.keep(
                 Contribution(
@@ -250,7 +258,6 @@ class SiteModel:
                     made_of,
                 )
             )
-        self._made = replace(made, residual=encoded.residual)
         self.record = replace(
             self.record,
             train_loss=train_loss,
