@@ -259,7 +259,8 @@ def test_a_tally_of_another_total_is_taken_by_certificate_too(federation: Any) -
             ours.coordinator.start()
     assert len(ours.ledgers[PINNED].receipts) == 1
     ours.works[COLLUDER].num_examples += 1000
-    ours.participants[COLLUDER]._line.enter = lambda **_: None
+    line = ours.participants[COLLUDER]._line
+    line.enter = line.check = lambda **_: None
     again(ours).round(1)
     assert len(set(ours.states().values())) == 1
     assert [one.code for one in ours.wire.of(PINNED, "open")] == ["", "disagree", ""]
