@@ -419,3 +419,27 @@ def test_whatever_is_changed_in_a_file_of_an_exposure_is_refused(data: st.DataOb
 
     with pytest.raises(RosterError):
         Exposure.from_fields(Fields(fields, ""))
+
+
+def test_a_namesake_does_not_make_who_is_hidden_sign_that_it_is_exposed() -> None:
+    """A roster that somebody made by hand: four go together, and another site of one's name comes
+    alone. By its name the one that goes would look singled out."""
+    before = first(*SITES, "school", "annex", "ward")
+    other = KeyFile.make("lab")
+    after = without(following(before), ("lab", "school", "annex", "ward"))
+    after = dataclasses.replace(after, sites=(*after.sites, other.card()))
+    assert exposure_of(before, after, KEYS["lab"], bound=True).kind == "leaving"
+    assert "need not sign" in refused(lambda: exposure_of(before, after, KEYS["lab"]))
+    assert exposure_of(before, after, other).kind == "joining"
+    # What people read tells them apart.
+    new = other.card().first_public().hex()
+    assert [name for name, _ in single_sites(after)] == [f"lab@{new[:16]}"]
+
+
+def test_a_name_is_of_one_site() -> None:
+    before = first(*SITES, "school", "annex", "ward")
+    later = signed(without(following(before), ("lab", "school", "annex")))
+    other = KeyFile.make("lab")
+    said = refused(lambda: joined(following(later), [other.card()]))
+    assert said.startswith("expected a name that no other site of the rosters before had, got lab")
+    assert joined(following(later), [KEYS[name].card() for name in ("lab", "school", "annex")])

@@ -254,6 +254,24 @@ def test_who_comes_back_is_still_exposed(four: Consortium) -> None:
     assert ("again", 1) in four.opened
 
 
+def test_who_signed_where_it_went_comes_back(four: Consortium, typed: list[str]) -> None:
+    """Its ledger remembers where it went, before its own exposure is in any roster."""
+    run_of(four)
+    now = four.roster()
+    typed[:] = ["victim"]
+    leave(four, ("victim",), "victim", "victim.going.json")
+    after = without(now.followed(), ("victim",))
+    signed = [Exposure.read(four.root / "victim.going.json")]
+    after = dataclasses.replace(after, lineage=after.lineage.with_exposures(signed))
+    four.put_in_force(after)
+    run_of(four)
+    joining(four, ("victim",))
+    raw = plan_of(four.names) | {"seed": 8}
+    four.approve(raw, exposed=("victim",))
+    four.session(raw, "again").run(1, 1)
+    assert ("again", 1) in four.opened
+
+
 def test_a_roster_that_leaves_out_one_that_it_follows(three: Consortium) -> None:
     """The coordinator makes the roster anew, as if there had been no sums."""
     run_of(three)

@@ -66,9 +66,13 @@ def of(*cells: str) -> Cut:
     return tuple(tuple(cell) for cell in cells)
 
 
-def entering(history: History, records: bytes, asked_from: int | None = None) -> Entered:
+def entering(
+    history: History, records: bytes, asked_from: int | None = None, colluding: int = 1
+) -> Entered:
     names, signed = history.names, history.open()
-    return Entered(frozenset({records}), history.cuts, asked_from, names, signed)
+    return Entered(
+        frozenset({records}), history.cuts, asked_from, names, signed, colluding=colluding
+    )
 
 
 @dataclass
@@ -117,14 +121,14 @@ class Sites:
             if site in self.liars or not bare:
                 continue
             first = first_place(rows, entered, history.cuts)
-            seen = seen_up_to(entered, first)
+            seen = seen_up_to(entered, first, self.c)
             asked[site] = first
             missing = unsupported(history, first, places, self.c, seen)
             said = said or rules.followed(history, missing)
         if said:
             return said
         for site in places:
-            one = entering(history, records, asked.get(site, 0))
+            one = entering(history, records, asked.get(site, 0), self.c)
             self.entered.setdefault(site, []).append(one)
         for site in sites:
             row = self._row(roster, sites, site, unit, records)

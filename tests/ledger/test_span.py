@@ -34,6 +34,7 @@ from fedshield.ledger.history import (
     Cut,
     Entered,
     History,
+    Taken,
     chain,
     first_place,
     goes,
@@ -41,7 +42,17 @@ from fedshield.ledger.history import (
     seen_up_to,
     unsupported,
 )
-from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version, line_of, sharing
+from fedshield.ledger.rows import (
+    Consent,
+    Membership,
+    Row,
+    Scale,
+    Unit,
+    Version,
+    largest_colluding,
+    line_of,
+    sharing,
+)
 from fedshield.ledger.rules import Approval, Terms, first_refusal
 
 #: Bodies of records: the first two share one, so they are one line; the third is another,
@@ -260,15 +271,27 @@ class Consortium(RuleBasedStateMachine):
             self.plans.append(Plan(roster, "equal", 1, "none", frozenset(), frozenset()))
             self._ask(0, 0, 1, 0, False, 0)
 
-    @rule(most_steps=st.integers(1, 2))
-    def weigh_otherwise(self, most_steps: int) -> None:
-        """Plans over one set that differ in how a site's update is scaled."""
-        for weights in ("equal", "private"):
-            for steps in range(1, most_steps + 1):
-                self.plans.append(
-                    Plan(self.rosters[0], weights, steps, "none", frozenset(), frozenset())
-                )
-                self._ask(0, 0, 1, 0, False, 0)
+    @rule(
+        twist=st.sampled_from(["weights", "part", "muted", "crafted"]),
+        alone=st.integers(0, 9),
+    )
+    def break_one_rule(self, twist: str, alone: int) -> None:
+        """Sums over the first roster of which the second is what one rule forbids. `alone`: the
+        only site whose part changes, or that the plan leaves enough rows."""
+        one = frozenset({alone % len(self.honest)})
+        scales, parts, muted = [("equal", 1)], frozenset[int](), frozenset[int]()
+        if twist == "weights":
+            scales = [("private", 1), ("equal", 2), ("private", 2)]
+        elif twist == "part":
+            parts = one
+        elif twist == "muted":
+            muted = frozenset(self.honest) - one
+        first, nobody = self.rosters[0], frozenset[int]()
+        self.plans.append(Plan(first, "equal", 1, "none", nobody, nobody))
+        self._ask(0, 0, 1, 0, False, 0)
+        for weights, steps in scales:
+            self.plans.append(Plan(first, weights, steps, "none", parts, muted))
+            self._ask(0, 0, 1, 0, twist == "crafted", 0)
 
     def colluding_sites(self) -> range:
         return range(len(self.honest), self.num_sites)
@@ -460,13 +483,13 @@ class Consortium(RuleBasedStateMachine):
             rows, entered = self._line(request)
             if {row.unit for row in rows} | {request.unit} != {"example"}:
                 first = first_place(rows, entered, history.cuts)
-                seen = seen_up_to(entered, first)
-                colluding = max([request.colluding, *(row.colluding for row in rows)])
+                colluding = largest_colluding(rows, request.colluding)
+                seen = seen_up_to(entered, first, colluding)
                 missing = unsupported(history, first, places, colluding, seen)
                 if rules.followed(history, missing):
                     note(f"{request.own}: {missing}")
                     continue
-                self._enter(request, history, first)
+                self._enter(request, history, first, colluding)
             joined.append(int(request.own))
         return joined
 
@@ -477,8 +500,11 @@ class Consortium(RuleBasedStateMachine):
             sharing(self.entered[site], request.records),
         )
 
-    def _enter(self, request: Row, history: History, asked_from: int | None) -> None:
-        one = Entered(request.records, history.cuts, asked_from, {}, NOBODY)
+    def _enter(
+        self, request: Row, history: History, asked_from: int | None, colluding: int = 0
+    ) -> None:
+        about = (asked_from, {}, history.open(), frozenset[Taken](), colluding)
+        one = Entered(request.records, history.cuts, *about)
         if one not in self.entered[int(request.own)]:
             self.entered[int(request.own)].append(one)
 

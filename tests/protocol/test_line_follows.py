@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
 from fedshield.ledger.entries import Recovered
 from fedshield.ledger.file import Ledger
-from fedshield.ledger.history import History, in_order
+from fedshield.ledger.history import History, Statement, goes, in_order
 from fedshield.ledger.rows import Version, record_hash
 from fedshield.ledger.rules import Approval
 from fedshield.plan import Plan
@@ -252,31 +253,124 @@ def test_an_approval_is_for_the_roster_too(sites: dict[str, Site]) -> None:
     assert bank.lines() == []
 
 
+def signing(
+    made: tuple[Roster, Plan], *statements: Statement, bound: str = ""
+) -> tuple[Roster, Plan]:
+    """With what sites signed of its first step; `bound`: who says that it goes there."""
+    roster, plan = made
+    lineage = replace(roster.lineage, statements={0: statements})
+    if bound:
+        lineage = replace(lineage, bound={0: frozenset({IDS[bound]})})
+    return replace(roster, lineage=lineage), plan
+
+
+def said(*keys: bytes, what: bytes = b"exposed") -> Statement:
+    return Statement(keys, hashlib.sha256(b"".join(keys) + what).hexdigest())
+
+
+OLD, NEW = KEYS["lab"].public, SigningKey().public
+NOT_THE_LAST = "expected the keys of lab to begin with the 2"
+
+
 def test_a_stolen_key_that_was_replaced_signs_for_no_new_step(sites: dict[str, Site]) -> None:
     """The roster that lab replaced its key in is left out; no cut tells. The ledgers know it."""
     bank = sites["bank"]
-    new = SigningKey()
-    bank.ledger.see_keys({"lab": (KEYS["lab"].public, new.public)})
+    bank.ledger.see_keys({"lab": (OLD, NEW)})
     summed(sites, FOUR, FIRST)
-    for chain, known in (((KEYS["lab"].public,), False), ((KEYS["lab"].public, new.public), True)):
-        roster, plan = LESS
-        lineage = replace(roster.lineage, cards={0: (chain,)})
-        line = bank.line((replace(roster, lineage=lineage), plan))
-        if known:
-            assert line.follow() == 0
-        else:
-            with pytest.raises(ProtocolError, match="expected the keys of lab to begin with the 2"):
-                line.follow()
-            assert len(bank.lines()) == 1
+    with pytest.raises(ProtocolError, match=NOT_THE_LAST):
+        bank.line(signing(LESS, said(OLD))).follow()
+    assert len(bank.lines()) == 1
+    assert bank.line(signing(LESS, said(OLD, NEW))).follow() == 0
     # The ledger took that; a signature by another key for the same step is looked at again.
-    lineage = replace(LESS[0].lineage, cards={0: ((KEYS["lab"].public,),)})
-    with pytest.raises(ProtocolError, match="expected the keys of lab to begin with the 2"):
-        bank.line((replace(LESS[0], lineage=lineage), LESS[1])).follow()
+    with pytest.raises(ProtocolError, match=NOT_THE_LAST):
+        bank.line(signing(LESS, said(OLD))).follow()
     # What it took once it takes again, whatever keys came since.
-    bank.ledger.see_keys({"lab": (KEYS["lab"].public, new.public, SigningKey().public)})
+    bank.ledger.see_keys({"lab": (OLD, NEW, SigningKey().public)})
     longer = (*FOUR[:3], COMES)
-    roster, plan = roster_of(longer, [FOUR, FOUR[:3]], "lab", COMES)
+    roster, plan = signing(roster_of(longer, [FOUR, FOUR[:3]], "lab", COMES), said(OLD, NEW))
     signed = {0: frozenset({IDS["lab"]}), 1: frozenset({IDS[COMES]})}
-    cards = {0: ((KEYS["lab"].public, new.public),)}
-    lineage = replace(roster.lineage, cards=cards, signed=signed)
+    lineage = replace(roster.lineage, signed=signed)
     assert bank.line((replace(roster, lineage=lineage), plan)).follow() == 0
+
+
+def test_a_stolen_key_says_no_more_than_what_was_taken_of_it(sites: dict[str, Site]) -> None:
+    """The exposure that lab announced with a key was taken. The key is replaced and stolen, and the
+    thief signs with it where lab goes: lab would count in two quorums."""
+    bank = sites["bank"]
+    summed(sites, FOUR, FIRST)
+    few = {"bank": 0, "clinic": 0, "hospital": 1}
+    line = bank.line(signing(LESS, said(OLD)))
+    line.follow()
+    assert "expected at least 3 of the 4" in refused(line, few)
+    bank.ledger.see_keys({"lab": (OLD, NEW)})
+    roster, plan = signing(LESS, said(OLD, what=b"goes there"), bound="lab")
+    with pytest.raises(ProtocolError, match=NOT_THE_LAST):
+        bank.line((replace(roster, charter=b"forged".ljust(32)), plan)).follow()
+
+
+def test_other_records_take_what_was_signed_while_it_was_signed(sites: dict[str, Site]) -> None:
+    """Records rest while lab goes, comes back and replaces its key. Others of the ledger were used,
+    and it took the signature then."""
+    summed(sites, FOUR, FIRST)
+    back = signing(roster_of(FOUR, [FOUR, FOUR[:3]], "lab"), said(OLD))
+    lineage = replace(back[0].lineage, signed={0: frozenset({IDS["lab"]})})
+    back = replace(back[0], lineage=lineage), back[1]
+    for name in FOUR[:3]:
+        site = sites[name]
+        site.ledger.see_keys({"lab": (OLD,)})
+        resting = site.records
+        other = frozenset({record_hash(site.ledger.record_key, b"other")})
+        site.records = replace(resting, hashes=other)
+        for made in (signing(LESS, said(OLD)), back):
+            line = site.line(made)
+            line.follow()
+            line.check_followed(dict.fromkeys(made[0].names(), 0))
+        site.ledger.see_keys({"lab": (OLD, NEW)})
+        site.records = resting
+        line = site.line(back)
+        assert line.follow() == 0
+        line.check_followed(dict.fromkeys(FOUR, 0))
+
+
+def test_who_went_signs_after_the_others_came(sites: dict[str, Site]) -> None:
+    """Their policies expose it, and they are too few: it signs where it goes, as they are told."""
+    summed(sites, FOUR, FIRST)
+    bank, few = sites["bank"], {"bank": 0, "clinic": 0, "hospital": 1}
+    roster, plan = roster_of(FOUR[:3], [FOUR])
+    line = bank.line((roster.exposing(["lab"]), plan))
+    assert line.follow() == 0
+    assert "or have who went sign it" in refused(line, few)
+    roster, plan = signing(LESS, said(OLD), bound="lab")
+    line = bank.line((replace(roster, charter=b"2" * 32).exposing(["lab"]), plan))
+    assert line.follow() == 0
+    line.check_followed(few)
+
+
+def test_who_signs_where_it_goes_comes_back(sites: dict[str, Site]) -> None:
+    """Others sign for that step after it; it was in no sum after it."""
+    summed(sites, FOUR, FIRST)
+    lab, (gone, _) = sites["lab"], LESS
+    before = replace(gone.history(), signed={})
+    lab.ledger.add_entered(goes(lab.ledger.entered, lab.ledger.rows, before))
+    summed(sites, FOUR[:3], LESS)
+    again = roster_of(FOUR, [FOUR, FOUR[:3]], "lab")
+    lineage = replace(again[0].lineage, signed={0: frozenset({IDS["lab"]})})
+    again = replace(again[0], lineage=lineage), again[1]
+    summed(sites, FOUR, again)
+    # Who was in sums after a step takes no exposure of it that was not there then.
+    late = {0: frozenset({IDS["lab"], IDS["clinic"]})}
+    forged = replace(again[0], lineage=replace(lineage, signed=late)), again[1]
+    assert "R1: expected no exposure of clinic" in refused(sites["bank"].line(forged))
+
+
+def test_a_quorum_is_seen_anew_for_a_larger_c(sites: dict[str, Site]) -> None:
+    summed(sites, FOUR, FIRST)
+    bank = sites["bank"]
+    line = bank.line(MORE)
+    line.follow()
+    line.check_followed({"bank": 0, "clinic": 0, "lab": 0, "hospital": 1})
+    line.check_followed({"bank": 0})
+    bank.ledger.rows.append(replace(bank.ledger.rows[-1], colluding=2))
+    assert "expected at least 4 of the 4" in refused(line, {"bank": 0})
+    line.check_followed(dict.fromkeys(FOUR, 0))
+    line.check_followed({"bank": 0})

@@ -158,9 +158,10 @@ def _sign(
         say(
             "EXPOSED",
             f"{name}'s update of round r can be computed by whoever holds the sums before and "
-            f"after: they are over the same sites but for {name}. Encryption does not hide it from "
-            "them; with privacy.unit example its noise stays in it. This holds for every plan on "
-            "these records, past ones too, and is not taken back, also if it comes back later",
+            f"after, alone or with the sites that go or come with {name}. Encryption does not hide "
+            "it from them; with privacy.unit example its noise stays in it. This holds for every "
+            "plan on these records, past ones too, and is not taken back, also if it comes back "
+            "later",
         )
     else:
         say(
@@ -177,7 +178,11 @@ def _sign(
     elif ledger is not None:
         say("remembered", "nothing: this ledger was rebuilt, so it counts as nobody who goes on")
     if signed.kind == "going":
-        say("else", "without this signature the sites that stay do not go on without it")
+        say(
+            "else",
+            "without this signature the sites that stay refuse this roster, unless the policy of "
+            f"each exposes {name}",
+        )
     must_type(f"Type {name} to sign that:", name, "nothing was written")
     target = out or Path(f"{name}.{signed.kind}.json")
     if target.exists():

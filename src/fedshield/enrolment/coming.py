@@ -39,7 +39,10 @@ def without(roster: SignedRoster, names: Collection[str]) -> SignedRoster:
 
 def joined(roster: SignedRoster, cards: Sequence[Card], batches: Batches = ()) -> SignedRoster:
     """With these sites too. `batches`: with membership batches, those that they are in, whole: in
-    place of each of today's that shares a site with one. Raises `RosterError`."""
+    place of each of today's that shares a site with one. Raises `RosterError`, also for a name that
+    another site of an earlier roster had: people and policies speak of sites by name."""
+    for card in cards:
+        _check_name_is_free(roster, card)
     before = roster.batches()
     if before and not batches:
         raise RosterError(
@@ -52,6 +55,18 @@ def joined(roster: SignedRoster, cards: Sequence[Card], batches: Batches = ()) -
     after = _with_sites(roster, (*roster.sites, *cards), (*cells, *batches))
     after.batches()
     return after
+
+
+def _check_name_is_free(roster: SignedRoster, card: Card) -> None:
+    site = identity(card, roster.demo)
+    for earlier in roster.lineage.earlier:
+        for member in (member for batch in earlier.batches for member in batch):
+            if member.name == card.name and member.site != site:
+                raise RosterError(
+                    "expected a name that no other site of the rosters before had, got "
+                    f"{card.name} of {site[:16]}, which {member.site[:16]} had in "
+                    f"{earlier.roster.hex()[:16]}; make its key under another name"
+                )
 
 
 def _with_sites(roster: SignedRoster, sites: tuple[Card, ...], batches: Batches) -> SignedRoster:
@@ -85,7 +100,7 @@ def exposure_of(
             )
     site, demo = identity(card, after.demo), after.demo
     cuts = [*(one.cut() for one in after.lineage.earlier), after.cut()]
-    hidden = all(name != card.name for name, _ in single_sites(after))
+    hidden = site not in _singled_out(after)
     for kind in ("leaving" if hidden else "going", "joining"):
         batches = step(kind, site, cuts)
         if batches is not None:
@@ -121,8 +136,12 @@ def single_sites(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
     """Whom sums under this roster and those before it would single out, (name, how) each: `how` is
     'signed' for who signed it, else ''. Of records that were in sums under all of them."""
     history = roster.to_roster().history()
-    c = roster.rules().max_colluding
+    told = _singled_out(roster)
+    return tuple(sorted((history.call(site), how) for site, how in told.items()))
+
+
+def _singled_out(roster: SignedRoster) -> dict[str, str]:
+    """`single_sites`, by the identity of each."""
+    history, c = roster.to_roster().history(), roster.rules().max_colluding
     alone = {site for atom in short_atoms(history.cuts, history.open(), c) for site in atom}
-    told = [(history.call(site), "signed") for site in history.open()]
-    told += [(history.call(site), "") for site in alone]
-    return tuple(sorted(told))
+    return dict.fromkeys(alone, "") | dict.fromkeys(history.open(), "signed")

@@ -8,6 +8,7 @@ step of that consortium only: in another one, or at another step, nobody takes i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,9 @@ class Exposure:
         """What of it is under the countersignatures of a roster."""
         value: list[codec.Value] = [self.kind, self.card.content(), self.consortium, self.roster]
         return [*value, [*self.before], [*self.after], self.following, self.signature]
+
+    def sha256(self) -> bytes:
+        return hashlib.sha256(codec.encode(self.content())).digest()
 
     def fields(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.exposure import DIGEST_BYTES, Exposure
 from fedshield.enrolment.files import Fields, RosterError, check_name
-from fedshield.ledger.history import Cut, History, chain, in_order
+from fedshield.ledger.history import Cut, History, Statement, chain, in_order
 from fedshield.plan_data import MAX_SITES
 from fedshield.protocol import codec
 
@@ -165,7 +165,7 @@ class Lineage:
         places = {one.roster: place for one, place in zip(self.earlier, at, strict=False)}
         signed: dict[int, frozenset[str]] = {}
         bound: dict[int, frozenset[str]] = {}
-        cards: dict[int, tuple[tuple[bytes, ...], ...]] = {}
+        statements: dict[int, tuple[Statement, ...]] = {}
         for one in self.exposures:
             place, site = places[one.roster], frozenset({identity(one.card, demo)})
             if one.exposes:
@@ -173,12 +173,13 @@ class Lineage:
             if one.following:
                 bound[place] = bound.get(place, frozenset()) | site
             if not demo:
-                cards[place] = (*cards.get(place, ()), one.card.chain())
+                statement = Statement(one.card.chain(), one.sha256().hex())
+                statements[place] = (*statements.get(place, ()), statement)
         return History(
             cuts,
             signed,
             bound,
-            cards,
+            statements,
             names={
                 member.site: member.name
                 for one in self.earlier

@@ -156,16 +156,16 @@ def of_entered(entered: Entered, records: str) -> dict[str, Any]:
         "records": records,
         "names": {**entered.names},
         "signed": sorted(entered.signed),
-        "signers": sorted(entered.signers),
+        "taken": sorted(entered.taken),
     }
 
 
 def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Entered:
     """Raises `KeyError` or `TypeError` for another entry."""
     cuts = tuple(tuple(tuple(batch) for batch in cut) for cut in entry["cuts"])
-    signers = frozenset((int(at), str(site), str(key)) for at, site, key in entry["signers"])
-    about = (entry["asked_from"], dict(entry["names"]), frozenset(entry["signed"]))
-    return Entered(records[entry["records"]], cuts, *about, signers)
+    taken = frozenset((int(at), str(site), str(digest)) for at, site, digest in entry["taken"])
+    about = (entry["asked_from"], dict(entry["names"]), frozenset(entry["signed"]), taken)
+    return Entered(records[entry["records"]], cuts, *about, int(entry["colluding"]))
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

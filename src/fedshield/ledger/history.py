@@ -30,20 +30,28 @@ from fedshield.ledger.rows import Row
 Cut = tuple[tuple[str, ...], ...]
 
 
+class Statement(NamedTuple):
+    """What a site signed of a step. `keys`: of its card, the first one first, that which signed
+    last; `digest`: SHA-256 of the statement, hex."""
+
+    keys: tuple[bytes, ...]
+    digest: str
+
+
 @dataclass(frozen=True)
 class History:
     """What a countersigned roster says of itself and of those before it.
 
     `cuts`: the oldest first, that of today last; one that is the same as the one before it is not
     there twice. By the place of a cut, for the step from it to the next: `signed`: sites whose
-    exposure is signed; `bound`: sites that signed that they go there; `cards`: the keys of each
-    card that signed either. `named`: sites that this site's policy exposes; `names`: what
+    exposure is signed; `bound`: sites that signed that they go there; `statements`: what was signed
+    of either. `named`: sites that this site's policy exposes; `names`: what
     people call the sites. Sites are known by the first key of their card."""
 
     cuts: tuple[Cut, ...] = ()
     signed: Mapping[int, frozenset[str]] = field(default_factory=dict)
     bound: Mapping[int, frozenset[str]] = field(default_factory=dict)
-    cards: Mapping[int, tuple[tuple[bytes, ...], ...]] = field(default_factory=dict)
+    statements: Mapping[int, tuple[Statement, ...]] = field(default_factory=dict)
     named: frozenset[str] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,29 +69,35 @@ class History:
         return short_atoms(self.cuts, self.exposed(), colluding)
 
     def call(self, site: str) -> str:
-        """What people call a site: its name, or what its first key begins with."""
-        return self.names.get(site, site[:16])
+        """What people call a site: its name, with what its first key begins with where two have
+        that name; or that key alone."""
+        name = self.names.get(site, "")
+        if not name:
+            return site[:16]
+        namesakes = sum(one == name for one in self.names.values())
+        return name if namesakes == 1 else f"{name}@{site[:16]}"
 
     def calls(self, sites: Iterable[str]) -> str:
         return ", ".join(sorted(map(self.call, sites)))
 
 
-#: The place of a step, a site's first key and the key that signed, hex.
-Signer = tuple[int, str, str]
+#: The place of a step, a site's first key, hex, and the digest of what it signed of that step.
+Taken = tuple[int, str, str]
 
 
 class Entered(NamedTuple):
     """That a site takes part under a roster: its chain of cuts, for these records. `asked_from`:
     from which cut on it saw that a quorum goes on to the next, None if it did not yet; `names`:
-    what the sites are called; `signed`: those that signed that they are exposed; `signers`: whose
-    signatures for which step it took, each by its first key and the one that signed."""
+    what the sites are called; `signed`: those that signed that they are exposed; `taken`: the
+    statements that it took, by step and site; `colluding`: the c that the quorums were for."""
 
     records: frozenset[bytes]
     cuts: tuple[Cut, ...]
     asked_from: int | None
     names: Mapping[str, str]
     signed: frozenset[str]
-    signers: frozenset[Signer] = frozenset()
+    taken: frozenset[Taken] = frozenset()
+    colluding: int = 0
 
 
 def chain(cuts: Iterable[Cut]) -> tuple[tuple[Cut, ...], tuple[int, ...]]:
@@ -184,12 +198,13 @@ def not_continued(entered: Sequence[Entered], cuts: Sequence[Cut]) -> tuple[Cut,
 
 def signed_late(entered: Sequence[Entered], history: History) -> frozenset[str]:
     """Sites whose exposure is of a step that this site went on after, and was not there then:
-    whoever stole a key that its site had then could sign it."""
+    whoever stole a key that its site had then could sign it. As long as this site has seen no
+    quorum for a step it was in no sum after it; whom its policy exposes is exposed without."""
     return frozenset(
         site
         for one in entered
-        for number in range(len(one.cuts) - 1)
-        for site in history.signed.get(number, frozenset()) - one.signed
+        for number in range(len(one.cuts) - 1 if one.asked_from is not None else 0)
+        for site in history.signed.get(number, frozenset()) - one.signed - history.named
     )
 
 
@@ -257,9 +272,10 @@ def unsupported(
     return None
 
 
-def seen_up_to(entered: Sequence[Entered], first: int) -> int:
-    """The place up to which quorums were seen before, of each step from `first` on."""
-    asked = ((one.asked_from, len(one.cuts) - 1) for one in entered)
+def seen_up_to(entered: Sequence[Entered], first: int, colluding: int) -> int:
+    """The place up to which quorums were seen before, of each step from `first` on: such that hold
+    against `colluding` sites."""
+    asked = ((one.asked_from, len(one.cuts) - 1) for one in entered if one.colluding >= colluding)
     return max((last for start, last in asked if start is not None and start <= first), default=0)
 
 

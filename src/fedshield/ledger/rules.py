@@ -205,19 +205,21 @@ def _together(
             f"expected a roster that follows the {len(known)} different ones that these records "
             f"were under, all of them in order, got one that lists {len(history.cuts) - 1} before "
             "it and goes on from another; ask for the roster of today, or use records that were in "
-            "no sum, at every site"
+            "no sum and joined under no roster, at every site"
         )
     if late := signed_late(entered, history):
         return (
             f"expected no exposure of {history.calls(late)[:120]} for rosters that these records "
             "went on after without it, got one: who has an old key can sign such; ask that site, "
-            "and take it out of the roster"
+            "and for a roster that does not list it"
         )
     if history.named and (reason := _renamed(history, entered)):
         return reason
     if request.batch == (request.own,):
         return ""
     exposed = history.exposed()
+    if reason := _lost_key(rows, request, history):
+        return reason
     if request.own in exposed and not consent.exposed:
         return (
             "expected this site's consent, since by its roster or its policy its updates can be "
@@ -233,6 +235,20 @@ def _together(
         f"before and after would show its update; go or join as {colluding + 2} or more together, "
         "have who goes or joins sign its exposure (fedshield roster leave, roster join), or use "
         "records that were in no sum, at every site"
+    )
+
+
+def _lost_key(rows: Sequence[Row], request: Row, history: History) -> str:
+    """To the others a site that lost its key is a second one, and they count it as one that hides
+    whoever goes with it. It knows better: the rows of its ledger are under the other key."""
+    lost = next((row.own for row in rows if row.own != request.own), None)
+    if lost is None or {lost, request.own} <= history.exposed():
+        return ""
+    return (
+        "expected that this site counts as exposed under the key that it lost and under that of "
+        "today, since these records were in sums under the former, got fewer; have every policy, "
+        f"this site's too, expose {history.call(lost)} and {history.call(request.own)}, or use "
+        "records that were in no sum"
     )
 
 
@@ -296,7 +312,7 @@ def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
     record counts as much as this site's of all of them."""
     ours = request.versions[request.own]
     for row in rows:
-        before = row.versions.get(request.own)
+        before = row.versions.get(row.own)  # under whatever key it was known by then
         if before is None or before.rows == ours.rows:
             continue  # other bytes of the file, and nothing else enters
         for half, name in enumerate(("records", "rows as the model reads them")):

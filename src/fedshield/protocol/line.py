@@ -19,7 +19,7 @@ from fedshield.ledger.heads import RESTORE
 from fedshield.ledger.history import (
     Entered,
     History,
-    Signer,
+    Taken,
     first_place,
     parting,
     seen_up_to,
@@ -292,39 +292,52 @@ class Line:
         for reason in self.refusals_now(exposed=approval.exposed):
             raise ProtocolError("rule", reason)
         entered = self.entered()
-        signers = self._check_cards(history, first_place(self.rows(), entered, history.cuts))
+        taken = self._check_statements(history, first_place(self.rows(), entered, history.cuts))
         if not any(one.cuts == history.cuts for one in entered):
-            self._ledger.add_entered(self._entering(history, None, signers))
+            self._ledger.add_entered(self._entering(history, None, taken))
         if self._ledger.recoveries:
             # It may have counted for others, and does not know it any more.
             return len(history.cuts)
         return parting(self._ledger.entered, history.cuts)
 
     def _entering(
-        self, history: History, asked_from: int | None, signers: frozenset[Signer]
+        self, history: History, asked_from: int | None, taken: frozenset[Taken]
     ) -> Entered:
-        names, signed = {**history.names}, history.open()
-        return Entered(self._line_records(), history.cuts, asked_from, names, signed, signers)
+        return Entered(
+            self._line_records(),
+            history.cuts,
+            asked_from,
+            {**history.names},
+            history.open(),
+            taken,
+            self._colluding(self.rows()),
+        )
 
-    def _check_cards(self, history: History, first: int) -> frozenset[Signer]:
-        """Who signed for a step that these records were there for, from the cut `first` on: by what
-        this ledger took before, or else the last key that it knows of that site, or one that goes
-        on from it. Raises `ProtocolError` ('ledger')."""
-        taken = {
-            signer
+    def _check_statements(self, history: History, first: int) -> frozenset[Taken]:
+        """What was signed of steps, and this site takes: what this ledger took before, or else what
+        was signed with the last key that it knows of that site, or one that goes on from it.
+        Other records may have been there for an earlier step, and take it then.
+
+        Raises `ProtocolError` ('ledger') for another statement of a step from the cut `first` on,
+        which these records were there for."""
+        known = {
+            statement
             for one in self._ledger.entered
-            for signer in one.signers
-            if one.cuts[: signer[0] + 2] == history.cuts[: signer[0] + 2]
+            for statement in one.taken
+            if one.cuts[: statement[0] + 2] == history.cuts[: statement[0] + 2]
         }
-        signers = set()
-        for number, chains in history.cards.items():
-            for keys in chains if number >= first else ():
-                signer = (number, keys[0].hex(), keys[-1].hex())
-                name = history.call(signer[1])
-                if signer not in taken and (why := heads.forked(self._ledger.chains, {name: keys})):
+        taken = set()
+        for number, statements in history.statements.items():
+            for keys, digest in statements:
+                statement = (number, keys[0].hex(), digest)
+                name, why = history.call(statement[1]), ""
+                if statement not in known:
+                    why = heads.forked(self._ledger.chains, {name: keys})
+                if why and number >= first:
                     raise ProtocolError("ledger", why)
-                signers.add(signer)
-        return frozenset(signers)
+                if not why:
+                    taken.add(statement)
+        return frozenset(taken)
 
     def check_followed(self, places: Mapping[str, int]) -> None:
         """A quorum of each roster that these records were under goes on to the next one, as far as
@@ -334,15 +347,15 @@ class Line:
         if len(history.cuts) < 2 or not self._bare(rows):
             return
         entered = self.entered()  # each is the beginning of this chain (R1)
-        first = first_place(rows, entered, history.cuts)
-        seen = seen_up_to(entered, first)
+        first, colluding = first_place(rows, entered, history.cuts), self._colluding(rows)
+        seen = seen_up_to(entered, first, colluding)
         known = {self._roster.identity(site): place for site, place in places.items()}
-        missing = unsupported(history, first, known, self._colluding(rows), seen)
+        missing = unsupported(history, first, known, colluding, seen)
         if reason := followed(history, missing):
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
-            signers = self._check_cards(history, first)
-            self._ledger.add_entered(self._entering(history, first, signers))
+            taken = self._check_statements(history, first)
+            self._ledger.add_entered(self._entering(history, first, taken))
 
     def _bare(self, rows: Sequence[Row]) -> bool:
         """Whether a sum of these records, this plan's with them, protects no training row."""

@@ -184,6 +184,13 @@ class SiteModel:
         kept = self._store.kept()
         if kept is None:
             return
+        if kept.round_number > round_number:
+            raise ProtocolError(
+                "rule",
+                f"R4: round {round_number} was entered before, and what was sent then is not kept "
+                f"any more: round {kept.round_number} was begun since; restore this site's run "
+                "folder to where the run stood, or agree on another plan",
+            )
         same = self._plan.scheme.membership != "open"
         wanted = (round_number, self.standing(), weight if same else kept.weight)
         if (kept.round_number, kept.base, kept.weight) != wanted:
