@@ -189,17 +189,20 @@ def test_a_finished_run_is_not_resumed(tiny_run: Path) -> None:
 # -- the same plan, other schemes ----------------------------------------------------------------
 
 
-#: Scheme -> changes to the plan, and how far from plain's its losses may end. The order of a site's
-#: rows comes from the plan's hash and the adapter's: it is another one under another scheme.
-SCHEMES: dict[str, tuple[dict[str, Any], float]] = {
-    "plain": ({"scheme": {"name": "plain"}}, 0.0),
-    "ckks lean": ({"scheme": {"name": "ckks"}}, 0.01),
-    "ckks paper": ({"scheme": {"name": "ckks", "parameters": "paper"}}, 0.01),
-    "rlwe": ({}, 0.01),
-    "rlwe to the server": ({"scheme": {"name": "rlwe", "open_to": "server"}}, 0.01),
-    "rlwe 8 bits": ({"encoding": {"bits": 8}}, 0.01),
-    "rlwe 4 bits": ({"encoding": {"bits": 4, "headroom": True}}, 0.02),
+#: Scheme -> changes to the plan.
+SCHEMES: dict[str, dict[str, Any]] = {
+    "plain": {"scheme": {"name": "plain"}},
+    "ckks lean": {"scheme": {"name": "ckks"}},
+    "ckks paper": {"scheme": {"name": "ckks", "parameters": "paper"}},
+    "rlwe": {},
+    "rlwe to the server": {"scheme": {"name": "rlwe", "open_to": "server"}},
+    "rlwe 8 bits": {"encoding": {"bits": 8}},
+    "rlwe 4 bits": {"encoding": {"bits": 4, "headroom": True}},
 }
+#: How far from plain's losses others may end. The order of a site's rows comes from the plan's hash
+#: and the adapter's: it is another one under another scheme, and on another processor, and moves
+#: a site's loss by a percent. In these three rounds it falls by a fifth or more.
+BY_ORDER = 0.03
 Runs = Callable[[str], tuple[Path, dict[str, Any]]]
 
 
@@ -214,7 +217,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
             out = folder / scheme.replace(" ", "-")
             # Nothing pruned: shared masks are ranked by what was opened, and a last bit of it
             # decides near ties for all sites.
-            changes = {"pruning": {"method": "none"}, **SCHEMES[scheme][0]}
+            changes = {"pruning": {"method": "none"}, **SCHEMES[scheme]}
             made[scheme] = out, run_small(out, **changes)
         return made[scheme]
 
@@ -232,7 +235,7 @@ def test_every_scheme_ends_like_plain(runs: Runs, scheme: str) -> None:
         assert begun == plain["initial_heldout_loss"]["sites"]
         assert ended[site] < begun[site]
         assert ended[site] == pytest.approx(
-            plain["final_heldout_loss"]["sites"][site], rel=SCHEMES[scheme][1]
+            plain["final_heldout_loss"]["sites"][site], rel=BY_ORDER
         )
     assert (folder / "report.html").stat().st_size > 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
