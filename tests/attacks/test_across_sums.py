@@ -92,7 +92,7 @@ def test_a_rewind_with_one_digit_nudged(four: Consortium) -> None:
     with pytest.raises(RoundFailed, match="work: no answer from"):
         session.coordinator.round(1)
     assert session.link.codes["victim"] == "rule"
-    assert "R4: round 1 was tried before from another start" in four.last_error(
+    assert "R4: round 1 was entered before, and what was sent then is not kept" in four.last_error(
         "victim", "trial-0001"
     )
 

@@ -60,7 +60,9 @@ def test_a_rewind_does_not_replace_what_was_sent(federation: Any) -> None:
         ours.works[name].stood = now.state, now.memory
     with pytest.raises(RoundFailed):
         again(ours).round(1)
-    assert "R4: round 1 was tried before" in str(ours.wire.errors["bank"])
+    assert "R4: round 1 was entered before, and what was sent then is not kept" in str(
+        ours.wire.errors["bank"]
+    )
     assert ours.stores["bank"].contribution is kept
     for name in ours.names:
         state, memory = ours.works[name].stood
