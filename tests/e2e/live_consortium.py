@@ -130,8 +130,8 @@ class Federation:
             elif whose == first:
                 for site in self.sites:
                     peers = ",".join(one for one in self.sites if one != site)
-                    mine = line.replace(f"--confirm {','.join(others)}", f"--confirm {peers}")
-                    yield re.sub(rf"\b{first}\b", site, mine)
+                    mine = re.sub(rf"\b{first}\b", site, line)
+                    yield mine.replace(f"--confirm {','.join(others)}", f"--confirm {peers}")
 
     def alone(self, out: Path) -> str:
         """The adapter that one process makes of the plan that was submitted to `out`, with the same
