@@ -443,3 +443,20 @@ def test_a_name_is_of_one_site() -> None:
     said = refused(lambda: joined(following(later), [other.card()]))
     assert said.startswith("expected a name that no other site of the rosters before had, got lab")
     assert joined(following(later), [KEYS[name].card() for name in ("lab", "school", "annex")])
+    # Nor is it taken by adding a card.
+    assert refused(lambda: following(later).with_cards([other.card()])) == said
+
+
+def test_a_site_has_its_name_again_whoever_else_had_it() -> None:
+    """Its key was lost, and it goes and comes under the new one."""
+    same = dataclasses.replace(KEYS["school"], name="lab").card()
+    keys = (KEYS["lab"].card().first_public().hex(), same.first_public().hex())
+    rosters = [
+        Earlier(bytes([number]) * 32, ((Member("lab", key, key),),))
+        for number, key in enumerate(keys)
+    ]
+    lineage = Lineage(consortium=rosters[0].roster, earlier=tuple(rosters))
+    for card in (KEYS["lab"].card(), same):
+        lineage.check_names_are_free([card], demo=False)
+    with pytest.raises(RosterError, match=r"which .* had; make its key under another name"):
+        lineage.check_names_are_free([KeyFile.make("lab").card()], demo=False)

@@ -4,7 +4,8 @@ others two sites changed, and they count it as one that hides whoever goes at th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ class Consortium:
         )
         self.roster = signed(first, self.keys)
         self.opened: list[dict[tuple[str, bytes], int]] = []
+        #: Whose ledger is asked before the others'.
+        self.asked_first = ""
 
     def lose_keys(self, roster: SignedRoster, *names: str) -> SignedRoster:
         for name in names:
@@ -65,14 +68,16 @@ class Consortium:
         self,
         roster: SignedRoster,
         contents: Callable[[str], bytes] = lambda _: SAME,
-        exposes: tuple[str, ...] = (),
+        exposes: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        """Every honest site goes on under the roster and enters a sum, which is opened."""
-        self.roster = signed(roster, self.keys)
-        known = self.roster.to_roster().exposing(exposes)
-        plan = self._plan(len(self.opened))
+        """Every honest site goes on under the roster and enters a sum, which is opened. `exposes`:
+        what the policy of each says."""
+        following = signed(roster, self.keys)
+        plan = self._plan(following, len(self.opened))
         lines = {}
-        for name in known.names():
+        names = sorted(following.names(), key=lambda name: (name != self.asked_first, name))
+        for name in names:
+            known = following.to_roster().exposing((exposes or {}).get(name, ()))
             ledger = self.ledgers[name]
             about = (roster_digest(known), "0" * 64, plan.rounds, tallies(plan))
             ledger.approve(rules.Approval(plan.sha256(), *about, exposed=True))
@@ -86,10 +91,20 @@ class Consortium:
             line.check_followed(places)
         for line in honest.values():
             line.enter(ROUND, 1, START, "c" * 64, versions, 1, START, None)
+        self.roster = following
         self.opened.append({(name, contents(name)): 1 for name in honest})
 
-    def _plan(self, number: int) -> Plan:
-        sites = {name: {"source": "sample:finance"} for name in self.roster.names()}
+    def name_of(self, name: str) -> str:
+        """A site by its key of today, as a policy names it."""
+        return f"{name}@{self.keys[name].card().first_public().hex()[:16]}"
+
+    def both_keys(self, name: str, before: SignedRoster) -> tuple[str, str]:
+        """The same, with its key of the roster before."""
+        old = before.card(name).first_public().hex()
+        return f"{name}@{old[:16]}", self.name_of(name)
+
+    def _plan(self, roster: SignedRoster, number: int) -> Plan:
+        sites = {name: {"source": "sample:finance"} for name in roster.names()}
         scheme = {"name": "rlwe", "max_colluding": 1}
         raw = {"name": f"plan-{number}", "rounds": 2, "scheme": scheme, "data": {"sites": sites}}
         return parse_plan(raw, base_dir=Path())
@@ -131,14 +146,30 @@ def test_without_the_rule_who_goes_with_lost_keys_is_seen(
     assert isolated(eight.opened) == "annex"
 
 
+LOST = (
+    r"R1: expected every key of (lab|school|ward) to count as exposed, since a site that lost its"
+)
+
+
 def test_a_site_that_lost_its_key_hides_nobody(eight: Consortium) -> None:
+    """As every site sees it: those that stay refuse, and not only those that lost a key."""
     after = annex_goes(eight, lost=True)
-    with pytest.raises(
-        ProtocolError,
-        match=r"R1: expected that this site counts as exposed under the key that it lost and under "
-        r"that of today.* expose lab@[0-9a-f]{16} and lab@[0-9a-f]{16}, or use records",
-    ):
-        eight.sum_under(after)
+    for site in ("bank", "lab"):
+        eight.asked_first = site
+        with pytest.raises(ProtocolError, match=LOST) as caught:
+            eight.sum_under(after)
+        assert re.search(r"expose (\w+)@[0-9a-f]{16} and \1@[0-9a-f]{16}, or", str(caught.value))
+    assert isolated(eight.opened) is None
+
+
+def test_policies_that_name_each_its_own_site_are_not_enough(eight: Consortium) -> None:
+    """Each would discount itself, and count the others as two that hide annex."""
+    before = eight.roster
+    after = eight.lose_keys(following(before), "lab", "school", "ward")
+    after = joined(without(after, ["annex"]), [eight.keys["mole"].card()])
+    own = {name: eight.both_keys(name, before) for name in ("lab", "school", "ward")}
+    with pytest.raises(ProtocolError, match=LOST):
+        eight.sum_under(after, exposes=own)
     assert isolated(eight.opened) is None
 
 
@@ -156,8 +187,10 @@ def test_nobody_comes_and_two_sign_that_they_joined(eight: Consortium) -> None:
         *(exposure_of(before, after, eight.keys[name]) for name in ("lab", "school")),
     ]
     after = dataclasses.replace(after, lineage=after.lineage.with_exposures(statements))
-    with pytest.raises(ProtocolError, match="under the key that it lost"):
-        eight.sum_under(after)
+    own = {name: eight.both_keys(name, before) for name in ("lab", "school")}
+    for exposes in ({}, own):
+        with pytest.raises(ProtocolError, match=LOST):
+            eight.sum_under(after, exposes=exposes)
 
 
 def changed_at_lab(name: str) -> bytes:
@@ -170,7 +203,7 @@ def test_a_change_of_one_site_is_not_hidden_by_lost_keys(
     """Three come with new keys and nobody signs; lab's records changed and nobody else's. First
     without either rule."""
     after = eight.lose_keys(following(eight.roster), "lab", "school", "annex")
-    with pytest.raises(ProtocolError, match="under the key that it lost"):
+    with pytest.raises(ProtocolError, match="to count as exposed"):
         eight.sum_under(after, changed_at_lab)
     with monkeypatch.context() as patch:
         patch.setattr(rules, "_lost_key", lambda *_: "")
@@ -181,12 +214,40 @@ def test_a_change_of_one_site_is_not_hidden_by_lost_keys(
     assert isolated(eight.opened) == "lab"
 
 
-def test_who_lost_its_key_goes_on_where_it_is_exposed_under_both(eight: Consortium) -> None:
-    """One of eight: the policies of all expose it, and by subtraction its own part is nothing."""
-    old = eight.keys["lab"].card().first_public().hex()
-    after = eight.lose_keys(following(eight.roster), "lab")
-    new = eight.keys["lab"].card().first_public().hex()
-    with pytest.raises(ProtocolError, match=r"under the key that it lost|got fewer for lab"):
-        eight.sum_under(after, exposes=(f"lab@{new[:16]}",))
-    eight.sum_under(after, exposes=(f"lab@{old[:16]}", f"lab@{new[:16]}"))
+def for_all(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return dict.fromkeys((*NAMES, "mole"), names)
+
+
+def test_who_lost_its_key_goes_on_where_all_expose_it(eight: Consortium) -> None:
+    """One of eight: by subtraction its own part is nothing."""
+    before = eight.roster
+    after = eight.lose_keys(following(before), "lab")
+    both = eight.both_keys("lab", before)
+    with pytest.raises(ProtocolError, match="every key of lab to count as exposed"):
+        eight.sum_under(after, exposes=for_all(both[1:]))
+    eight.sum_under(after, exposes=for_all(both))
     assert isolated(eight.opened) is None
+
+
+def test_a_key_that_was_lost_twice_is_exposed_three_times(eight: Consortium) -> None:
+    before = eight.roster
+    after = eight.lose_keys(following(before), "lab")
+    first = eight.both_keys("lab", before)
+    eight.sum_under(after, exposes=for_all(first))
+    again = eight.roster
+    after = eight.lose_keys(following(again), "lab")
+    last = eight.both_keys("lab", again)[1]
+    with pytest.raises(ProtocolError, match=r"expose lab@\w+ and lab@\w+ and lab@\w+, or"):
+        eight.sum_under(after, exposes=for_all((first[0], last)))
+    eight.sum_under(after, exposes=for_all((*first, last)))
+
+
+def test_a_site_that_lost_its_key_keeps_its_name(eight: Consortium) -> None:
+    """Under another the others would take it for another site."""
+    after = without(following(eight.roster), ["lab"])
+    eight.keys["newlab"], eight.ledgers["newlab"] = KeyFile.make("newlab"), eight.ledgers["lab"]
+    after = joined(after, [eight.keys["newlab"].card()])
+    lab = (eight.name_of("lab"), eight.name_of("newlab"))
+    eight.asked_first = "newlab"
+    with pytest.raises(ProtocolError, match="expected the name that this site had when its record"):
+        eight.sum_under(after, exposes=for_all(lab) | {"newlab": lab})

@@ -308,28 +308,34 @@ def test_a_stolen_key_says_no_more_than_what_was_taken_of_it(sites: dict[str, Si
         bank.line((replace(roster, charter=b"forged".ljust(32)), plan)).follow()
 
 
-def test_other_records_take_what_was_signed_while_it_was_signed(sites: dict[str, Site]) -> None:
-    """Records rest while lab goes, comes back and replaces its key. Others of the ledger were used,
-    and it took the signature then."""
+def test_what_other_records_were_asked_of_serves_none_that_were_there(
+    sites: dict[str, Site],
+) -> None:
+    """A stolen key signs a step that fresh records were not there for, and nobody asks. Once that
+    key is replaced it signs nothing for old ones."""
     summed(sites, FOUR, FIRST)
-    back = signing(roster_of(FOUR, [FOUR, FOUR[:3]], "lab"), said(OLD))
-    lineage = replace(back[0].lineage, signed={0: frozenset({IDS["lab"]})})
-    back = replace(back[0], lineage=lineage), back[1]
-    for name in FOUR[:3]:
-        site = sites[name]
-        site.ledger.see_keys({"lab": (OLD,)})
-        resting = site.records
-        other = frozenset({record_hash(site.ledger.record_key, b"other")})
-        site.records = replace(resting, hashes=other)
-        for made in (signing(LESS, said(OLD)), back):
-            line = site.line(made)
-            line.follow()
-            line.check_followed(dict.fromkeys(made[0].names(), 0))
-        site.ledger.see_keys({"lab": (OLD, NEW)})
-        site.records = resting
-        line = site.line(back)
-        assert line.follow() == 0
-        line.check_followed(dict.fromkeys(FOUR, 0))
+    bank = sites["bank"]
+    bank.ledger.see_keys({"lab": (OLD,)})
+    old, fresh = bank.records, frozenset({record_hash(bank.ledger.record_key, b"fresh")})
+    bank.records = replace(old, hashes=fresh)
+    assert bank.line(signing(LESS, said(OLD))).follow() == 0
+    bank.ledger.see_keys({"lab": (OLD, NEW)})
+    bank.records = old
+    with pytest.raises(ProtocolError, match=NOT_THE_LAST):
+        bank.line(signing(LESS, said(OLD))).follow()
+
+
+def test_an_exposure_is_late_though_no_session_began(sites: dict[str, Site]) -> None:
+    """The coordinator has the sites join, and lets no session begin: what was not signed then is
+    not taken later."""
+    summed(sites, FOUR, FIRST)
+    bank, everyone = sites["bank"], (*FOUR, COMES)
+    hidden = roster_of(everyone, [FOUR], COMES)
+    assert bank.line(hidden).follow() == 0
+    forged = roster_of(everyone, [FOUR], COMES, "lab")
+    lineage = replace(forged[0].lineage, signed={0: frozenset({IDS[COMES], IDS["lab"]})})
+    forged = replace(forged[0], lineage=lineage, charter=b"f" * 32), forged[1]
+    assert "R1: expected no exposure of lab" in refused(bank.line(forged))
 
 
 def test_who_went_signs_after_the_others_came(sites: dict[str, Site]) -> None:

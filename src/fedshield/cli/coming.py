@@ -144,12 +144,14 @@ def _sign(
     from fedshield.enrolment import SignedRoster
     from fedshield.enrolment.coming import exposure_of, following
     from fedshield.enrolment.files import write_new
+    from fedshield.enrolment.lineage import identity
 
     before = SignedRoster.read(path)
     after = step(following(before))
     remember = None if ledger is None else _remember(ledger, after)
     signed = exposure_of(before, after, key_file, bound=remember is not None)
     name, names = key_file.name, after.to_roster().history()
+    site = identity(key_file.card(), after.demo)
     say("roster", f"{path}, fingerprint {before.fingerprint()}")
     say("step", f"{name} {'joins' if signed.kind == 'joining' else 'goes'}")
     say("batch before", names.calls(signed.before) or "none")
@@ -177,7 +179,7 @@ def _sign(
         )
     elif ledger is not None:
         say("remembered", "nothing: this ledger was rebuilt, so it counts as nobody who goes on")
-    if signed.kind == "going":
+    if signed.kind == "going" and not before.to_roster().history().exposed() & {site}:
         say(
             "else",
             "without this signature the sites that stay refuse this roster, unless the policy of "

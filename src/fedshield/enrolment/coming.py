@@ -41,8 +41,7 @@ def joined(roster: SignedRoster, cards: Sequence[Card], batches: Batches = ()) -
     """With these sites too. `batches`: with membership batches, those that they are in, whole: in
     place of each of today's that shares a site with one. Raises `RosterError`, also for a name that
     another site of an earlier roster had: people and policies speak of sites by name."""
-    for card in cards:
-        _check_name_is_free(roster, card)
+    roster.lineage.check_names_are_free(cards, roster.demo)
     before = roster.batches()
     if before and not batches:
         raise RosterError(
@@ -55,18 +54,6 @@ def joined(roster: SignedRoster, cards: Sequence[Card], batches: Batches = ()) -
     after = _with_sites(roster, (*roster.sites, *cards), (*cells, *batches))
     after.batches()
     return after
-
-
-def _check_name_is_free(roster: SignedRoster, card: Card) -> None:
-    site = identity(card, roster.demo)
-    for earlier in roster.lineage.earlier:
-        for member in (member for batch in earlier.batches for member in batch):
-            if member.name == card.name and member.site != site:
-                raise RosterError(
-                    "expected a name that no other site of the rosters before had, got "
-                    f"{card.name} of {site[:16]}, which {member.site[:16]} had in "
-                    f"{earlier.roster.hex()[:16]}; make its key under another name"
-                )
 
 
 def _with_sites(roster: SignedRoster, sites: tuple[Card, ...], batches: Batches) -> SignedRoster:

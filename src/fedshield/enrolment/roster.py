@@ -261,7 +261,10 @@ class SignedRoster:
     def with_cards(self, cards: Iterable[Card], batches: Batches = ()) -> SignedRoster:
         """With these sites too, and without any countersignature: each was over fewer sites.
         `batches`: more of them, beside those that were named. Where none are named, all sites are
-        cut again, and a site whose batch changes refuses sums of its earlier records (R1)."""
+        cut again, and a site whose batch changes refuses sums of its earlier records (R1). Raises
+        `RosterError` for a name that another site of an earlier roster had."""
+        cards = tuple(cards)
+        self.lineage.check_names_are_free(cards, self.demo)
         return dataclasses.replace(
             self,
             sites=(*self.sites, *cards),

@@ -68,6 +68,15 @@ class History:
         """Atoms with fewer than c + 2 sites that are not exposed, and at least one."""
         return short_atoms(self.cuts, self.exposed(), colluding)
 
+    def namesakes(self) -> tuple[tuple[str, ...], ...]:
+        """Sites of these cuts that have one name, two or more: under keys that were lost, or made
+        up."""
+        named: dict[str, list[str]] = {}
+        for site in sorted({site for cut in self.cuts for batch in cut for site in batch}):
+            if name := self.names.get(site):
+                named.setdefault(name, []).append(site)
+        return tuple(tuple(sites) for sites in named.values() if len(sites) > 1)
+
     def call(self, site: str) -> str:
         """What people call a site: its name, with what its first key begins with where two have
         that name; or that key alone."""
@@ -196,16 +205,23 @@ def not_continued(entered: Sequence[Entered], cuts: Sequence[Cut]) -> tuple[Cut,
     return next((one.cuts for one in entered if tuple(cuts[: len(one.cuts)]) != one.cuts), None)
 
 
-def signed_late(entered: Sequence[Entered], history: History) -> frozenset[str]:
-    """Sites whose exposure is of a step that this site went on after, and was not there then:
-    whoever stole a key that its site had then could sign it. As long as this site has seen no
-    quorum for a step it was in no sum after it; whom its policy exposes is exposed without."""
+def signed_late(entered: Sequence[Entered], history: History, own: str) -> frozenset[str]:
+    """Sites whose exposure is of a step that the site `own` went on after, and was not there then:
+    whoever stole a key that its site had then could sign it. At the step with which `own` went
+    itself others sign after it; whom its policy exposes is exposed without a signature."""
     return frozenset(
         site
         for one in entered
-        for number in range(len(one.cuts) - 1 if one.asked_from is not None else 0)
+        for number in range(_steps_of(one, own))
         for site in history.signed.get(number, frozenset()) - one.signed - history.named
     )
+
+
+def _steps_of(entered: Entered, own: str) -> int:
+    """The steps of a chain that `own` was there after: not the last one, if it went with that."""
+    *_, last = entered.cuts
+    went = bool(last) and not any(own in batch for batch in last)
+    return len(entered.cuts) - 1 - went
 
 
 def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:

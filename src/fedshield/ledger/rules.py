@@ -207,7 +207,7 @@ def _together(
             "it and goes on from another; ask for the roster of today, or use records that were in "
             "no sum and joined under no roster, at every site"
         )
-    if late := signed_late(entered, history):
+    if late := signed_late(entered, history, request.own):
         return (
             f"expected no exposure of {history.calls(late)[:120]} for rosters that these records "
             "went on after without it, got one: who has an old key can sign such; ask that site, "
@@ -239,17 +239,26 @@ def _together(
 
 
 def _lost_key(rows: Sequence[Row], request: Row, history: History) -> str:
-    """To the others a site that lost its key is a second one, and they count it as one that hides
-    whoever goes with it. It knows better: the rows of its ledger are under the other key."""
-    lost = next((row.own for row in rows if row.own != request.own), None)
-    if lost is None or {lost, request.own} <= history.exposed():
-        return ""
-    return (
-        "expected that this site counts as exposed under the key that it lost and under that of "
-        "today, since these records were in sums under the former, got fewer; have every policy, "
-        f"this site's too, expose {history.call(lost)} and {history.call(request.own)}, or use "
-        "records that were in no sum"
-    )
+    """A site that lost its key is two to all others, and each of the two would hide whoever goes
+    with it. So all of one name count as exposed, at every site, or the site takes no part; and it
+    goes by the name that it had, so that all others see it."""
+    for sites in history.namesakes():
+        if not set(sites) <= history.exposed():
+            return (
+                f"expected every key of {history.names[sites[0]]} to count as exposed, since a "
+                "site that lost its key hides nobody, got fewer; have every policy, that site's "
+                f"too, expose {' and '.join(map(history.call, sites))}, or use records that were "
+                "in no sum, at every site"
+            )
+    for lost in sorted({row.own for row in rows} - {request.own}):
+        if history.names.get(lost) != history.names.get(request.own):
+            return (
+                "expected the name that this site had when its records were in sums under a key "
+                f"that is lost ({history.call(lost)}), got {history.call(request.own)}: under "
+                "another the others take it for another site; have the new key under the old name "
+                "(fedshield roster replace --key-lost)"
+            )
+    return ""
 
 
 def _renamed(history: History, entered: Sequence[Entered]) -> str:

@@ -314,12 +314,9 @@ class Line:
         )
 
     def _check_statements(self, history: History, first: int) -> frozenset[Taken]:
-        """What was signed of steps, and this site takes: what this ledger took before, or else what
-        was signed with the last key that it knows of that site, or one that goes on from it.
-        Other records may have been there for an earlier step, and take it then.
-
-        Raises `ProtocolError` ('ledger') for another statement of a step from the cut `first` on,
-        which these records were there for."""
+        """What was signed of steps that these records were there for, from the cut `first` on: what
+        this ledger took before, or else what was signed with the last key that it knows of that
+        site, or one that goes on from it. Raises `ProtocolError` ('ledger') for another."""
         known = {
             statement
             for one in self._ledger.entered
@@ -328,15 +325,14 @@ class Line:
         }
         taken = set()
         for number, statements in history.statements.items():
-            for keys, digest in statements:
+            for keys, digest in statements if number >= first else ():
                 statement = (number, keys[0].hex(), digest)
-                name, why = history.call(statement[1]), ""
-                if statement not in known:
-                    why = heads.forked(self._ledger.chains, {name: keys})
-                if why and number >= first:
+                name = history.call(statement[1])
+                if statement not in known and (
+                    why := heads.forked(self._ledger.chains, {name: keys})
+                ):
                     raise ProtocolError("ledger", why)
-                if not why:
-                    taken.add(statement)
+                taken.add(statement)
         return frozenset(taken)
 
     def check_followed(self, places: Mapping[str, int]) -> None:
