@@ -38,7 +38,8 @@ def plan(tmp_path: Path) -> Path:
     for site, sample in SITES.items():
         raw["data"]["sites"][site] = {"source": f"sample:{sample}", "rows": 24}
     raw["training"] |= {"steps": 4, "batch_size": 4, "max_length": 96}
-    raw["speed"] = {"threads": 1, "setup_deadline_s": 180, "message_deadline_s": 30}
+    raw["speed"] = {"threads": 1, "setup_deadline_s": 180, "work_deadline_s": 45}
+    raw["speed"]["message_deadline_s"] = 30
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path

@@ -110,8 +110,7 @@ def test_a_leaver_and_a_joiner(live: Federation) -> None:
     made = run(live, path)
     assert batches(live, "north") == [4, 3]
     card = (made.folder("north") / "adapter" / "README.md").read_text()
-    assert "subtraction" in card
-    assert "east" in card
+    assert "east: exposed. This roster follows one with other sites" in card
 
     # A new one joins: the others hide it from nobody, and it signs that.
     live.call("site", "request", "lab", "--consortium", "ward-notes", "--out", "lab")
