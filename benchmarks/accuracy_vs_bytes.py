@@ -26,8 +26,8 @@ from typing import Any
 import yaml
 
 from fedshield.crypto.scheme import CKKS
-from fedshield.engines import inprocess
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.run import local
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
@@ -114,7 +114,7 @@ def measure(one: dict[str, Any], out: Path) -> None:
     started = time.perf_counter()
     plan = parse_plan(one.pop("plan"), base_dir=HERE)
     with tempfile.TemporaryDirectory() as folder:
-        finished = inprocess.run(plan, Path(folder) / "run")
+        finished = local.run(plan, Path(folder) / "run")
         summary = finished.read_json("summary.json")
         metrics = finished.metrics()
     row = one | {

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedshield.engines.flare import simulate
-from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
-from fedshield.planfile import parse_plan
-from fedshield.runfolder import RunFolder
+from fedshield.plan.load import parse_plan
+from fedshield.run.flare import simulate
+from fedshield.run.flare.conduct import COORDINATOR_FILE, read_log
+from fedshield.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))

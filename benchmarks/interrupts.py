@@ -175,12 +175,12 @@ def load_everything() -> None:
 
     torch.set_num_threads(1)
     import fedshield.cli.entry
-    import fedshield.engines.inprocess
     import fedshield.report
-    import fedshield.train  # noqa: F401
-    from fedshield.engines.events import Quiet
-    from fedshield.engines.workplace import prepare
-    from fedshield.planfile import load_plan
+    import fedshield.run.local
+    import fedshield.site.train  # noqa: F401
+    from fedshield.plan.load import load_plan
+    from fedshield.run.events import Quiet
+    from fedshield.run.prepare import prepare
 
     prepare(load_plan(ROOT / "examples" / "tiny.yaml")[0], Quiet())
     gc.collect()

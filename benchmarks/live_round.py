@@ -35,8 +35,8 @@ def main() -> None:
     # After the affinity: threads and processes inherit it.
     from live_consortium import SITES, federation
 
-    from fedshield.engines import inprocess
-    from fedshield.planfile import load_plan
+    from fedshield.plan.load import load_plan
+    from fedshield.run import local
 
     raw = yaml.safe_load((ROOT / "examples" / "tiny.yaml").read_text())
     sites = {site: {"source": f"sample:{sample}", "rows": 200} for site, sample in SITES.items()}
@@ -61,7 +61,7 @@ def main() -> None:
                 live += rounds[1:]
                 # With the same keys, from which sites draw what training leaves to chance.
                 enrolment = made.enrolment(folder / f"keys-{number}")
-                finished = inprocess.run(plan, folder / f"alone-{number}", enrolment=enrolment)
+                finished = local.run(plan, folder / f"alone-{number}", enrolment=enrolment)
                 seen = {row["round"]: row["round_s"] for row in finished.metrics()}
                 alone += [seen[at] for at in sorted(seen)][1:]
                 digest = finished.read_json("summary.json")["adapter_sha256"]

@@ -27,12 +27,13 @@ from typing import Any
 import yaml
 
 from accuracy_vs_bytes import SILOS, TINY_BASE, nested, tiny_base
-from fedshield.audit import after_release, on_updates, openings, stage
-from fedshield.audit.membership import row_losses
+from fedshield.audit import after_release, on_updates, replay
+from fedshield.audit.attacks import openings
+from fedshield.audit.attacks.membership import row_losses
 from fedshield.audit.stats import Measure, mean_measure
 from fedshield.audit.suite import Effort
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "results"
@@ -72,8 +73,8 @@ def keep(line: dict[str, Any]) -> None:
 
 def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
     """Token recovery by round and party: who opens what under the plan's scheme."""
-    scene = stage.prepare(plan, _say)
-    recording = stage.record(plan, scene, say=_say)
+    scene = replay.prepare(plan, _say)
+    recording = replay.record(plan, scene, say=_say)
     attacker = on_updates.Attacker(plan, scene, ["tokens"], {})
     start = scene.start(plan)
     seen = {"server": openings.by_server(recording.server, plan, start).seen}
@@ -104,9 +105,9 @@ def tokens(plan: Plan) -> Iterator[dict[str, Any]]:
 def release(plan: Plan) -> Iterator[dict[str, Any]]:
     """Membership and canaries of the released adapter, and what it is worth: the mean over all
     sites' held-out rows of a row's negative log-likelihood per response token."""
-    scene = stage.prepare(plan, _say)
+    scene = replay.prepare(plan, _say)
     effort = Effort(references=255, canaries=4, repeats=(0, 1, 16))
-    recording = stage.record(after_release.in_the_clear(plan), scene, say=_say)
+    recording = replay.record(after_release.in_the_clear(plan), scene, say=_say)
     state = recording.released.state
     heldout = [row for data in scene.data.values() for row in data.heldout]
     for name, adapter in (("before", scene.start(plan)), ("after", state)):

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedshield.engines import inprocess
 from fedshield.errors import PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import load_plan
+from fedshield.plan.load import load_plan
+from fedshield.plan.schema import Plan
+from fedshield.run import local
 
 HERE = Path(__file__).parent
 LINES = HERE.parent / "docs" / "results" / "privacy_cost.jsonl"
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 plan = plan_of(one, Path(folder))
-                inprocess.run(plan, Path(folder) / "run")
+                local.run(plan, Path(folder) / "run")
             except PlanError as error:
                 print(f"left out: {one}: {error}")
                 continue

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fedshield.data import samples
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import render
 
 SEED, STEPS, BATCH, LENGTH = 1, 1600, 16, 256

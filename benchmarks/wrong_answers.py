@@ -29,8 +29,8 @@ from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import choose
 from fedshield.crypto.seal import OVERHEAD_BYTES
 from fedshield.errors import CryptoError
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 SITES = (3, 8, 16, 64)
 NUM_VALUES = 8192

@@ -26,12 +26,9 @@ from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE
 from fedshield.crypto.scheme import rlwe_parameters
-from fedshield.encode_integers import UPDATE_RESERVED, update_layout
-from fedshield.protocol import messages
+from fedshield.plan.quorum import resolve
 from fedshield.protocol.channels import ANSWER, SHARE
-from fedshield.protocol.ciphers import share_shape
-from fedshield.protocol.envelope import Binding
-from fedshield.protocol.session import (
+from fedshield.protocol.contexts import (
     aggregate_digest,
     contributors_digest,
     round_context,
@@ -39,9 +36,12 @@ from fedshield.protocol.session import (
     upload_digest,
     upload_record,
 )
-from fedshield.protocol.summation import tag
-from fedshield.quorum import resolve
+from fedshield.protocol.participant_sum import tag
+from fedshield.protocol.wire import messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import share_shape
 from fedshield.types import AdapterSpec, Selection, TensorSpec
+from fedshield.update.encode_integers import UPDATE_RESERVED, update_layout
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS / "crypto"))

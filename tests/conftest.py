@@ -18,8 +18,8 @@ from hypothesis import settings
 
 from fedshield import interrupt
 from fedshield.cli.entry import SPINS
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 
 # Before torch too, which none of these loads: other work on the machine slows no test.
 os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
@@ -105,7 +105,7 @@ def make_plan(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny-llama` as a Hugging Face model folder. Copy it before changing it."""
-    from fedshield.model import tiny
+    from fedshield.model.builtin import tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tiny.build().save_pretrained(folder)

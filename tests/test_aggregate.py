@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedshield import aggregate
 from fedshield.errors import PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterSpec, AdapterState, Selection, TensorSpec
+from fedshield.update import server_optimizer
 
 SPEC = AdapterSpec((TensorSpec("a", (2, 2)), TensorSpec("b", (3,))), "00" * 32, 1.0)
 START = AdapterState(np.arange(7, dtype=np.float32), SPEC)
@@ -61,7 +61,7 @@ def test_each_optimiser_moves_as_its_paper_says(optimizer: str) -> None:
     rules = plan(optimizer=optimizer, learning_rate=0.5, epsilon=0.01)
     state, shared = START, {}
     for mean in MEANS:
-        state, shared = aggregate.step(rules, state, CHOSEN, mean, shared)
+        state, shared = server_optimizer.step(rules, state, CHOSEN, mean, shared)
     for place, index in enumerate(CHOSEN.indices):
         moved = by_hand(optimizer, [float(mean[place]) for mean in MEANS], 0.5, 0.01)
         assert state.values[index] - START.values[index] == pytest.approx(moved, rel=1e-5, abs=1e-6)
@@ -70,7 +70,7 @@ def test_each_optimiser_moves_as_its_paper_says(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
 def test_what_did_not_travel_stays(optimizer: str) -> None:
     rules = plan(optimizer=optimizer)
-    state, shared = aggregate.step(rules, START, CHOSEN, MEANS[0], {})
+    state, shared = server_optimizer.step(rules, START, CHOSEN, MEANS[0], {})
     others = np.setdiff1d(np.arange(7), CHOSEN.indices)
     np.testing.assert_array_equal(state.values[others], START.values[others])
     for vector in shared.values():
@@ -79,13 +79,14 @@ def test_what_did_not_travel_stays(optimizer: str) -> None:
 
 def test_moments_outside_a_selection_are_kept() -> None:
     rules = plan(optimizer="fedadam")
-    _, shared = aggregate.step(rules, START, CHOSEN, MEANS[0], {})
+    _, shared = server_optimizer.step(rules, START, CHOSEN, MEANS[0], {})
     elsewhere = Selection(np.array([1], dtype=np.int64), SPEC)
-    _, after = aggregate.step(rules, START, elsewhere, np.array([1.0]), shared)
+    _, after = server_optimizer.step(rules, START, elsewhere, np.array([1.0]), shared)
     np.testing.assert_array_equal(
-        after[aggregate.MOMENTUM][CHOSEN.indices], shared[aggregate.MOMENTUM][CHOSEN.indices]
+        after[server_optimizer.MOMENTUM][CHOSEN.indices],
+        shared[server_optimizer.MOMENTUM][CHOSEN.indices],
     )
-    assert after[aggregate.MOMENTUM][1] > 0
+    assert after[server_optimizer.MOMENTUM][1] > 0
 
 
 def test_parameters_replace_what_travelled() -> None:
@@ -96,16 +97,16 @@ def test_parameters_replace_what_travelled() -> None:
         },
         base_dir=Path.cwd(),
     )
-    state, shared = aggregate.step(rules, START, CHOSEN, np.array([9.0, 8.0, 7.0]), {})
+    state, shared = server_optimizer.step(rules, START, CHOSEN, np.array([9.0, 8.0, 7.0]), {})
     np.testing.assert_array_equal(state.values, [9, 1, 2, 8, 4, 7, 6])
     assert shared == {}
 
 
 def test_the_inputs_are_not_changed() -> None:
     rules = plan(optimizer="fedyogi")
-    _, shared = aggregate.step(rules, START, CHOSEN, MEANS[0], {})
+    _, shared = server_optimizer.step(rules, START, CHOSEN, MEANS[0], {})
     before = {name: vector.copy() for name, vector in shared.items()}
-    aggregate.step(rules, START, CHOSEN, MEANS[1], shared)
+    server_optimizer.step(rules, START, CHOSEN, MEANS[1], shared)
     for name, vector in before.items():
         np.testing.assert_array_equal(shared[name], vector)
 

@@ -512,12 +512,12 @@ def test_the_table_is_long_enough() -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run in `done`, and the data it was made from."""
-    from fedshield.engines import inprocess
-    from fedshield.planfile import load_plan
+    from fedshield.plan.load import load_plan
+    from fedshield.run import local
 
     folder = tmp_path_factory.mktemp("finished")
     lay_out(Case(()), folder)
-    inprocess.run(load_plan(folder / "plan.yaml")[0], folder / "done")
+    local.run(load_plan(folder / "plan.yaml")[0], folder / "done")
     return folder / "done"
 
 

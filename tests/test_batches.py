@@ -4,9 +4,9 @@ import string
 
 import pytest
 
-from fedshield.batches import check, cut, in_order, sitting_out, whole
 from fedshield.errors import PlanError
-from fedshield.quorum import default_colluding
+from fedshield.plan.batches import check, cut, in_order, sitting_out, whole
+from fedshield.plan.quorum import default_colluding
 
 TWO = (("a", "b", "c"), ("d", "e", "f", "g"))
 

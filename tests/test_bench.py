@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedshield import bench
-from fedshield.bench import CASES, chosen_cases, crypto_rows, missing_peers
+from fedshield.cost import bench
+from fedshield.cost.bench import CASES, chosen_cases, crypto_rows, missing_peers
 from fedshield.errors import UserError
 
 KEYS = {

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedshield.choices import BITS, TRAIN, choices
 from fedshield.cli.entry import app
 from fedshield.cost import estimate
+from fedshield.cost.alternatives import BITS, TRAIN, choices
 from fedshield.model.base import empty_model
-from fedshield.plan import Plan
-from fedshield.planfile import load_plan, parse_plan
-from fedshield.reference import DEFINITION, RANK, paper_bytes, paper_values
+from fedshield.plan.load import load_plan, parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.update.paper_baseline import DEFINITION, RANK, paper_bytes, paper_values
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -18,10 +18,10 @@ from fedshield.cost import estimate
 from fedshield.crypto.scheme import CKKS
 from fedshield.enrolment import Policy
 from fedshield.errors import ProtocolCode
-from fedshield.plan import AdapterPlan, Plan
-from fedshield.plan_data import SourcePlan
-from fedshield.planfile import load_plan
-from fedshield.protocol import messages
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.load import load_plan
+from fedshield.plan.schema import AdapterPlan, Plan
+from fedshield.protocol.wire import messages
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

@@ -26,16 +26,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from fedshield import certificates, cli, doctor, doctor_machine
+from fedshield import certificates, cli
+from fedshield.checks import Finding
 from fedshield.cli.entry import app
-from fedshield.cost import machine
-from fedshield.doctor import Site, examine
-from fedshield.doctor_machine import Finding
+from fedshield.cost import machine as cost_machine
+from fedshield.doctor import machine
+from fedshield.doctor import site as doctor_site
+from fedshield.doctor.site import Site, examine
 from fedshield.enrolment import Asked, write_demonstration
 from fedshield.errors import UserError
-from fedshield.model import tiny
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.model.builtin import tiny
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 
 NOW = datetime.datetime(2026, 11, 25, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -132,13 +134,13 @@ def test_a_site_with_too_few_rows_or_rows_that_do_not_count(plan: Plan, kit: Pat
 
 
 def test_what_was_not_given_is_said(plan: Plan, kit: Path) -> None:
-    assert len(doctor.not_examined(Site())) == 7
-    alone = doctor.not_examined(Site(policy=kit / "bank.policy.yaml"))
+    assert len(doctor_site.not_examined(Site())) == 7
+    alone = doctor_site.not_examined(Site(policy=kit / "bank.policy.yaml"))
     assert "whether the policy takes the plan (--plan)" in alone
-    assert "where the policy has data and model (--site)" in doctor.not_examined(
+    assert "where the policy has data and model (--site)" in doctor_site.not_examined(
         site(plan, kit, name=None)
     )
-    assert doctor.not_examined(site(plan, kit)) == (
+    assert doctor_site.not_examined(site(plan, kit)) == (
         "ports (--connect)",
         "certificates (--certificates)",
     )
@@ -228,10 +230,10 @@ def listening() -> Iterator[int]:
 
 
 def test_a_port_that_answers_and_one_that_does_not(listening: int) -> None:
-    assert doctor.port(f"127.0.0.1:{listening}").state == "ok"
+    assert doctor_site.port(f"127.0.0.1:{listening}").state == "ok"
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
-    found = doctor.port(f"127.0.0.1:{closed}")
+    found = doctor_site.port(f"127.0.0.1:{closed}")
     assert (found.state, found.found) == ("FAILED", "Connection refused")
     assert "firewall" in found.todo
 
@@ -239,7 +241,7 @@ def test_a_port_that_answers_and_one_that_does_not(listening: int) -> None:
 @pytest.mark.parametrize("text", ["host", "host:", ":80", "host:0", "host:70000", "host:8x", ""])
 def test_what_is_no_endpoint_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected HOST:PORT"):
-        doctor.port(text)
+        doctor_site.port(text)
 
 
 # -- certificates --------------------------------------------------------------------------------
@@ -517,51 +519,51 @@ def test_what_ends_soon_is_listed_the_first_first(tmp_path: Path) -> None:
     ("off", "state"), [(0, "ok"), (29, "ok"), (31, "warning"), (-299, "warning"), (301, "FAILED")]
 )
 def test_the_clock_against_a_given_time(tmp_path: Path, off: int, state: str) -> None:
-    (found,) = doctor_machine.clock(NOW + datetime.timedelta(seconds=off), NOW.isoformat())
+    (found,) = machine.clock(NOW + datetime.timedelta(seconds=off), NOW.isoformat())
     assert found.state == state
     (tmp_path / "time").write_text(NOW.isoformat() + "\n")
-    (found,) = doctor_machine.clock(NOW + datetime.timedelta(seconds=off), str(tmp_path / "time"))
+    (found,) = machine.clock(NOW + datetime.timedelta(seconds=off), str(tmp_path / "time"))
     assert found.state == state
 
 
 def test_the_clock_against_what_cannot_be() -> None:
     early = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
-    (found,) = doctor_machine.clock(early, None)
+    (found,) = machine.clock(early, None)
     assert found.state == "FAILED"
     with pytest.raises(UserError, match="--time: expected a time such as"):
-        list(doctor_machine.clock(NOW, "yesterday"))
+        list(machine.clock(NOW, "yesterday"))
 
 
 def test_disk_and_memory(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor_machine.disk(tmp_path / "not" / "yet", plan).state == "ok"
-    monkeypatch.setattr(doctor_machine, "DISK_MARGIN_BYTES", 10**18)
-    assert doctor_machine.disk(tmp_path, plan).state == "FAILED"
-    need = doctor_machine.estimate(plan).peak_memory_bytes
+    assert machine.disk(tmp_path / "not" / "yet", plan).state == "ok"
+    monkeypatch.setattr(machine, "DISK_MARGIN_BYTES", 10**18)
+    assert machine.disk(tmp_path, plan).state == "FAILED"
+    need = machine.estimate(plan).peak_memory_bytes
     for available, state in (
-        (machine.Memory(need, need, "x"), "ok"),
-        (machine.Memory(need, need - 1, "x"), "warning"),
-        (machine.Memory(need, need // 2, "x"), "FAILED"),
+        (cost_machine.Memory(need, need, "x"), "ok"),
+        (cost_machine.Memory(need, need - 1, "x"), "warning"),
+        (cost_machine.Memory(need, need // 2, "x"), "FAILED"),
         (None, "warning"),
     ):
-        monkeypatch.setattr(machine, "memory", lambda got=available: got)
-        assert doctor_machine.memory(plan).state == state
+        monkeypatch.setattr(cost_machine, "memory", lambda got=available: got)
+        assert machine.memory(plan).state == state
 
 
 def test_rows_longer_than_the_model_reads_are_told_before_a_run(plan: Plan) -> None:
-    (fits,) = doctor_machine.context(plan)
+    (fits,) = machine.context(plan)
     assert fits.state == "ok"
     training = plan.training.model_copy(update={"max_length": 1025})
-    (too_long,) = doctor_machine.context(plan.model_copy(update={"training": training}))
+    (too_long,) = machine.context(plan.model_copy(update={"training": training}))
     assert (too_long.state, too_long.found) == ("FAILED", "1025 tokens")
     assert "1024" in too_long.expected
 
 
 def test_packages_out_of_range_or_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [one.state for one in doctor_machine.packages()] == ["ok", "ok"]
+    assert [one.state for one in machine.packages()] == ["ok", "ok"]
     wanted = ["numpy>=999", "no-such-package>=1", "pyyaml", "nvflare==0.1; extra == 'flare'"]
     wanted += ["no-such-extra==1; extra == 'x'", "pyyaml>=999; python_version < '3'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: wanted)
-    found = {one.check: (one.state, one.todo) for one in doctor_machine.packages()}
+    found = {one.check: (one.state, one.todo) for one in machine.packages()}
     del found["python"]
     found.pop("package nvflare", None)  # only where it is installed
     assert found == {

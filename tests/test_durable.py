@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.durable import whole_folder
+from fedshield.disk import whole_folder
 from fedshield.errors import RunFolderError
 
 Usage = namedtuple("Usage", "total used free")

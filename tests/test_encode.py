@@ -11,24 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedshield import aggregate
 from fedshield.crypto.scheme import CKKS, PLAIN
-from fedshield.encode import (
-    COUNT_BASE,
-    COUNT_DIGITS,
-    decode_count,
-    decode_sum,
-    encode_count,
-    encode_update,
-    mean_of,
-    round_count,
-    update_layout,
-    weights_layout,
-)
 from fedshield.errors import CryptoError, PlanError
-from fedshield.plan import Plan
-from fedshield.plan_data import MAX_SITES
-from fedshield.planfile import parse_plan
+from fedshield.plan.data import MAX_SITES
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -39,6 +26,19 @@ from fedshield.types import (
     OpenedSum,
     Selection,
     TensorSpec,
+)
+from fedshield.update import server_optimizer
+from fedshield.update.encode_grid import (
+    COUNT_BASE,
+    COUNT_DIGITS,
+    decode_count,
+    decode_sum,
+    encode_count,
+    encode_update,
+    mean_of,
+    round_count,
+    update_layout,
+    weights_layout,
 )
 
 MakePlan = Callable[..., Plan]
@@ -85,7 +85,7 @@ def apply_sum(
     raw = {"data": {"sites": sites}, "adapter": {"exchange": exchange}}
     plan = parse_plan(raw, base_dir=Path.cwd())
     mean = mean_of(found, least_weight)
-    after, moments = aggregate.step(plan, before, ALL, mean, {})
+    after, moments = server_optimizer.step(plan, before, ALL, mean, {})
     assert moments == {}
     return after
 

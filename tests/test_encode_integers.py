@@ -12,11 +12,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedshield import encode_integers
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import MIN_SITE_DIGIT, RlweParameters, choose
-from fedshield.encode import mean_of
-from fedshield.encode_integers import (
+from fedshield.errors import CryptoError
+from fedshield.plan.schema import Plan
+from fedshield.types import (
+    AdapterSpec,
+    AdapterState,
+    EncodedIntegers,
+    Float32,
+    Layout,
+    Selection,
+    TensorSpec,
+)
+from fedshield.update import encode_integers
+from fedshield.update.encode_grid import mean_of
+from fedshield.update.encode_integers import (
     CLIP_FLOOR,
     CLIP_GROWTH,
     CLIP_MARGIN,
@@ -34,17 +45,6 @@ from fedshield.encode_integers import (
     encode_update,
     first_clip,
     weights_layout,
-)
-from fedshield.errors import CryptoError
-from fedshield.plan import Plan
-from fedshield.types import (
-    AdapterSpec,
-    AdapterState,
-    EncodedIntegers,
-    Float32,
-    Layout,
-    Selection,
-    TensorSpec,
 )
 
 MakePlan = Callable[..., Plan]
@@ -661,6 +661,6 @@ def test_large_sums_are_exact() -> None:
 
 def test_names_are_those_that_the_model_reads() -> None:
     """`encode.mean_of` divides by the weight under its own name."""
-    from fedshield import encode
+    from fedshield.update import encode_grid
 
-    assert encode_integers.WEIGHT == encode.WEIGHT
+    assert encode_integers.WEIGHT == encode_grid.WEIGHT

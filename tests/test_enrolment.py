@@ -30,9 +30,9 @@ from fedshield.enrolment.files import write_new
 from fedshield.enrolment.replacement import ReplacedKey
 from fedshield.enrolment.terms import SCHEMES, SERVERS
 from fedshield.errors import UserError
-from fedshield.plan import SCHEME_PARAMETERS
-from fedshield.protocol import codec
-from fedshield.quorum import resolve
+from fedshield.plan.quorum import resolve
+from fedshield.plan.schema import SCHEME_PARAMETERS
+from fedshield.protocol.wire import codec
 
 NAMES = ("bank", "clinic", "hospital", "school")
 #: Worked out from docs/roster.md without this package.

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fedshield.auditfile import keep_roster, read_known_keys, read_rosters
 from fedshield.crypto.keys import SiteKey
 from fedshield.enrolment import KeyFile, RosterError, SignedRoster
 from fedshield.enrolment.differences import differences
 from fedshield.enrolment.terms import Asked
-from fedshield.protocol import codec
+from fedshield.protocol.wire import codec
+from fedshield.run.log_file import keep_roster, read_known_keys, read_rosters
 
 
 def key_of(name: str) -> KeyFile:

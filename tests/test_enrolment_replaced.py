@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from fedshield.crypto.keys import SiteKey
-from fedshield.engines.flare import requests
 from fedshield.enrolment import Allowed, Asked, Card, KeyFile, SignedRoster
 from fedshield.enrolment.changes import next_path, previous_path
 from fedshield.enrolment.differences import differences
 from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.replacement import ReplacedKey, statement
 from fedshield.enrolment.seen import FILE, SeenKeys, put_in_force
+from fedshield.run.flare import requests
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "enrolment.json").read_text())
 SITES = ("bank", "clinic", "hospital")

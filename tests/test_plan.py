@@ -13,11 +13,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from fedshield import prune
 from fedshield.errors import PlanError
-from fedshield.plan import Plan, learning_rate
-from fedshield.planfile import load_plan, parse_plan
-from fedshield.quorum import Rules, resolve
+from fedshield.plan.load import load_plan, parse_plan
+from fedshield.plan.quorum import Rules, resolve
+from fedshield.plan.schema import Plan, learning_rate
+from fedshield.update import prune
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 HERE = Path(__file__).parent

@@ -8,13 +8,9 @@ from typing import Any
 
 import pytest
 
-from fedshield.plan import Plan
-from fedshield.plan_effect import (
-    without_effect,
-    without_effect_at_sites,
-    without_effect_in_process,
-)
-from fedshield.planfile import load_plan
+from fedshield.plan.effect import without_effect, without_effect_at_sites, without_effect_in_process
+from fedshield.plan.load import load_plan
+from fedshield.plan.schema import Plan
 
 MakePlan = Callable[..., Plan]
 IDLE = [

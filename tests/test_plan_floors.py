@@ -10,13 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedshield.data.sites import load_sites
-from fedshield.encode import round_count
-from fedshield.engines import inprocess
 from fedshield.errors import DataError, PlanError
-from fedshield.model import tiny
-from fedshield.plan import Plan
-from fedshield.plan_effect import without_effect
-from fedshield.plan_floors import (
+from fedshield.model.builtin import tiny
+from fedshield.plan.effect import without_effect
+from fedshield.plan.floors import (
     cap_note,
     counted,
     floor,
@@ -25,7 +22,10 @@ from fedshield.plan_floors import (
     most_counted,
     too_few,
 )
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.run import local
+from fedshield.update.encode_grid import round_count
 
 
 def plan_of(
@@ -79,7 +79,7 @@ def test_a_site_below_the_floor_is_refused_by_whoever_loads_its_rows(tmp_path: P
             load_sites(equal, tiny.tokenizer())
     # Before there is a run folder, or a message.
     with pytest.raises(DataError, match="rule R6"):
-        inprocess.run(plan_of(least=41), tmp_path / "run")
+        local.run(plan_of(least=41), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedshield.errors import PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import load_plan, parse_plan
+from fedshield.plan.load import load_plan, parse_plan
+from fedshield.plan.schema import Plan
 
 HERE = Path(__file__).parent
 SITES = (

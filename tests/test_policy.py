@@ -15,9 +15,9 @@ from fedshield import cli
 from fedshield.crypto.keys import SigningKey
 from fedshield.data.sites import load_sites
 from fedshield.enrolment import Policy, PolicyError
-from fedshield.model import tiny
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.model.builtin import tiny
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.protocol.roster import Roster
 
 ROOT = Path(__file__).parents[1]

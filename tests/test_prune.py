@@ -12,9 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fedshield import prune as pruning
-from fedshield.plan import Plan
-from fedshield.prune import magnitude_mask, ramp_rounds, rate_at, select
+from fedshield.plan.schema import Plan
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -23,6 +21,8 @@ from fedshield.types import (
     PrunedUpdate,
     TensorSpec,
 )
+from fedshield.update import prune as pruning
+from fedshield.update.prune import magnitude_mask, ramp_rounds, rate_at, select
 
 MakePlan = Callable[..., Plan]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedshield.errors import CryptoError
-from fedshield.quantise import quantise
+from fedshield.update.quantise import quantise
 
 
 @given(

@@ -14,8 +14,8 @@ from itertools import combinations, product
 import pytest
 
 from fedshield.errors import PlanError
-from fedshield.protocol.session import least_opened
-from fedshield.quorum import Membership, Rules, Server, resolve
+from fedshield.plan.quorum import Membership, Rules, Server, resolve
+from fedshield.protocol.contexts import least_opened
 
 SERVERS: tuple[Server, ...] = ("malicious", "semi-honest")
 MEMBERSHIPS: tuple[Membership, ...] = ("fixed", "open")

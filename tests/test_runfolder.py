@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fedshield.errors import RunFolderError
-from fedshield.plan import Plan
-from fedshield.runfolder import RunFolder, SiteStore, write_atomic
+from fedshield.plan.schema import Plan
+from fedshield.run.folder import RunFolder, SiteStore, write_atomic
 from fedshield.types import AdapterSpec, AdapterState, SiteMemory, TensorSpec
 
 MakePlan = Callable[..., Plan]
@@ -229,7 +229,7 @@ def test_a_second_opener_is_refused_until_the_first_ends(folder: RunFolder) -> N
 def test_a_killed_process_holds_nothing(folder: RunFolder) -> None:
     code = (
         "import os, pathlib, sys\n"
-        "from fedshield.runfolder import RunFolder\n"
+        "from fedshield.run.folder import RunFolder\n"
         "with RunFolder(pathlib.Path(sys.argv[1])).locked():\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"

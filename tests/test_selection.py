@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedshield import prune
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterSpec, Selection, TensorSpec
+from fedshield.update import prune
 
 SPEC = AdapterSpec(
     (

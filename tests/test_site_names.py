@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedshield.errors import PlanError
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
 from fedshield.site_names import RESERVED_NAMES, holder_of_reserved_name
 
 

@@ -12,16 +12,16 @@ import torch
 
 from fedshield.data.sites import SiteData
 from fedshield.errors import ModelError, RoundFailed
-from fedshield.model import tiny
 from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens, tokenise
-from fedshield.plan import Plan
-from fedshield.privacy import example_level
+from fedshield.plan.schema import Plan
+from fedshield.privacy import dp_sgd
 from fedshield.privacy.discrete_gaussian import DiscreteGaussian
-from fedshield.prune import trained_tensors
 from fedshield.seeds import SiteRandomness
-from fedshield.train import LocalTrainer, rows_of_round
+from fedshield.site.train import LocalTrainer, rows_of_round
 from fedshield.types import AdapterState, Float32
+from fedshield.update.prune import trained_tensors
 
 MakePlan = Callable[..., Plan]
 
@@ -644,8 +644,8 @@ def test_private_training_learns_where_noise_is_little(
     def little(deviation: float) -> DiscreteGaussian:
         return DiscreteGaussian(deviation / 1000)
 
-    monkeypatch.setattr(example_level, "DiscreteGaussian", little)
-    monkeypatch.setattr(example_level, "poisson_rows", lambda count, *_: list(range(count)))
+    monkeypatch.setattr(dp_sgd, "DiscreteGaussian", little)
+    monkeypatch.setattr(dp_sgd, "poisson_rows", lambda count, *_: list(range(count)))
     keys = {"privacy": {**PRIVATE, "clip_norm": 1.0}, "training.steps": 12, "rounds": 1}
     bench = Bench(make_plan(keys))
     update, _ = bench.trainer.train(bench.start, 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from fedshield.doctor_machine import Finding
+from fedshield.checks import Finding
 
 #: Days before a certificate's end from which it is announced.
 ANNOUNCE_DAYS = 60

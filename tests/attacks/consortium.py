@@ -16,21 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from fedshield.engines.admission import Reply
-from fedshield.engines.approval import propose
-from fedshield.engines.flare.kit import Kit
-from fedshield.engines.site_process import SiteProcess
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.lineage import Lineage
 from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger
-from fedshield.plan import Plan
-from fedshield.protocol import envelope, messages
+from fedshield.plan.schema import Plan
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.restart import ASK_BYTES, unasked
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.sites import Replies
+from fedshield.protocol.transport import Replies
+from fedshield.protocol.wire import envelope, messages
+from fedshield.run.admission import Reply
+from fedshield.run.approval import propose
+from fedshield.run.flare.kit import Kit
+from fedshield.run.site import SiteProcess
 
 SOURCES = {
     "alpha": "finance",

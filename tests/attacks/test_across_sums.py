@@ -15,7 +15,7 @@ from consortium import NAMES, Consortium, Refused, participant, raw_plan
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
 from fedshield.errors import RoundFailed
-from fedshield.protocol import summation
+from fedshield.protocol import participant_sum
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_site_that_lies_is_not_a_way_to_leave_another_out(four: Consortium) ->
 
     def answer(data: bytes) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(summation.sharing, "add", lying)
+            patch.setattr(participant_sum.sharing, "add", lying)
             return quorum(data)
 
     liar._commands["quorum"] = answer

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from consortium import Consortium, raw_plan
 
-from fedshield.engines.approval import propose
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.seen import FILE
 from fedshield.ledger.file import Ledger, LedgerError
+from fedshield.run.approval import propose
 
 NAMES = ("alpha", "mallory", "victim")
 

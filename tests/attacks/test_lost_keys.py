@@ -20,10 +20,10 @@ from fedshield.errors import ProtocolError
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.rows import record_hash
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
-from fedshield.protocol.session import ROUND
 
 NAMES = ("annex", "bank", "clinic", "hospital", "lab", "museum", "school", "ward")
 START = "5" * 64

@@ -16,8 +16,8 @@ from fedshield.cli.entry import app
 from fedshield.enrolment import KeyFile
 from fedshield.errors import UserError
 from fedshield.ledger.heads import place_question
-from fedshield.ledger.recovery import Answer, Question
 from fedshield.protocol.caller import RoundFailed
+from fedshield.recovery.letters import Answer, Question
 
 NAMES = ("alpha", "mallory", "victim")
 Run = Callable[..., str]

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedshield import encode_integers
 from fedshield.crypto.rlwe.params import choose
-from fedshield.encode import round_count
 from fedshield.types import AdapterSpec, TensorSpec
+from fedshield.update import encode_integers
+from fedshield.update.encode_grid import round_count
 
 ONE = AdapterSpec((TensorSpec("a", (1,)),), "00" * 32, 1.0)
 PACKING = choose(3, 16, 10_000)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fedshield.audit.suite import changed
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 
 SITES = ("bank", "hospital", "school")
 SOURCES = dict(zip(SITES, ("finance", "medical", "maths"), strict=True))

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from audit_kit import make
 
-from fedshield.audit import stage
-from fedshield.plan import Plan
+from fedshield.audit import replay
+from fedshield.plan.schema import Plan
 
 
 @dataclass(frozen=True)
 class Staged:
     plan: Plan
-    scene: stage.Scene
-    recording: stage.Recording
+    scene: replay.Scene
+    recording: replay.Recording
 
 
 @pytest.fixture(scope="session")
 def staged() -> Callable[..., Staged]:
     """`staged(**{'scheme.name': 'ckks'})`: that run, recorded; each made once."""
     made: dict[str, Staged] = {}
-    scenes: dict[str, stage.Scene] = {}
+    scenes: dict[str, replay.Scene] = {}
 
     def give(**changes: Any) -> Staged:
         key = repr(sorted(changes.items()))
@@ -32,8 +32,8 @@ def staged() -> Callable[..., Staged]:
             plan = make(**changes)
             shared = repr((plan.adapter, plan.data, plan.training.max_length))
             if shared not in scenes:
-                scenes[shared] = stage.prepare(plan)
-            made[key] = Staged(plan, scenes[shared], stage.record(plan, scenes[shared]))
+                scenes[shared] = replay.prepare(plan)
+            made[key] = Staged(plan, scenes[shared], replay.record(plan, scenes[shared]))
         return made[key]
 
     return give

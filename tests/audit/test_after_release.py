@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from audit_kit import make
 
-from fedshield.audit import after_release, canaries, membership, stage
+from fedshield.audit import after_release, replay
+from fedshield.audit.attacks import canaries, membership
 from fedshield.audit.suite import Effort
 from fedshield.seeds import SiteRandomness
 
@@ -28,10 +29,10 @@ def learnt() -> Any:
     }
     plan = plan.model_copy(update={"data": plan.data.model_copy(update={"sites": sites})})
     plan = plan.with_base_dir(plan.base_dir)
-    scene = stage.prepare(plan)
+    scene = replay.prepare(plan)
     invented = canaries.invent(plan, 1, (0, 2))
     staged = canaries.planted(scene, plan, invented)
-    return plan, scene, staged, invented, stage.record(plan, staged).released.state
+    return plan, scene, staged, invented, replay.record(plan, staged).released.state
 
 
 def test_rows_learnt_by_heart_are_told_from_others(learnt: Any) -> None:
@@ -61,7 +62,7 @@ def test_rows_learnt_by_heart_are_told_from_others(learnt: Any) -> None:
 
 
 def test_losses_are_those_of_the_trainers_own_evaluation(learnt: Any) -> None:
-    from fedshield.train import LocalTrainer
+    from fedshield.site.train import LocalTrainer
 
     plan, _, staged, _, state = learnt
     data = staged.data["bank"]
@@ -105,10 +106,10 @@ def test_rows_that_only_a_site_knows_are_said_to_be_unknown(learnt: Any) -> None
     # After a whole pass every row was taken, in whatever order.
     rows = max(len(data.train) for data in scene.data.values())
     assert notes(rows, {}) == {""}
-    used = stage.trained_rows(plan, first, scene, known[first], 2)
+    used = replay.trained_rows(plan, first, scene, known[first], 2)
     assert len(used) == 2
-    assert used != stage.trained_rows(plan, first, scene, known[others[0]], 0)
-    assert set(stage.trained_rows(plan, first, scene, None, 2)) == set(scene.data[first].train)
+    assert used != replay.trained_rows(plan, first, scene, known[others[0]], 0)
+    assert set(replay.trained_rows(plan, first, scene, None, 2)) == set(scene.data[first].train)
 
 
 def test_canaries_that_do_not_fit_are_not_measured(learnt: Any) -> None:
@@ -158,7 +159,7 @@ def test_shadow_losses_are_of_adapters_that_did_not_see_the_row(
 ) -> None:
     found = staged()
     trained: list[set[Any]] = []
-    real = stage.record
+    real = replay.record
 
     def watched(plan: Any, scene: Any, *rest: Any, **more: Any) -> Any:
         made = real(plan, scene, *rest, **more)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from audit_kit import make
 
-from fedshield.audit import stage
+from fedshield.audit import replay
 from fedshield.audit.subject import from_path
 from fedshield.audit.suite import Effort, audit
 from fedshield.errors import PlanError
-from fedshield.runfolder import RunFolder
+from fedshield.run.folder import RunFolder
 from fedshield.types import SiteMemory
 
 POLICY = "data_path: sample:finance\nledger_path: ledger\nmodel_path: tiny-llama\ndevice: cpu\n"
@@ -23,8 +23,8 @@ POLICY = "data_path: sample:finance\nledger_path: ledger\nmodel_path: tiny-llama
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The kit of `bank` with a finished run in it; the other sites' data are nowhere."""
     plan = make()
-    scene = stage.prepare(plan)
-    recording = stage.record(plan, scene)
+    scene = replay.prepare(plan)
+    recording = replay.record(plan, scene)
     sources = {
         name: source if name == "bank" else source.model_copy(update={"source": f"{name}.jsonl"})
         for name, source in plan.data.sites.items()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedshield.audit import openings
+from fedshield.audit.attacks import openings
 
 PRUNED = {
     "pruning.method": "magnitude", "pruning.initial_rate": 0.25, "pruning.target_rate": 0.5,

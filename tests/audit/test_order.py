@@ -10,7 +10,8 @@ import pytest
 from audit_kit import make
 from torch import nn
 
-from fedshield.audit import on_updates, openings, order, stage
+from fedshield.audit import on_updates, replay
+from fedshield.audit.attacks import openings, order
 from fedshield.audit.suite import changed
 from fedshield.data.public import public_rows
 from fedshield.errors import ModelError
@@ -33,11 +34,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
         sites[name] = {"source": str(path)}
     adapter = {"adapter.rank": 20, "adapter.targets": ["q_proj", "k_proj", "v_proj"]}
     plan = changed(make(**adapter), {"data.heldout_rows": 2, "data.sites": sites})
-    scene = stage.prepare(plan)
+    scene = replay.prepare(plan)
 
     def give(scheme: str) -> Any:
         mine = changed(plan, {"scheme.name": scheme})
-        return mine, scene, stage.record(mine, scene)
+        return mine, scene, replay.record(mine, scene)
 
     return give
 

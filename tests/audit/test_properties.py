@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from audit_kit import SITES, make
 
-from fedshield.audit import openings, properties, stage
+from fedshield.audit import replay
+from fedshield.audit.attacks import openings, properties
 
 MANY = {"training.steps": 6, "training.batch_size": 8, "rounds": 1}
 
@@ -85,5 +86,5 @@ def test_distance_is_total_variation() -> None:
 
 def test_learning_does_not_touch_the_plans_own_rows(kinds: Any) -> None:
     found, _, _ = kinds
-    again = stage.record(make(**MANY), found.scene)
+    again = replay.record(make(**MANY), found.scene)
     assert again.released.state.sha256() == found.recording.released.state.sha256()

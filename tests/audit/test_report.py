@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from audit_kit import make
 
-from fedshield.audit import page, suite, words
+from fedshield.audit import page, statements, suite
 from fedshield.audit.findings import Finding
 from fedshield.audit.stats import Measure
 from fedshield.audit.subject import from_path
@@ -105,8 +105,8 @@ def test_without_a_number_nothing_is_said() -> None:
         "x", "0" * 64, "rlwe", {"name": "m", "sha256": "0" * 64}, ("a", "b", "c"), 1, 2, 1,
         {"planned_rounds": 1}, (),
     )  # fmt: skip
-    assert words.who_learns_what(bare) == []
-    text = " ".join(words.not_protected(bare))
+    assert statements.who_learns_what(bare) == []
+    text = " ".join(statements.not_protected(bare))
     assert "AUC" not in text
     assert "bits" not in text
     assert "No differential privacy" in text
@@ -166,7 +166,7 @@ def test_options_that_no_attack_asks_for_are_named(
 
 
 def named(
-    setting: str, party: str, value: float, chance: float, what: str = words.SHARE
+    setting: str, party: str, value: float, chance: float, what: str = statements.SHARE
 ) -> Finding:
     measure = Measure(value, max(0.0, value - 0.05), min(1.0, value + 0.05), 100, chance)
     return Finding("tokens", setting, party, what, measure)
@@ -181,22 +181,26 @@ def with_findings(*findings: Finding, pruning: str = "none") -> suite.Audit:
 
 def test_an_attack_that_fails_without_protection_is_said_to_be_no_evidence() -> None:
     """The guess is the floor, where it is above chance."""
-    guess = named("any", words.WITHOUT_A_VIEW, 0.30, 0.01)
-    text = " ".join(words.how_to_read(with_findings(named("plain", "server", 0.2, 0.01), guess)))
+    guess = named("any", statements.WITHOUT_A_VIEW, 0.30, 0.01)
+    text = " ".join(
+        statements.how_to_read(with_findings(named("plain", "server", 0.2, 0.01), guess))
+    )
     assert "is no evidence for encryption in this run" in text
     assert "0.30 [0.25, 0.35]" in text
-    text = " ".join(words.how_to_read(with_findings(named("plain", "server", 0.9, 0.01), guess)))
+    text = " ".join(
+        statements.how_to_read(with_findings(named("plain", "server", 0.9, 0.01), guess))
+    )
     assert "no evidence" not in text
-    assert list(words.how_to_read(with_findings())) == []
+    assert list(statements.how_to_read(with_findings())) == []
 
 
 def test_a_silo_that_encryption_hides_is_told_with_both_numbers() -> None:
     clear, hidden = (
-        named(setting, "server", value, 0.33, words.SILO)
+        named(setting, "server", value, 0.33, statements.SILO)
         for setting, value in (("plain", 1.0), ("rlwe", 0.2))
     )
     tokens = named("plain", "server", 0.9, 0.01)
-    text = " ".join(words.how_to_read(with_findings(tokens, clear, hidden)))
+    text = " ".join(statements.how_to_read(with_findings(tokens, clear, hidden)))
     assert "1.00 [0.95, 1.00], chance 0.33 without protection, 0.20" in text
 
 
@@ -236,10 +240,10 @@ def test_unknown_attacks_are_refused_with_those_there_are() -> None:
 
 
 def test_a_run_is_audited_with_its_own_plan_and_adapter(tmp_path: Path) -> None:
-    from fedshield.engines import inprocess
+    from fedshield.run import local
 
     plan = make(**{"data.heldout_rows": 6})
-    folder = inprocess.run(plan, tmp_path / "run")
+    folder = local.run(plan, tmp_path / "run")
     subject = from_path(folder.path)
     assert subject.plan.sha256() == plan.sha256()
     assert subject.folder == folder.path / "audit"
@@ -258,9 +262,9 @@ def test_a_run_is_audited_with_its_own_plan_and_adapter(tmp_path: Path) -> None:
 def test_a_run_that_stopped_is_audited_as_far_as_it_came(
     tmp_path: Path, staged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedshield.audit.stage import trained_rows
-    from fedshield.engines import inprocess
-    from fedshield.runfolder import RunFolder
+    from fedshield.audit.replay import trained_rows
+    from fedshield.run import local
+    from fedshield.run.folder import RunFolder
 
     noise = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
     plan, written = make(rounds=3, privacy=noise), iter((True,))
@@ -274,7 +278,7 @@ def test_a_run_that_stopped_is_audited_as_far_as_it_came(
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "write_state", stopped)
         with pytest.raises(KeyboardInterrupt):
-            inprocess.run(plan, tmp_path / "run")
+            local.run(plan, tmp_path / "run")
     subject = from_path(tmp_path / "run")
     assert subject.completed == 1
     assert subject.privacy["uploads"] == 1

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from fedshield.audit.subject import Subject
-from fedshield.auditfile import keep_roster
 from fedshield.crypto.keys import SiteKey
 from fedshield.enrolment import KeyFile
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.protocol.roster import Roster
-from fedshield.runfolder import RunFolder
+from fedshield.run.folder import RunFolder
+from fedshield.run.log_file import keep_roster
 from fedshield.seeds import SiteRandomness
 
 SITES = {name: {"source": "sample:finance"} for name in ("bank", "clinic", "hospital")}

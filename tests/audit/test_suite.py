@@ -9,10 +9,18 @@ import numpy as np
 import pytest
 from audit_kit import SITES, make
 
-from fedshield.audit import after_release, on_updates, page, properties, stage, suite, words
+from fedshield.audit import (
+    after_release,
+    on_updates,
+    page,
+    replay,
+    statements,
+    suite,
+)
+from fedshield.audit.attacks import properties
 from fedshield.audit.findings import SETTINGS, Audit
 from fedshield.errors import PlanError
-from fedshield.plan_privacy import PrivacyPlan
+from fedshield.plan.privacy import PrivacyPlan
 from fedshield.seeds import SiteRandomness
 
 EXAMPLE = {
@@ -33,16 +41,16 @@ def parties(found: Audit, what: str) -> set[tuple[str, str]]:
 def test_two_sites_are_audited_under_rlwe_with_what_two_sites_can_promise() -> None:
     found = suite.audit(make(**{"data.sites": TWO, "scheme.name": "ckks"}), ["tokens"])
     assert (found.colluding, found.sites) == (0, ("finance", "maths"))
-    assert ("rlwe", "server with 1 site") in parties(found, words.SHARE)
-    rows = {(row.scheme, row.party): row for row in words.who_learns_what(found)}
+    assert ("rlwe", "server with 1 site") in parties(found, statements.SHARE)
+    rows = {(row.scheme, row.party): row for row in statements.who_learns_what(found)}
     helped = rows["rlwe", "server with 1 site"]
     assert "beyond the promise" in helped.learns
     assert "c = 0 promises nothing" in helped.assumption
     assert "The other site's update" in rows["every scheme", on_updates.ONE_SITE].learns
-    assert any("With two sites the sum less" in text for text in words.not_protected(found))
+    assert any("With two sites the sum less" in text for text in statements.not_protected(found))
     # Alone it names what the server names in the clear: there is nobody to hide among.
-    clear = words.find(found, "plain", "server", words.SHARE)
-    alone = words.find(found, "rlwe", on_updates.ONE_SITE, words.SHARE)
+    clear = statements.find(found, "plain", "server", statements.SHARE)
+    alone = statements.find(found, "rlwe", on_updates.ONE_SITE, statements.SHARE)
     assert clear is not None
     assert alone is not None
     assert alone.measure.low > (alone.measure.chance or 0) + 0.1
@@ -68,8 +76,8 @@ def test_a_scheme_that_the_plan_cannot_have_is_told_before_anything_runs() -> No
 
 def test_the_noise_of_rows_is_taken_out_where_nothing_protects_and_measured_alone() -> None:
     found = suite.audit(make(**EXAMPLE), ["tokens"])
-    clear = words.find(found, "plain", "server", words.SHARE)
-    noised = words.find(found, "noised", "server", words.SHARE)
+    clear = statements.find(found, "plain", "server", statements.SHARE)
+    noised = statements.find(found, "noised", "server", statements.SHARE)
     assert clear is not None
     assert noised is not None
     assert clear.measure.low > max(noised.measure.high, noised.measure.chance or 0)
@@ -93,14 +101,14 @@ def test_rows_that_were_drawn_are_what_an_update_is_scored_against(staged: Any) 
         assert set(rows) <= trained[site]
     # Members are all rows that could have been drawn.
     drew = SiteRandomness.of_demonstration(found.plan.seed, "bank")
-    assert set(stage.trained_rows(found.plan, "bank", found.scene, drew)) == trained["bank"]
+    assert set(replay.trained_rows(found.plan, "bank", found.scene, drew)) == trained["bank"]
 
 
 def test_updates_of_no_row_are_left_out_and_told(staged: Any) -> None:
     found = staged()
     some = dict(found.recording.truth.batches)
     some.pop(("bank", 1))
-    recording = dataclasses.replace(found.recording, truth=stage.Truth(some))
+    recording = dataclasses.replace(found.recording, truth=replay.Truth(some))
     skipped: dict[str, str] = {}
     attacker = on_updates.Attacker(found.plan, found.scene, ["tokens"], skipped)
     whole = attacker.attack(SETTINGS[0], found.recording)
@@ -108,7 +116,7 @@ def test_updates_of_no_row_are_left_out_and_told(staged: Any) -> None:
     assert less[0].measure.num_trials < whole[0].measure.num_trials
     assert less[0].note == "updates left out because no row was drawn: 1"
     assert skipped == {}
-    nothing = dataclasses.replace(found.recording, truth=stage.Truth({}))
+    nothing = dataclasses.replace(found.recording, truth=replay.Truth({}))
     assert attacker.attack(SETTINGS[0], nothing) == []
     assert attacker.from_public_text(nothing) == []
     assert skipped == {"plain, server": "updates left out because no row was drawn: 6"}
@@ -144,7 +152,7 @@ def test_a_recording_ends_with_the_budget(staged: Any) -> None:
     limited = {**EXAMPLE["privacy"], "max_epsilon": one_round["epsilon"] * 1.01}
     plan = make(**EXAMPLE | {"privacy": limited})
     told: list[str] = []
-    recording = stage.record(plan, found.scene, say=told.append)
+    recording = replay.record(plan, found.scene, say=told.append)
     assert set(recording.server.aggregates()) == {1}
     assert told[-1] == "plain: no round 2, which would exceed the plan's epsilon"
     promised = suite._promised(plan, found.scene)
@@ -168,13 +176,13 @@ def test_an_attacker_adds_no_noise_to_updates_of_its_own(staged: Any) -> None:
 def test_a_server_that_opens_the_sum_is_said_to_and_attacked() -> None:
     opened = {"name": "rlwe", "open_to": "server", "server": "semi-honest"}
     found = suite.audit(make(scheme=opened), ["tokens"])
-    assert ("rlwe", on_updates.SERVER_SUM) in parties(found, words.SHARE)
-    rows = {(row.scheme, row.party): row for row in words.who_learns_what(found)}
+    assert ("rlwe", on_updates.SERVER_SUM) in parties(found, statements.SHARE)
+    rows = {(row.scheme, row.party): row for row in statements.who_learns_what(found)}
     server = rows["rlwe", "server"]
     assert "not even the sum" not in server.learns
     assert server.assumption.startswith("It follows the protocol, as `server: semi-honest`")
     assert "tokens named" in rows["rlwe", on_updates.SERVER_SUM].evidence
-    total = words.find(found, "rlwe", on_updates.SERVER_SUM, words.SHARE)
+    total = statements.find(found, "rlwe", on_updates.SERVER_SUM, statements.SHARE)
     assert total is not None
     assert total.measure.low > (total.measure.chance or 0)
-    assert any("which the plan opens to it" in text for text in words.not_protected(found))
+    assert any("which the plan opens to it" in text for text in statements.not_protected(found))

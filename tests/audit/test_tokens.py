@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedshield.audit import dictionary, on_updates, openings, tokens
+from fedshield.audit import on_updates
+from fedshield.audit.attacks import dictionary, openings, tokens
 from fedshield.audit.stats import Measure
 from fedshield.errors import ModelError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedshield.audit import page, words
+from fedshield.audit import page, statements
 from fedshield.audit.findings import Audit, Finding
 from fedshield.audit.stats import Measure
 from fedshield.audit.verdicts import NO_EVIDENCE, NOTHING_FOUND, READS, Verdict, verdicts
@@ -18,12 +18,12 @@ GUESS, CHANCE = 0.30, 0.25
 
 def share(setting: str, party: str, value: float, chance: float = CHANCE) -> Finding:
     measure = Measure(value, max(0.0, value - 0.03), min(1.0, value + 0.03), 300, chance)
-    return Finding("tokens", setting, party, words.SHARE, measure)
+    return Finding("tokens", setting, party, statements.SHARE, measure)
 
 
 def opened(setting: str, party: str, hits: int, tries: int) -> Finding:
     measure = Measure(hits / tries, 0.0, 1.0, tries)
-    return Finding("opening", setting, party, words.OPEN, measure)
+    return Finding("opening", setting, party, statements.OPEN, measure)
 
 
 def after_release(attack: str, what: str, value: float, low: float, chance: float) -> Finding:
@@ -36,8 +36,8 @@ def audit_of(*findings: Finding, scheme: str = "rlwe", sites: int = 3, **more: A
     guess = Finding(
         "tokens",
         "any",
-        words.WITHOUT_A_VIEW,
-        words.SHARE,
+        statements.WITHOUT_A_VIEW,
+        statements.SHARE,
         Measure(GUESS, 0.28, 0.32, 300, CHANCE),
         note="guessed by how frequent tokens are in the built-in public samples",
     )
@@ -79,7 +79,7 @@ def test_what_the_coordinator_sees_of_ciphertexts(
 def test_ciphertexts_that_tell_the_silo_are_more_than_chance() -> None:
     def named(value: float) -> Finding:
         measure = Measure(value, value - 0.05, value + 0.05, 40, chance=0.5)
-        return Finding("properties", "rlwe", "server", words.SILO, measure)
+        return Finding("properties", "rlwe", "server", statements.SILO, measure)
 
     tokens = share("plain", "server", 0.9), share("rlwe", "server", 0.25)
     told = of(audit_of(*tokens, named(0.8)), "The coordinator")
@@ -149,7 +149,7 @@ def test_the_holder_of_the_adapter(low: float, tone: str) -> None:
     assert (members.tone, secrets.tone) == (tone, tone)
     assert "best of 2 signals, chosen after the fact" in members.text
     assert "no differential privacy bounds it" in members.text
-    text = " ".join(words.not_protected(audit))
+    text = " ".join(statements.not_protected(audit))
     assert text.count("no evidence either way") == (2 if tone == NO_EVIDENCE else 0)
     private = audit_of(
         after_release("membership", "AUC, loss", 0.7, low, 0.5),
@@ -184,7 +184,7 @@ def test_repeated_secrets_show_only_beyond_secrets_that_were_planted_nowhere(
     assert verdict.tone == tone
     assert "Secrets that no row has: 2.15 [0.90, 1.00], chance 1.44." in verdict.text
     assert ("no evidence that none are kept" in verdict.text) == (tone == NO_EVIDENCE)
-    (line,) = [text for text in words.not_protected(audit) if "repeated secrets" in text]
+    (line,) = [text for text in statements.not_protected(audit) if "repeated secrets" in text]
     assert "Secrets that no row has: 2.15" in line
     assert ("no evidence either way" in line) == (tone == NO_EVIDENCE)
 

@@ -58,15 +58,15 @@ def test_attacks_cannot_reach_the_truth() -> None:
             continue
         tree = ast.parse((folder / f"{name}.py").read_text())
         found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert "fedshield.audit.stage" not in found, name
+        assert "fedshield.audit.replay" not in found, name
         assert "fedshield.audit.on_updates" not in found, name
 
 
 def test_the_record_is_of_the_run_itself(staged: Any, tmp_path: Path) -> None:
     """The recorded rounds end with the adapter that a run of the plan ends with."""
-    from fedshield.engines import inprocess
+    from fedshield.run import local
 
     found = staged()
-    folder = inprocess.run(found.plan, tmp_path / "run")
+    folder = local.run(found.plan, tmp_path / "run")
     summary = folder.read_json("summary.json")
     assert summary["adapter_sha256"] == found.recording.released.state.sha256()

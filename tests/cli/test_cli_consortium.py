@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedshield.cli import console
 from fedshield.cli import consortium as commands
-from fedshield.cli import words
-from fedshield.engines.flare import provision, requests
-from fedshield.engines.flare.provision import Consortium, ProvisionError
 from fedshield.enrolment import KeyFile, SignedRoster, demonstration, keygen
 from fedshield.errors import UserError
+from fedshield.run.flare import provision, requests
+from fedshield.run.flare.provision import Consortium, ProvisionError
 
 
 def test_a_fingerprint_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """`:AB:` is not an emoji."""
     text = "SHA256:AB:CD:ID:OK"
     commands._say("fingerprint", text)
-    words.out_console.print(text, markup=False)
+    console.out_console.print(text, markup=False)
     assert capsys.readouterr().out.count(text) == 2
 
 

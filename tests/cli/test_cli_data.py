@@ -11,7 +11,7 @@ import yaml
 
 from fedshield.cli.entry import app
 from fedshield.errors import UserError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 
 ROWS = [
     {"prompt": f"Bed {n}?", "response": f"Bed {n} is free.", "category": "beds"} for n in range(6)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fedshield import auditfile, cli
-from fedshield.engines import inprocess
+from fedshield import cli
 from fedshield.errors import RoundFailed
-from fedshield.protocol.auditlog import read_entry
-from fedshield.train import LocalTrainer
+from fedshield.protocol.log.entries import read_entry
+from fedshield.run import local, log_file
+from fedshield.site.train import LocalTrainer
 
 
 class Done(NamedTuple):
@@ -56,8 +56,8 @@ def finished(make_plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         patch.setattr(LocalTrainer, "train", failing)
         with pytest.raises(RoundFailed):
-            inprocess.run(plan, out)
-    inprocess.resume(out)
+            local.run(plan, out)
+    local.resume(out)
     return out
 
 
@@ -77,10 +77,10 @@ def test_a_run_leaves_sound_logs_of_both_sessions_and_no_private_key(
     assert done.out.count("signed with 2 keys of the roster") == 3
     assert "one operator made every key" in done.out
     files = [finished / "coordinator.audit.jsonl", *finished.glob("sites/*/audit.jsonl")]
-    assert auditfile.logs_of(finished) == files[:1] + sorted(files[1:])
+    assert log_file.logs_of(finished) == files[:1] + sorted(files[1:])
     acts = [read_entry(line).fact.act for line in files[0].read_bytes().splitlines()]
     assert acts.count("failed") == acts.count("closed") == 1
-    assert len(auditfile.read_rosters(finished / "rosters.json")) == 2
+    assert len(log_file.read_rosters(finished / "rosters.json")) == 2
 
 
 def test_single_files_with_and_without_a_roster(run: Run, finished: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from fedshield import cli, runfolder
+from fedshield import cli
 from fedshield.enrolment import KeyFile, SignedRoster
+from fedshield.run import folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "roster.md"
 PARTIES = ("coordinator", "bank", "clinic", "hospital")
@@ -553,7 +554,7 @@ def test_a_full_disk_leaves_the_roster_as_it_was(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runfolder.os, "fsync", full)
+    monkeypatch.setattr(folder.os, "fsync", full)
     for args in (
         (*SIGN, "--confirm", "clinic"),
         (*SIGN, "--out", "x.json"),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from fedshield.cli import submit as commands
-from fedshield.engines import presence, progress
-from fedshield.engines.flare import status as looking
-from fedshield.engines.flare import submit as submitting
-from fedshield.engines.flare.provision import ProvisionError
-from fedshield.engines.progress import Progress
 from fedshield.errors import UserError
+from fedshield.run import presence, progress
+from fedshield.run.flare import status as looking
+from fedshield.run.flare import submit as submitting
+from fedshield.run.flare.provision import ProvisionError
+from fedshield.run.progress import Progress
 
 
 @pytest.mark.parametrize("more", [{}, {"plan": Path("p"), "resume": Path("r")}])

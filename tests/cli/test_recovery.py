@@ -16,7 +16,6 @@ from consortium import Consortium, Refused
 from consortium import raw_plan as plan_of
 
 from fedshield.cli.entry import app
-from fedshield.engines.approval import propose
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.terms import Asked
 from fedshield.errors import UserError
@@ -24,6 +23,7 @@ from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.heads import GAP, place_beside, place_question
 from fedshield.ledger.rows import LOST
 from fedshield.protocol.caller import RoundFailed
+from fedshield.run.approval import propose
 
 NAMES = ("alpha", "beta", "victim")
 OTHERS = ("alpha", "beta")

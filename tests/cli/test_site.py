@@ -14,15 +14,15 @@ from consortium import Consortium, raw_plan
 
 from fedshield.cli.entry import app
 from fedshield.data.preview import preview
-from fedshield.engines.ledgers import line_of
 from fedshield.enrolment.coming import exposure_of, joined
 from fedshield.enrolment.lineage import Lineage
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.rules import Approval
 from fedshield.model.base import inspect
+from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line
-from fedshield.protocol.session import ROUND
+from fedshield.run.ledgers import line_of
 
 NAMES = ("alpha", "beta", "victim")
 EQUAL = {"name": "rlwe", "weights": "equal", "max_colluding": 1}
@@ -80,7 +80,7 @@ def test_the_number_of_sites_approves(three: Consortium, approve: Approve) -> No
 def test_warnings_are_read_before_the_question(
     three: Consortium, approve: Approve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedshield.engines.approval._passed_limits", lambda *_: ("of a limit",))
+    monkeypatch.setattr("fedshield.run.approval._passed_limits", lambda *_: ("of a limit",))
     assert "warning       of a limit\n" in approve(raw_plan(NAMES), "3")
 
 

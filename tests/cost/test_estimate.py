@@ -11,10 +11,10 @@ import pytest
 
 from fedshield.cost import Cost, estimate
 from fedshield.crypto.rlwe import layout
-from fedshield.engines import inprocess
 from fedshield.errors import DataError, ModelError, PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import load_plan, parse_plan
+from fedshield.plan.load import load_plan, parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.run import local
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CKKS_TOLERANCE = 0.005
@@ -43,7 +43,7 @@ def tiny_plan(folder: Path, **changes: Any) -> Plan:
 
 def measured(plan: Plan, out: Path) -> tuple[dict[int, dict[str, int]], dict[str, Any]]:
     """Bytes by round, summed over the sites, and the summary, of a real run."""
-    folder = inprocess.run(plan, out)
+    folder = local.run(plan, out)
     rounds: dict[int, dict[str, int]] = {}
     for line in (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fedshield.cost import inputs, look_ahead, machine
-from fedshield.model import tiny
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.model.builtin import tiny
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 
 LENGTHS = (
     "rows are read without a tokenizer: a character a token and 20 tokens for the chat template "

@@ -12,9 +12,9 @@ from fedshield.cost import machine
 from fedshield.cost.estimate import spec_of
 from fedshield.cost.memory import MemoryCost, memory_cost, refusal, refuse_too_large
 from fedshield.errors import ModelError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.protocol.ciphers import facts
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.site.schemes import facts
 
 GB = 10**9
 

@@ -11,9 +11,9 @@ import pytest
 from fedshield.cost import time
 from fedshield.cost.estimate import spec_of
 from fedshield.cost.time import Pace
-from fedshield.model import gradient
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.site import gradient_factors
 
 PACE = Pace(100.0, 10.0, 2.0, 3.0, 0.5, 7.0, 20.0, "given")
 
@@ -90,7 +90,7 @@ def test_seconds_follow_what_there_is_to_do() -> None:
 
 
 def test_the_gradients_passes_are_those_of_the_module_that_makes_them() -> None:
-    assert time.GRADIENT_PASSES == gradient.PASSES
+    assert time.GRADIENT_PASSES == gradient_factors.PASSES
 
 
 def test_a_runs_pace_gives_its_time_back() -> None:

@@ -20,13 +20,7 @@ from fedshield.crypto.ckks import CkksScheme
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES, PublicKey
 from fedshield.crypto.scheme import CKKS
-from fedshield.crypto.seal import (
-    CIPHERTEXT_BYTES,
-    OVERHEAD_BYTES,
-    Channel,
-    encapsulate,
-    receive,
-)
+from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES, Channel, encapsulate, receive
 from fedshield.errors import CryptoError
 from fedshield.protocol.run_keys import RunKeys
 

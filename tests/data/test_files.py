@@ -15,8 +15,8 @@ from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read
 from fedshield.data.text_files import parse_json
 from fedshield.errors import DataError, PlanError
-from fedshield.plan_data import SourcePlan
-from fedshield.planfile import parse_plan
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.load import parse_plan
 
 PAIR = [("user", "Grüße?"), ("assistant", "Ja, 5 €.")]
 

@@ -11,10 +11,10 @@ from fedshield.data.public import ROWS_OF_EACH, public_rows
 from fedshield.data.rows import read
 from fedshield.data.samples import SAMPLES
 from fedshield.errors import DataError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import use_template
-from fedshield.plan import Plan
-from fedshield.plan_data import SourcePlan
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.schema import Plan
 
 MakePlan = Callable[..., Plan]
 

@@ -17,8 +17,8 @@ import pytest
 from fedshield.data.columnar import hub_rows, parquet_rows
 from fedshield.data.remarks import Remarks
 from fedshield.data.sites import SiteData, load_sites
-from fedshield.model import tiny
-from fedshield.planfile import parse_plan
+from fedshield.model.builtin import tiny
+from fedshield.plan.load import parse_plan
 
 Record = dict[str, Any]
 NOTES = [

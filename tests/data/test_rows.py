@@ -17,9 +17,9 @@ from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Row, Rows, read
 from fedshield.data.turns import Turn
 from fedshield.errors import DataError
-from fedshield.plan import Plan
-from fedshield.plan_data import SourcePlan
-from fedshield.planfile import parse_plan
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 
 QA = (("user", "What is 2 + 2?"), ("assistant", "4"))
 TURNS = [{"role": role, "content": text} for role, text in QA]

@@ -15,10 +15,10 @@ from tokenizers import AddedToken
 
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.errors import DataError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.notes import library_words
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
 
 LABELS = ("red", "green", "blue")
 #: What the chat template writes around a question and its answer: marks are one token each, all

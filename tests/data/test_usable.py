@@ -12,9 +12,9 @@ import pytest
 
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.errors import DataError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import use_template
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
 
 EOS = "<|im_end|>"
 #: Writes thoughts, names, tools and calls; arguments as JSON of what it is given.

@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
-from fedshield.engines import inprocess
-from fedshield.engines.flare.kit import KIT
-from fedshield.engines.members import Enrolment
-from fedshield.planfile import load_plan
+from fedshield.plan.load import load_plan
+from fedshield.run import local
+from fedshield.run.flare.kit import KIT
+from fedshield.run.parties import Enrolment
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy.md"
 SITES = {"north": "medical", "south": "finance", "west": "maths"}
@@ -141,7 +141,7 @@ class Federation:
             folder = self.folder / f"alone-{out.name}"
             folder.mkdir()
             enrolment = self.enrolment(folder / "keys")
-            done = inprocess.run(plan, folder / "run", enrolment=enrolment)
+            done = local.run(plan, folder / "run", enrolment=enrolment)
             self._alone[out] = str(done.read_json("summary.json")["adapter_sha256"])
         return self._alone[out]
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fedshield.engines.flare.limits import _tasks_of
+from fedshield.run.flare.limits import _tasks_of
 
 #: Takes every task that there is from the line on that it reads, and lets none go.
 _HOG = """

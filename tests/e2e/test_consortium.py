@@ -18,8 +18,8 @@ import pytest
 import yaml
 from live_consortium import SITES, Federation, Submission, federation, wait
 
-from fedshield.engines.flare.session import admin_session
 from fedshield.enrolment import Allowed, Asked, Card, KeyFile, SignedRoster
+from fedshield.run.flare.session import admin_session
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -13,9 +13,9 @@ import pytest
 import yaml
 from live_consortium import Federation, Submission, federation, wait
 
-from fedshield.engines.flare.lineup import SHOWN
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.locate import folder_sha256
+from fedshield.run.flare.lineup import SHOWN
 
 pytest.importorskip("nvflare")
 pytestmark = pytest.mark.slow

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from fedshield import cli, runfolder
+from fedshield import cli
 from fedshield.cli import run as run_command
 from fedshield.cli.watch import Watch
-from fedshield.engines import inprocess, runstate
+from fedshield.run import folder, local
+from fedshield.run import state as run_state
 
 pytestmark = pytest.mark.usefixtures("signals_heeded")
 
@@ -166,7 +167,7 @@ def test_a_run_stops_at_any_moment_and_goes_on_to_the_same_adapter(
     assert state["status"] == "interrupted"
     assert state["reason"].startswith(f"stopped by {by}")
     assert f"To go on: fedshield run --resume {out}" in text.replace("\n", " ")
-    inprocess.resume(out)
+    local.resume(out)
     assert (state_of(out)["status"], adapter_of(out)) == ("finished", adapter)
 
 
@@ -195,7 +196,7 @@ def test_a_file_that_is_being_written_is_whole_before_a_run_stops(
         assert status_of(patched, "run", "--resume", out) == 130
     assert synced > 60
     assert list(tmp_path.rglob("*.part")) == []
-    inprocess.resume(out)
+    local.resume(out)
     assert adapter_of(out) == adapter
     for log in [*out.rglob("*.audit.jsonl"), *out.rglob("audit.jsonl")]:
         entries = [json.loads(line) for line in log.read_bytes().splitlines()]
@@ -209,14 +210,14 @@ def test_a_stop_after_the_last_file_says_that_the_run_is_finished(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    write = runfolder.RunFolder.write_state
+    write = folder.RunFolder.write_state
 
-    def stopped(self: runfolder.RunFolder, state: dict[str, Any]) -> None:
+    def stopped(self: folder.RunFolder, state: dict[str, Any]) -> None:
         write(self, state)
         if state["status"] == "finished":
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(runfolder.RunFolder, "write_state", stopped)
+    monkeypatch.setattr(folder.RunFolder, "write_state", stopped)
     out = tmp_path / "run"
     assert status_of(monkeypatch, "run", plan, "--out", out) == 143
     assert (state_of(out)["status"], adapter_of(out)) == ("finished", whole[0])
@@ -231,7 +232,7 @@ def test_a_stop_just_before_a_run_would_be_finished_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    finish = inprocess.finish
+    finish = local.finish
 
     def stopped(*args: Any) -> None:
         finish(*args)
@@ -239,16 +240,16 @@ def test_a_stop_just_before_a_run_would_be_finished_is_not_lost(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(inprocess, "finish", stopped)
+        patched.setattr(local, "finish", stopped)
         assert status_of(patched, "run", plan, "--out", out) == 130
     assert state_of(out)["status"] == "interrupted"
-    inprocess.resume(out)
+    local.resume(out)
     assert adapter_of(out) == whole[0]
 
 
 def test_what_a_library_made_of_a_stop_is_no_failure() -> None:
-    assert runstate.ending(ValueError("why"))[0] == "failed"
-    assert runstate.ending(KeyboardInterrupt()) == ("interrupted", "stopped by the user")
+    assert run_state.ending(ValueError("why"))[0] == "failed"
+    assert run_state.ending(KeyboardInterrupt()) == ("interrupted", "stopped by the user")
 
 
 # The command line in a process of its own. When the first round's rows are told it says so, and
@@ -288,5 +289,5 @@ def test_a_signal_from_outside_stops_a_run(
     assert f"To go on: fedshield run --resume {out}" in text
     assert "Traceback" not in text
     assert state_of(out)["status"] == "interrupted"
-    inprocess.resume(out)
+    local.resume(out)
     assert adapter_of(out) == whole[0]

@@ -13,7 +13,7 @@ import yaml
 from live_consortium import SITES, Federation, Submission, wait
 from tasks import NO_FILES, Limited
 
-from fedshield.engines.flare.limits import LEAST_SERVER_TASKS, SERVER_TASKS
+from fedshield.run.flare.limits import LEAST_SERVER_TASKS, SERVER_TASKS
 
 pytest.importorskip("nvflare")
 pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from fedshield.auditfile import read_known_keys
-from fedshield.engines import inprocess
 from fedshield.errors import RoundFailed
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.protocol.logcheck import cross_check, read_chain
-from fedshield.train import LocalTrainer
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol.log.verify import cross_check, read_chain
+from fedshield.run import local
+from fedshield.run.log_file import read_known_keys
+from fedshield.site.train import LocalTrainer
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny.yaml"
 #: By name, as a demonstration's roster cuts them.
@@ -61,7 +61,7 @@ def test_a_batch_sits_out_for_a_round_and_comes_back(
     with monkeypatch.context() as broken:
         broken.setattr(LocalTrainer, "train", failing)
         with pytest.raises(RoundFailed, match="train: no answer from clinic"):
-            inprocess.run(plan, out)
+            local.run(plan, out)
     lost = json.loads((out / "run.json").read_text())["lost_sites"]
     assert (
         lost["lab"]
@@ -70,7 +70,7 @@ def test_a_batch_sits_out_for_a_round_and_comes_back(
     assert lost["school"].startswith("round 2, train: internal")
     assert [row["site"] for row in rows_of(out, 2)] == FIRST
 
-    inprocess.resume(out)
+    local.resume(out)
     everyone = [*FIRST, *SECOND]
     for number, sites in ((1, everyone), (2, FIRST), (3, everyone)):
         rows = rows_of(out, number)

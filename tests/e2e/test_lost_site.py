@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from fedshield import cli
-from fedshield.engines import inprocess
-from fedshield.engines.finished import open_finished
 from fedshield.errors import RoundFailed
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.protocol.participant import Participant
-from fedshield.train import LocalTrainer
+from fedshield.run import local
+from fedshield.run.reopen import open_finished
+from fedshield.site.train import LocalTrainer
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny.yaml"
 FOUR = ["bank", "hospital", "lab", "school"]
@@ -59,7 +59,7 @@ def plan() -> Plan:
 @pytest.fixture(scope="module")
 def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of which nobody is lost."""
-    return inprocess.run(plan, tmp_path_factory.mktemp("runs") / "whole").path
+    return local.run(plan, tmp_path_factory.mktemp("runs") / "whole").path
 
 
 def rows_of(out: Path, number: int) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def test_a_run_that_loses_too_many_fails_and_is_resumed(
     with monkeypatch.context() as broken:
         broken.setattr(Participant, "handle", gone)
         with pytest.raises(RoundFailed) as failed:
-            inprocess.run(plan, out)
+            local.run(plan, out)
     reason = str(failed.value)
     left = {"prepare": "", "announce": " 2 of 3 needed are left;"}[moment]
     assert reason.startswith(
@@ -159,7 +159,7 @@ def test_a_run_that_loses_too_many_fails_and_is_resumed(
             "round-000001.safetensors"
         ]
 
-    inprocess.resume(out)
+    local.resume(out)
     state, summary = read(out / "run.json"), read(out / "summary.json")
     assert (state["status"], "reason" in state) == ("finished", False)
     assert (summary["resumed"], summary["lost_sites"], summary["rounds"]) == (1, {}, 3)
@@ -181,7 +181,7 @@ def test_a_site_that_is_lost_before_the_first_round_is_named(
         return handle(self, method, data)
 
     monkeypatch.setattr(Participant, "handle", failing)
-    folder = inprocess.run(parse_plan(three_of_four(), base_dir=tmp_path), tmp_path / "run")
+    folder = local.run(parse_plan(three_of_four(), base_dir=tmp_path), tmp_path / "run")
     lost = folder.state()["lost_sites"]
     assert lost == {
         "lab": "set-up, take-key: internal (OSError: no room for keys (see sites/lab/error.log))"

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from fedshield.engines import inprocess
-from fedshield.engines.events import Quiet
-from fedshield.engines.workplace import prepare
 from fedshield.errors import PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.report.folder import read_run
 from fedshield.report.html import render
-from fedshield.runfolder import RunFolder
+from fedshield.run import local
+from fedshield.run.events import Quiet
+from fedshield.run.folder import RunFolder
+from fedshield.run.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
@@ -51,7 +51,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
 def test_a_run_that_protects_rows_says_what_it_spent(tmp_path: Path) -> None:
     out = tmp_path / "run"
     plan = plan_of(EXAMPLE, weights="private")
-    inprocess.run(plan, out)
+    local.run(plan, out)
     found = summary_of(out)["privacy"]
     assert (found["unit"], found["delta"], found["uploads"]) == ("example", 1e-5, 3)
     # Each site has its own, by its rows; the largest is the run's.
@@ -94,7 +94,7 @@ class Stop(Quiet):
 def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for_once(tmp_path: Path) -> None:
     """The limit is that of three rounds. One is interrupted after its uploads: what left is sent
     again as it was, and costs nothing more."""
-    from fedshield.privacy.terms import terms
+    from fedshield.privacy.guarantee import terms
 
     _, _, host = prepare(plan_of(SITE), Quiet())
     free = terms(plan_of(SITE), host.spec, 20)
@@ -102,9 +102,9 @@ def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for_once(tmp_
     plan = plan_of({**SITE, "max_epsilon": free.epsilon(3) + 1e-6}, rounds=4)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        inprocess.run(plan, out, Stop(2, "announce"))
+        local.run(plan, out, Stop(2, "announce"))
     watch = Stop(0, "")
-    inprocess.resume(out, watch)
+    local.resume(out, watch)
     found = summary_of(out)
     assert (found["rounds"], found["rounds_planned"]) == (3, 4)
     assert found["privacy"]["uploads"] == 3
@@ -125,12 +125,12 @@ def test_a_run_that_only_has_to_be_finished_still_says_what_it_spent(
     """Killed after the last round's rows and before the state that knew of them."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(inprocess, "finish", _interrupted)
+        patch.setattr(local, "finish", _interrupted)
         with pytest.raises(KeyboardInterrupt):
-            inprocess.run(plan_of(SITE, rounds=1), out)
+            local.run(plan_of(SITE, rounds=1), out)
     folder = RunFolder.open(out)
     folder.write_state(folder.state() | {"privacy": None})
-    inprocess.resume(out)
+    local.resume(out)
     assert summary_of(out)["privacy"]["uploads"] == 1
 
 
@@ -141,7 +141,7 @@ def _interrupted(*_: object) -> None:
 def test_a_target_that_cannot_be_met_makes_no_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(PlanError, match=r"privacy\.max_epsilon: expected at least"):
-        inprocess.run(plan_of({**SITE, "max_epsilon": 0.2}), out)
+        local.run(plan_of({**SITE, "max_epsilon": 0.2}), out)
     assert not out.exists()
 
 
@@ -171,6 +171,6 @@ def test_two_runs_of_one_plan_differ_by_their_noise(tmp_path: Path) -> None:
         digests = set()
         for number in range(2):
             out = tmp_path / f"{unit['unit']}-{number}"
-            inprocess.run(plan_of(unit, rounds=1), out)
+            local.run(plan_of(unit, rounds=1), out)
             digests.add(summary_of(out)["adapter_sha256"])
         assert len(digests) == 2

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from fedshield.auditfile import logs_of, read_known_keys, read_log
-from fedshield.engines import inprocess
 from fedshield.errors import RoundFailed
-from fedshield.planfile import load_plan, parse_plan
-from fedshield.protocol.logcheck import cross_check
-from fedshield.runfolder import RunFolder
+from fedshield.plan.load import load_plan, parse_plan
+from fedshield.protocol.log.verify import cross_check
+from fedshield.run import local
+from fedshield.run.folder import RunFolder
+from fedshield.run.log_file import logs_of, read_known_keys, read_log
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
@@ -68,7 +68,7 @@ def small_plan(**changes: Any) -> Any:
 
 def run_small(out: Path, **changes: Any) -> dict[str, Any]:
     plan = parse_plan(small_plan(**changes), base_dir=ROOT / "examples")
-    inprocess.run(plan, out)
+    local.run(plan, out)
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 
@@ -146,7 +146,7 @@ def test_the_adapter_loads_with_plain_peft(tiny_run: Path) -> None:
     import torch
     from peft import PeftModel
 
-    from fedshield.model import tiny
+    from fedshield.model.builtin import tiny
 
     with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
         model = PeftModel.from_pretrained(tiny.build(), tiny_run / "adapter")
@@ -297,7 +297,7 @@ def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(
     """A rate that a plan may name diverges on one machine and not on another: this one is past
     what its numbers can hold."""
     monkeypatch.setattr(
-        "fedshield.train.learning_rate", lambda _, number: math.inf if number == 2 else 0.1
+        "fedshield.site.train.learning_rate", lambda _, number: math.inf if number == 2 else 0.1
     )
     with pytest.raises(RoundFailed, match=r"[^:]; bank: the loss became nan in step 2 of"):
         run_small(tmp_path / "run", training__optimizer="sgd", training__steps=2)
@@ -317,9 +317,9 @@ def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import fedshield.runfolder as runfolder, fedshield.protocol.journal as journal
-from fedshield.engines import inprocess
-from fedshield.planfile import load_plan
+import fedshield.run.folder as runfolder, fedshield.protocol.journal as journal
+from fedshield.run import local
+from fedshield.plan.load import load_plan
 fatal, when = int(sys.argv[1]), sys.argv[2]
 count = 0
 def deadly(inner):
@@ -340,9 +340,9 @@ runfolder.RunFolder.append_metrics = deadly(runfolder.RunFolder.append_metrics)
 journal.Journal._append = deadly(journal.Journal._append)
 plan, out = map(Path, sys.argv[3:])
 if out.exists():
-    inprocess.resume(out)
+    local.resume(out)
 else:
-    inprocess.run(load_plan(plan)[0], out)
+    local.run(load_plan(plan)[0], out)
 print("writes", count)
 """
 
@@ -368,7 +368,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def resumed_hash(out: Path) -> str:
-    inprocess.resume(out)
+    local.resume(out)
     summary = json.loads((out / "summary.json").read_text())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
@@ -487,7 +487,7 @@ def test_what_sites_carry_is_resumed(
         with pytest.raises(KeyboardInterrupt):
             run_small(out, **changes)
     assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
-    inprocess.resume(out)
+    local.resume(out)
     assert (
         json.loads((out / "summary.json").read_text())["adapter_sha256"]
         == (expected["adapter_sha256"])
@@ -520,12 +520,12 @@ def test_a_run_is_not_resumed_on_other_data(
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "append_metrics", stopped)
         with pytest.raises(KeyboardInterrupt):
-            inprocess.run(parse_plan(raw, base_dir=tmp_path), tmp_path / "run")
+            local.run(parse_plan(raw, base_dir=tmp_path), tmp_path / "run")
     data.write_text("\n".join(rows[:-1]))
     with pytest.raises(RunFolderError, match="bank's data"):
-        inprocess.resume(tmp_path / "run")
+        local.resume(tmp_path / "run")
     data.write_text("\n".join(rows))
-    inprocess.resume(tmp_path / "run")
+    local.resume(tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").exists()
 
 
@@ -537,10 +537,11 @@ def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fedshield.engines.finished import open_finished
     from fedshield.errors import RunFolderError
-    from fedshield.model import core, gradient
+    from fedshield.model import lora_xs
     from fedshield.model.merge import save_merged
+    from fedshield.run.reopen import open_finished
+    from fedshield.site import gradient_factors
 
     out = tmp_path / "run"
     summary = run_small(
@@ -558,8 +559,8 @@ def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
         raise AssertionError("factors were looked for")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gradient, "public_factors", none)
-        patched.setattr(core, "factors", none)
+        patched.setattr(gradient_factors, "public_factors", none)
+        patched.setattr(lora_xs, "factors", none)
         base, host, state, _ = open_finished(out)
     host.write(state)
     ids = torch.arange(12)[None]
@@ -573,7 +574,7 @@ def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
     made |= {"status": "interrupted", "factors_sha256": "0" * 64}
     (out / "run.json").write_text(json.dumps(made))
     with pytest.raises(RunFolderError, match=r"expected the run's factors 0000.* same kind of"):
-        inprocess.resume(out)
+        local.resume(out)
 
 
 def test_two_processes_do_not_work_on_one_run(tiny_run: Path, tmp_path: Path) -> None:
@@ -581,7 +582,7 @@ def test_two_processes_do_not_work_on_one_run(tiny_run: Path, tmp_path: Path) ->
 
     folder = RunFolder.open(tiny_run)
     with folder.locked(), pytest.raises(RunFolderError, match="another process"):
-        inprocess.resume(tiny_run)
+        local.resume(tiny_run)
 
 
 # -- plans -------------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ from consortium import NAMES as FOUR
 from consortium import SOURCES, Consortium, raw_plan
 
 from fedshield.data.preview import preview
-from fedshield.engines.approval import Proposal, propose
-from fedshield.engines.ledgers import line_of
 from fedshield.enrolment.terms import Allowed, Asked
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Ledger
@@ -21,6 +19,8 @@ from fedshield.ledger.rows import Version
 from fedshield.model.base import inspect
 from fedshield.model.chat import use_template
 from fedshield.protocol.line import Line
+from fedshield.run.approval import Proposal, propose
+from fedshield.run.ledgers import line_of
 
 NAMES = ("alpha", "beta", "victim")
 PRIVACY = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 2.0, "max_epsilon": 4.0}

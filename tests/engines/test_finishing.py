@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedshield.engines.finishing import whose_answers
+from fedshield.run.finish import whose_answers
 
 
 def test_whose_adapter_answered_is_said_where_there_are_several() -> None:

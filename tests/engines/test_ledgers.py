@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from consortium import Consortium, raw_plan
 
-from fedshield.auditfile import keep_roster
-from fedshield.engines import inprocess
-from fedshield.engines.flare import simulate
-from fedshield.engines.members import Enrolment
 from fedshield.errors import RoundFailed, UserError
 from fedshield.ledger.file import Ledger, LedgerError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.protocol.roster import Roster
-from fedshield.runfolder import RunFolder
+from fedshield.run import local
+from fedshield.run.flare import simulate
+from fedshield.run.folder import RunFolder
+from fedshield.run.log_file import keep_roster
+from fedshield.run.parties import Enrolment
 
 NAMES = ("alpha", "beta", "victim")
 
@@ -57,7 +57,7 @@ def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
 ) -> None:
     """All runs by these keys are remembered there. Without it, another run could be another set."""
     said = Said()
-    first = inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", said, enrolment)  # type: ignore[arg-type]
+    first = local.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", said, enrolment)  # type: ignore[arg-type]
     path = enrolment.keys / "victim.ledger.jsonl"
     made = [note for note in said.notes if "ledger" in note]
     assert made == [
@@ -70,7 +70,7 @@ def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
     path.unlink()
     out = tmp_path / "runs" / "two"
     with pytest.raises(LedgerError) as refused:
-        inprocess.run(plan(tmp_path, "two"), out, None, enrolment)
+        local.run(plan(tmp_path, "two"), out, None, enrolment)
     assert f"{path}: expected the ledger of victim, found none though it has been in" in str(
         refused.value
     )
@@ -83,27 +83,25 @@ def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
     moved = RunFolder.open(alone)
     moved.write_state(moved.state() | {"status": "interrupted"})
     with pytest.raises(UserError, match=r"expected the ledger of victim, found none"):
-        inprocess.resume(alone, None, enrolment)
+        local.resume(alone, None, enrolment)
     path.write_bytes(kept)
     said = Said()
-    inprocess.run(plan(tmp_path, "two"), out, said, enrolment)  # type: ignore[arg-type]
+    local.run(plan(tmp_path, "two"), out, said, enrolment)  # type: ignore[arg-type]
     assert not any("made its ledger" in note for note in said.notes)
 
 
 def test_what_a_rule_refuses_is_no_run_to_go_on_with(tmp_path: Path, enrolment: Enrolment) -> None:
     """Another number of steps is another scale (R2), and a plan has one run (R4): neither is mended
     by going on."""
-    inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
+    local.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
     raw = raw_plan(NAMES, name="two", rounds=1)
     raw["training"]["steps"] += 1
     with pytest.raises(RoundFailed, match="R2: expected steps") as refused:
-        inprocess.run(
-            parse_plan(raw, base_dir=tmp_path), tmp_path / "runs" / "two", None, enrolment
-        )
+        local.run(parse_plan(raw, base_dir=tmp_path), tmp_path / "runs" / "two", None, enrolment)
     assert not refused.value.resumable
     again = tmp_path / "runs" / "again"
     with pytest.raises(UserError, match=r"R4: .*one run; --resume that one if it is not finished"):
-        inprocess.run(plan(tmp_path, "one"), again, None, enrolment)
+        local.run(plan(tmp_path, "one"), again, None, enrolment)
     assert not again.exists()
 
 
@@ -117,7 +115,7 @@ def test_both_engines_remember_in_one_place(tmp_path: Path, enrolment: Enrolment
     assert f"victim: made its ledger, {path}; keep it with its records" in said.notes
     assert not list(apart.path.rglob("ledger.jsonl"))
     assert plans_in(path) == {one.sha256()}
-    inprocess.run(two, tmp_path / "runs" / "two", None, enrolment)
+    local.run(two, tmp_path / "runs" / "two", None, enrolment)
     assert plans_in(path) == {one.sha256(), two.sha256()}
     # R4: the plan of the other engine's run has had its one run.
     with pytest.raises(UserError, match=r"R4: expected the run two of this plan, got again"):
@@ -149,12 +147,12 @@ def test_runs_of_other_keys_do_not_stand_in_the_way(tmp_path: Path, enrolment: E
     other = Consortium(tmp_path / "others", NAMES).kit("alpha")
     rosters: list[Roster] = [
         other.admit(plan(tmp_path, "one"), None).roster,
-        inprocess.demonstration(plan(tmp_path, "one")).roster,
+        local.demonstration(plan(tmp_path, "one")).roster,
     ]
     for number, roster in enumerate(rosters):
         folder = tmp_path / "runs" / f"other-{number}"
         keep_roster(folder, roster)
         (folder / "journal").mkdir()
         (folder / "journal" / "victim.jsonl").write_text("a line\n")
-    inprocess.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
+    local.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", None, enrolment)
     assert (enrolment.keys / "victim.ledger.jsonl").exists()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedshield.crypto.keys import SiteKey
-from fedshield.engines.members import demonstration, randomness_of
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
 from fedshield.protocol.roster import Roster
+from fedshield.run.parties import demonstration, randomness_of
 from fedshield.seeds import SiteRandomness
 
 SITES = {name: {"source": "sample:finance"} for name in ("bank", "clinic", "hospital")}

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines import presence
 from fedshield.errors import UserError
-from fedshield.runfolder import RunFolder
+from fedshield.run import presence
+from fedshield.run.folder import RunFolder
 
 HOLDER = """
 import sys
 from pathlib import Path
-from fedshield.engines import presence
+from fedshield.run import presence
 lock = presence.hold(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

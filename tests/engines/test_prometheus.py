@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fedshield.engines import prometheus
-from fedshield.engines.progress import Progress
-from fedshield.summary import PHASES
+from fedshield.run import prometheus
+from fedshield.run.progress import Progress
+from fedshield.run.summary import PHASES
 
 SAMPLE = re.compile(r'(\w+)\{(\w+="[^"]*")(,\w+="[^"]*")*\} [-+.e0-9]+')
 

@@ -11,11 +11,7 @@ from typing import Any
 import pytest
 from consortium import Consortium, raw_plan
 
-from fedshield.auditfile import keep_roster
 from fedshield.crypto.keys import SigningKey
-from fedshield.engines.known_sites import KnownRoster, Member, before, must_answer
-from fedshield.engines.ledgers import check_one_run
-from fedshield.engines.recovering import Draft, draft, own_part
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.seen import FILE, SeenKeys
@@ -23,12 +19,16 @@ from fedshield.errors import UserError
 from fedshield.ledger import heads
 from fedshield.ledger.file import Head, Ledger
 from fedshield.ledger.history import Cut, History
-from fedshield.ledger.question import StandingQuestion
-from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import LOST, Row, Scale, Version
 from fedshield.ledger.rules import Approval
-from fedshield.planfile import load_plan
+from fedshield.plan.load import load_plan
 from fedshield.protocol.statements import sign_head
+from fedshield.recovery.letters import Answer, RecoveryError, ToldRow
+from fedshield.recovery.question import StandingQuestion
+from fedshield.run.known_sites import KnownRoster, Member, before, must_answer
+from fedshield.run.ledgers import check_one_run
+from fedshield.run.log_file import keep_roster
+from fedshield.run.recover import Draft, draft, own_part
 
 NAMES = ("alpha", "beta", "victim")
 PLAN = "1" * 64

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.runstate import check_charter, session, unfinished
 from fedshield.errors import RunFolderError
-from fedshield.plan import Plan
-from fedshield.runfolder import RunFolder
+from fedshield.plan.schema import Plan
+from fedshield.run.folder import RunFolder
+from fedshield.run.state import check_charter, session, unfinished
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from fedshield.crypto.keys import SigningKey
-from fedshield.engines.flare.kit import Kit
-from fedshield.engines.ledgers import approval_of
-from fedshield.engines.site_process import SiteProcess, site_rows
 from fedshield.errors import UserError
 from fedshield.ledger.file import Ledger
-from fedshield.plan import Plan
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.local import SiteRound
+from fedshield.plan.schema import Plan
 from fedshield.protocol.restart import ASK_BYTES, unasked
 from fedshield.protocol.roster import COORDINATOR
+from fedshield.protocol.wire import envelope, messages
+from fedshield.run.flare.kit import Kit
+from fedshield.run.ledgers import approval_of
+from fedshield.run.site import SiteProcess, site_rows
+from fedshield.site.interfaces import SiteRound
 
 
 def stand(coordinator: SigningKey) -> bytes:

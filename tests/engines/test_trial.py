@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines import trial
 from fedshield.errors import RunFolderError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.run import trial
 
 
 def plan_of(**changes: Any) -> Plan:

@@ -9,7 +9,7 @@ CODE = """
 import numpy as np
 from fedshield.crypto.rlwe import kernels, transform
 from fedshield.crypto.scheme import rlwe_parameters
-from fedshield.engines.warm import compile_kernels
+from fedshield.run.warm import compile_kernels
 
 def compiled():
     return {

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.finished import adapter_file, copy_adapter
-from fedshield.engines.whereabouts import check_model_there, whereabouts
 from fedshield.enrolment.policy import PolicyError
 from fedshield.errors import RunFolderError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.runfolder import RunFolder
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.run.folder import RunFolder
+from fedshield.run.reopen import adapter_file, copy_adapter
+from fedshield.run.whereabouts import check_model_there, whereabouts
 
 SITES = ("north", "south", "west")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedshield.data.sites import SiteData
-from fedshield.engines.events import Quiet
-from fedshield.engines.workplace import cap_notes, prepare, run_notes
 from fedshield.model.chat import Tokens
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
+from fedshield.run.events import Quiet
+from fedshield.run.prepare import cap_notes, prepare, run_notes
 
 
 def data_of(rows: int) -> SiteData:

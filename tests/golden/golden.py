@@ -21,13 +21,13 @@ import torch
 import yaml
 
 from fedshield.crypto.rlwe.sampling import Stream
-from fedshield.engines import inprocess
 from fedshield.errors import RoundFailed
-from fedshield.planfile import parse_plan
-from fedshield.privacy import example_level
-from fedshield.protocol import site_model
-from fedshield.runfolder import RunFolder
-from fedshield.train import LocalTrainer
+from fedshield.plan.load import parse_plan
+from fedshield.privacy import dp_sgd
+from fedshield.run import local
+from fedshield.run.folder import RunFolder
+from fedshield.site import round as site_round
+from fedshield.site.train import LocalTrainer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE_LEVEL = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 0.8}
@@ -148,12 +148,12 @@ def of_run(name: str, folder: Path) -> dict[str, Any]:
     with _fixed_noise():
         if way == "resumed":
             _interrupted(plan, out)
-            inprocess.resume(out)
+            local.resume(out)
         elif way == "lost":
             with _failing("lab", 2):
-                inprocess.run(plan, out)
+                local.run(plan, out)
         else:
-            inprocess.run(plan, out)
+            local.run(plan, out)
     summary = json.loads((out / "summary.json").read_text())
     return {
         "plan_sha256": summary["plan_sha256"],
@@ -190,8 +190,8 @@ def _fixed_noise() -> Iterator[None]:
         return Stream(hashlib.sha256(b"golden" + about).digest(), label, 0)
 
     with (
-        mock.patch.object(site_model, "fresh_stream", stream),
-        mock.patch.object(example_level, "fresh_stream", stream),
+        mock.patch.object(site_round, "fresh_stream", stream),
+        mock.patch.object(dp_sgd, "fresh_stream", stream),
     ):
         yield
 
@@ -205,7 +205,7 @@ def _interrupted(plan: Any, out: Path) -> None:
 
     with mock.patch.object(RunFolder, "append_metrics", stop):
         try:
-            inprocess.run(plan, out)
+            local.run(plan, out)
         except KeyboardInterrupt:
             return
     raise AssertionError("the run was not interrupted")

@@ -19,27 +19,27 @@ from page_wire import Refused
 
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
-from fedshield.engines.events import Quiet
-from fedshield.engines.flare.lineup import line_up
-from fedshield.engines.ledgers import approval_of, line_of
-from fedshield.engines.local_sites import InProcessSites
-from fedshield.engines.members import randomness_of
-from fedshield.engines.workplace import prepare
 from fedshield.errors import CryptoCode, ProtocolCode, ProtocolError
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.restart import SiteRestart, Standing
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.site_model import first_memory, standing_digest
-from fedshield.runfolder import SiteStore
+from fedshield.run.events import Quiet
+from fedshield.run.flare.lineup import line_up
+from fedshield.run.folder import SiteStore
+from fedshield.run.ledgers import approval_of, line_of
+from fedshield.run.local_sites import InProcessSites
+from fedshield.run.parties import randomness_of
+from fedshield.run.prepare import prepare
 from fedshield.seeds import derive
-from fedshield.train import LocalTrainer
+from fedshield.site.round import first_memory, standing_digest
+from fedshield.site.train import LocalTrainer
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
 RUN, RANK = "run", 4

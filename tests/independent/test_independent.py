@@ -16,8 +16,8 @@ import pytest
 from mixed_run import Door, mixed, moved, plan_of
 
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import envelope
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.wire import envelope
+from fedshield.protocol.wire.envelope import Binding
 
 HERE = Path(__file__).parent
 PARTS = sorted(HERE.glob("page_*.py"))

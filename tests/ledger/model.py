@@ -28,7 +28,7 @@ from span import isolated
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Receipt
-from fedshield.protocol import session
+from fedshield.protocol import contexts
 
 #: The sites' and the opened sums' numbers in the model's table: states are many, and small.
 State = tuple[int, ...]
@@ -82,7 +82,7 @@ class Model(Sites):
     def _is_session(self, members: Sequence[int]) -> bool:
         """Whether an honest site begins a session with these: of its roster's whole batches."""
         try:
-            session.check_whole(self.roster, [str(site) for site in members])
+            contexts.check_whole(self.roster, [str(site) for site in members])
         except ProtocolError:
             return False
         return True
@@ -291,9 +291,9 @@ class Model(Sites):
     def _is_certified(self, ask: Ask, signers: Sequence[int]) -> bool:
         """Whether these and the colluder, if it is in the sum, are enough."""
         if self.membership == "fixed":
-            return len(signers) + COLLUDING >= session.least_opened(self.rules)
+            return len(signers) + COLLUDING >= contexts.least_opened(self.rules)
         colluding = self.num_sites - 1 in ask.members
-        return len(signers) + colluding >= session.least_opened(self.rules, len(ask.members))
+        return len(signers) + colluding >= contexts.least_opened(self.rules, len(ask.members))
 
     def _taken(
         self,

@@ -17,8 +17,8 @@ from fedshield.ledger import entries
 from fedshield.ledger.file import FORMAT, KEY_BYTES, Ledger, Receipt
 from fedshield.ledger.rows import Row, Scale, Version
 from fedshield.ledger.rules import Approval, Terms, first_refusal
+from fedshield.plan.quorum import Membership, resolve
 from fedshield.protocol.roster import Roster
-from fedshield.quorum import Membership, resolve
 
 COLLUDING = 1
 ROSTER = "roster"

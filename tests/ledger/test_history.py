@@ -25,7 +25,14 @@ from fedshield.ledger.history import (
     short_atoms,
     unsupported,
 )
-from fedshield.ledger.rows import Consent, Membership, Row, Scale, Unit, Version
+from fedshield.ledger.rows import (
+    Consent,
+    Membership,
+    Row,
+    Scale,
+    Unit,
+    Version,
+)
 
 #: Who seven sites are.
 SEVEN = tuple("1234567")

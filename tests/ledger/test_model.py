@@ -14,8 +14,8 @@ from span import isolated
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger, Receipt
 from fedshield.ledger.rows import Version
-from fedshield.protocol import session
-from fedshield.quorum import Rules
+from fedshield.plan.quorum import Rules
+from fedshield.protocol import contexts
 from model import COLLUDING, Model
 
 
@@ -143,7 +143,7 @@ def test_no_history_of_two_batches_isolates_a_site_or_splits_one(
     refuses and what the ledger does (R1) would each do alone."""
     if off:
         # Without the session's check there are too many sets for all histories.
-        monkeypatch.setattr(rules if off == "whole_batch" else session, off, _lets_through)
+        monkeypatch.setattr(rules if off == "whole_batch" else contexts, off, _lets_through)
     model = Model(6, 1, ("first",), runs=1, membership="batches")
     if off == "check_whole":
         with pytest.raises(RuntimeError, match="expected at most 30000 states"):
@@ -171,7 +171,7 @@ def test_without_any_one_rule_two_batches_violate_the_promise(
 ) -> None:
     monkeypatch.setattr(*OFF[off])
     if off == "batch":
-        monkeypatch.setattr(session, "check_whole", _lets_through)
+        monkeypatch.setattr(contexts, "check_whole", _lets_through)
     plans = ("first", *([second] if second else []))
     outcome = Model(6, 1, plans, runs=1, membership="batches").explore(limit=30_000)
     assert outcome.violation.startswith(violated), outcome

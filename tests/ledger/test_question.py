@@ -8,7 +8,7 @@ import pytest
 
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.ledger.heads import place_question
-from fedshield.ledger.question import StandingQuestion
+from fedshield.recovery.question import StandingQuestion
 
 A, B = "a" * 64, "b" * 64
 

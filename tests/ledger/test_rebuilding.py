@@ -13,9 +13,6 @@ from fedshield.ledger import entries, rules
 from fedshield.ledger.entries import Attested, OpenedRound, Receipt, Recovered, Total
 from fedshield.ledger.file import Head, Ledger, LedgerError
 from fedshield.ledger.heads import place_beside
-from fedshield.ledger.rebuilding import OwnPart, Rebuilt, ended, is_shown
-from fedshield.ledger.rebuilding import rebuilt as rebuilt_by
-from fedshield.ledger.recovery import Answer, RecoveryError, ToldRow
 from fedshield.ledger.rows import (
     LOST,
     UNKNOWN,
@@ -27,7 +24,10 @@ from fedshield.ledger.rows import (
     line_of,
 )
 from fedshield.ledger.rules import Approval
-from fedshield.ledger.tellers import Doubtful
+from fedshield.recovery.letters import Answer, RecoveryError, ToldRow
+from fedshield.recovery.rebuild import OwnPart, Rebuilt, ended, is_shown
+from fedshield.recovery.rebuild import rebuilt as rebuilt_by
+from fedshield.recovery.tellers import Doubtful
 
 A, B, C, D = (letter * 64 for letter in "abcd")
 PLAN, ROSTER = "1" * 64, "9" * 64

@@ -14,8 +14,8 @@ from fedshield.crypto.keys import SigningKey
 from fedshield.enrolment.files import RosterError
 from fedshield.ledger.entries import Answered, Receipt
 from fedshield.ledger.file import Ledger
-from fedshield.ledger.recovery import Answer, Question, ToldRow, rows_about
 from fedshield.ledger.rows import LOST, Row, Scale, Version
+from fedshield.recovery.letters import Answer, Question, ToldRow, rows_about
 
 A, B, C, D = (letter * 64 for letter in "abcd")
 NONCE = bytes(range(32))

@@ -12,9 +12,9 @@ from fedshield.crypto.keys import SigningKey
 from fedshield.ledger.entries import Recovered
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.heads import GAP, MAX_LINES, Head
-from fedshield.ledger.recovery import Answer, RecoveryError
-from fedshield.ledger.told_heads import OwnHeads, heads_of_others, next_line, own_heads
 from fedshield.protocol.statements import sign_head
+from fedshield.recovery.letters import Answer, RecoveryError
+from fedshield.recovery.told_heads import OwnHeads, heads_of_others, next_line, own_heads
 
 OLD, KEY, B_KEY, C_KEY = (SigningKey(bytes([number]) * 32) for number in range(4))
 A, B, C = OLD.public.hex(), B_KEY.public.hex(), C_KEY.public.hex()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 
 _SIZE = {
     "vocab_size": 259,

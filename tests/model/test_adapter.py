@@ -12,9 +12,9 @@ import torch
 from peft import get_peft_model_state_dict
 
 from fedshield.errors import ModelError
-from fedshield.model import tiny
 from fedshield.model.adapter import AdapterHost, empty_spec, initial_state
-from fedshield.plan import AdapterPlan
+from fedshield.model.builtin import tiny
+from fedshield.plan.schema import AdapterPlan
 from fedshield.types import AdapterSpec, AdapterState, TensorSpec
 
 SHA = "ab" * 32

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from fedshield.errors import ModelError
-from fedshield.model import base, tiny
+from fedshield.model import base
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.answers import answers, check_prompts, end_ids
-from fedshield.plan import Plan
+from fedshield.model.builtin import tiny
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]

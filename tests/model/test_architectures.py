@@ -15,13 +15,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-from fedshield.model import base, tiny
+from fedshield.model import base
 from fedshield.model.adapter import AdapterHost
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.model.check import check_model
 from fedshield.model.loss import can_cut_logits, loss_sum
 from fedshield.notes import library_words
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]

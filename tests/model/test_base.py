@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedshield.errors import ModelError
-from fedshield.model import base, tiny
-from fedshield.plan import Plan
+from fedshield.model import base
+from fedshield.model.builtin import tiny
+from fedshield.plan.schema import Plan
 
 MakePlan = Callable[..., Plan]
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedshield.errors import ModelError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import (
     FALLBACK_TEMPLATE,
     Message,

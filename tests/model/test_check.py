@@ -16,7 +16,7 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.base import BaseModel
 from fedshield.model.chat import Tokens
 from fedshield.model.check import check_ids, check_model
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 
 MakePlan = Callable[..., Plan]
 ROW = Tokens(tuple(range(5, 25)), (-100,) * 8 + tuple(range(13, 25)), 0)

@@ -6,7 +6,7 @@ import datetime
 
 import pytest
 
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import date_in, render, use_template
 from fedshield.model.clock import at_date, writes_chance, writes_date
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from fedshield.errors import ModelError
-from fedshield.model import core, tiny
+from fedshield.model import lora_xs
 from fedshield.model.adapter import AdapterHost, initial_state, ordinary
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
-from fedshield.model.gradient import gradient_factors
-from fedshield.plan import AdapterPlan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import AdapterPlan
+from fedshield.site.gradient_factors import gradient_factors
 from fedshield.types import AdapterState
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "down_proj")
@@ -32,7 +33,7 @@ def adapter(kind: Kind, rank: int = 4) -> AdapterPlan:
 
 
 @functools.cache
-def given() -> core.Factors:
+def given() -> lora_xs.Factors:
     """Of a gradient on a few rows."""
     plan = parse_plan(
         {
@@ -71,7 +72,7 @@ def products(one: AdapterHost, state: AdapterState) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (9, 9)])
 def test_factors_are_the_truncated_svd(shape: tuple[int, int]) -> None:
     weight = torch.tensor(np.random.default_rng(3).standard_normal(shape))
-    u, v = core.factors(weight, 3)
+    u, v = lora_xs.factors(weight, 3)
     eye = torch.eye(3, dtype=torch.float64)
     assert torch.allclose(u.T @ u, eye, atol=1e-12)
     assert torch.allclose(v.T @ v, eye, atol=1e-12)
@@ -86,7 +87,7 @@ def test_factors_are_the_truncated_svd(shape: tuple[int, int]) -> None:
 
 def test_factors_of_a_matrix_of_low_rank_are_still_orthonormal() -> None:
     weight = torch.outer(torch.arange(6.0), torch.ones(5))
-    u, v = core.factors(weight, 3)
+    u, v = lora_xs.factors(weight, 3)
     eye = torch.eye(3, dtype=torch.float64)
     assert torch.allclose(u.T @ u, eye, atol=1e-9)
     assert torch.allclose(v.T @ v, eye, atol=1e-9)

@@ -20,10 +20,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from fedshield.errors import RunFolderError
-from fedshield.model import base, export, tiny
+from fedshield.model import base, export
 from fedshield.model.adapter import AdapterHost, ordinary
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import use_template
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]

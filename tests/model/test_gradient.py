@@ -10,11 +10,12 @@ import torch
 
 from fedshield.data.public import public_rows
 from fedshield.errors import ModelError
-from fedshield.model import base, core, tiny
+from fedshield.model import base, lora_xs
 from fedshield.model.adapter import AdapterHost, target_layers
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
-from fedshield.model.gradient import gradient_factors, public_factors
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
+from fedshield.site.gradient_factors import gradient_factors, public_factors
 
 MakePlan = Callable[..., Plan]
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -55,7 +56,7 @@ def exact(plan: Plan, model: Any, rows: list[Tokens]) -> dict[str, torch.Tensor]
     }
 
 
-def assert_best(found: core.Factors, gradients: dict[str, torch.Tensor], rank: int) -> None:
+def assert_best(found: lora_xs.Factors, gradients: dict[str, torch.Tensor], rank: int) -> None:
     assert found.keys() == gradients.keys()
     eye = torch.eye(rank, dtype=torch.float64)
     for name, gradient in gradients.items():
@@ -80,7 +81,7 @@ def test_they_hold_nearly_all_that_any_of_their_rank_can(make_plan: MakePlan) ->
     assert_best(found, exact(plan, tiny.build(), rows), rank=4)
     # Control: those of the weights do not.
     for name, gradient in exact(plan, tiny.build(), rows).items():
-        u, v = core.factors(loaded.model.get_submodule(name).weight, 4)
+        u, v = lora_xs.factors(loaded.model.get_submodule(name).weight, 4)
         assert (u.T @ gradient @ v).norm() < 0.5 * gradient.norm()
 
 

@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedshield.errors import ModelError, RunFolderError
-from fedshield.model import base, merge, portable, tiny
+from fedshield.model import base, merge, portable
 from fedshield.model.adapter import AdapterHost
+from fedshield.model.builtin import tiny
 from fedshield.notes import library_words
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]

@@ -17,8 +17,8 @@ from fedshield.errors import ModelError
 from fedshield.model import shapes
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model
-from fedshield.plan import AdapterPlan, Plan
-from fedshield.planfile import load_plan, parse_plan
+from fedshield.plan.load import load_plan, parse_plan
+from fedshield.plan.schema import AdapterPlan, Plan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {

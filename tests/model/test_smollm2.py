@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from fedshield.errors import ModelError
-from fedshield.model import gguf_llama, smollm2
-from fedshield.model.gguf_llama import unpermute
-from fedshield.model.smollm2 import Source, ensure, verify
+from fedshield.model.builtin import gguf_llama, smollm2
+from fedshield.model.builtin.gguf_llama import unpermute
+from fedshield.model.builtin.smollm2 import Source, ensure, verify
 
 LAYERS, D, D_FF, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 2, 64, 96, 4, 2, 16, 128
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

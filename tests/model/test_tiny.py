@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 
 
 def test_the_weights_are_the_same_whatever_ran_before() -> None:

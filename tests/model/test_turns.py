@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedshield.errors import ModelError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import use_template
 from fedshield.model.turns import turn_end_ids, turn_end_text
 

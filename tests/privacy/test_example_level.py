@@ -11,18 +11,13 @@ import torch
 
 from fedshield.crypto.rlwe.sampling import Stream
 from fedshield.errors import ModelError
-from fedshield.model import tiny
 from fedshield.model.adapter import AdapterHost, initial_state
+from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.model.loss import row_losses
-from fedshield.plan import AdapterPlan
-from fedshield.privacy import example_level
-from fedshield.privacy.example_level import (
-    SENSITIVITY,
-    PrivateGradient,
-    bounded_sum,
-    poisson_rows,
-)
+from fedshield.plan.schema import AdapterPlan
+from fedshield.privacy import dp_sgd
+from fedshield.privacy.dp_sgd import SENSITIVITY, PrivateGradient, bounded_sum, poisson_rows
 from fedshield.types import AdapterState
 
 PAD = 0
@@ -142,7 +137,7 @@ def test_every_row_is_cut_and_counted() -> None:
 def test_the_count_in_whole_numbers_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were the float arithmetic wrong by a hundredth, a row left too long would be zeros."""
     tensors = [torch.tensor([[3.0, 4.0], [0.3, 0.4]])]
-    monkeypatch.setattr(example_level, "_ROOM", 1.01)
+    monkeypatch.setattr(dp_sgd, "_ROOM", 1.01)
     found = bounded_sum(tensors, 1.0).values
     assert torch.equal(found, bounded_sum([tensors[0][1:]], 1.0).values)
     assert float(found.double().norm()) > 0.5 * SENSITIVITY
@@ -191,7 +186,7 @@ def test_the_noise_is_of_the_stated_size_whatever_was_drawn(
 ) -> None:
     """Without any row there is a gradient all the same, of noise alone."""
     host, data = host_of(), rows(10)
-    monkeypatch.setattr(example_level, "poisson_rows", lambda *_: [])
+    monkeypatch.setattr(dp_sgd, "poisson_rows", lambda *_: [])
     found = private(host, data, noise_multiplier=2.0, clip_norm=0.5, rate=0.4)
     noise = []
     for _ in range(4):
@@ -219,12 +214,12 @@ def test_layers_that_do_not_keep_rows_apart_are_refused() -> None:
     layer.forward = lambda x: forward(x)
     with (
         pytest.raises(ModelError, match=r"expected layers that see \(rows, tokens, width\)"),
-        example_level._caught([layer], 2, {}),
+        dp_sgd._caught([layer], 2, {}),
     ):
         layer(torch.ones(6, layer.in_features))
     outside = torch.nn.Parameter(torch.zeros(3))
     with pytest.raises(ModelError, match="expected every trained tensor in a layer"):
-        example_level._layers_of(host.model, [outside])
+        dp_sgd._layers_of(host.model, [outside])
     unused = private(host, data)
     unused._layers = unused._layers[:-1]
     with pytest.raises(ModelError, match="expected every trained tensor to be used"):

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedshield import encode_integers
 from fedshield.crypto.rlwe.sampling import Stream
 from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.errors import CryptoError, PlanError
-from fedshield.privacy import site_level
+from fedshield.plan.quorum import resolve
+from fedshield.privacy import distributed_gaussian
 from fedshield.privacy.discrete_gaussian import DiscreteGaussian, fresh_stream
-from fedshield.privacy.site_level import BoundedIntegers, SiteMechanism, squared_norm
-from fedshield.quorum import resolve
+from fedshield.privacy.distributed_gaussian import BoundedIntegers, SiteMechanism, squared_norm
+from fedshield.update import encode_integers
 
 
 def made(num_sites: int = 5, multiplier: float = 1.0, num_values: int = 500) -> SiteMechanism:
     packing = rlwe_parameters(num_sites, 16, False)
-    return site_level.mechanism(2.0, multiplier, resolve(num_sites), packing, num_values)
+    return distributed_gaussian.mechanism(2.0, multiplier, resolve(num_sites), packing, num_values)
 
 
 def stream(seed: int) -> Stream:
@@ -39,7 +39,7 @@ def test_no_update_is_longer_than_the_sensitivity(
     values: np.ndarray[tuple[int], np.dtype[np.float32]], scale: float, most: int, seed: int
 ) -> None:
     """Whatever a site trained, and however it is rounded."""
-    found = site_level.bound(values, scale, most, seed)
+    found = distributed_gaussian.bound(values, scale, most, seed)
     assert sum(int(one) ** 2 for one in found.digits) <= most**2
     assert 0 < found.factor <= 1
     assert np.isfinite(found.residual).all()
@@ -47,19 +47,19 @@ def test_no_update_is_longer_than_the_sensitivity(
 
 def test_a_short_update_is_only_rounded() -> None:
     values = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
-    found = site_level.bound(values, 10.0, 2000, 3)
+    found = distributed_gaussian.bound(values, 10.0, 2000, 3)
     assert found.factor == 1
     assert np.abs(found.digits - values * 10).max() <= 1 + 1e-4
     # What rounding left is kept, what the noise added is not in it.
     assert np.allclose(found.digits / 10 + found.residual, values, atol=1e-6)
     # On the mean rounding changes nothing.
-    many = [site_level.bound(values, 10.0, 2000, seed).digits for seed in range(200)]
+    many = [distributed_gaussian.bound(values, 10.0, 2000, seed).digits for seed in range(200)]
     assert np.abs(np.mean(many, axis=0) - values * 10).max() < 0.2
 
 
 def test_a_long_update_is_shortened_as_a_whole() -> None:
     values = np.random.default_rng(2).standard_normal(4000).astype(np.float32)
-    found = site_level.bound(values, 1e4, 1500, 3)
+    found = distributed_gaussian.bound(values, 1e4, 1500, 3)
     length = math.sqrt(squared_norm(found.digits))
     assert 0.97 * 1500 < length <= 1500
     cosine = float(found.digits @ values / (length * np.linalg.norm(values)))
@@ -71,7 +71,7 @@ def test_a_long_update_is_shortened_as_a_whole() -> None:
 def test_values_that_are_no_numbers_are_refused() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(CryptoError, match="expected finite values"):
-            site_level.bound(np.array([1.0, bad], dtype=np.float32), 1.0, 10, 0)
+            distributed_gaussian.bound(np.array([1.0, bad], dtype=np.float32), 1.0, 10, 0)
 
 
 def test_integers_that_are_too_long_cannot_be_made() -> None:
@@ -102,7 +102,7 @@ def test_nothing_can_wrap(
     try:
         packing = rlwe_parameters(sites, bits, headroom)
         rules = resolve(sites, max_colluding=0 if sites == 2 else None)
-        found = site_level.mechanism(1.0, multiplier, rules, packing, num_values)
+        found = distributed_gaussian.mechanism(1.0, multiplier, rules, packing, num_values)
     except (CryptoError, PlanError):
         return
     assert found.num_sites * (found.sensitivity + found.noise.bound) <= packing.max_digit
@@ -118,11 +118,11 @@ def test_nothing_can_wrap(
 
 def test_whose_noise_counts() -> None:
     """Colluders can take theirs away, and so can any one site that looks at the sum."""
-    assert site_level.honest_sites(resolve(5)) == resolve(5).min_cohort - 1
-    assert site_level.honest_sites(resolve(16)) == resolve(16).min_cohort - 5
-    assert site_level.honest_sites(resolve(2, max_colluding=0)) == 1
+    assert distributed_gaussian.honest_sites(resolve(5)) == resolve(5).min_cohort - 1
+    assert distributed_gaussian.honest_sites(resolve(16)) == resolve(16).min_cohort - 5
+    assert distributed_gaussian.honest_sites(resolve(2, max_colluding=0)) == 1
     assert (
-        site_level.honest_sites(resolve(4, max_colluding=0))
+        distributed_gaussian.honest_sites(resolve(4, max_colluding=0))
         == resolve(4, max_colluding=0).min_cohort - 1
     )
 
@@ -136,7 +136,9 @@ def test_the_sum_carries_the_whole_noise_and_a_site_its_share() -> None:
         np.zeros(size, np.int64), np.zeros(size, np.float32), mechanism.sensitivity, 1.0
     )
     drawn = [
-        site_level.encode_noised(nothing, mechanism, layout, 0.2, stream(seed)).digits.astype(int)
+        distributed_gaussian.encode_noised(
+            nothing, mechanism, layout, 0.2, stream(seed)
+        ).digits.astype(int)
         for seed in range(5)
     ]
     slack = 5 * math.sqrt(2 / size)
@@ -158,12 +160,12 @@ def test_no_loss_travels_and_the_bound_rides_on_the_integers() -> None:
     mechanism, packing = made(num_values=100), rlwe_parameters(5, 16, False)
     layout = encode_integers.update_layout("", 100, packing)
     values = np.ones(100, dtype=np.float32)
-    good = site_level.bound(values, mechanism.scale(0.2), mechanism.sensitivity, 1)
-    found = site_level.encode_noised(good, mechanism, layout, 0.2, fresh_stream("x", b""))
+    good = distributed_gaussian.bound(values, mechanism.scale(0.2), mechanism.sensitivity, 1)
+    found = distributed_gaussian.encode_noised(good, mechanism, layout, 0.2, fresh_stream("x", b""))
     assert found.reserved == (1, round(0.2 * 2**30), 0)
-    other = site_level.bound(values, 1.0, mechanism.sensitivity + 1, 1)
+    other = distributed_gaussian.bound(values, 1.0, mechanism.sensitivity + 1, 1)
     with pytest.raises(CryptoError, match="expected integers bounded by"):
-        site_level.encode_noised(other, mechanism, layout, 0.2, fresh_stream("x", b""))
+        distributed_gaussian.encode_noised(other, mechanism, layout, 0.2, fresh_stream("x", b""))
 
 
 def test_a_heavier_site_moves_the_sum_no_more() -> None:
@@ -171,7 +173,9 @@ def test_a_heavier_site_moves_the_sum_no_more() -> None:
     mechanism = made(num_values=100)
     values = np.full(100, 5.0, dtype=np.float32)
     for weight in (0.01, 0.2, 0.9):
-        found = site_level.bound(values, mechanism.scale(weight), mechanism.sensitivity, 1)
+        found = distributed_gaussian.bound(
+            values, mechanism.scale(weight), mechanism.sensitivity, 1
+        )
         assert squared_norm(found.digits) <= mechanism.sensitivity**2
 
 
@@ -188,4 +192,4 @@ def test_several_discrete_gaussians_are_not_taken_for_one() -> None:
 def test_no_room_for_steps_names_the_knobs() -> None:
     packing = rlwe_parameters(16, 8, False)
     with pytest.raises(PlanError, match=r"use encoding\.headroom, more encoding\.bits"):
-        site_level.mechanism(1.0, 1.0, resolve(16), packing, 10_000)
+        distributed_gaussian.mechanism(1.0, 1.0, resolve(16), packing, 10_000)

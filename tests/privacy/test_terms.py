@@ -10,10 +10,10 @@ import pytest
 from fedshield.errors import PlanError
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model
-from fedshield.plan import Plan
-from fedshield.privacy import terms as terms_module
-from fedshield.privacy.site_level import SiteMechanism
-from fedshield.privacy.terms import Spent, forecast, planned_rows, summarised, terms
+from fedshield.plan.schema import Plan
+from fedshield.privacy import guarantee as terms_module
+from fedshield.privacy.distributed_gaussian import SiteMechanism
+from fedshield.privacy.guarantee import Spent, forecast, planned_rows, summarised, terms
 from fedshield.types import AdapterSpec
 
 SITE = {"unit": "site", "clip_norm": 0.5, "noise_multiplier": 1.0}

@@ -22,21 +22,21 @@ from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Ledger
 from fedshield.ledger.rows import record_hash
 from fedshield.ledger.rules import Approval
-from fedshield.plan import Plan
-from fedshield.plan_floors import min_examples
-from fedshield.planfile import parse_plan
-from fedshield.protocol import codec, envelope, messages
+from fedshield.plan.floors import min_examples
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import read_round_keys, round_context
 from fedshield.protocol.coordinator import Coordinator
-from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
-from fedshield.protocol.local import Contribution, SiteRound
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import read_round_keys, round_context
-from fedshield.protocol.site_model import first_memory, standing_digest
-from fedshield.protocol.sites import Replies
+from fedshield.protocol.transport import Replies
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 from fedshield.seeds import SiteRandomness
+from fedshield.site.interfaces import Contribution, SiteRound
+from fedshield.site.round import first_memory, standing_digest
 from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
 
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n in range(11)))

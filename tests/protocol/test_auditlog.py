@@ -15,17 +15,24 @@ from typing import Any
 import pytest
 from threshold_kit import failing
 
-from fedshield.auditfile import LogFile, keep_roster, known_keys, read_known_keys, read_rosters
 from fedshield.crypto.keys import SigningKey
 from fedshield.enrolment import RosterError
 from fedshield.errors import ProtocolError, RoundFailed, RunFolderError
-from fedshield.protocol import messages
-from fedshield.protocol.auditlog import START, Entry, Fact, read_entry, sha256, write_entry
 from fedshield.protocol.coordinator import Coordinator
-from fedshield.protocol.envelope import Binding
-from fedshield.protocol.logcheck import Chain, KnownKeys, cross_check, read_chain
+from fedshield.protocol.log.entries import (
+    START,
+    Entry,
+    Fact,
+    read_entry,
+    sha256,
+    write_entry,
+)
+from fedshield.protocol.log.verify import Chain, KnownKeys, cross_check, read_chain
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.sites import Replies
+from fedshield.protocol.transport import Replies
+from fedshield.protocol.wire import messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.run.log_file import LogFile, keep_roster, known_keys, read_known_keys, read_rosters
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -258,7 +265,7 @@ def test_ctrl_c_in_the_middle_of_any_entry_is_a_ctrl_c(
     for stop_at in itertools.count(1):
         logged = Logged(federation("plain", weights="private"), tmp_path / f"{stop_at}")
         with monkeypatch.context() as patched:
-            patched.setattr("fedshield.auditfile.os.fsync", stopped)
+            patched.setattr("fedshield.run.log_file.os.fsync", stopped)
             left[0] = stop_at
             try:
                 logged.run()

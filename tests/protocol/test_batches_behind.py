@@ -13,7 +13,8 @@ from threshold_kit import failing, nothing_installed, restart
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.ledger.entries import OpenedRound
 from fedshield.ledger.file import Ledger, Receipt
-from fedshield.protocol import catch_up, envelope, messages
+from fedshield.protocol import catch_up
+from fedshield.protocol.wire import envelope, messages
 from fedshield.types import AdapterState
 
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")

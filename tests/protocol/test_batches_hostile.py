@@ -11,10 +11,10 @@ import pytest
 from threshold_kit import failing, flipped, nothing_installed
 
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.contexts import setup_context
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import setup_context
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 from fedshield.types import AdapterState
 
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")

@@ -13,7 +13,7 @@ from threshold_kit import failing
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.ledger.entries import Attested, OpenedRound
 from fedshield.ledger.rows import Version
-from fedshield.protocol import messages
+from fedshield.protocol.wire import messages
 
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
 OTHER = Version("a" * 64, "b" * 64)

@@ -12,7 +12,7 @@ from threshold_kit import failing, nothing_installed, restart
 
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.ledger.entries import OpenedRound
-from fedshield.protocol import messages
+from fedshield.protocol.wire import messages
 
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
 

@@ -12,10 +12,10 @@ from threshold_kit import failing, record, restart
 
 from fedshield.crypto.rlwe.params import choose
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.privacy import site_level
-from fedshield.protocol import messages
-from fedshield.protocol.ciphers import parameters_of
-from fedshield.quorum import resolve
+from fedshield.plan.quorum import resolve
+from fedshield.privacy import distributed_gaussian
+from fedshield.protocol.wire import messages
+from fedshield.site.schemes import parameters_of
 
 BATCHES = {"membership": "batches", "max_colluding": 1}
 UNIT_SITE = {"unit": "site", "clip_norm": 1.0, "noise_multiplier": 4.0}
@@ -265,7 +265,7 @@ def test_noise_of_whole_sites_holds_for_every_allowed_set(sites: int, colluding:
     rules = resolve(sites, max_colluding=colluding, membership="batches")
     packing = choose(sites, 16, 10_000, headroom=True)
     z, clip = 2.0, 0.7
-    made = site_level.mechanism(clip, z, rules, packing, 500)
+    made = distributed_gaussian.mechanism(clip, z, rules, packing, 500)
     for present in range(colluding + 2, sites + 1):
         weight = present / sites  # what is in the sum; the sum is divided by it
         step = clip / (made.sensitivity * sites)

@@ -38,10 +38,11 @@ from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.scheme import CKKS
 from fedshield.crypto.seal import Channel, receive
 from fedshield.errors import CryptoError
-from fedshield.protocol import channels, codec, messages, run_keys, summation
-from fedshield.protocol.ciphers import OneTimeKeys, Sealed
+from fedshield.protocol import channels, participant_sum, run_keys
+from fedshield.protocol.contexts import aggregate_digest, contributors_digest, upload_digest
 from fedshield.protocol.run_keys import PURPOSE, RunKeys
-from fedshield.protocol.session import aggregate_digest, contributors_digest, upload_digest
+from fedshield.protocol.wire import codec, messages
+from fedshield.site.schemes import OneTimeKeys, Sealed
 
 HEAD = 128  # the serialised contexts begin alike: parameters
 WINDOW = 64
@@ -224,7 +225,7 @@ class Watched:
         send = channels.encapsulate
         patch.setattr(channels, "encapsulate", encapsulate)
         patch.setattr(run_keys, "encapsulate", encapsulate)
-        patch.setattr(summation, "RunKey", Ephemeral)
+        patch.setattr(participant_sum, "RunKey", Ephemeral)
         patch.setattr(rlwe, "one_time_key", one_time_key)
         patch.setattr(shamir, "share", share)
         patch.setattr(shamir, "share_residues", share_residues)
@@ -437,7 +438,13 @@ def test_nothing_that_the_coordinator_holds_is_secret(blind: tuple[Any, Secrets]
     assert not any(context.has_secret_key() for context in contexts)
     forbidden = (CkksScheme, RunKeys, RunKey, np.ndarray, X25519PrivateKey, MLKEM768PrivateKey)
     forbidden += (Channel, channels.Channels)
-    forbidden += (OneTimeKeys, Sealed, rlwe.OneTimeKey, summation.Summation, summation.Member)
+    forbidden += (
+        OneTimeKeys,
+        Sealed,
+        rlwe.OneTimeKey,
+        participant_sum.Summation,
+        participant_sum.Member,
+    )
     assert [thing for thing in things if isinstance(thing, forbidden)] == []
     signing = [thing for thing in things if isinstance(thing, SigningKey)]
     assert signing == [federation.server]
@@ -628,12 +635,12 @@ COORDINATOR = (
 import json, struct, sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
 from fedshield.protocol import codec
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.sites import Replies
-from fedshield.quorum import Rules
+from fedshield.protocol.transport import Replies
+from fedshield.plan.quorum import Rules
 
 def receive():
     (size,) = struct.unpack(">I", sys.stdin.buffer.read(4))
@@ -769,10 +776,10 @@ def test_the_memory_of_the_coordinators_process_holds_no_secret(
             "fedshield.crypto.shamir",
             "fedshield.crypto.shares",
             "fedshield.protocol.channels",
-            "fedshield.protocol.ciphers",
+            "fedshield.site.schemes",
             "fedshield.protocol.participant",
             "fedshield.protocol.run_keys",
-            "fedshield.protocol.summation",
+            "fedshield.protocol.participant_sum",
         )
     }
     adders = "fedshield.crypto.adders" if kind == "ckks" else "fedshield.crypto.rlwe.adder"

@@ -23,16 +23,16 @@ from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES
-from fedshield.encode_integers import encode_count
 from fedshield.errors import CryptoError
-from fedshield.protocol import envelope, messages
+from fedshield.plan.quorum import resolve
 from fedshield.protocol.channels import Channels
-from fedshield.protocol.ciphers import OneTimeKeys
-from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.participant_sum import Member, Summation
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.summation import Member, Summation
-from fedshield.quorum import resolve
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import OneTimeKeys
+from fedshield.update.encode_integers import encode_count
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

@@ -18,11 +18,11 @@ from fedshield.crypto.keys import RunKey
 from fedshield.crypto.public_keys import MLKEM_BYTES, PublicKey
 from fedshield.crypto.seal import CIPHERTEXT_BYTES
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import codec, envelope, messages
 from fedshield.protocol.channels import Channels
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.contexts import upload_digest
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import upload_digest
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

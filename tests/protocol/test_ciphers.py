@@ -10,9 +10,9 @@ import pytest
 from fedshield.crypto import plain
 from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.scheme import CKKS, adder
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
 from fedshield.protocol import run_keys
-from fedshield.protocol.ciphers import SharedKey
+from fedshield.site.schemes import SharedKey
 
 
 @pytest.mark.parametrize("name", ["plain", "lean", "paper"])

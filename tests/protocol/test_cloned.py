@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from mlkem_reference import RepeatingPublicKey
 from threshold_kit import NoLedger
 
-from fedshield import encode_integers
 from fedshield.crypto import keys as keys_module
 from fedshield.crypto import seal as seal_module
 from fedshield.crypto import shamir
@@ -38,21 +37,18 @@ from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.params import RING_DEGREE, RlweParameters
 from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.crypto.seal import CIPHERTEXT_BYTES
-from fedshield.encode_integers import UPDATE_RESERVED
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.ciphers import OneTimeKeys, Sealed, rlwe_layout
-from fedshield.protocol.envelope import Binding
+from fedshield.plan.quorum import resolve
+from fedshield.protocol.contexts import shares_digest, upload_digest, upload_record
 from fedshield.protocol.journal import Journal
+from fedshield.protocol.participant_sum import Member, Summation
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import (
-    shares_digest,
-    upload_digest,
-    upload_record,
-)
-from fedshield.protocol.summation import Member, Summation
-from fedshield.quorum import resolve
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import OneTimeKeys, Sealed, rlwe_layout
 from fedshield.types import AdapterSpec, EncodedIntegers, Layout, Selection, TensorSpec
+from fedshield.update import encode_integers
+from fedshield.update.encode_integers import UPDATE_RESERVED
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sums.json").read_text())
 NAMES = ("bank", "clinic", "hospital")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedshield.errors import ProtocolError
-from fedshield.protocol import codec
+from fedshield.protocol.wire import codec
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "codec.json").read_text())
 

@@ -37,14 +37,10 @@ from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import ETA, RING_DEGREE, RlweParameters
 from fedshield.crypto.rlwe.ring import ring
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.ciphers import parameters_of, rlwe_layout
-from fedshield.protocol.session import (
-    aggregate_digest,
-    contributors_digest,
-    upload_digest,
-)
-from fedshield.quorum import resolve
+from fedshield.plan.quorum import resolve
+from fedshield.protocol.contexts import aggregate_digest, contributors_digest, upload_digest
+from fedshield.protocol.wire import envelope, messages
+from fedshield.site.schemes import parameters_of, rlwe_layout
 
 Ints = np.ndarray[Any, Any]
 P = shamir.PRIME

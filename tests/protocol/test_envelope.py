@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
-from fedshield.protocol import codec, envelope, messages, session
-from fedshield.protocol.envelope import Binding
+from fedshield.plan.quorum import Rules
+from fedshield.protocol import contexts
+from fedshield.protocol.participant_sum import tag
 from fedshield.protocol.restart import restart_binding
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.summation import tag
-from fedshield.quorum import Rules
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "envelope.json").read_text())
 
@@ -88,7 +89,7 @@ def test_known_answers_for_roster_and_contexts() -> None:
     assert roster.sha256().hex() == vector["roster_sha256"]
     other = Roster(sites, server, rules, demo=False)
     assert other.sha256().hex() == vector["without_charter_or_demo"]
-    setup = session.setup_context(vector["plan_sha256"], roster, raw(vector["session_id"]))
+    setup = contexts.setup_context(vector["plan_sha256"], roster, raw(vector["session_id"]))
     assert setup.hex() == vector["setup"]
     ask = raw(vector["ask"])
     assert restart_binding(vector["plan_sha256"], roster, ask).context.hex() == vector["restart"]
@@ -106,14 +107,14 @@ def test_known_answers_for_roster_and_contexts() -> None:
         )
         for name, join in vector["joins"].items()
     }
-    found = session.session_context(Binding(setup, 0, session.SETUP), joins)
+    found = contexts.session_context(Binding(setup, 0, contexts.SETUP), joins)
     assert found.hex() == vector["session"]
     keys = {
         name: messages.RoundKey(raw(key["key"]), raw(key["model_tag"]), raw(key["bound"]))
         for name, key in vector["round_keys"].items()
     }
     binding = Binding(found, vector["round"], vector["phase"])
-    assert session.round_context(binding, keys).hex() == vector["sum"]
+    assert contexts.round_context(binding, keys).hex() == vector["sum"]
 
 
 def test_known_answers_for_digests() -> None:
@@ -129,12 +130,12 @@ def test_known_answers_for_digests() -> None:
         for name, one in vector["uploads"].items()
     }
     for name, upload in uploads.items():
-        assert session.upload_digest(upload).hex() == vector["upload"][name]
-        assert session.shares_digest(upload).hex() == vector["shares"][name]
-        assert session.upload_record(upload).hex() == vector["record"][name]
-    assert session.contributors_digest(uploads).hex() == vector["contributors"]
+        assert contexts.upload_digest(upload).hex() == vector["upload"][name]
+        assert contexts.shares_digest(upload).hex() == vector["shares"][name]
+        assert contexts.upload_record(upload).hex() == vector["record"][name]
+    assert contexts.contributors_digest(uploads).hex() == vector["contributors"]
     blocks = tuple(raw(vector["block_digests"]))
-    assert session.aggregate_digest(blocks).hex() == vector["aggregate"]
+    assert contexts.aggregate_digest(blocks).hex() == vector["aggregate"]
 
 
 def test_known_answers_for_tags() -> None:

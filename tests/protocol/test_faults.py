@@ -13,7 +13,7 @@ import pytest
 from fedshield.crypto.adders import PlainAdder
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import RoundFailed
-from fedshield.protocol import envelope, messages
+from fedshield.protocol.wire import envelope, messages
 
 BAD = "clinic"
 SCHEMES = pytest.mark.parametrize("scheme", ["plain", "ckks", "rlwe"])

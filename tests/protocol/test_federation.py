@@ -14,8 +14,8 @@ import pytest
 
 from fedshield.crypto import shamir
 from fedshield.errors import ProtocolError
-from fedshield.protocol import messages
-from fedshield.protocol.ciphers import parameters_of
+from fedshield.protocol.wire import messages
+from fedshield.site.schemes import parameters_of
 from fedshield.types import AdapterState
 
 GRID = 2.0**-22

@@ -38,18 +38,19 @@ from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout, blocks_per_chunk
 from fedshield.crypto.scheme import CKKS, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import codec, envelope, messages, run_keys
 from fedshield.protocol import coordinator as coordinator_module
+from fedshield.protocol import run_keys
 from fedshield.protocol.channels import ANSWER, SHARE
-from fedshield.protocol.ciphers import parameters_of, rlwe_layout
+from fedshield.protocol.contexts import read_joins, read_round_keys, read_uploads, upload_digest
 from fedshield.protocol.coordinator import Coordinator
-from fedshield.protocol.envelope import Binding
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.restart import Standing
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.session import read_joins, read_round_keys, read_uploads, upload_digest
-from fedshield.protocol.sites import Replies
-from fedshield.quantise import quantise
+from fedshield.protocol.transport import Replies
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import parameters_of, rlwe_layout
+from fedshield.update.quantise import quantise
 
 #: With fewer than a thousand, some ways to end are not met.
 CASES = max(1000, int(os.environ.get("FEDSHIELD_FUZZ_CASES", "4000")))

@@ -14,10 +14,11 @@ import pytest
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.scheme import CKKS
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages, run_keys
-from fedshield.protocol.envelope import Binding
+from fedshield.plan.quorum import resolve
+from fedshield.protocol import run_keys
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.quorum import resolve
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 SCHEMES = ("plain", "ckks", "rlwe")
 ZERO = Binding(bytes(32), 0, "setup")

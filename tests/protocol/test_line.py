@@ -16,14 +16,14 @@ from fedshield.ledger.file import Head, Ledger
 from fedshield.ledger.heads import MAX_LINES
 from fedshield.ledger.rows import Version, record_hash
 from fedshield.ledger.rules import MAX_TRIES, Approval
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.protocol import codec
-from fedshield.protocol.envelope import Binding
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import ROUND
 from fedshield.protocol.statements import HEAD_LABEL
+from fedshield.protocol.wire import codec
+from fedshield.protocol.wire.envelope import Binding
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

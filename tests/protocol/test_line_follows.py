@@ -17,11 +17,11 @@ from fedshield.ledger.file import Ledger
 from fedshield.ledger.history import History, Statement, goes, in_order
 from fedshield.ledger.rows import Version, record_hash
 from fedshield.ledger.rules import Approval
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import ROUND
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

@@ -10,8 +10,8 @@ import pytest
 from threshold_kit import Hand, body_of, ended, flipped, nothing_installed, restart
 
 from fedshield.errors import RoundFailed
-from fedshield.protocol import messages
-from fedshield.protocol.session import ROUND
+from fedshield.protocol.contexts import ROUND
+from fedshield.protocol.wire import messages
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

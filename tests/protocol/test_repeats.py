@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from fedshield.errors import RoundFailed
-from fedshield.protocol import messages
-from fedshield.protocol.session import ROUND
+from fedshield.protocol.contexts import ROUND
+from fedshield.protocol.wire import messages
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

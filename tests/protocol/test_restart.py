@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import codec, envelope, messages
+from fedshield.plan.quorum import resolve
+from fedshield.protocol.contexts import least_sites
 from fedshield.protocol.restart import (
     ASK_BYTES,
     NONCE_BYTES,
@@ -24,8 +25,7 @@ from fedshield.protocol.restart import (
     unasked,
 )
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import least_sites
-from fedshield.quorum import resolve
+from fedshield.protocol.wire import codec, envelope, messages
 
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", "ward")
 PLAN = "ab" * 32

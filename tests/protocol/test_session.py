@@ -12,10 +12,8 @@ import pytest
 
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.errors import ProtocolError
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.envelope import Binding
-from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import (
+from fedshield.plan.quorum import Rules, resolve
+from fedshield.protocol.contexts import (
     aggregate_digest,
     contributors_digest,
     least_sites,
@@ -29,7 +27,9 @@ from fedshield.protocol.session import (
     upload_digest,
     upload_record,
 )
-from fedshield.quorum import Rules, resolve
+from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 KEYS = {name: SigningKey() for name in ("bank", "clinic", "hospital")}
 SERVER = SigningKey()

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedshield import encode_integers
 from fedshield.errors import CryptoError, RoundFailed
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.protocol import summation
-from fedshield.protocol.ciphers import Cipher, OneTimeKeys, parameters_of
-from fedshield.protocol.local import Contribution
-from fedshield.protocol.site_model import LEAST_WEIGHT, SiteModel, first_memory
-from fedshield.prune import rate_at
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol import participant_sum
 from fedshield.seeds import SiteRandomness
+from fedshield.site.interfaces import Contribution
+from fedshield.site.round import LEAST_WEIGHT, SiteModel, first_memory
+from fedshield.site.schemes import Cipher, OneTimeKeys, parameters_of
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -31,6 +29,8 @@ from fedshield.types import (
     SiteMemory,
     TensorSpec,
 )
+from fedshield.update import encode_integers
+from fedshield.update.prune import rate_at
 
 NAMES = ("bank", "clinic", "hospital")
 WEIGHTS = {"bank": 0.2, "clinic": 0.5, "hospital": 0.3}
@@ -821,7 +821,7 @@ def test_uploads_tell_nothing_of_a_shared_mask(federation: Any) -> None:
         for each in uploads:
             _, binding, _, body = ours.opened(each.reply)
             group_key = ours.participants[each.site]._keys.group_key
-            expected = summation.tag(group_key, binding, b"layout", layout.sha256())
+            expected = participant_sum.tag(group_key, binding, b"layout", layout.sha256())
             assert body["layout_tag"] == expected
             assert group_key not in crossed
             tags.add(body["layout_tag"])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fedshield.errors import RoundFailed
-from fedshield.privacy import site_level
-from fedshield.protocol import messages
-from fedshield.protocol.local import SiteRound
+from fedshield.privacy import distributed_gaussian
+from fedshield.protocol.wire import messages
+from fedshield.site.interfaces import SiteRound
 from fedshield.types import AdapterUpdate
 
 PRIVACY = {"unit": "site", "clip_norm": 5.0, "noise_multiplier": 1.0}
@@ -97,14 +97,14 @@ def test_what_is_left_for_the_next_round_has_no_noise_in_it(
     """Else error feedback would take a round's noise out of the next, and nobody would count it:
     the residual is the same whatever noise was drawn."""
     kept = []
-    draw = site_level.DiscreteGaussian.draw
+    draw = distributed_gaussian.DiscreteGaussian.draw
     for scale in (1, 3):
 
         def scaled(self: Any, count: int, stream: Any, by: int = scale) -> Any:
             return (draw(self, count, stream) // by).astype(np.int64)
 
         with monkeypatch.context() as patch:
-            patch.setattr(site_level.DiscreteGaussian, "draw", scaled)
+            patch.setattr(distributed_gaussian.DiscreteGaussian, "draw", scaled)
             fed = noisy()
             fed.run(1)
         kept.append(fed.participants["bank"].memory.residual)

@@ -22,8 +22,8 @@ from threshold_kit import (
 
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.session import upload_digest
+from fedshield.protocol.contexts import upload_digest
+from fedshield.protocol.wire import envelope, messages
 
 VICTIM, COLLUDER = "clinic", "surgery"
 

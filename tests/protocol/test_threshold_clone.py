@@ -17,7 +17,8 @@ from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.errors import FedShieldError, ProtocolError
 from fedshield.ledger.heads import place_beside
-from fedshield.protocol import messages, participant, summation
+from fedshield.protocol import participant, participant_sum
+from fedshield.protocol.wire import messages
 
 
 class Clone:
@@ -32,7 +33,7 @@ class Clone:
         fixed = SimpleNamespace(urandom=self._bytes)
         monkeypatch.setattr(participant, "os", fixed)
         monkeypatch.setattr(participant, "RunKey", lambda secret: self._key("run", secret))
-        monkeypatch.setattr(summation, "RunKey", lambda secret: self._key("sum", secret))
+        monkeypatch.setattr(participant_sum, "RunKey", lambda secret: self._key("sum", secret))
         self._monkeypatch = monkeypatch
         self._fixed = fixed
         ledger = ours.folder / f"{SITE}.ledger"
@@ -159,13 +160,13 @@ def test_a_clone_with_another_update_uses_another_key(cloned: Any) -> None:
     other = clone.ours.trained("lab", clone.ours.participants["lab"].state, 1)
     clone.ours.works[SITE].fault = other
     keys: list[Any] = []
-    encrypt = summation.Summation._share_out
+    encrypt = participant_sum.Summation._share_out
 
     def spy(self: Any, sealed: Any, *rest: Any) -> None:
         keys.append(sealed.secret)
         encrypt(self, sealed, *rest)
 
-    clone._monkeypatch.setattr(summation.Summation, "_share_out", spy)
+    clone._monkeypatch.setattr(participant_sum.Summation, "_share_out", spy)
     with pytest.raises(FedShieldError, match="another upload has been sent"):
         clone.again(hand, upto="work")
     assert len(keys) == 1

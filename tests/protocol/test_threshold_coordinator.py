@@ -10,10 +10,10 @@ from threshold_kit import FOUR, Hand, body_of, started
 
 from fedshield.crypto.keys import RunKey
 from fedshield.errors import ProtocolError
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.contexts import setup_context
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.session import setup_context
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 
 def own(ours: Any, message: messages.Message, binding: Binding) -> bytes:

@@ -27,8 +27,8 @@ from threshold_kit import (
 )
 
 from fedshield.errors import FedShieldError, ProtocolError, RoundFailed
-from fedshield.protocol import messages
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.wire import messages
+from fedshield.protocol.wire.envelope import Binding
 
 STEPS = (
     "prepare", "work", "fetch-shares", "fetch", "hold", "announce", "quorum", "deliver", "open",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from threshold_kit import failing, lose, nothing_installed, standing
 
-from fedshield.encode import round_count
 from fedshield.errors import RoundFailed
+from fedshield.update.encode_grid import round_count
 
 GONE = "clinic"
 #: The messages of a round in the order in which the coordinator sends them.

@@ -26,8 +26,8 @@ from threshold_kit import (
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
 from fedshield.protocol.roster import COORDINATOR
+from fedshield.protocol.wire import envelope, messages
 
 VICTIM, COLLUDER = "clinic", "surgery"
 

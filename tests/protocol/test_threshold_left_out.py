@@ -22,8 +22,8 @@ from threshold_kit import (
 )
 
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 
 GONE = "clinic"
 

@@ -10,7 +10,7 @@ from threshold_kit import Hand, body_of, flipped, nothing_installed, started
 
 from fedshield.crypto.keys import RunKey
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.protocol import envelope, messages
+from fedshield.protocol.wire import envelope, messages
 
 VICTIM = "clinic"
 

@@ -8,7 +8,7 @@ import pytest
 from threshold_kit import Hand, body_of, flipped, started
 
 from fedshield.errors import RoundFailed
-from fedshield.protocol import envelope, messages
+from fedshield.protocol.wire import envelope, messages
 from fedshield.types import Layout
 
 

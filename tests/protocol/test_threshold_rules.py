@@ -18,12 +18,12 @@ from threshold_kit import Hand, body_of, record, sent_by, started
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.errors import CryptoError, PlanError, ProtocolError
-from fedshield.plan import Plan
-from fedshield.protocol import messages
+from fedshield.plan.quorum import Rules, resolve
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import upload_digest
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.session import upload_digest
-from fedshield.protocol.summation import Summation
-from fedshield.quorum import Rules, resolve
+from fedshield.protocol.participant_sum import Summation
+from fedshield.protocol.wire import messages
 
 VICTIM = "clinic"
 

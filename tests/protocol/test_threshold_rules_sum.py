@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from threshold_kit import Hand, mean_of, record, started
 
-from fedshield import encode
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import choose
 from fedshield.errors import CryptoError, ProtocolError
-from fedshield.protocol import messages
-from fedshield.protocol.summation import Summation
+from fedshield.protocol.participant_sum import Summation
+from fedshield.protocol.wire import messages
 from fedshield.types import Layout
+from fedshield.update import encode_grid
 
 VICTIM = "clinic"
 
@@ -87,15 +87,15 @@ def test_the_total_weight_has_a_range(federation: Any, monkeypatch: pytest.Monke
     with pytest.raises(CryptoError) as caught:
         installed(overweight())
     assert caught.value.code == "weight"
-    mean_of = encode.mean_of
+    mean_of = encode_grid.mean_of
 
     def unweighed(opened: Any, *limits: float) -> Any:
-        total = opened.reserved[encode.WEIGHT]
-        right = {**opened.reserved, encode.WEIGHT: 1.0}
+        total = opened.reserved[encode_grid.WEIGHT]
+        right = {**opened.reserved, encode_grid.WEIGHT: 1.0}
         scaled = type(opened)(opened.values / total, right, opened.layout)
         return mean_of(scaled, *limits)
 
-    monkeypatch.setattr(encode, "mean_of", unweighed)
+    monkeypatch.setattr(encode_grid, "mean_of", unweighed)
     before, held_back, _ = installed(overweight())
     before, _, honest = installed(started(federation))
     moved = float(np.abs(held_back - before).mean() / np.abs(honest - before).mean())

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 from threshold_kit import Hand, body_of, nothing_installed
 
-from fedshield.auditfile import LogFile, known_keys
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe.tag import Tagger
-from fedshield.protocol import envelope, messages, summation
+from fedshield.protocol import participant_sum
 from fedshield.protocol.answers import in_words
-from fedshield.protocol.auditlog import Fact
-from fedshield.protocol.ciphers import rlwe_layout
-from fedshield.protocol.logcheck import cross_check, read_chain
+from fedshield.protocol.log.entries import Fact
+from fedshield.protocol.log.verify import cross_check, read_chain
+from fedshield.protocol.wire import envelope, messages
+from fedshield.run.log_file import LogFile, known_keys
+from fedshield.site.schemes import rlwe_layout
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 
@@ -345,7 +346,7 @@ def misdealt(
         count[0] += 1
         return dealt
 
-    monkeypatch.setattr(summation.sharing, "deal", wrong)
+    monkeypatch.setattr(participant_sum.sharing, "deal", wrong)
     return monkeypatch.undo
 
 

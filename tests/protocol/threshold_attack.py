@@ -10,9 +10,9 @@ from threshold_kit import Hand, digests
 
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import scheme as rlwe
-from fedshield.protocol import messages
+from fedshield.protocol.contexts import aggregate_digest, contributors_digest, read_uploads
 from fedshield.protocol.journal import Journal
-from fedshield.protocol.session import aggregate_digest, contributors_digest, read_uploads
+from fedshield.protocol.wire import messages
 
 
 @dataclass(frozen=True, eq=False)

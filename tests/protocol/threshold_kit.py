@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedshield import encode_integers
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.errors import CryptoError, ProtocolError
-from fedshield.planfile import parse_plan
-from fedshield.protocol import codec, envelope, messages
-from fedshield.protocol.ciphers import parameters_of, rlwe_layout
+from fedshield.plan.load import parse_plan
+from fedshield.protocol.contexts import read_round_keys, round_context
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
-from fedshield.protocol.envelope import Binding
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.session import read_round_keys, round_context
-from fedshield.protocol.sites import Replies
+from fedshield.protocol.transport import Replies
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import parameters_of, rlwe_layout
 from fedshield.types import EncodedIntegers
+from fedshield.update import encode_integers
 
 Digits = np.ndarray[Any, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.report.card import model_card, protection
 
 MakePlan = Callable[..., Plan]

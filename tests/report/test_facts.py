@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from test_html import Page, metrics_of, page_of, summary_of, write_run
 
-from fedshield.engines import inprocess
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.report import facts
 from fedshield.report.card import model_card
-from fedshield.runfolder import RunFolder
-from fedshield.summary import portable
+from fedshield.run import local
+from fedshield.run.folder import RunFolder
+from fedshield.run.summary import portable
 
 MakePlan = Callable[..., Plan]
 THREE = ("north", "south", "west")
@@ -254,8 +254,8 @@ def test_a_resumed_run_tells_of_both_sessions(
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "append_metrics", stopped)
         with pytest.raises(KeyboardInterrupt):
-            inprocess.run(plan, tmp_path / "run")
-    folder = inprocess.resume(tmp_path / "run")
+            local.run(plan, tmp_path / "run")
+    folder = local.resume(tmp_path / "run")
     log = folder.state()["sessions_log"]
     assert [entry["how"] for entry in log] == ["interrupted", "finished"]
     assert all(entry["started"] <= entry["ended"] for entry in log)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedshield.audit import canaries as secrets
-from fedshield.audit import membership as inference
+from fedshield.audit.attacks import canaries as secrets
+from fedshield.audit.attacks import membership as inference
 from fedshield.audit.findings import Finding
-from fedshield.audit.stage import Scene, record, trained_rows
+from fedshield.audit.replay import Scene, record, trained_rows
 from fedshield.data.sites import SiteData
 from fedshield.model.chat import Tokens
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.seeds import SiteRandomness, derive
 from fedshield.types import AdapterState, Float64
 

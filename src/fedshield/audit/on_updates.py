@@ -9,14 +9,15 @@ from functools import cached_property
 
 import numpy as np
 
-from fedshield.audit import dictionary, openings, order, properties, stats, tokens
+from fedshield.audit import stats
+from fedshield.audit.attacks import dictionary, openings, order, properties, tokens
+from fedshield.audit.attacks.openings import Seen
 from fedshield.audit.findings import Finding, Setting
-from fedshield.audit.openings import Seen
-from fedshield.audit.stage import Recording, Scene
+from fedshield.audit.replay import Recording, Scene
 from fedshield.audit.stats import Measure
 from fedshield.data.public import public_rows
 from fedshield.model.chat import Tokens
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.types import Float32, Float64
 
 SERVER = "server"

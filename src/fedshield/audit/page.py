@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from fedshield.audit import words
+from fedshield.audit import statements
 from fedshield.audit.findings import Audit, Finding, in_words
 from fedshield.audit.verdicts import verdicts
 from fedshield.errors import RunFolderError
@@ -86,22 +86,22 @@ def view(audit: Audit) -> dict[str, Any]:
             ),
             *((key.replace("_", " "), _plain(value)) for key, value in audit.settings.items()
               if key != "planned_rounds"),
-            ("Differential privacy", words.privacy_line(audit)),
+            ("Differential privacy", statements.privacy_line(audit)),
             ("FedShield", audit.version),
         ],
         "scheme": audit.run_scheme,
         "verdicts": verdicts(audit),
         "rounds_attacked": any(one.attack in OF_MESSAGES for one in audit.findings),
         "rounds_run": _rounds_run(audit),
-        "learns": words.who_learns_what(audit),
-        "reading": list(words.how_to_read(audit)),
+        "learns": statements.who_learns_what(audit),
+        "reading": list(statements.how_to_read(audit)),
         "heads": HEADS,
         "tables": [
             (TITLES[attack], _rows(audit, attack))
             for attack in TITLES
             if any(one.attack == attack for one in audit.findings)
         ],
-        "unprotected": list(words.not_protected(audit)),
+        "unprotected": list(statements.not_protected(audit)),
         "skipped": sorted(audit.skipped.items()),
         "sources": SOURCES,
     }  # fmt: skip

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedshield.auditfile import ROSTERS_FILE, read_rosters
-from fedshield.engines.whereabouts import check_model_there, whereabouts
 from fedshield.enrolment import KeyFile
 from fedshield.errors import PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import load_plan
+from fedshield.plan.load import load_plan
+from fedshield.plan.schema import Plan
 from fedshield.report import facts
-from fedshield.runfolder import RunFolder, chat_date
+from fedshield.run.folder import RunFolder, chat_date
+from fedshield.run.log_file import ROSTERS_FILE, read_rosters
+from fedshield.run.whereabouts import check_model_there, whereabouts
 from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState
 

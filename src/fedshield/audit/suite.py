@@ -17,14 +17,14 @@ from typing import Any
 import fedshield
 from fedshield.audit import after_release, on_updates
 from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding, Setting
-from fedshield.audit.stage import Scene, prepare, record
-from fedshield.engines.workplace import run_notes
+from fedshield.audit.replay import Scene, prepare, record
 from fedshield.errors import ModelError, PlanError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.privacy.terms import Spent, summarised, terms
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.privacy.guarantee import Spent, summarised, terms
+from fedshield.run.prepare import run_notes
+from fedshield.run.summary import portable
 from fedshield.seeds import SiteRandomness
-from fedshield.summary import portable
 from fedshield.types import AdapterSpec, AdapterState
 
 

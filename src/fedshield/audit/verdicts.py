@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedshield.audit import words
+from fedshield.audit import statements
 from fedshield.audit.findings import Audit
 from fedshield.audit.on_updates import ONE_SITE, SERVER, SERVER_SUM
 from fedshield.audit.stats import Measure
@@ -39,13 +39,13 @@ def verdicts(audit: Audit) -> list[Verdict]:
 
 def floor(audit: Audit, measure: Measure) -> float:
     """What a guess gives: the same attack on random numbers, or how frequent tokens are."""
-    guess = words.find(audit, "any", words.WITHOUT_A_VIEW, words.SHARE)
+    guess = statements.find(audit, "any", statements.WITHOUT_A_VIEW, statements.SHARE)
     return max(measure.chance or 0.0, guess.measure.value if guess else 0.0)
 
 
 def works_in_the_clear(audit: Audit) -> bool | None:
     """Whether the token attack beats a guess where nothing is hidden; None if not tried."""
-    clear = words.find(audit, "plain", SERVER, words.SHARE)
+    clear = statements.find(audit, "plain", SERVER, statements.SHARE)
     return None if clear is None else clear.measure.low > floor(audit, clear.measure)
 
 
@@ -77,17 +77,18 @@ def _coordinator(audit: Audit) -> Verdict | None:
     if audit.run_scheme == "plain":
         in_clear = ("noised", "pruned", "plain")
         seen = next(
-            filter(None, (words.find(audit, s, SERVER, words.SHARE) for s in in_clear)), None
+            filter(None, (statements.find(audit, s, SERVER, statements.SHARE) for s in in_clear)),
+            None,
         )
         told = "" if seen is None else f" {tokens_named(audit, seen.measure)}"
         text = f"Nothing is hidden from it under the scheme plain.{told}"
         return Verdict(who, "Reads every update", text, READS)
     if audit.settings.get("open_to") == "server" and audit.run_scheme == "rlwe":
-        total = words.find(audit, "rlwe", SERVER_SUM, words.SHARE)
+        total = statements.find(audit, "rlwe", SERVER_SUM, statements.SHARE)
         told = "" if total is None else f" {tokens_named(audit, total.measure)}"
         text = f"The plan opens the sum of all updates to it, no single one.{told}"
         return Verdict(who, "Reads every sum", text, READS)
-    seen = words.find(audit, audit.run_scheme, SERVER, words.SHARE)
+    seen = statements.find(audit, audit.run_scheme, SERVER, statements.SHARE)
     if seen is None:
         return None
     return _from_ciphertexts(audit, who, seen.measure)
@@ -96,7 +97,7 @@ def _coordinator(audit: Audit) -> Verdict | None:
 def _from_ciphertexts(audit: Audit, who: str, measure: Measure) -> Verdict:
     """Of the token attack, and of the one that names the silo of an update."""
     verdict = _from_tokens(audit, who, measure)
-    silo = words.find(audit, audit.run_scheme, SERVER, words.SILO)
+    silo = statements.find(audit, audit.run_scheme, SERVER, statements.SILO)
     if silo is None or not silo.measure.beats_chance:
         return verdict
     text = (
@@ -110,7 +111,7 @@ def _from_ciphertexts(audit: Audit, who: str, measure: Measure) -> Verdict:
 def _from_tokens(audit: Audit, who: str, measure: Measure) -> Verdict:
     rests = "That it reads no update rests on ring-LWE encryption and the assumptions below."
     named, chance = percent(measure), measure.chance or 0.0
-    clear = words.find(audit, "plain", SERVER, words.SHARE)
+    clear = statements.find(audit, "plain", SERVER, statements.SHARE)
     if measure.beats_chance:
         text = (
             f"From what it sees the token attack named {named} of the text's tokens, from random "
@@ -148,7 +149,7 @@ def _from_tokens(audit: Audit, who: str, measure: Measure) -> Verdict:
 def _other_site(audit: Audit) -> Verdict | None:
     if len(audit.sites) < 2:
         return None
-    alone = words.find(audit, "rlwe", ONE_SITE, words.SHARE)
+    alone = statements.find(audit, "rlwe", ONE_SITE, statements.SHARE)
     told = "" if alone is None else f" {tokens_named(audit, alone.measure)}"
     if len(audit.sites) == 2:
         text = f"With two sites, the sum less its own is the other's, in every round.{told}"
@@ -162,17 +163,17 @@ def _other_site(audit: Audit) -> Verdict | None:
 
 def _helped(audit: Audit) -> Verdict | None:
     if audit.run_scheme == "ckks":
-        opened = words.find(audit, "ckks", words.with_sites(1), words.OPEN)
+        opened = statements.find(audit, "ckks", statements.with_sites(1), statements.OPEN)
         if opened is None:
             return None
         text = f"Every site holds the key. It opened {_of(opened.measure)} single updates."
         return Verdict("The coordinator with any one site", "Reads every update", text, READS)
     count = max(1, audit.colluding)
-    opened = words.find(audit, "rlwe", words.with_sites(count), words.OPEN)
+    opened = statements.find(audit, "rlwe", statements.with_sites(count), statements.OPEN)
     if opened is None:
         return None
     who = f"The coordinator with {count} site{'s' if count > 1 else ''}"
-    beyond = words.find(audit, "rlwe", words.with_sites(audit.threshold), words.OPEN)
+    beyond = statements.find(audit, "rlwe", statements.with_sites(audit.threshold), statements.OPEN)
     limit = ""
     if beyond is not None and audit.threshold > count:
         limit = (
@@ -218,13 +219,13 @@ def _bound(audit: Audit, *, of_many_rows: bool = False) -> str:
 
 
 def _membership(audit: Audit) -> Verdict | None:
-    signals = words.membership_signals(audit)
+    signals = statements.membership_signals(audit)
     if not signals:
         return None
     best = max(signals, key=lambda finding: finding.measure.value)
     area = (
         f"The best of {len(signals)} signals, chosen after the fact, tells trained rows from "
-        f"others with an area under the curve of {words.number(best.measure)}."
+        f"others with an area under the curve of {statements.number(best.measure)}."
     )
     if best.measure.low <= 0.5:
         text = f"{area} That is no better than guessing, and no evidence that none can. "
@@ -233,13 +234,13 @@ def _membership(audit: Audit) -> Verdict | None:
 
 
 def _secrets(audit: Audit) -> Verdict | None:
-    most = words.most_repeated(audit)
+    most = statements.most_repeated(audit)
     if most is None:
         return None
-    bits = f"{most.what.capitalize()}: {words.number(most.measure)}, in bits."
-    bits += words.never_planted(audit)
+    bits = f"{most.what.capitalize()}: {statements.number(most.measure)}, in bits."
+    bits += statements.never_planted(audit)
     bound = _bound(audit, of_many_rows=True)
-    if most.measure.low <= words.unplanted_bits(audit):
+    if most.measure.low <= statements.unplanted_bits(audit):
         bits += " That is no better than for a secret never planted, and no evidence that none are "
         return Verdict(HOLDER, "Secrets: no evidence", f"{bits}kept. {bound}", NO_EVIDENCE)
     return Verdict(HOLDER, "Repeated secrets show", f"{bits} {bound}", READS)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedshield.crypto.shares import Share
-from fedshield.protocol import codec, envelope
-from fedshield.protocol.ciphers import Parts
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.run_keys import RunKeys
-from fedshield.protocol.session import ROUND
-from fedshield.protocol.sites import Replies, Sites
+from fedshield.protocol.transport import Replies, Sites
+from fedshield.protocol.wire import codec, envelope
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import Parts
 from fedshield.types import AdapterState, Float32, Selection
 
 #: What an envelope has before and after its body.

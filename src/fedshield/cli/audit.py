@@ -12,7 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedshield.cli.words import ModelOption, err_console, out_console, print_notes
+from fedshield.cli.console import ModelOption, err_console, out_console, print_notes
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,17 +98,17 @@ def without_effect(attacks: Sequence[str], effort: Effort) -> list[str]:
 
 
 def _print(found: Audit) -> None:
-    from fedshield.audit import words
+    from fedshield.audit import statements
     from fedshield.audit.verdicts import verdicts
 
     table = Table("scheme", "party", "measured, with 95 % interval", box=box.SIMPLE_HEAD)
-    for row in words.who_learns_what(found):
+    for row in statements.who_learns_what(found):
         table.add_row(row.scheme, row.party, row.evidence.replace("; ", "\n"))
     if table.row_count:
         out_console.print(table)
     for verdict in verdicts(found):
         out_console.print(f"{verdict.party}: {verdict.title}. {verdict.text}", markup=False)
-    for sentence in words.not_protected(found):
+    for sentence in statements.not_protected(found):
         out_console.print(f"not protected: {sentence}", markup=False)
     for name, why in sorted(found.skipped.items()):
         out_console.print(f"not measured: {name}: {why}", markup=False)

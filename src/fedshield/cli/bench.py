@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedshield.cli.words import JsonOption, human_bytes, out_console, print_notes
+from fedshield.cli.console import JsonOption, human_bytes, out_console, print_notes
 from fedshield.errors import UserError
 
 
@@ -20,7 +20,7 @@ def crypto(
     as_json: JsonOption = False,
 ) -> None:
     """Bytes, speed and exactness of every scheme on the same work, one thread each."""
-    from fedshield import bench
+    from fedshield.cost import bench
 
     if threads != 1:
         raise UserError(f"--threads: expected 1, got {threads}; every scheme is measured on one")
@@ -38,7 +38,7 @@ def crypto(
 
 def crypto_row(index: int, values: int, sites: int) -> None:
     """One row, in this process: what `bench crypto` starts for each scheme."""
-    from fedshield import bench
+    from fedshield.cost import bench
 
     print(json.dumps(bench.measure(index, values, sites)))
 

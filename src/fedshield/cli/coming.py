@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.roster_words import changes_of, exposure_lines
-from fedshield.cli.words import err_console, must_type, say
+from fedshield.cli.console import err_console, must_type, say
+from fedshield.cli.roster_view import changes_of, exposure_lines
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ def leave(
             "--kit: expected it alone, got --key or --exposure too; it has the site's key and its "
             "ledger"
         )
-    from fedshield.engines.flare.kit import Kit
-    from fedshield.engines.flare.provision import site_name
     from fedshield.enrolment import KeyFile
     from fedshield.ledger.file import Ledger
+    from fedshield.run.flare.kit import Kit
+    from fedshield.run.flare.provision import site_name
 
     own = Kit(kit, site_name(kit))
     key_file = KeyFile.read(kit / f"{own.name}.key")
@@ -222,7 +222,7 @@ def _change(
     out: Path | None,
 ) -> None:
     """Raises `UserError`."""
-    from fedshield.cli.roster import write_change
+    from fedshield.cli.rosters import write_change
     from fedshield.enrolment import changes
     from fedshield.enrolment.exposure import Exposure
 

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedshield.cli.roster import write_change
-from fedshield.cli.words import print_notes
+from fedshield.cli.console import print_notes
+from fedshield.cli.rosters import write_change
 from fedshield.errors import UserError
 
 consortium_app = typer.Typer(
@@ -33,9 +33,9 @@ def init(
     port: Annotated[int, typer.Option(help="Its one port.")] = 8502,
 ) -> None:
     """Make the coordinator's keys, the certificate authority, and the server's kit."""
-    from fedshield.engines.flare import provision
-    from fedshield.engines.flare.paths import check_kit_path
     from fedshield.enrolment import keygen
+    from fedshield.run.flare import provision
+    from fedshield.run.flare.paths import check_kit_path
 
     check_kit_path(folder)
     consortium = provision.Consortium.checked(name, host, port)
@@ -62,8 +62,8 @@ def approve(
 ) -> None:
     """Sign a site's certificate, and add the card of a new site to the roster. A roster that
     anyone signed stays as it is: the new one is made beside it."""
-    from fedshield.engines.flare import provision, requests
     from fedshield.enrolment import Card, changes
+    from fedshield.run.flare import provision, requests
 
     provision.Consortium.read(folder)
     name = request.name.removesuffix(".request.zip")
@@ -93,8 +93,8 @@ def approve(
 @server_app.command("start")
 def start_server(folder: FolderArgument) -> None:
     """Run the server until it is stopped."""
-    from fedshield.engines.flare import parties
-    from fedshield.engines.flare.starting import prepare_start
+    from fedshield.run.flare import parties
+    from fedshield.run.flare.starting import prepare_start
 
     print_notes(prepare_start(folder, server=True))
     parties.start_server(folder, _note)
@@ -103,7 +103,7 @@ def start_server(folder: FolderArgument) -> None:
 @server_app.command("renew")
 def renew_server(folder: FolderArgument) -> None:
     """New TLS certificates for the server and for the kit that submits. Stop the server first."""
-    from fedshield.engines.flare import renewal
+    from fedshield.run.flare import renewal
 
     renewed = renewal.renew_server(folder)
     for kit in renewed:
@@ -115,7 +115,7 @@ def renew_server(folder: FolderArgument) -> None:
 
 def renew_site(kit: KitArgument) -> None:
     """Ask for a new TLS certificate with a new TLS key. All else in the kit stays."""
-    from fedshield.engines.flare import renewal
+    from fedshield.run.flare import renewal
 
     path = renewal.renew_site(kit)
     _say("send", f"{path} to the coordinator (no card: the roster stays as it is)")
@@ -128,10 +128,10 @@ def request(
     out: Annotated[Path, typer.Option(help="The site's folder, which will be its kit.")],
 ) -> None:
     """Make this site's keys here, and what to send to the coordinator."""
-    from fedshield.engines.flare import provision, requests
-    from fedshield.engines.flare.paths import check_kit_path
     from fedshield.enrolment import keygen
     from fedshield.enrolment.files import check_site_name
+    from fedshield.run.flare import provision, requests
+    from fedshield.run.flare.paths import check_kit_path
 
     check_site_name(name, "NAME")
     check_kit_path(out)
@@ -151,8 +151,8 @@ def install(
     ] = None,
 ) -> None:
     """Make this site's start-up kit from what the coordinator signed, or renew its certificate."""
-    from fedshield.engines.flare import provision, renewal
-    from fedshield.engines.flare.paths import check_kit_path
+    from fedshield.run.flare import provision, renewal
+    from fedshield.run.flare.paths import check_kit_path
 
     check_kit_path(kit)
     name = provision.site_name(kit)
@@ -176,8 +176,8 @@ def install(
 
 def start_site(kit: KitArgument) -> None:
     """Take part: wait for runs, check each against this site's policy, until stopped."""
-    from fedshield.engines.flare import parties
-    from fedshield.engines.flare.starting import prepare_start
+    from fedshield.run.flare import parties
+    from fedshield.run.flare.starting import prepare_start
 
     print_notes(prepare_start(kit, server=False))
     parties.start_site(kit, _note)

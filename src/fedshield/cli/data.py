@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from fedshield.cli.words import JsonOption, SetOption, out_console, print_notes
+from fedshield.cli.console import JsonOption, SetOption, out_console, print_notes
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
     from fedshield.data.preview import Preview, ShownRow
-    from fedshield.plan import Plan
+    from fedshield.plan.schema import Plan
 
 
 def data(
@@ -33,8 +33,8 @@ def data(
     from fedshield.data.preview import preview
     from fedshield.model.base import load_tokenizer
     from fedshield.model.chat import use_template
-    from fedshield.plan_floors import cap_note, too_few
-    from fedshield.planfile import load_plan
+    from fedshield.plan.floors import cap_note, too_few
+    from fedshield.plan.load import load_plan
 
     plan, notes = load_plan(path, overrides or ())
     print_notes(notes)

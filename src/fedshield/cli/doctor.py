@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedshield.cli.words import JsonOption, out_console, print_notes
+from fedshield.cli.console import JsonOption, out_console, print_notes
 from fedshield.errors import UserError
 
 STYLES = {"ok": "green", "warning": "yellow", "FAILED": "red"}
@@ -33,8 +33,8 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Check this site before a run. Exit status 2 if anything would stop it."""
-    from fedshield import doctor as examination
-    from fedshield.planfile import load_plan
+    from fedshield.doctor import site as examination
+    from fedshield.plan.load import load_plan
 
     loaded, notes = (None, []) if plan is None else load_plan(plan)
     print_notes(notes)

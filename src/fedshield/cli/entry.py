@@ -24,12 +24,12 @@ from fedshield.cli import (
     model,
     plan,
     recovery,
-    roster,
+    rosters,
     run,
     site,
     submit,
 )
-from fedshield.cli.words import err_console, out_console
+from fedshield.cli.console import err_console, out_console
 from fedshield.errors import FedShieldError, ResourceError, UserError
 
 __all__ = ["app", "command", "main"]
@@ -57,9 +57,9 @@ site.site_app.add_typer(ledger.ledger_app, name="ledger")
 
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
-app.command()(roster.keygen)
+app.command()(rosters.keygen)
 app.command()(audit.audit)
-app.add_typer(roster.roster_app, name="roster")
+app.add_typer(rosters.roster_app, name="roster")
 app.add_typer(site.site_app, name="site")
 app.add_typer(log.log_app, name="log")
 app.command()(doctor.doctor)

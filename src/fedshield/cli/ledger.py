@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedshield.cli.words import JsonOption, must_type, out_console, say
+from fedshield.cli.console import JsonOption, must_type, out_console, say
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def forget(
     a stolen key signed it, that site is refused for ever. Its keys stay remembered."""
     path, own, names = _place(kit)
     from fedshield.ledger.file import Ledger
-    from fedshield.runfolder import now
+    from fedshield.run.folder import now
 
     identity = next((one for one, known in names.items() if known == name), None)
     others = ", ".join(sorted(set(names.values()) - {own}))
@@ -127,10 +127,10 @@ def forget(
 def _place(folder: Path) -> tuple[Path, str, dict[str, str]]:
     """Where the kit's ledger is, the site's own name, and by each site's identity its name in the
     kit's roster. Raises `UserError`."""
-    from fedshield.engines.flare.kit import Kit
-    from fedshield.engines.flare.provision import site_name
     from fedshield.enrolment import SignedRoster
     from fedshield.ledger.heads import place_beside
+    from fedshield.run.flare.kit import Kit
+    from fedshield.run.flare.provision import site_name
 
     kit = Kit(folder, site_name(folder))
     path = kit.ledger_path()

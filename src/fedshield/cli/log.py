@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedshield.cli.words import JsonOption, out_console, say
+from fedshield.cli.console import JsonOption, out_console, say
 from fedshield.errors import FedShieldError
 
 if TYPE_CHECKING:
-    from fedshield.protocol.logcheck import Chain
+    from fedshield.protocol.log.verify import Chain
 
 log_app = typer.Typer(
     help="What every party wrote down of a run: checked, compared, exported.", no_args_is_help=True
@@ -34,19 +34,19 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check that logs are whole and signed, and that all tell the same. Exit status 1 if not."""
-    from fedshield import auditfile
-    from fedshield.protocol.logcheck import cross_check
+    from fedshield.protocol.log.verify import cross_check
+    from fedshield.run import log_file
 
     files, given = [], roster
     for path in paths:
         if path.is_dir():
-            files += auditfile.logs_of(path)
-            beside = path / auditfile.ROSTERS_FILE
+            files += log_file.logs_of(path)
+            beside = path / log_file.ROSTERS_FILE
             given = beside if given is None and beside.exists() else given
         else:
             files.append(path)
-    known = None if given is None else auditfile.read_known_keys(given)
-    chains = [auditfile.read_log(path, known) for path in files]
+    known = None if given is None else log_file.read_known_keys(given)
+    chains = [log_file.read_log(path, known) for path in files]
     problems = [problem for chain in chains for problem in chain.problems]
     problems += cross_check(chains)
     limits = _limits(chains)
@@ -73,9 +73,9 @@ def verify(
 @log_app.command("export")
 def export(path: Annotated[Path, typer.Argument(metavar="FILE", help="A log.")]) -> None:
     """Print a log as a JSON list, up to the first line that is no entry; `verify` checks it."""
-    from fedshield import auditfile
+    from fedshield.run import log_file
 
-    chain = auditfile.read_log(path, None)
+    chain = log_file.read_log(path, None)
     lines = path.read_bytes().split(b"\n")[: len(chain.entries)]
     out_console.print(json.dumps([json.loads(line) for line in lines], indent=1), markup=False)
     if chain.problems:

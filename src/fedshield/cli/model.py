@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedshield.cli.words import (
+from fedshield.cli.console import (
     JsonOption,
     ModelOption,
     SiteOption,
@@ -31,8 +31,8 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a prompt with the base model and with the run's adapter."""
-    from fedshield.engines.finished import open_finished
     from fedshield.model.answers import answers
+    from fedshield.run.reopen import open_finished
 
     base, host, state, notes = open_finished(run, site=site, model=model)
     (answer,) = answers(base, host, state, [prompt], max_new_tokens, note=notes.append)
@@ -85,15 +85,15 @@ def export(
     if merge is None and dtype != "auto":
         raise UserError("--dtype is of merged weights: expected --merge FOLDER")
     if adapter is not None:
-        from fedshield.engines.finished import copy_adapter
+        from fedshield.run.reopen import copy_adapter
 
         name = copy_adapter(run, adapter, base, site)
         out_console.print(f"adapter       {adapter} (for {name})", markup=False)
     if merge is not None:
-        from fedshield.engines.finished import open_finished
-        from fedshield.engines.whereabouts import model_to_name
         from fedshield.model.merge import save_merged
-        from fedshield.runfolder import RunFolder
+        from fedshield.run.folder import RunFolder
+        from fedshield.run.reopen import open_finished
+        from fedshield.run.whereabouts import model_to_name
 
         base_model, host, state, notes = open_finished(
             run, full_precision=True, site=site, model=model
@@ -108,7 +108,7 @@ def export(
 
 def fetch() -> None:
     """Build the embedded base model (smollm2-135m) in the user's cache, if it is not there."""
-    from fedshield.model import smollm2
+    from fedshield.model.builtin import smollm2
 
     path = smollm2.ensure(say=lambda text: err_console.print(text, style="dim", markup=False))
     out_console.print(str(path), markup=False)

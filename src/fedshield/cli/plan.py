@@ -12,7 +12,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedshield.cli.words import (
+from fedshield.cli.console import (
     JsonOption,
     SetOption,
     err_console,
@@ -24,10 +24,10 @@ from fedshield.cli.words import (
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
-    from fedshield.choices import Choice
     from fedshield.cost import Cost
+    from fedshield.cost.alternatives import Choice
     from fedshield.cost.estimate import PaceOf
-    from fedshield.plan import Plan
+    from fedshield.plan.schema import Plan
 
 
 def plan(
@@ -43,10 +43,10 @@ def plan(
 ) -> None:
     """Check a plan, and print what its run will cost and what would stop it. Exit status 2 if
     something would."""
-    from fedshield.choices import TRAIN, choices
     from fedshield.cost import look_ahead
-    from fedshield.planfile import load_plan
-    from fedshield.reference import DEFINITION
+    from fedshield.cost.alternatives import TRAIN, choices
+    from fedshield.plan.load import load_plan
+    from fedshield.update.paper_baseline import DEFINITION
 
     if measure and like is not None:
         raise UserError("expected --measure or --like RUN, not both")
@@ -94,7 +94,7 @@ def _pace(loaded: Plan, measure: bool, like: Path | None) -> PaceOf | None:
     """Where the seconds come from, if not from the rough rule."""
     if not measure and like is None:
         return None
-    from fedshield.engines import trial
+    from fedshield.run import trial
 
     if like is not None:
         return lambda _, rough: trial.like(loaded, like, rough)
@@ -133,7 +133,7 @@ def _choice_table(others: Sequence[Choice]) -> Table:
 
 def _first_lines(loaded: Plan, cost: Cost) -> list[tuple[str, str]]:
     """What a person asks first: how long, how much memory, how many bytes, who may open."""
-    from fedshield.plan_floors import in_words as weighting
+    from fedshield.plan.floors import in_words as weighting
 
     scheme = f"{cost.scheme} {cost.scheme_parameters}".strip()
     opened = cost.quorums or f"every site of the {cost.sites}, with the key that all share"

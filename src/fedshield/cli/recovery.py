@@ -1,5 +1,5 @@
 """A lost ledger, rebuilt upon an older copy from what the other sites remember: `fedshield site
-ledger ask`, `answer` and `recover` (`ledger.rebuilding` says what comes back and what does not)."""
+ledger ask`, `answer` and `recover` (`recovery.rebuild` says what comes back and what does not)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedshield.cli.words import must_type, say
+from fedshield.cli.console import must_type, say
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
-    from fedshield.engines.known_sites import Member
-    from fedshield.ledger.rebuilding import Rebuilt
+    from fedshield.recovery.rebuild import Rebuilt
+    from fedshield.run.known_sites import Member
 
 KitOption = Annotated[Path, typer.Option(help="This site's folder.")]
 ToOption = Annotated[Path, typer.Option("--to", metavar="FILE", help="The file to write.")]
@@ -41,8 +41,8 @@ def ask(kit: KitOption, to: ToOption) -> None:
     """Ask the other sites for what they remember of this site's lost ledger. Each answers with
     `site ledger answer`; with all answers and an older copy, `site ledger recover` rebuilds it."""
     from fedshield.enrolment.files import write_new
-    from fedshield.ledger.question import StandingQuestion
-    from fedshield.ledger.recovery import Question
+    from fedshield.recovery.letters import Question
+    from fedshield.recovery.question import StandingQuestion
 
     member = _member(kit)
     with StandingQuestion.of(member.kit.ledger_path(), make=True) as standing:
@@ -65,9 +65,9 @@ def answer(
     from fedshield.ledger.entries import Answered
     from fedshield.ledger.file import Ledger
     from fedshield.ledger.heads import place_beside
-    from fedshield.ledger.recovery import Answer, Question, rows_about
     from fedshield.protocol.statements import sign_head
-    from fedshield.runfolder import now
+    from fedshield.recovery.letters import Answer, Question, rows_about
+    from fedshield.run.folder import now
 
     member = _member(kit)
     question = Question.read(path)
@@ -118,10 +118,10 @@ def recover(
     ] = None,
 ) -> None:
     """Rebuild this site's lost ledger: an older copy of it, and what all other sites answered."""
-    from fedshield.engines.recovering import draft
     from fedshield.ledger.file import Ledger
-    from fedshield.ledger.question import StandingQuestion
-    from fedshield.ledger.recovery import Answer
+    from fedshield.recovery.letters import Answer
+    from fedshield.recovery.question import StandingQuestion
+    from fedshield.run.recover import draft
 
     if older is None:
         raise UserError(NO_COPY)
@@ -191,8 +191,8 @@ def _tell(found: Rebuilt, names: dict[str, str]) -> None:
 
 
 def _member(folder: Path) -> Member:
-    from fedshield.engines.flare.kit import Kit
-    from fedshield.engines.flare.provision import site_name
-    from fedshield.engines.known_sites import Member
+    from fedshield.run.flare.kit import Kit
+    from fedshield.run.flare.provision import site_name
+    from fedshield.run.known_sites import Member
 
     return Member.of(Kit(folder, site_name(folder)))

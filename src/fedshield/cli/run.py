@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from fedshield.causes import can_go_on, explained
+from fedshield.cli.console import SetOption, err_console, human_bytes, out_console, print_notes
 from fedshield.cli.watch import Watch
-from fedshield.cli.words import SetOption, err_console, human_bytes, out_console, print_notes
 from fedshield.errors import UserError
 
 PlanArgument = Annotated[Path | None, typer.Argument(help="A plan (YAML). See examples/.")]
@@ -39,9 +39,9 @@ def run(
         raise UserError("--resume goes on with the plan of the run: expected no --out and no --set")
     if (roster is None) != (keys is None):
         raise UserError("expected --roster and --keys together, or neither for a demonstration")
-    from fedshield.engines.members import Enrolment
-    from fedshield.planfile import load_plan
-    from fedshield.runfolder import folder_of
+    from fedshield.plan.load import load_plan
+    from fedshield.run.folder import folder_of
+    from fedshield.run.parties import Enrolment
 
     how = _engine(engine)
     enrolment = Enrolment(roster, keys) if roster is not None and keys is not None else None
@@ -56,11 +56,11 @@ def run(
 
 def _engine(name: str) -> Any:
     if name == "inprocess":
-        from fedshield.engines import inprocess
+        from fedshield.run import local
 
-        return inprocess
+        return local
     if name == "flare":
-        from fedshield.engines.flare import simulate
+        from fedshield.run.flare import simulate
 
         return simulate
     raise UserError(f"--engine: expected inprocess or flare, got {name[:40]!r}")

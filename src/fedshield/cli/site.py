@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedshield.cli.console import (
+    JsonOption,
+    must_type,
+    out_console,
+    print_notes,
+    say,
+    typed,
+)
 from fedshield.cli.data import print_row
-from fedshield.cli.words import JsonOption, must_type, out_console, print_notes, say, typed
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
-    from fedshield.engines.flare.kit import Kit
     from fedshield.ledger.file import Ledger
+    from fedshield.run.flare.kit import Kit
 
 site_app = typer.Typer(
     help="What this site allows: its own policy, which no plan can loosen.", no_args_is_help=True
@@ -41,7 +48,7 @@ def check(
     from fedshield.enrolment import Policy, SignedRoster
     from fedshield.ledger.file import LedgerError
     from fedshield.ledger.inspection import inspected, runs_kept
-    from fedshield.planfile import load_plan
+    from fedshield.plan.load import load_plan
 
     if model_sha256 is not None and re.fullmatch(r"[0-9a-f]{64}", model_sha256) is None:
         raise UserError(
@@ -116,10 +123,10 @@ def approve(
 ) -> None:
     """Read what a plan would do with this site's records, and approve it: nothing of an unapproved
     plan is read or sent. Shows eight lines and three rows, and asks for the number of sites."""
-    from fedshield.engines.approval import propose
-    from fedshield.engines.flare.kit import Kit
-    from fedshield.engines.flare.provision import site_name
-    from fedshield.planfile import load_plan
+    from fedshield.plan.load import load_plan
+    from fedshield.run.approval import propose
+    from fedshield.run.flare.kit import Kit
+    from fedshield.run.flare.provision import site_name
 
     name = site_name(kit)
     here = Kit(kit, name)

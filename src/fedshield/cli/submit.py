@@ -10,13 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fedshield.causes import can_go_on, explained
-from fedshield.cli.words import (
-    JsonOption,
-    err_console,
-    human_duration,
-    out_console,
-    print_notes,
-)
+from fedshield.cli.console import JsonOption, err_console, human_duration, out_console, print_notes
 from fedshield.errors import UserError
 
 
@@ -37,10 +31,10 @@ def submit(
     ] = 30.0,
 ) -> None:
     """Run a plan at a consortium's sites, and follow it. The adapter stays with the sites."""
-    from fedshield.engines.flare import submit as submitting
-    from fedshield.plan_effect import without_effect_at_sites
-    from fedshield.planfile import load_plan
-    from fedshield.runfolder import folder_of
+    from fedshield.plan.effect import without_effect_at_sites
+    from fedshield.plan.load import load_plan
+    from fedshield.run.flare import submit as submitting
+    from fedshield.run.folder import folder_of
 
     if (plan is None) == (resume is None) or kit is None:
         raise UserError("expected --kit, and a plan or --resume; see fedshield submit --help")
@@ -65,7 +59,7 @@ def status(
     """Who is connected, what runs, and what it waits for."""
     import json
 
-    from fedshield.engines.flare import status as looking
+    from fedshield.run.flare import status as looking
 
     at_site = looking.is_site_kit(kit)
     seen = looking.of_site(kit) if at_site else looking.of_consortium(kit)
@@ -103,7 +97,7 @@ def _process(seen: dict[str, Any]) -> str:
 
 def _standing(run: dict[str, Any]) -> str:
     """Where a run stands, in one line."""
-    from fedshield.engines.progress import ago
+    from fedshield.run.progress import ago
 
     parts = [run["status"]]
     if "round" in run:

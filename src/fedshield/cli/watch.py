@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedshield.cli.words import human_bytes
+from fedshield.cli.console import human_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

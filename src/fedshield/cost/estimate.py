@@ -18,11 +18,11 @@ from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model, resolve_device, resolve_precision
 from fedshield.model.locate import given_config
 from fedshield.model.shapes import ModelShape
-from fedshield.plan import Plan
-from fedshield.privacy.terms import forecast
-from fedshield.protocol.ciphers import facts, update_layout, weights_layout
-from fedshield.prune import num_sent
+from fedshield.plan.schema import Plan
+from fedshield.privacy.guarantee import forecast
+from fedshield.site.schemes import facts, update_layout, weights_layout
 from fedshield.types import AdapterSpec
+from fedshield.update.prune import num_sent
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cost:
 
     `upload_bytes_per_site_round`: by round, of one site on the mean; `setup_*`: opening and
     closing the session, all sites together; totals: all sites, all rounds, set-up included.
-    `privacy`: epsilon at the run's end, see `privacy.terms.forecast`. `time_basis`: where the
+    `privacy`: epsilon at the run's end, see `privacy.guarantee.forecast`. `time_basis`: where the
     seconds come from; `batch_tokens`: the longest row that memory is counted for.
     """
 

@@ -15,10 +15,10 @@ from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read
 from fedshield.errors import CryptoError, DataError
 from fedshield.model.shapes import ModelShape
-from fedshield.plan import Plan
-from fedshield.plan_data import SourcePlan
-from fedshield.plan_floors import cap_note, counted, too_few
-from fedshield.protocol.ciphers import parameters_of
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.floors import cap_note, counted, too_few
+from fedshield.plan.schema import Plan
+from fedshield.site.schemes import parameters_of
 
 #: Bytes of a file beyond which it is not read before a run.
 LARGEST_READ = 8_000_000

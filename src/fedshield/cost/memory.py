@@ -13,8 +13,8 @@ from fedshield.cost import machine
 from fedshield.crypto.scheme import BLOCK_BYTES
 from fedshield.errors import ModelError
 from fedshield.model.shapes import ModelShape
-from fedshield.plan import Plan
-from fedshield.protocol.ciphers import SchemeFacts
+from fedshield.plan.schema import Plan
+from fedshield.site.schemes import SchemeFacts
 from fedshield.types import AdapterSpec
 
 #: Python, torch, transformers, numba and TenSEAL before any model is loaded.

@@ -10,12 +10,12 @@ from __future__ import annotations
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import parameters
 from fedshield.crypto.seal import CIPHERTEXT_BYTES, OVERHEAD_BYTES
-from fedshield.plan import Plan
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.ciphers import block_sizes, parameters_of, share_shape
-from fedshield.protocol.envelope import Binding
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import HEAD_BYTES, VERSION_BYTES
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import HEAD_BYTES, VERSION_BYTES
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import block_sizes, parameters_of, share_shape
 from fedshield.types import Layout
 
 

@@ -5,7 +5,7 @@
       + sites x rounds x (steps + exchange)
       + answers + finishing
 
-The seconds come from a trial (`engines.trial`), from an earlier run (`of_run`), or from a rough
+The seconds come from a trial (`run.trial`), from an earlier run (`of_run`), or from a rough
 rule (`rough`): operations at this machine's measured speed.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from fedshield.data import samples
 from fedshield.data.public import ROWS_OF_EACH
 from fedshield.model.shapes import ModelShape
-from fedshield.plan import TINY_LLAMA, Plan
+from fedshield.plan.schema import TINY_LLAMA, Plan
 from fedshield.types import AdapterSpec
 
 #: Share of the peak matrix speed that a step reaches (measured on SmolLM2-135M, CPU).
@@ -41,8 +41,8 @@ _UNKNOWN_SHARE = 1 / 3
 #: Operations of an eigendecomposition of an n x n matrix in float64, over n^3, in those of a
 #: float32 matrix product at full speed (LAPACK reaches a fraction of it).
 _EIGEN = 60.0
-#: Passes over the public rows for `adapter.factors: gradient` (`model.gradient.PASSES`, which is
-#: not imported here: it brings torch with it).
+#: Passes over the public rows for `adapter.factors: gradient` (`site.gradient_factors.PASSES`,
+#: which is not imported here: it brings torch with it).
 GRADIENT_PASSES = 4
 
 

@@ -16,8 +16,8 @@ from fedshield.data.remarks import Remarks
 from fedshield.data.text_files import BadRow, RawRow, csv_rows, json_lines, json_list
 from fedshield.errors import DataError
 from fedshield.notes import one_line
-from fedshield.plan import Plan
-from fedshield.plan_data import SourcePlan
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.schema import Plan
 
 _JSON = (".jsonl", ".json")
 _TABLES = (".csv", ".tsv")

@@ -12,7 +12,7 @@ from fedshield.data.sites import SiteData, tokenised
 from fedshield.data.split import shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Passage, Tokens, encode
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 
 #: More than any row has, so that a row is tokenised whole.
 _WHOLE = 2**31

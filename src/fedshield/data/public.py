@@ -15,8 +15,8 @@ from fedshield.data.rows import read
 from fedshield.data.usable import control_tokens
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, tokenise
-from fedshield.plan import Plan
-from fedshield.plan_data import SourcePlan
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.schema import Plan
 from fedshield.seeds import derive
 
 #: Rows of each built-in sample.

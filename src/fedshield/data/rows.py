@@ -16,12 +16,19 @@ from fedshield.data import records
 from fedshield.data.files import raw_rows
 from fedshield.data.remarks import Remarks, carries_meaning, named
 from fedshield.data.text_files import BadRow
-from fedshield.data.turns import Turn, list_in, read_turns, round_of, texts_in, unicode_text
+from fedshield.data.turns import (
+    Turn,
+    list_in,
+    read_turns,
+    round_of,
+    texts_in,
+    unicode_text,
+)
 from fedshield.errors import DataError
 from fedshield.model.chat import Message
 from fedshield.notes import one_line
-from fedshield.plan import Plan
-from fedshield.plan_data import ColumnsPlan, SourcePlan
+from fedshield.plan.data import ColumnsPlan, SourcePlan
+from fedshield.plan.schema import Plan
 
 _PROMPTS = ("instruction", "prompt", "question", "query")
 _RESPONSES = ("response", "output", "completion", "answer")

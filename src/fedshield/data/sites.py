@@ -13,8 +13,8 @@ from fedshield import interrupt
 from fedshield.data.split import Share, shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, date_in, encode
-from fedshield.plan import Plan
-from fedshield.plan_floors import too_few
+from fedshield.plan.floors import too_few
+from fedshield.plan.schema import Plan
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from fedshield.data.rows import Rows, read, skip_or_refuse
 from fedshield.data.text_files import BadRow
 from fedshield.data.usable import Example, Reader
 from fedshield.errors import DataError
-from fedshield.plan import Plan
-from fedshield.plan_data import SourcePlan
+from fedshield.plan.data import SourcePlan
+from fedshield.plan.schema import Plan
 from fedshield.seeds import derive
 
 DIRICHLET_TRIES = 100

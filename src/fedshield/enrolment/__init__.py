@@ -8,7 +8,7 @@ from fedshield.enrolment.cards import Card, KeyFile, keygen
 from fedshield.enrolment.demo import demonstration, write_demonstration
 from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.policy import Policy, PolicyError, PrivacyFloor
-from fedshield.enrolment.roster import Countersignature, SignedRoster
+from fedshield.enrolment.signed_roster import Countersignature, SignedRoster
 from fedshield.enrolment.standing import Standing
 from fedshield.enrolment.terms import Allowed, Asked
 

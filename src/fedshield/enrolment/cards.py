@@ -37,7 +37,7 @@ from fedshield.enrolment.replacement import (
     read_replaced,
     statement,
 )
-from fedshield.protocol import codec
+from fedshield.protocol.wire import codec
 
 KEY_BYTES = 64
 PRIVATE_MODE, PUBLIC_MODE = 0o600, 0o644

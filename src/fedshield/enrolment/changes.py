@@ -14,7 +14,7 @@ from pathlib import Path
 from fedshield.enrolment import coming
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.files import RosterError
-from fedshield.enrolment.roster import SignedRoster
+from fedshield.enrolment.signed_roster import SignedRoster
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
-from fedshield.batches import Batches
 from fedshield.enrolment.cards import Card, KeyFile
 from fedshield.enrolment.exposure import Exposure
 from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.lineage import identity, step
-from fedshield.enrolment.roster import SignedRoster
+from fedshield.enrolment.signed_roster import SignedRoster
 from fedshield.ledger.history import short_atoms
+from fedshield.plan.batches import Batches
 
 
 def following(roster: SignedRoster) -> SignedRoster:

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedshield.batches import Batches
-from fedshield.durable import sync_folder
+from fedshield.disk import sync_folder
 from fedshield.enrolment.cards import PRIVATE_MODE, PUBLIC_MODE, KeyFile
 from fedshield.enrolment.files import RosterError, write_new
-from fedshield.enrolment.roster import SignedRoster
+from fedshield.enrolment.signed_roster import SignedRoster
 from fedshield.enrolment.terms import Allowed, Asked
+from fedshield.plan.batches import Batches
 from fedshield.protocol.roster import COORDINATOR
 
 ROSTER_FILE = "roster.json"

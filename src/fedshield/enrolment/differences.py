@@ -6,9 +6,9 @@ does it show whether they are that party's.
 
 from __future__ import annotations
 
-from fedshield import batches as batching
 from fedshield.enrolment.cards import Card
-from fedshield.enrolment.roster import SignedRoster
+from fedshield.enrolment.signed_roster import SignedRoster
+from fedshield.plan import batches as batching
 
 
 def differences(before: SignedRoster, after: SignedRoster) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from fedshield.enrolment.cards import Card, KeyFile
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
-from fedshield.protocol import codec
+from fedshield.protocol.wire import codec
 
 #: `leaving`: goes with c + 1 others or more, and is not exposed by it; `announced`: in advance, by
 #: whoever goes later from a roster with `departure: announced`.

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedshield import interrupt
-from fedshield.durable import sync_folder
+from fedshield.disk import sync_folder
 from fedshield.errors import UserError
-from fedshield.plan_data import SITE_NAME
+from fedshield.plan.data import SITE_NAME
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.site_names import holder_of_reserved_name
 

@@ -17,8 +17,8 @@ from fedshield.enrolment.cards import Card
 from fedshield.enrolment.exposure import DIGEST_BYTES, Exposure
 from fedshield.enrolment.files import Fields, RosterError, check_name
 from fedshield.ledger.history import Cut, History, Statement, chain, in_order
-from fedshield.plan_data import MAX_SITES
-from fedshield.protocol import codec
+from fedshield.plan.data import MAX_SITES
+from fedshield.protocol.wire import codec
 
 Departure = Literal["signed", "announced"]
 DEPARTURES: tuple[Departure, ...] = ("signed", "announced")

@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 from pydantic import Field, PrivateAttr, ValidationError
 
 from fedshield.errors import PlanError, UserError
-from fedshield.plan import BUILT_IN, Plan
-from fedshield.plan_data import MAX_SITES, SITE_NAME, PositiveInt, Section, SourcePlan
-from fedshield.planfile import explain, read_mapping
+from fedshield.plan.data import MAX_SITES, SITE_NAME, PositiveInt, Section, SourcePlan
+from fedshield.plan.load import explain, read_mapping
+from fedshield.plan.quorum import Membership, OpenTo, Server
+from fedshield.plan.schema import BUILT_IN, Plan
 from fedshield.protocol.roster import Roster
-from fedshield.quorum import Membership, OpenTo, Server
 
 POLICY_FILE = "{site}.policy.yaml"
 #: Beginnings of places that are not paths: built-in samples, and sets in the local hub cache.

@@ -13,7 +13,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedshield.enrolment.files import Fields, RosterError
-from fedshield.protocol import codec
+from fedshield.protocol.wire import codec
 
 PUBLIC_BYTES, SIGNATURE_BYTES = 32, 64
 #: Keys that a card may name before the one of today.

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedshield import interrupt
-from fedshield.durable import sync_folder
+from fedshield.disk import sync_folder
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.files import Fields, RosterError, read_document, to_text, write_new
 from fedshield.enrolment.replacement import PUBLIC_BYTES
-from fedshield.enrolment.roster import SignedRoster
+from fedshield.enrolment.signed_roster import SignedRoster
 
 FILE = "keys.seen.json"
 #: Rosters that are remembered, the last ones.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from fedshield.enrolment.files import Fields, RosterError
 from fedshield.errors import PlanError
-from fedshield.plan_data import MAX_SITES
-from fedshield.quorum import Membership, Rules, Server, resolve
+from fedshield.plan.data import MAX_SITES
+from fedshield.plan.quorum import Membership, Rules, Server, resolve
 
 #: The plan's schemes, the default first.
 SCHEMES = ("rlwe", "ckks", "plain")

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fedshield.durable import sync_folder
+from fedshield.disk import sync_folder
 from fedshield.ledger import entries, heads
 from fedshield.ledger.entries import (
     Answered,

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedshield.durable import write_atomic
+from fedshield.disk import write_atomic
 from fedshield.errors import UserError
 
 FORMAT = "fedshield ledger peers 2"

@@ -22,7 +22,15 @@ from fedshield.ledger.history import (
     signed_late,
     undeclared,
 )
-from fedshield.ledger.rows import LOST, UNKNOWN, Consent, Row, Unit, Version, largest_colluding
+from fedshield.ledger.rows import (
+    LOST,
+    UNKNOWN,
+    Consent,
+    Row,
+    Unit,
+    Version,
+    largest_colluding,
+)
 
 RuleName = Literal["R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8"]
 #: Times that one sum of an approved plan may be tried (R8).

@@ -16,12 +16,12 @@ import numpy as np
 
 from fedshield.errors import ModelError
 from fedshield.notes import library_words, one_line
-from fedshield.plan import ALL_LINEAR, AdapterPlan
+from fedshield.plan.schema import ALL_LINEAR, AdapterPlan
 from fedshield.seeds import derive
 from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
 
 if TYPE_CHECKING:
-    from fedshield.model.core import Factors
+    from fedshield.model.lora_xs import Factors
 
 
 def lora_config(adapter: AdapterPlan, targets: Sequence[str]) -> Any:
@@ -80,9 +80,9 @@ def attach(
     notes += tuple(f"PEFT: {word}" for word in words if not _HANDLED.search(word))
     factors = ""
     if adapter.train == "core":
-        from fedshield.model import core
+        from fedshield.model import lora_xs
 
-        factors = core.install(attached, adapter.rank, given)
+        factors = lora_xs.install(attached, adapter.rank, given)
     return attached, factors, notes
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedshield.errors import ModelError
-from fedshield.model import tiny
+from fedshield.model.builtin import tiny
 from fedshield.model.checkpoint_files import check_files
 from fedshield.model.kinds import check_kind
 from fedshield.model.locate import (
@@ -30,7 +30,7 @@ from fedshield.model.locate import (
 )
 from fedshield.model.weights import load_weights
 from fedshield.notes import library_words
-from fedshield.plan import SMOLLM2, TINY_LLAMA, Plan
+from fedshield.plan.schema import SMOLLM2, TINY_LLAMA, Plan
 
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 

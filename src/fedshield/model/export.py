@@ -7,13 +7,14 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from fedshield.durable import whole_folder
+from fedshield.disk import whole_folder
 from fedshield.errors import ModelError
-from fedshield.model import portable, tiny
+from fedshield.model import portable
 from fedshield.model.adapter import AdapterHost, lora_config
 from fedshield.model.base import BaseModel
+from fedshield.model.builtin import tiny
 from fedshield.model.merge import other_template
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.types import AdapterState
 
 #: Bytes of what lies beside an adapter's weights: its config, card and, at most, a tokenizer.

@@ -16,7 +16,7 @@ from typing import Any
 from fedshield.causes import missing_token
 from fedshield.errors import ModelError
 from fedshield.notes import library_words, one_line
-from fedshield.plan import BUILT_IN, SMOLLM2, Plan
+from fedshield.plan.schema import BUILT_IN, SMOLLM2, Plan
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -74,7 +74,7 @@ def model_folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = Tr
     `ModelError`."""
     name = plan.model.name
     if name == SMOLLM2:
-        from fedshield.model import smollm2
+        from fedshield.model.builtin import smollm2
 
         return smollm2.ensure(say=say, offline=None if may_fetch else True)
     folder = local_folder(plan)

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedshield.durable import whole_folder
+from fedshield.disk import whole_folder
 from fedshield.errors import ModelError, RunFolderError
-from fedshield.model import portable, tiny
+from fedshield.model import portable
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.answers import end_ids
 from fedshield.model.base import BaseModel
+from fedshield.model.builtin import tiny
 from fedshield.model.weight_files import INDEX, Changes, DType, WeightFiles
 from fedshield.types import AdapterState
 

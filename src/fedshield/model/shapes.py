@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedshield.model import tiny
 from fedshield.model.base import SMOLLM2_CONFIG, max_positions
+from fedshield.model.builtin import tiny
 from fedshield.model.locate import given_config
-from fedshield.plan import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, Plan
+from fedshield.plan.schema import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, Plan
 from fedshield.types import AdapterSpec, TensorSpec
 
 OUTPUT = "lm_head"

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from fedshield.errors import ProtocolCode, ProtocolError, RoundFailed
-from fedshield.protocol import codec, envelope, messages
-from fedshield.protocol.auditlog import UNLOGGED, Act, Fact, Log, plain_text, sha256, unlogged
-from fedshield.protocol.envelope import Binding, Sign
+from fedshield.protocol.contexts import SETUP, read_signed
+from fedshield.protocol.log.entries import (
+    UNLOGGED,
+    Act,
+    Fact,
+    Log,
+    plain_text,
+    sha256,
+    unlogged,
+)
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import SETUP, read_signed
-from fedshield.protocol.sites import Sites
+from fedshield.protocol.transport import Sites
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding, Sign
 
 _M = TypeVar("_M", bound=messages.Message)
 

@@ -25,11 +25,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.ledger.entries import OpenedRound
-from fedshield.protocol import codec, messages
-from fedshield.protocol.envelope import Binding
+from fedshield.protocol.contexts import read_signed
+from fedshield.protocol.participant_sum import tag
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import read_signed
-from fedshield.protocol.summation import tag
+from fedshield.protocol.wire import codec, messages
+from fedshield.protocol.wire.envelope import Binding
 from fedshield.types import AdapterSpec, AdapterState, Float32
 
 LABEL = b"fedshield standing model 2"

@@ -22,17 +22,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from fedshield.batches import Batches, sitting_out, whole
 from fedshield.crypto.scheme import Adder, adder, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
-from fedshield.plan import Plan
-from fedshield.protocol import codec, messages
-from fedshield.protocol.auditlog import Log, plain_text, unlogged
+from fedshield.plan.batches import Batches, sitting_out, whole
+from fedshield.plan.schema import Plan
 from fedshield.protocol.caller import Caller
-from fedshield.protocol.envelope import Binding, Sign
-from fedshield.protocol.muster import MAX_PARTS, attesting, muster
-from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import (
+from fedshield.protocol.contexts import (
     ROUND,
     SETUP,
     WEIGHTS,
@@ -48,7 +43,12 @@ from fedshield.protocol.session import (
     session_context,
     setup_context,
 )
-from fedshield.protocol.sites import Sites
+from fedshield.protocol.log.entries import Log, plain_text, unlogged
+from fedshield.protocol.muster import MAX_PARTS, attesting, muster
+from fedshield.protocol.roster import Roster
+from fedshield.protocol.transport import Sites
+from fedshield.protocol.wire import codec, messages
+from fedshield.protocol.wire.envelope import Binding, Sign
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from fedshield import interrupt
-from fedshield.durable import sync_folder
+from fedshield.disk import sync_folder
 from fedshield.errors import ProtocolError
 
 

@@ -47,15 +47,15 @@ from fedshield.ledger.rules import (
     permitted,
     whole_batch,
 )
-from fedshield.plan import Plan
-from fedshield.plan_floors import floor
+from fedshield.plan.floors import floor
+from fedshield.plan.schema import Plan
 from fedshield.privacy.accounting import WHOLE_ORDERS
-from fedshield.privacy.terms import Earlier, Spent
-from fedshield.privacy.terms import Terms as PrivacyTerms
-from fedshield.protocol.envelope import Binding, Sign
+from fedshield.privacy.guarantee import Earlier, Spent
+from fedshield.privacy.guarantee import Terms as PrivacyTerms
+from fedshield.protocol.contexts import ROUND, WEIGHTS, least_opened
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import ROUND, WEIGHTS, least_opened
 from fedshield.protocol.statements import not_following, read_head, sign_head
+from fedshield.protocol.wire.envelope import Binding, Sign
 
 #: Among who remembers a head: the ledger that asks.
 OWN_MEMORY = "this site"

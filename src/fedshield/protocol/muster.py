@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from fedshield.batches import Batches, sitting_out, whole
+from fedshield.plan.batches import Batches, sitting_out, whole
 
 #: Most parts of a model that are passed on. A site takes no more than its adapter can have.
 MAX_PARTS = 1 << 14

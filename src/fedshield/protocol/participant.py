@@ -23,17 +23,11 @@ from fedshield.crypto.public_keys import PublicKey
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.ledger.entries import OpenedRound
 from fedshield.ledger.rows import Version
-from fedshield.plan import Plan
-from fedshield.privacy.terms import Spent
-from fedshield.protocol import auditlog, envelope, messages, run_keys
+from fedshield.plan.schema import Plan
+from fedshield.privacy.guarantee import Spent
+from fedshield.protocol import run_keys
 from fedshield.protocol.catch_up import CatchUp, history_sha256
-from fedshield.protocol.ciphers import Cipher, Encoded, OneTimeKeys, SharedKey, parameters_of
-from fedshield.protocol.envelope import Binding
-from fedshield.protocol.journal import Journal
-from fedshield.protocol.line import Line
-from fedshield.protocol.local import LocalWork, SiteRound, Store
-from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import (
+from fedshield.protocol.contexts import (
     NONCE_BYTES,
     ROUND,
     SETUP,
@@ -46,9 +40,17 @@ from fedshield.protocol.session import (
     session_context,
     setup_context,
 )
-from fedshield.protocol.site_model import SiteModel, standing_digest
-from fedshield.protocol.summation import Member, Summation, tag
+from fedshield.protocol.journal import Journal
+from fedshield.protocol.line import Line
+from fedshield.protocol.log import entries
+from fedshield.protocol.participant_sum import Member, Summation, tag
+from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding
 from fedshield.seeds import SiteRandomness
+from fedshield.site.interfaces import LocalWork, SiteRound, Store
+from fedshield.site.round import SiteModel, standing_digest
+from fedshield.site.schemes import Cipher, Encoded, OneTimeKeys, SharedKey, parameters_of
 from fedshield.types import AdapterState, OpenedSum, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
@@ -81,7 +83,7 @@ class Participant:
         start: str = "",
         restart: bytes = b"",
         observe: Callable[[SiteRound], None] = lambda _: None,
-        log: auditlog.Log = auditlog.unlogged,
+        log: entries.Log = entries.unlogged,
     ) -> None:
         if roster.rules != plan.rules():
             raise ProtocolError("context", "the roster's quorums are not the plan's")
@@ -200,13 +202,13 @@ class Participant:
             reply = self._commands[method](data)
         except Exception as error:
             session, noticed = self._session_id, self._noticed
-            self._log(auditlog.refused(method, data, session, self._binding, error, noticed))
+            self._log(entries.refused(method, data, session, self._binding, error, noticed))
             raise
         body = reply.to_body()
         sealed = envelope.seal(reply.kind, self._binding, self.name, body, self._key.sign)
-        if method not in auditlog.UNLOGGED:
+        if method not in entries.UNLOGGED:
             session, noticed = self._session_id, self._noticed
-            self._log(auditlog.answered(self.name, method, data, session, sealed, reply, noticed))
+            self._log(entries.answered(self.name, method, data, session, sealed, reply, noticed))
         return sealed
 
     def _read(self, kind: type[_M], data: bytes) -> _M:

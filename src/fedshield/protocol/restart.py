@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from fedshield.errors import ProtocolError
-from fedshield.protocol import codec, envelope, messages
-from fedshield.protocol.envelope import Binding, Sign
+from fedshield.plan.quorum import Rules
+from fedshield.protocol.contexts import least_sites, read_signed
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.session import least_sites, read_signed
-from fedshield.quorum import Rules
+from fedshield.protocol.wire import codec, envelope, messages
+from fedshield.protocol.wire.envelope import Binding, Sign
 
 RESTART = "restart"
 ASK_BYTES = 16

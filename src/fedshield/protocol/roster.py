@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass, field, replace
 
-from fedshield import batches as batching
-from fedshield.batches import Batches
 from fedshield.crypto.public_keys import SEALING
 from fedshield.errors import PlanError, ProtocolError
 from fedshield.ledger.history import Cut, History, chain, in_order, named_in
-from fedshield.protocol import codec
-from fedshield.quorum import Rules
+from fedshield.plan import batches as batching
+from fedshield.plan.batches import Batches
+from fedshield.plan.quorum import Rules
+from fedshield.protocol.wire import codec
 
 COORDINATOR = "coordinator"
 

@@ -19,11 +19,11 @@ from fedshield.crypto.public_keys import PublicKey
 from fedshield.crypto.scheme import SiteScheme
 from fedshield.crypto.seal import encapsulate, receive
 from fedshield.errors import ProtocolError
-from fedshield.plan import Plan
-from fedshield.protocol import envelope, messages
-from fedshield.protocol.envelope import Binding, Sign
+from fedshield.plan.schema import Plan
+from fedshield.protocol.contexts import read_signed
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.session import read_signed
+from fedshield.protocol.wire import envelope, messages
+from fedshield.protocol.wire.envelope import Binding, Sign
 
 PURPOSE = "run keys"
 GROUP_KEY_BYTES = 32

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedshield.errors import ProtocolError
 from fedshield.ledger import heads
 from fedshield.ledger.heads import Head
-from fedshield.protocol import codec
-from fedshield.protocol.envelope import Sign
+from fedshield.protocol.wire import codec
+from fedshield.protocol.wire.envelope import Sign
 
 HEAD_LABEL = "fedshield ledger head 1"
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
 from fedshield.report import facts
 from fedshield.report.facts import Facts
 

@@ -17,11 +17,20 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from fedshield.reference import DEFINITION
 from fedshield.report import facts, protection, units
 from fedshield.report.facts import Facts
-from fedshield.report.folder import Row, Run, mapping, mean_of, read_run, sequence, total_of, words
+from fedshield.report.folder import (
+    Row,
+    Run,
+    mapping,
+    mean_of,
+    read_run,
+    sequence,
+    total_of,
+    words,
+)
 from fedshield.report.sections import bytes_section, loss_section, time_section
+from fedshield.update.paper_baseline import DEFINITION
 
 REPORT_NAME = "report.html"
 ENGINES = {

@@ -270,7 +270,7 @@ def test_encrypting_and_opening_agree_at_the_edges_of_rounding(
 def test_importing_the_package_compiles_nothing() -> None:
     code = (
         "import sys, fedshield.crypto.rlwe.scheme, fedshield.crypto.rlwe.adder, "
-        "fedshield.quantise; "
+        "fedshield.update.quantise; "
         "assert 'numba' not in sys.modules and 'fedshield.crypto.rlwe.kernels' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.flare import conduct
-from fedshield.engines.flare.conduct import COORDINATOR_FILE, Log, read_log
 from fedshield.errors import RoundFailed
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.run.flare import conduct
+from fedshield.run.flare.conduct import COORDINATOR_FILE, Log, read_log
 
 
 def plan(num_sites: int = 3) -> Plan:

@@ -10,14 +10,14 @@ import sys
 
 import pytest
 
-from fedshield.engines.flare import environment
+from fedshield.run.flare import environment
 
 #: Tries `server.test` as a party would, a name that no resolver has, until that fails; then
 #: `other.test` as any program would. A proxy is told the name; without one nobody is.
 CLIENT = """
 import threading
 import grpc
-from fedshield.engines.flare.environment import without_proxies
+from fedshield.run.flare.environment import without_proxies
 
 def try_to_reach(address):
     failed = threading.Event()

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedshield.engines.flare.conduct import COORDINATOR_FILE, read_log
-from fedshield.engines.flare.fetching import fetch_log
-from fedshield.runfolder import RunFolder
+from fedshield.run.flare.conduct import COORDINATOR_FILE, read_log
+from fedshield.run.flare.fetching import fetch_log
+from fedshield.run.folder import RunFolder
 
 LINE = json.dumps({"status": "finished"}) + "\n"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines import progress
-from fedshield.engines.flare.follow import Follower
-from fedshield.engines.progress import Progress
+from fedshield.run import progress
+from fedshield.run.flare.follow import Follower
+from fedshield.run.progress import Progress
 
 
 def follower(folder: Path, needed: int) -> tuple[Follower, list[Mapping[str, Any]]]:

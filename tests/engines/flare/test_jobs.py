@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fedshield.engines.flare.jobs import ALLOWED, allow_classes, write_job
-from fedshield.plan import Plan
-from fedshield.planfile import load_plan
+from fedshield.plan.load import load_plan
+from fedshield.plan.schema import Plan
+from fedshield.run.flare.jobs import ALLOWED, allow_classes, write_job
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny.yaml"
 
@@ -24,7 +24,7 @@ def test_a_job_is_three_files_of_json(tmp_path: Path) -> None:
     for kind, end in (("client", "SiteApp"), ("server", "CoordinatorApp")):
         parts = json.loads((job / f"{config}{kind}.json").read_text())["components"]
         (ours,) = (part for part in parts if part["path"].startswith("fedshield."))
-        assert ours["path"] == f"fedshield.engines.flare.objects.{end}"
+        assert ours["path"] == f"fedshield.run.flare.objects.{end}"
         assert set(ours["args"]) == {"plan", "run"}
         assert ours["args"]["run"] == "a-run"
         assert Plan.model_validate_json(ours["args"]["plan"]).sha256() == example().sha256()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.engines.flare.kit import SHARED_RUN, Kit
 from fedshield.enrolment import Allowed, KeyFile, SignedRoster, demonstration
 from fedshield.enrolment.files import RosterError, write_new
 from fedshield.errors import RoundFailed
-from fedshield.plan import Plan
+from fedshield.plan.schema import Plan
+from fedshield.run.flare.kit import SHARED_RUN, Kit
 
 SOURCE = {"source": "sample:maths"}
 

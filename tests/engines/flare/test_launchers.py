@@ -13,9 +13,9 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_launcher_spec import JobLauncherSpec, JobProcessArgs
 
-from fedshield.engines.flare import launchers, provision
-from fedshield.engines.flare.paths import check_kit_path, check_simulator_path
-from fedshield.engines.flare.provision import ProvisionError
+from fedshield.run.flare import launchers, provision
+from fedshield.run.flare.paths import check_kit_path, check_simulator_path
+from fedshield.run.flare.provision import ProvisionError
 
 ODD = "/srv/a b'c\"d$e;f#g%h~i\\jü/flare"
 

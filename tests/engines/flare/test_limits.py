@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.engines.flare import limits, link
-from fedshield.engines.flare.limits import TaskLimit
-from fedshield.engines.flare.link import FlareSites
-from fedshield.engines.flare.starting import prepare_start
 from fedshield.errors import RoundFailed, UserError
-from fedshield.plan import SpeedPlan
+from fedshield.plan.schema import SpeedPlan
+from fedshield.run.flare import limits, link
+from fedshield.run.flare.limits import TaskLimit
+from fedshield.run.flare.link import FlareSites
+from fedshield.run.flare.starting import prepare_start
 
 
 @pytest.fixture(autouse=True)

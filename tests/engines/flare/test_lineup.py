@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from fedshield.crypto.keys import SigningKey
-from fedshield.engines.flare import lineup
 from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
 from fedshield.protocol.restart import SiteRestart, Standing
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.sites import Replies
+from fedshield.protocol.transport import Replies
+from fedshield.run.flare import lineup
 
 BASE, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.flare import link
-from fedshield.engines.flare.link import AT_ONCE, FlareSites
 from fedshield.errors import RoundFailed
-from fedshield.plan import SpeedPlan
+from fedshield.plan.schema import SpeedPlan
+from fedshield.run.flare import link
+from fedshield.run.flare.link import AT_ONCE, FlareSites
 
 SPEED = SpeedPlan(setup_deadline_s=1, work_deadline_s=2, message_deadline_s=1)
 

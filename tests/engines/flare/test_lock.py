@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.engines.flare.lock import LOCK_FILE, locked
-from fedshield.engines.flare.provision import ProvisionError
+from fedshield.run.flare.lock import LOCK_FILE, locked
+from fedshield.run.flare.provision import ProvisionError
 
 #: Locks the kit, becomes another program, and that one starts a child as FLARE starts its jobs:
 #: with every handle that may be inherited. It says the child's process id, and waits.
 HOLDER = """
 import os, sys
 from pathlib import Path
-from fedshield.engines.flare.lock import lock_kit
+from fedshield.run.flare.lock import lock_kit
 lock_kit(Path(sys.argv[1]), "site north")
 program = '''
 import os, sys

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from consortium import Consortium, raw_plan
 
-from fedshield.engines.flare import objects
-from fedshield.engines.flare.kit import KIT, SHARED_RUN
 from fedshield.ledger.file import Ledger
+from fedshield.run.flare import objects
+from fedshield.run.flare.kit import KIT, SHARED_RUN
 
 NAMES = ("alpha", "beta", "victim")
 RAW = raw_plan(NAMES)

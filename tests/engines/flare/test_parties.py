@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.flare import parties
-from fedshield.engines.flare.kit import KIT
-from fedshield.engines.flare.provision import ProvisionError
+from fedshield.run.flare import parties
+from fedshield.run.flare.kit import KIT
+from fedshield.run.flare.provision import ProvisionError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.engines import probe
-from fedshield.engines.flare.provision import ProvisionError
-from fedshield.engines.flare.reach import check_server, server_address
+from fedshield.run import probe
+from fedshield.run.flare.provision import ProvisionError
+from fedshield.run.flare.reach import check_server, server_address
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.flare.receptions import Appointments, forget_in_one_thread
+from fedshield.run.flare.receptions import Appointments, forget_in_one_thread
 
 
 def test_calls_are_made_in_their_order_from_one_thread() -> None:

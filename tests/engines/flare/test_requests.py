@@ -13,9 +13,9 @@ import pytest
 import yaml
 from cryptography import x509
 
-from fedshield.engines.flare import provision, requests
-from fedshield.engines.flare.provision import Consortium, ProvisionError
 from fedshield.enrolment import Card, KeyFile, keygen
+from fedshield.run.flare import provision, requests
+from fedshield.run.flare.provision import Consortium, ProvisionError
 
 CONSORTIUM = Consortium("ward-notes", "fl.example.org", 8502)
 PORTS = {"fed_learn_port": 8502, "admin_port": 8502}

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedshield.auditfile import logs_of, read_known_keys, read_log
-from fedshield.engines import inprocess
-from fedshield.engines.flare import simulate
-from fedshield.engines.members import check_roster
 from fedshield.enrolment import SignedRoster
 from fedshield.errors import RunFolderError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.protocol.logcheck import cross_check
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.protocol.log.verify import cross_check
+from fedshield.run import local
+from fedshield.run.flare import simulate
+from fedshield.run.log_file import logs_of, read_known_keys, read_log
+from fedshield.run.parties import check_roster
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny.yaml"
 #: What differs between engines: times, and memory of another process.
@@ -38,7 +38,7 @@ def short_plan() -> Plan:
 @pytest.mark.timeout(1800)
 def test_both_engines_make_the_same(tmp_path: Path) -> None:
     plan = short_plan()
-    alone = inprocess.run(plan, tmp_path / "alone")
+    alone = local.run(plan, tmp_path / "alone")
     apart = simulate.run(plan, tmp_path / "apart")
     one, other = (folder.read_json("summary.json") for folder in (alone, apart))
     # A message carries lengths of names and numbers, so set-up differs by a few bytes.

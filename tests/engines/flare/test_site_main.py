@@ -16,8 +16,8 @@ from nvflare.private.defs import new_cell_message
 from nvflare.private.fed.client.admin import FedAdminAgent
 from nvflare.private.fed.client.client_req_processors import ClientRequestProcessors
 
-from fedshield.engines.flare import parties, site_main
 from fedshield.enrolment import Policy, keygen
+from fedshield.run.flare import parties, site_main
 
 LISTED = list(ClientRequestProcessors.request_processors)
 

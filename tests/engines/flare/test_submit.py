@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from fedshield.engines.events import Quiet
-from fedshield.engines.flare import submit
-from fedshield.engines.flare.provision import ProvisionError
-from fedshield.engines.flare.session import present
 from fedshield.errors import RoundFailed, UserError
-from fedshield.plan import Plan
-from fedshield.planfile import parse_plan
-from fedshield.runfolder import RunFolder
+from fedshield.plan.load import parse_plan
+from fedshield.plan.schema import Plan
+from fedshield.run.events import Quiet
+from fedshield.run.flare import submit
+from fedshield.run.flare.provision import ProvisionError
+from fedshield.run.flare.session import present
+from fedshield.run.folder import RunFolder
 
 
 class Session:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedshield.engines.flare import words
+from fedshield.run.flare import sentences
 
 
 def kit_of_site(folder: Path) -> Path:
@@ -28,12 +28,12 @@ def kit_of_site(folder: Path) -> Path:
 
 def test_flares_lines_go_to_its_files_only(tmp_path: Path) -> None:
     kit = kit_of_site(tmp_path)
-    words.write_log_config(kit)
+    sentences.write_log_config(kit)
     config = json.loads((kit / "flare" / "local" / "log_config.json").read_text())
     assert config["loggers"]["root"]["handlers"] == ["logFileHandler", "connection"]
     assert config["loggers"]["fedshield"]["handlers"] == ["console", "fedshield"]
     assert config["handlers"]["fedshield"]["filename"] == str(kit / "fedshield.log")
-    assert config["handlers"]["connection"]["()"] == "fedshield.engines.flare.words.Connection"
+    assert config["handlers"]["connection"]["()"] == "fedshield.run.flare.sentences.Connection"
 
 
 def record(text: str) -> logging.LogRecord:
@@ -44,8 +44,8 @@ def test_a_connection_that_comes_and_goes_is_told_once_each(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="fedshield")
-    handler = words.Connection(str(tmp_path))
-    of_a_run = words.Connection(str(tmp_path))  # the kit is held: it stays silent
+    handler = sentences.Connection(str(tmp_path))
+    of_a_run = sentences.Connection(str(tmp_path))  # the kit is held: it stays silent
     for text in (
         "Retrying [CH00001 ACTIVE grpc://server:8502] in 1 seconds",
         "Retrying [CH00001 ACTIVE grpc://server:8502] in 2 seconds",
@@ -60,4 +60,4 @@ def test_a_connection_that_comes_and_goes_is_told_once_each(
         "no connection to the server; trying again until it answers",
         "connected to the server",
     ]
-    assert json.loads((tmp_path / words.CONNECTION_FILE).read_text())["connected"] is True
+    assert json.loads((tmp_path / sentences.CONNECTION_FILE).read_text())["connected"] is True

@@ -1,0 +1,113 @@
+"""The plan's part on differential privacy: what is protected, by how much noise, up to where.
+
+Combinations whose guarantee would not hold are refused here; docs/privacy.md says why of each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedshield.plan.data import Section
+
+if TYPE_CHECKING:
+    from fedshield.plan.schema import Plan
+
+Unit = Literal["none", "example", "site"]
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class PrivacyPlan(Section):
+    """Differential privacy. Nothing has a default that would set the strength of the guarantee
+    but `delta`: what protects is chosen on purpose."""
+
+    unit: Unit = "none"
+    clip_norm: Positive | None = None
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1000)] | None = None
+    epsilon: Annotated[float, Field(ge=0.01, le=1000)] | None = None
+    delta: Annotated[float, Field(ge=1e-15, le=0.01)] | None = None
+    max_epsilon: Annotated[float, Field(gt=0, le=1e6)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrivacyPlan:
+        if self.unit == "none":
+            for key in ("clip_norm", "noise_multiplier", "epsilon", "delta", "max_epsilon"):
+                value = getattr(self, key)
+                if value is not None:
+                    raise ValueError(
+                        f"{key}|{value}|none when privacy.unit is none: set unit to example or "
+                        "site, or nothing is protected"
+                    )
+            return self
+        if self.clip_norm is None:
+            raise ValueError(
+                f"clip_norm|none|the largest L2 norm of one {self.unit}'s "
+                f"{'gradient' if self.unit == 'example' else 'update'} when privacy.unit is "
+                f"{self.unit}"
+            )
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            both = "none" if self.epsilon is None else "both"
+            raise ValueError(f"noise_multiplier|{both}|noise_multiplier or epsilon, one of the two")
+        if self.epsilon is not None and self.max_epsilon not in (None, self.epsilon):
+            raise ValueError(
+                f"max_epsilon|{self.max_epsilon}|none beside privacy.epsilon, which is the limit"
+            )
+        return self
+
+    @property
+    def delta_in_force(self) -> float:
+        return 1e-5 if self.delta is None else self.delta
+
+    @property
+    def limit(self) -> float | None:
+        """No round is begun that would take epsilon beyond this; None for no limit."""
+        return self.max_epsilon if self.epsilon is None else self.epsilon
+
+
+def refuse_unsound(plan: Plan) -> None:
+    """Raises `ValueError` ('key|value|expected') for a plan whose unit would not be protected."""
+    unit = plan.privacy.unit
+    if plan.scheme.membership == "open" and unit != "example":
+        raise ValueError(
+            f"scheme.membership|open with privacy.unit {unit}|fixed unless "
+            "privacy.unit is example: the difference of two sums over different sets can be one "
+            "site's update, which must then protect each training row by itself"
+        )
+    if unit == "example" and plan.training.gradient_checkpointing:
+        raise ValueError(
+            "training.gradient_checkpointing|True|false when privacy.unit is example: gradients of "
+            "single rows are taken from kept activations"
+        )
+    if unit == "example" and plan.adapter.dropout:
+        raise ValueError(
+            f"adapter.dropout|{plan.adapter.dropout}|0 when privacy.unit is example: a row's "
+            "presence would move what is dropped of the other rows, which no clip bounds"
+        )
+    if unit != "site":
+        return
+    if plan.scheme.name != "rlwe":
+        raise ValueError(
+            f"scheme.name|{plan.scheme.name}|rlwe when privacy.unit is site: a site adds a share "
+            "of the noise only, and elsewhere single updates can be read"
+        )
+    if plan.scheme.weights == "private":
+        raise ValueError(
+            "scheme.weights|private|equal or public when privacy.unit is site: the sum of the "
+            "counts is opened without noise"
+        )
+    if plan.adapter.exchange != "delta":
+        raise ValueError(
+            f"adapter.exchange|{plan.adapter.exchange}|delta when privacy.unit is site: whole "
+            "parameters have no small norm to clip to"
+        )
+    if plan.adapter.train == "share-a":
+        raise ValueError(
+            "adapter.train|share-a|another when privacy.unit is site: each site's B is trained "
+            "without noise and is part of what it releases"
+        )
+    if plan.training.local_algorithm == "scaffold":
+        raise ValueError(
+            "training.local_algorithm|scaffold|plain or fedprox when privacy.unit is site: control "
+            "variates travel beside the update and are not within its clip"
+        )

@@ -1,0 +1,1 @@
+"""What a party writes down of a run, and how anyone checks it."""

@@ -1,0 +1,226 @@
+"""Pruning: which coordinates travel in a round, and what a site keeps back.
+
+The ramp is the paper's (FedShield-LLM, arXiv 2506.05640), clamped: rounds past the target stay at
+the target rate. Masks are of two kinds. `shared`: every site ranks coordinates by the mean
+updates that all have opened before, so the mask need not be sent and the coordinator does not
+learn it; a seeded share of places goes to coordinates outside the ranking, so that pruned ones
+can come back. `local`: each site prunes its own smallest magnitudes (the paper), and zeros travel
+like the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedshield.plan.schema import Plan
+from fedshield.seeds import derive
+from fedshield.types import (
+    AdapterSpec,
+    AdapterUpdate,
+    Bool,
+    Float32,
+    Float64,
+    Mask,
+    PrunedUpdate,
+    Selection,
+)
+
+Int64 = NDArray[np.int64]
+
+
+def ramp_rounds(plan: Plan) -> tuple[int, int]:
+    """First and last round of the ramp: from the plan, else in the paper's proportions
+    (40 and 200 of 200 rounds)."""
+    start = plan.pruning.start_round
+    target = plan.pruning.target_round
+    last = plan.rounds if target is None else target
+    return min(plan.rounds // 5, last) if start is None else start, last
+
+
+def rate_at(plan: Plan, round_number: int) -> float:
+    """The share of each tensor that is pruned in round 1..rounds; 0 before the ramp starts."""
+    pruning = plan.pruning
+    if pruning.method == "none":
+        return 0.0
+    start, target = ramp_rounds(plan)
+    if round_number < start:
+        return 0.0
+    progress = 1.0 if target <= start else (round_number - start) / (target - start)
+    clamped = min(max(progress, 0.0), 1.0)
+    return pruning.initial_rate + (pruning.target_rate - pruning.initial_rate) * clamped
+
+
+def magnitude_mask(values: Float32, spec: AdapterSpec, rate: float) -> Mask:
+    """Prune floor(rate * size) coordinates of smallest magnitude in each tensor.
+
+    `values`: float32, shape (spec.num_values,). Exactly that many are pruned; among equal
+    magnitudes those that come first go first, so every party finds the same mask.
+    """
+    kept = np.ones(spec.num_values, dtype=np.bool_)
+    for place in spec.slices().values():
+        magnitude = np.abs(values[place])
+        count = int(rate * magnitude.size)
+        if count == 0:
+            continue
+        threshold = np.partition(magnitude, count - 1)[count - 1]
+        below = magnitude < threshold
+        ties = np.flatnonzero(magnitude == threshold)[: count - int(np.count_nonzero(below))]
+        below[ties] = True
+        kept[place] = ~below
+    return Mask(kept, rate)
+
+
+# -- which coordinates ------------------------------------------------------------------------
+
+
+def trained_tensors(plan: Plan, spec: AdapterSpec, round_number: int) -> tuple[str, ...]:
+    """The tensors that a site trains in a round, by `adapter.train`."""
+    names = tuple(tensor.name for tensor in spec.tensors)
+    if plan.adapter.train == "b":
+        return tuple(name for name in names if ".lora_B." in name)
+    if plan.adapter.train == "alternate":
+        # B first: with B zero, A has no gradient.
+        factor = ".lora_B." if round_number % 2 else ".lora_A."
+        return tuple(name for name in names if factor in name)
+    return names
+
+
+def exchanged_tensors(plan: Plan, spec: AdapterSpec, round_number: int) -> tuple[str, ...]:
+    """Those of them that travel: with `share-a`, B stays at the site."""
+    names = trained_tensors(plan, spec, round_number)
+    if plan.adapter.train == "share-a":
+        return tuple(name for name in names if ".lora_A." in name)
+    return names
+
+
+def num_travelling(plan: Plan, spec: AdapterSpec, round_number: int) -> int:
+    """How many coordinates travel in a round: fixed by the schedule, so that lengths say
+    nothing of a mask. Equal to `select(...).size`."""
+    sizes = {tensor.name: tensor.size for tensor in spec.tensors}
+    groups = [sizes[name] for name in exchanged_tensors(plan, spec, round_number)]
+    rate = rate_at(plan, round_number)
+    if plan.pruning.mask == "local":
+        return sum(groups)
+    if plan.pruning.ranking == "global":
+        groups = [sum(groups)]
+    return sum(size - int(rate * size) for size in groups)
+
+
+def num_sent(plan: Plan, spec: AdapterSpec, round_number: int) -> int:
+    """Values of an update: those that travel, and with `scaffold` a control for each."""
+    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
+    return channels * num_travelling(plan, spec, round_number)
+
+
+def select(plan: Plan, spec: AdapterSpec, score: Float32 | None, round_number: int) -> Selection:
+    """The coordinates that travel in a round: the same at every site, from public state.
+
+    `score`: float32, (num_values,), see `next_score`; None before the first update. With local
+    masks, or before the ramp, all coordinates of the exchanged tensors travel.
+    """
+    places = spec.slices()
+    wanted = [places[name] for name in exchanged_tensors(plan, spec, round_number)]
+    whole = [np.arange(place.start, place.stop, dtype=np.int64) for place in wanted]
+    rate = rate_at(plan, round_number)
+    if plan.pruning.mask == "local" or rate == 0 or not whole:
+        return Selection(np.concatenate(whole) if whole else np.zeros(0, np.int64), spec)
+    if plan.pruning.ranking == "global":
+        whole = [np.concatenate(whole)]
+    kept: list[Int64] = []
+    for group, candidates in enumerate(whole):
+        seed = derive(plan.seed, "explore", round_number, group)
+        kept.append(_ranked(candidates, score, rate, plan.pruning.explore, seed))
+    return Selection(np.sort(np.concatenate(kept)), spec)
+
+
+def _ranked(
+    candidates: Int64, score: Float32 | None, rate: float, explore: float, seed: int
+) -> Int64:
+    """size - floor(rate * size) of the candidates: the best by score (the first among equals),
+    and a share `explore` of them drawn from the others."""
+    count = candidates.size - int(rate * candidates.size)
+    here = None if score is None else score[candidates]
+    # Without any history there is nothing to rank by: all places are drawn.
+    drawn = count if here is None or not here.any() else int(explore * count)
+    generator = np.random.Generator(np.random.Philox(seed))
+    if here is None or drawn == count:
+        some: Int64 = candidates[generator.permutation(candidates.size)[:count]]
+        return some
+    order = np.argsort(-here, kind="stable")
+    best, rest = order[: count - drawn], order[count - drawn :]
+    found: Int64 = candidates[np.concatenate([best, generator.permutation(rest)[:drawn]])]
+    return found
+
+
+#: Weight of the last mean update in a coordinate's score.
+SCORE_UPDATE = 0.3
+
+
+def next_score(score: Float32 | None, selection: Selection, mean: Float64) -> Float32:
+    """A running mean of the magnitude of opened updates, over the rounds in which a coordinate
+    travelled. `mean`: float64, (selection.size,), the mean update just opened."""
+    num_values = selection.spec.num_values
+    new = np.zeros(num_values, dtype=np.float32) if score is None else score.copy()
+    magnitude = np.abs(mean).astype(np.float32)
+    old = new[selection.indices]
+    first = old == 0
+    moved = old + np.float32(SCORE_UPDATE) * (magnitude - old)
+    new[selection.indices] = np.where(first, magnitude, moved)
+    return new
+
+
+# -- a site's contribution --------------------------------------------------------------------
+
+
+def prune(
+    update: AdapterUpdate,
+    plan: Plan,
+    round_number: int,
+    selection: Selection,
+    carried: Float32 | None = None,
+) -> PrunedUpdate:
+    """What the site contributes in this round: by the plan's `adapter.exchange`, its trained
+    parameters or their difference from the global adapter, pruned.
+
+    `selection`: what travels; all else is zero. `carried`: float32, (num_values,), what earlier
+    rounds left out; it is added first. A pruned difference is left out and kept for the next
+    round; pruned parameters are zeros on purpose (the paper) and are not.
+    """
+    exchange = plan.adapter.exchange
+    values = update.values
+    if exchange == "delta":
+        values = (update.values - update.start.values).astype(np.float32)
+    if carried is not None:
+        values = values + carried
+    travels = np.zeros(values.size, dtype=np.bool_)
+    travels[selection.indices] = True
+    rate = rate_at(plan, round_number)
+    if plan.pruning.mask == "local":
+        mask = magnitude_mask(values, update.start.spec, rate)
+        mask = Mask(mask.kept & travels, rate)
+    else:
+        mask = Mask(travels, rate)
+    keep_back = exchange == "delta" and plan.encoding.error_feedback
+    zeros = np.zeros_like(values)
+    left_out = np.where(mask.kept, zeros, values) if keep_back else zeros
+    # Nothing of what never travels is owed to anyone.
+    left_out[own_places(plan, update.start.spec)] = 0
+    return PrunedUpdate(np.where(mask.kept, values, zeros), mask, exchange, left_out)
+
+
+def own_places(plan: Plan, spec: AdapterSpec) -> Bool:
+    """Coordinates that a site trains and keeps (`share-a`), in every round the same: bool,
+    (num_values,)."""
+    places = spec.slices()
+    mine = np.zeros(spec.num_values, dtype=np.bool_)
+    for name in set(trained_tensors(plan, spec, 1)) - set(exchanged_tensors(plan, spec, 1)):
+        mine[places[name]] = True
+    return mine
+
+
+def num_pruned(plan: Plan, pruned: PrunedUpdate, spec: AdapterSpec, round_number: int) -> int:
+    """Coordinates of the exchanged tensors that did not get a value in this round."""
+    places = spec.slices()
+    names = exchanged_tensors(plan, spec, round_number)
+    return sum(int(np.count_nonzero(~pruned.mask.kept[places[name]])) for name in names)
