@@ -59,7 +59,27 @@ class UserError(FedShieldError):
 
 
 class PlanError(UserError):
-    """A plan that cannot be run as written."""
+    """A plan that cannot be run as written. Of one key of it: `key`, what was `expected`, what it
+    `got` and what to do (`fix`); the message is made of these. `key` is '' for a plan that is wrong
+    in another way, which the message says."""
+
+    def __init__(
+        self, message: str = "", *, key: str = "", expected: str = "", got: str = "", fix: str = ""
+    ) -> None:
+        self.key, self.expected, self.got, self.fix = key, expected, got, fix
+        if key:
+            message = f"{key}: expected {expected}, got {got}" + (f"; {fix}" if fix else "")
+        super().__init__(message)
+
+
+class InvalidKey(ValueError):
+    """A value that a section of a plan cannot have. Raised in a section's own check, from where
+    pydantic carries it to whoever reads the plan (`plan.load.explain`). `key`: below the section,
+    dotted."""
+
+    def __init__(self, key: str, got: object, expected: str, fix: str = "") -> None:
+        super().__init__(key)
+        self.key, self.got, self.expected, self.fix = key, str(got), expected, fix
 
 
 class DataError(UserError):

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedshield.errors import InvalidKey
 from fedshield.site_names import holder_of_reserved_name
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,30}$"
@@ -40,7 +41,9 @@ class ColumnsPlan(Section):
         for key in ("prompt", "input", "response", "history"):
             value = getattr(self, key)
             if self.messages is not None and value is not None:
-                raise ValueError(f"{key}|{value!r}|none beside messages, which hold the whole row")
+                raise InvalidKey(
+                    key, f"{value!r}", "none beside messages, which hold the whole row"
+                )
         return self
 
 
@@ -61,11 +64,13 @@ class SourcePlan(Section):
     def _readable(self) -> SourcePlan:
         mark, name = self.separator, self.encoding
         if mark is not None and mark != "tab" and (len(mark) != 1 or mark in '"\r\n '):
-            raise ValueError(
-                f"separator|{mark!r}|the one character between columns, such as ';', or tab"
+            raise InvalidKey(
+                "separator", f"{mark!r}", "the one character between columns, such as ';', or tab"
             )
         if name is not None and not _is_text_encoding(name):
-            raise ValueError(f"encoding|{name!r}|an encoding of text: utf-8, cp1252, utf-16, ...")
+            raise InvalidKey(
+                "encoding", f"{name!r}", "an encoding of text: utf-8, cp1252, utf-16, ..."
+            )
         return self
 
 
@@ -98,38 +103,43 @@ class DataPlan(Section):
     def _consistent(self) -> DataPlan:
         if self.split == "by-site":
             if not self.sites:
-                raise ValueError("sites|{}|at least one site with a source when split is by-site")
+                raise InvalidKey(
+                    "sites", "{}", "at least one site with a source when split is by-site"
+                )
             if self.pool or self.num_sites is not None:
                 key = "pool" if self.pool else "num_sites"
-                raise ValueError(
-                    f"{key}|some|no {key} when split is by-site (give each site a source)"
+                raise InvalidKey(
+                    key, "some", f"no {key} when split is by-site (give each site a source)"
                 )
         else:
             if self.sites:
-                raise ValueError(
-                    f"sites|some|no sites when split is {self.split} (use pool, num_sites)"
+                raise InvalidKey(
+                    "sites", "some", f"no sites when split is {self.split} (use pool, num_sites)"
                 )
             if not self.pool:
-                raise ValueError(f"pool|()|at least one source when split is {self.split}")
+                raise InvalidKey("pool", "()", f"at least one source when split is {self.split}")
             if self.num_sites is None:
-                raise ValueError(f"num_sites|None|a number of sites when split is {self.split}")
+                raise InvalidKey(
+                    "num_sites", "None", f"a number of sites when split is {self.split}"
+                )
             for index, source in enumerate(self.pool):
                 for key in ("heldout_source", "heldout_rows"):
                     value = getattr(source, key)
                     if value is not None:
-                        raise ValueError(
-                            f"pool.{index}.{key}|{value!r}|none in a pool: every site holds out "
-                            "data.heldout_rows of its share"
+                        raise InvalidKey(
+                            f"pool.{index}.{key}",
+                            f"{value!r}",
+                            "none in a pool: every site holds out data.heldout_rows of its share",
                         )
         if self.dirichlet_column is not None and self.split != "dirichlet":
-            raise ValueError(
-                f"dirichlet_column|{self.dirichlet_column!r}|none when split is {self.split}"
+            raise InvalidKey(
+                "dirichlet_column", f"{self.dirichlet_column!r}", f"none when split is {self.split}"
             )
         for name in self.sites:
             if (holder := holder_of_reserved_name(name)) is not None:
-                raise ValueError(f"sites|{name}|site names other than {name} (that is {holder})")
+                raise InvalidKey("sites", name, f"site names other than {name} (that is {holder})")
         if len(self.sites) > MAX_SITES:
-            raise ValueError(f"sites|{len(self.sites)} sites|at most {MAX_SITES} sites")
+            raise InvalidKey("sites", f"{len(self.sites)} sites", f"at most {MAX_SITES} sites")
         return self
 
     def site_names(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from fedshield.errors import InvalidKey
 from fedshield.plan.quorum import default_colluding
 
 if TYPE_CHECKING:
@@ -89,15 +90,16 @@ def in_words(plan: Plan) -> str:
 
 
 def refuse_unmeetable(plan: Plan) -> None:
-    """Raises `ValueError` ('key|value|expected') for a `max_weight` that sites of equal weight
+    """Raises `InvalidKey` for a `max_weight` that sites of equal weight
     would exceed."""
     honest = _honest(plan)
     if most_counted(plan) is None:
         return
     if Fraction(str(plan.scheme.max_weight)) * honest < 1:
-        raise ValueError(
-            f"scheme.max_weight|{plan.scheme.max_weight}|at least 1/{honest}, which each of the "
-            f"{honest} honest sites has at equal weights"
+        raise InvalidKey(
+            "scheme.max_weight",
+            plan.scheme.max_weight,
+            f"at least 1/{honest}, which each of the {honest} honest sites has at equal weights",
         )
 
 

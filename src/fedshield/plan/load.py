@@ -11,7 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedshield.errors import PlanError
+from fedshield.errors import InvalidKey, PlanError
 from fedshield.plan.effect import without_effect
 from fedshield.plan.schema import RLWE_KEYS, SCHEME_PARAMETERS, YAML_FLOAT, Plan, SchemePlan
 
@@ -229,11 +229,11 @@ def explain(error: ValidationError, root: type[BaseModel] = Plan) -> str:
         return f"{key}: unknown key (value {_short(first['input'])}); {_nearest(loc, root)}{more}"
     if kind == "missing":
         return f"{key}: expected a value, got nothing; add the key{more}"
-    if kind == "value_error":
-        name, _, rest = str(context["error"]).partition("|")
-        value, _, expected = rest.rpartition("|")
-        full = ".".join([*loc, name])
-        return f"{full}: expected {expected}, got {value}{more}"
+    wrong = context.get("error")
+    if isinstance(wrong, InvalidKey):
+        fix = f"; {wrong.fix}" if wrong.fix else ""
+        full = ".".join([*loc, wrong.key])
+        return f"{full}: expected {wrong.expected}, got {wrong.got}{fix}{more}"
     if kind == "string_pattern_mismatch" and loc[-1] == "[key]":  # pydantic's mark, not a key
         return (
             f"{'.'.join(loc[:-2])}: expected a site name of small letters, digits and dashes "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedshield.errors import InvalidKey
 from fedshield.plan.data import Section
 
 if TYPE_CHECKING:
@@ -35,23 +36,29 @@ class PrivacyPlan(Section):
             for key in ("clip_norm", "noise_multiplier", "epsilon", "delta", "max_epsilon"):
                 value = getattr(self, key)
                 if value is not None:
-                    raise ValueError(
-                        f"{key}|{value}|none when privacy.unit is none: set unit to example or "
-                        "site, or nothing is protected"
+                    raise InvalidKey(
+                        key,
+                        value,
+                        "none when privacy.unit is none: set unit to example or site, or nothing "
+                        "is protected",
                     )
             return self
         if self.clip_norm is None:
-            raise ValueError(
-                f"clip_norm|none|the largest L2 norm of one {self.unit}'s "
-                f"{'gradient' if self.unit == 'example' else 'update'} when privacy.unit is "
-                f"{self.unit}"
+            raise InvalidKey(
+                "clip_norm",
+                "none",
+                f"the largest L2 norm of one {self.unit}'s "
+                f"{('gradient' if self.unit == 'example' else 'update')} when privacy.unit "
+                f"is {self.unit}",
             )
         if (self.noise_multiplier is None) == (self.epsilon is None):
             both = "none" if self.epsilon is None else "both"
-            raise ValueError(f"noise_multiplier|{both}|noise_multiplier or epsilon, one of the two")
+            raise InvalidKey(
+                "noise_multiplier", both, "noise_multiplier or epsilon, one of the two"
+            )
         if self.epsilon is not None and self.max_epsilon not in (None, self.epsilon):
-            raise ValueError(
-                f"max_epsilon|{self.max_epsilon}|none beside privacy.epsilon, which is the limit"
+            raise InvalidKey(
+                "max_epsilon", self.max_epsilon, "none beside privacy.epsilon, which is the limit"
             )
         return self
 
@@ -66,48 +73,63 @@ class PrivacyPlan(Section):
 
 
 def refuse_unsound(plan: Plan) -> None:
-    """Raises `ValueError` ('key|value|expected') for a plan whose unit would not be protected."""
+    """Raises `InvalidKey` for a plan whose unit would not be protected."""
     unit = plan.privacy.unit
     if plan.scheme.membership == "open" and unit != "example":
-        raise ValueError(
-            f"scheme.membership|open with privacy.unit {unit}|fixed unless "
-            "privacy.unit is example: the difference of two sums over different sets can be one "
-            "site's update, which must then protect each training row by itself"
+        raise InvalidKey(
+            "scheme.membership",
+            f"open with privacy.unit {unit}",
+            "fixed unless privacy.unit is example: the difference of two sums over "
+            "different sets can be one site's update, which must then protect each "
+            "training row by itself",
         )
     if unit == "example" and plan.training.gradient_checkpointing:
-        raise ValueError(
-            "training.gradient_checkpointing|True|false when privacy.unit is example: gradients of "
-            "single rows are taken from kept activations"
+        raise InvalidKey(
+            "training.gradient_checkpointing",
+            "True",
+            "false when privacy.unit is example: gradients of single rows are taken "
+            "from kept activations",
         )
     if unit == "example" and plan.adapter.dropout:
-        raise ValueError(
-            f"adapter.dropout|{plan.adapter.dropout}|0 when privacy.unit is example: a row's "
-            "presence would move what is dropped of the other rows, which no clip bounds"
+        raise InvalidKey(
+            "adapter.dropout",
+            plan.adapter.dropout,
+            "0 when privacy.unit is example: a row's presence would move what is "
+            "dropped of the other rows, which no clip bounds",
         )
     if unit != "site":
         return
     if plan.scheme.name != "rlwe":
-        raise ValueError(
-            f"scheme.name|{plan.scheme.name}|rlwe when privacy.unit is site: a site adds a share "
-            "of the noise only, and elsewhere single updates can be read"
+        raise InvalidKey(
+            "scheme.name",
+            plan.scheme.name,
+            "rlwe when privacy.unit is site: a site adds a share of the noise only, "
+            "and elsewhere single updates can be read",
         )
     if plan.scheme.weights == "private":
-        raise ValueError(
-            "scheme.weights|private|equal or public when privacy.unit is site: the sum of the "
-            "counts is opened without noise"
+        raise InvalidKey(
+            "scheme.weights",
+            "private",
+            "equal or public when privacy.unit is site: the sum of the counts is "
+            "opened without noise",
         )
     if plan.adapter.exchange != "delta":
-        raise ValueError(
-            f"adapter.exchange|{plan.adapter.exchange}|delta when privacy.unit is site: whole "
-            "parameters have no small norm to clip to"
+        raise InvalidKey(
+            "adapter.exchange",
+            plan.adapter.exchange,
+            "delta when privacy.unit is site: whole parameters have no small norm to clip to",
         )
     if plan.adapter.train == "share-a":
-        raise ValueError(
-            "adapter.train|share-a|another when privacy.unit is site: each site's B is trained "
-            "without noise and is part of what it releases"
+        raise InvalidKey(
+            "adapter.train",
+            "share-a",
+            "another when privacy.unit is site: each site's B is trained without noise "
+            "and is part of what it releases",
         )
     if plan.training.local_algorithm == "scaffold":
-        raise ValueError(
-            "training.local_algorithm|scaffold|plain or fedprox when privacy.unit is site: control "
-            "variates travel beside the update and are not within its clip"
+        raise InvalidKey(
+            "training.local_algorithm",
+            "scaffold",
+            "plain or fedprox when privacy.unit is site: control variates travel "
+            "beside the update and are not within its clip",
         )

@@ -134,27 +134,30 @@ def resolve(
     c = max(1, (k - 1) // 3) if max_colluding is None else max_colluding
     if not 0 <= c <= k - 2:
         raise PlanError(
-            f"scheme.max_colluding: expected 0 to {k - 2} for {k} sites (a sum must be over at "
-            f"least c + 2 of them), got {c}; "
-            + (
-                "with two sites each learns the other's update from the sum: set it to 0 to "
-                "accept that"
-                if k == 2
-                else "lower it or add sites"
-            )
+            key="scheme.max_colluding",
+            expected=f"0 to {k - 2} for {k} sites (a sum must be over at least c + 2 of them)",
+            got=str(c),
+            fix="with two sites each learns the other's update from the sum: set it to 0 to "
+            "accept that"
+            if k == 2
+            else "lower it or add sites",
         )
     general = (k + c) // 2 + 1
     if membership == "fixed":
         if min_cohort not in (None, k):
             raise PlanError(
-                f"scheme.min_cohort: expected {k} to {k} with membership fixed (a sum is over all "
-                f"sites), got {min_cohort}; leave it out for {k}"
+                key="scheme.min_cohort",
+                expected=f"{k} to {k} with membership fixed (a sum is over all sites)",
+                got=str(min_cohort),
+                fix=f"leave it out for {k}",
             )
         min_cohort = k
     if membership == "batches" and k < 2 * (c + 2):
         raise PlanError(
-            f"scheme.membership: expected at least 2 (c + 2) = {2 * (c + 2)} sites for batches "
-            f"with c={c}, got {k}; use fixed, or lower scheme.max_colluding"
+            key="scheme.membership",
+            expected=f"at least 2 (c + 2) = {2 * (c + 2)} sites for batches with c={c}",
+            got=str(k),
+            fix="use fixed, or lower scheme.max_colluding",
         )
     if server == "semi-honest":
         least_t, least_q = c + 1, 0
@@ -170,23 +173,24 @@ def resolve(
     else:
         least_t = least_q = default_t = general
     t = default_t if threshold is None else threshold
-    if not least_t <= t <= k:
-        raise PlanError(
-            f"scheme.threshold: expected {least_t} to {k} for {k} sites with c={c} and a {server} "
-            f"coordinator, got {t}; leave it out for {default_t}"
-        )
+    where = f"{k} sites with c={c} and a {server} coordinator"
+    _check_within("threshold", t, least_t, k, f"for {where}", default_t)
     default_q = 0 if server == "semi-honest" else max(t, least_q)
     q = default_q if votes is None else votes
-    if not least_q <= q <= k:
-        raise PlanError(
-            f"scheme.votes: expected {least_q} to {k} for {k} sites with c={c} and a {server} "
-            f"coordinator, got {q}; leave it out for {default_q}"
-        )
+    _check_within("votes", q, least_q, k, f"for {where}", default_q)
     least_cohort = max(t, c + 2)
     cohort = least_cohort if min_cohort is None else min_cohort
-    if not least_cohort <= cohort <= k:
-        raise PlanError(
-            f"scheme.min_cohort: expected {least_cohort} to {k} (at least T={t} and c+2={c + 2}), "
-            f"got {cohort}; leave it out for {least_cohort}"
-        )
+    why = f"(at least T={t} and c+2={c + 2})"
+    _check_within("min_cohort", cohort, least_cohort, k, why, least_cohort)
     return Rules(k, c, t, q, cohort, server, membership)
+
+
+def _check_within(name: str, value: int, least: int, most: int, why: str, default: int) -> None:
+    """Raises `PlanError` for a number of `scheme` below `least` or above `most`."""
+    if not least <= value <= most:
+        raise PlanError(
+            key=f"scheme.{name}",
+            expected=f"{least} to {most} {why}",
+            got=str(value),
+            fix=f"leave it out for {default}",
+        )

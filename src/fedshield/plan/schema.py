@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from fedshield.errors import PlanError
+from fedshield.errors import InvalidKey, PlanError
 from fedshield.plan.data import MAX_SITES, DataPlan, PositiveInt, Section, without_later_keys
 from fedshield.plan.floors import refuse_unmeetable
 from fedshield.plan.privacy import PrivacyPlan, refuse_unsound
@@ -72,11 +72,14 @@ class AdapterPlan(Section):
     @model_validator(mode="after")
     def _consistent(self) -> AdapterPlan:
         if ALL_LINEAR in self.targets and len(self.targets) > 1:
-            raise ValueError(f"targets|{list(self.targets)}|{ALL_LINEAR} alone, or layers by name")
+            raise InvalidKey(
+                "targets", list(self.targets), f"{ALL_LINEAR} alone, or layers by name"
+            )
         if self.factors != "svd" and self.train != "core":
-            raise ValueError(
-                f"factors|{self.factors}|svd when train is {self.train}: only core has frozen "
-                "factors to choose"
+            raise InvalidKey(
+                "factors",
+                self.factors,
+                f"svd when train is {self.train}: only core has frozen factors to choose",
             )
         return self
 
@@ -102,9 +105,10 @@ class TrainingPlan(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingPlan:
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate|{self.min_learning_rate}|at most learning_rate "
-                f"({self.learning_rate})"
+            raise InvalidKey(
+                "min_learning_rate",
+                self.min_learning_rate,
+                f"at most learning_rate ({self.learning_rate})",
             )
         return self
 
@@ -131,12 +135,12 @@ class PruningPlan(Section):
     @model_validator(mode="after")
     def _consistent(self) -> PruningPlan:
         if self.target_rate < self.initial_rate:
-            raise ValueError(
-                f"target_rate|{self.target_rate}|at least initial_rate ({self.initial_rate})"
+            raise InvalidKey(
+                "target_rate", self.target_rate, f"at least initial_rate ({self.initial_rate})"
             )
         start, target = self.start_round, self.target_round
         if start is not None and target is not None and target < start:
-            raise ValueError(f"target_round|{target}|at least start_round ({start})")
+            raise InvalidKey("target_round", target, f"at least start_round ({start})")
         return self
 
 
@@ -202,18 +206,19 @@ class SchemePlan(Section):
     def _consistent(self) -> SchemePlan:
         known = SCHEME_PARAMETERS[self.name]
         if self.parameters is not None and self.parameters not in known:
-            raise ValueError(
-                f"parameters|{self.parameters!r}|"
-                + (f"one of {', '.join(known)}" if known else "no parameters")
-                + f" when scheme.name is {self.name}"
+            allowed = f"one of {', '.join(known)}" if known else "no parameters"
+            raise InvalidKey(
+                "parameters", repr(self.parameters), f"{allowed} when scheme.name is {self.name}"
             )
         if self.name != "rlwe":
             for key in RLWE_KEYS:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
-                    raise ValueError(
-                        f"{key}|{value!r}|none when scheme.name is {self.name}: only rlwe has a "
-                        "threshold, the others open the whole roster's sum under one key"
+                    raise InvalidKey(
+                        key,
+                        f"{value!r}",
+                        f"none when scheme.name is {self.name}: only rlwe has a threshold, the "
+                        "others open the whole roster's sum under one key",
                     )
         return self
 
@@ -277,40 +282,46 @@ class Plan(Section):
             for key in ("start_round", "target_round"):
                 value = getattr(self.pruning, key)
                 if value is not None and value > self.rounds:
-                    raise ValueError(f"pruning.{key}|{value}|at most rounds ({self.rounds})")
+                    raise InvalidKey(f"pruning.{key}", value, f"at most rounds ({self.rounds})")
         rules = self.aggregation
         if self.adapter.exchange == "parameters" and (
             rules.optimizer != "fedavg" or rules.learning_rate != 1.0
         ):
-            raise ValueError(
-                f"aggregation.optimizer|{rules.optimizer}|fedavg with learning_rate 1 when "
-                "adapter.exchange is parameters (the others need differences)"
+            raise InvalidKey(
+                "aggregation.optimizer",
+                rules.optimizer,
+                "fedavg with learning_rate 1 when adapter.exchange is parameters (the "
+                "others need differences)",
             )
         if self.training.local_algorithm == "scaffold" and (
             self.training.optimizer != "sgd" or self.adapter.exchange != "delta"
         ):
-            raise ValueError(
-                "training.local_algorithm|scaffold|optimizer sgd and exchange delta with scaffold "
-                "(its control variates are mean gradients)"
+            raise InvalidKey(
+                "training.local_algorithm",
+                "scaffold",
+                "optimizer sgd and exchange delta with scaffold (its control variates are "
+                "mean gradients)",
             )
         if self.training.local_algorithm == "scaffold" and self.scheme.membership == "open":
-            raise ValueError(
-                "training.local_algorithm|scaffold|plain or fedprox with membership open (who is "
-                "in a sum is not known before it, and control variates are means over all sites)"
+            raise InvalidKey(
+                "training.local_algorithm",
+                "scaffold",
+                "plain or fedprox with membership open (who is in a sum is not known "
+                "before it, and control variates are means over all sites)",
             )
         refuse_unsound(self)
         num_sites = len(self.data.site_names())
         if self.scheme.name != "plain" and num_sites < 2:
             key = "sites" if self.data.split == "by-site" else "num_sites"
-            raise ValueError(
-                f"data.{key}|1 site|at least 2 sites to sum over when scheme is {self.scheme.name}"
+            raise InvalidKey(
+                f"data.{key}",
+                "1 site",
+                f"at least 2 sites to sum over when scheme is {self.scheme.name}",
             )
         try:
             self.rules()
         except PlanError as error:
-            key, _, text = str(error).partition(": expected ")
-            expected, _, got = text.partition(", got ")
-            raise ValueError(f"{key}|{got}|{expected}") from None
+            raise InvalidKey(error.key, error.got, error.expected, error.fix) from None
         refuse_unmeetable(self)
         if (
             (self.scheme.name, self.privacy.unit) == ("rlwe", "none")
@@ -319,14 +330,17 @@ class Plan(Section):
         ):
             # Who is in a coordinate's sum would differ by coordinate and round, and the rules
             # across sums are about whole updates.
-            raise ValueError(
-                "pruning.mask|local|shared with scheme rlwe, unless privacy.unit protects what a "
-                "single site's values show (rule R9)"
+            raise InvalidKey(
+                "pruning.mask",
+                "local",
+                "shared with scheme rlwe, unless privacy.unit protects what a single "
+                "site's values show (rule R9)",
             )
         if self.model.quantization != "none" and self.model.name in BUILT_IN:
-            raise ValueError(
-                f"model.quantization|{self.model.quantization}|none for the built-in "
-                f"{self.model.name}"
+            raise InvalidKey(
+                "model.quantization",
+                self.model.quantization,
+                f"none for the built-in {self.model.name}",
             )
         return self
 
