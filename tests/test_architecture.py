@@ -1,4 +1,4 @@
-"""Who may import whom, read from the sources: rooms, circles, keys, sockets, printing, unsafe loading.
+"""Who may import whom, read from the sources: rooms, circles, keys, sockets, printing, loading.
 
 Imports within functions and under TYPE_CHECKING count like any other: what a module can reach,
 it will one day use.

@@ -20,7 +20,8 @@ from fedshield.enrolment import Policy
 from fedshield.errors import ProtocolCode
 from fedshield.plan.data import SourcePlan
 from fedshield.plan.load import load_plan
-from fedshield.plan.schema import AdapterPlan, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import AdapterPlan
 from fedshield.protocol.wire import messages
 
 ROOT = Path(__file__).parents[1]

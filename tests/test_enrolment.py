@@ -31,7 +31,7 @@ from fedshield.enrolment.replacement import ReplacedKey
 from fedshield.enrolment.terms import SCHEMES, SERVERS
 from fedshield.errors import UserError
 from fedshield.plan.quorum import resolve
-from fedshield.plan.schema import SCHEME_PARAMETERS
+from fedshield.plan.sections import SCHEME_PARAMETERS
 from fedshield.protocol.wire import codec
 
 NAMES = ("bank", "clinic", "hospital", "school")

@@ -21,7 +21,7 @@ from fedshield.crypto.adders import CkksAdder
 from fedshield.crypto.ckks import GRID_TOLERANCE, CkksScheme
 from fedshield.crypto.scheme import CKKS, MODULUS_BITS, SCALE_BITS, adder
 from fedshield.errors import CryptoError
-from fedshield.plan.schema import SCHEME_PARAMETERS
+from fedshield.plan.sections import SCHEME_PARAMETERS
 
 SETS = ("lean", "paper")
 GRID_BITS = 22

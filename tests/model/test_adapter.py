@@ -14,7 +14,7 @@ from peft import get_peft_model_state_dict
 from fedshield.errors import ModelError
 from fedshield.model.adapter import AdapterHost, empty_spec, initial_state
 from fedshield.model.builtin import tiny
-from fedshield.plan.schema import AdapterPlan
+from fedshield.plan.sections import AdapterPlan
 from fedshield.types import AdapterSpec, AdapterState, TensorSpec
 
 SHA = "ab" * 32

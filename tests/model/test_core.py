@@ -17,7 +17,7 @@ from fedshield.model.adapter import AdapterHost, initial_state, ordinary
 from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.plan.load import parse_plan
-from fedshield.plan.schema import AdapterPlan
+from fedshield.plan.sections import AdapterPlan
 from fedshield.site.gradient_factors import gradient_factors
 from fedshield.types import AdapterState
 

@@ -18,7 +18,8 @@ from fedshield.model import shapes
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model
 from fedshield.plan.load import load_plan, parse_plan
-from fedshield.plan.schema import AdapterPlan, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import AdapterPlan
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {

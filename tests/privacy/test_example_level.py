@@ -15,7 +15,7 @@ from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.model.loss import row_losses
-from fedshield.plan.schema import AdapterPlan
+from fedshield.plan.sections import AdapterPlan
 from fedshield.privacy import dp_sgd
 from fedshield.privacy.dp_sgd import SENSITIVITY, PrivateGradient, bounded_sum, poisson_rows
 from fedshield.types import AdapterState

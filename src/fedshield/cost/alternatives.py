@@ -14,7 +14,8 @@ from typing import Any, get_args
 from fedshield.cost import Sizes
 from fedshield.cost.estimate import spec_of
 from fedshield.errors import FedShieldError, ModelError
-from fedshield.plan.schema import AdapterPlan, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import AdapterPlan
 from fedshield.site.schemes import parameters_of, update_layout
 from fedshield.types import AdapterSpec
 from fedshield.update.paper_baseline import RANK, TARGETS, paper_bytes

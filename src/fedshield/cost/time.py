@@ -20,7 +20,8 @@ import numpy as np
 from fedshield.data import samples
 from fedshield.data.public import ROWS_OF_EACH
 from fedshield.model.shapes import ModelShape
-from fedshield.plan.schema import TINY_LLAMA, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import TINY_LLAMA
 from fedshield.types import AdapterSpec
 
 #: Share of the peak matrix speed that a step reaches (measured on SmolLM2-135M, CPU).

@@ -18,7 +18,8 @@ from fedshield.errors import PlanError, UserError
 from fedshield.plan.data import MAX_SITES, SITE_NAME, PositiveInt, Section, SourcePlan
 from fedshield.plan.load import explain, read_mapping
 from fedshield.plan.quorum import Membership, OpenTo, Server
-from fedshield.plan.schema import BUILT_IN, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import BUILT_IN
 from fedshield.protocol.roster import Roster
 
 POLICY_FILE = "{site}.policy.yaml"

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedshield.errors import ModelError
 from fedshield.notes import library_words, one_line
-from fedshield.plan.schema import ALL_LINEAR, AdapterPlan
+from fedshield.plan.sections import ALL_LINEAR, AdapterPlan
 from fedshield.seeds import derive
 from fedshield.types import AdapterSpec, AdapterState, Float32, TensorSpec
 

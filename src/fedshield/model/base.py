@@ -30,7 +30,8 @@ from fedshield.model.locate import (
 )
 from fedshield.model.weights import load_weights
 from fedshield.notes import library_words
-from fedshield.plan.schema import SMOLLM2, TINY_LLAMA, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import SMOLLM2, TINY_LLAMA
 
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 

@@ -16,7 +16,8 @@ from typing import Any
 from fedshield.causes import missing_token
 from fedshield.errors import ModelError
 from fedshield.notes import library_words, one_line
-from fedshield.plan.schema import BUILT_IN, SMOLLM2, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import BUILT_IN, SMOLLM2
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 

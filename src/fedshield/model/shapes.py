@@ -17,7 +17,8 @@ from typing import Any
 from fedshield.model.base import SMOLLM2_CONFIG, max_positions
 from fedshield.model.builtin import tiny
 from fedshield.model.locate import given_config
-from fedshield.plan.schema import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan
 from fedshield.types import AdapterSpec, TensorSpec
 
 OUTPUT = "lm_head"

@@ -12,7 +12,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fedshield.plan.data import SourcePlan
-from fedshield.plan.schema import BUILT_IN, Plan
+from fedshield.plan.schema import Plan
+from fedshield.plan.sections import BUILT_IN
 
 
 def without_effect(plan: Plan) -> list[str]:

@@ -9,13 +9,8 @@ fewest rows, and the c that may collude are struck out, since they could claim a
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
-from fedshield.errors import InvalidKey
-from fedshield.plan.quorum import default_colluding
-
-if TYPE_CHECKING:
-    from fedshield.plan.schema import Plan
+from fedshield.plan.schema import Plan
 
 
 def min_examples(plan: Plan) -> int:
@@ -28,7 +23,7 @@ def min_examples(plan: Plan) -> int:
 def most_counted(plan: Plan) -> int | None:
     """The most rows that a site counts for, in two significant digits as counts are told; None
     where rows do not count, and for a single site."""
-    others = _honest(plan) - 1
+    others = plan.honest_sites() - 1
     if plan.scheme.weights == "equal" or others < 1:
         return None
     # Exact, so that all sites find the same; the others may have rounded down what they tell.
@@ -87,30 +82,6 @@ def in_words(plan: Plan) -> str:
     text += f"; at least {least:,} rows at every site"
     text += "" if plan.scheme.name == "plain" else _unset(plan)
     return text if most is None else f"{text}, each counts for at most {most:,} (rule R6)"
-
-
-def refuse_unmeetable(plan: Plan) -> None:
-    """Raises `InvalidKey` for a `max_weight` that sites of equal weight
-    would exceed."""
-    honest = _honest(plan)
-    if most_counted(plan) is None:
-        return
-    if Fraction(str(plan.scheme.max_weight)) * honest < 1:
-        raise InvalidKey(
-            "scheme.max_weight",
-            plan.scheme.max_weight,
-            f"at least 1/{honest}, which each of the {honest} honest sites has at equal weights",
-        )
-
-
-def _honest(plan: Plan) -> int:
-    """Honest sites of the smallest sum that the plan allows, or of the smallest difference of sums
-    (a batch's). A scheme without a threshold has no c
-    of its own; what `rlwe` would take is taken, so that it weights sites alike."""
-    rules = plan.rules()
-    if plan.scheme.name == "rlwe":
-        return rules.least_apart - rules.max_colluding
-    return rules.num_sites - default_colluding(rules.num_sites)
 
 
 def _unset(plan: Plan) -> str:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from fedshield.errors import InvalidKey, PlanError
 from fedshield.plan.effect import without_effect
-from fedshield.plan.schema import RLWE_KEYS, SCHEME_PARAMETERS, YAML_FLOAT, Plan, SchemePlan
+from fedshield.plan.schema import YAML_FLOAT, Plan
+from fedshield.plan.sections import RLWE_KEYS, SCHEME_PARAMETERS, SchemePlan
 
 #: What people coming from other tools type first, and where it lives here.
 _ALIASES = {

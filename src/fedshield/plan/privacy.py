@@ -5,15 +5,13 @@ Combinations whose guarantee would not hold are refused here; docs/privacy.md sa
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from fedshield.errors import InvalidKey
 from fedshield.plan.data import Section
-
-if TYPE_CHECKING:
-    from fedshield.plan.schema import Plan
+from fedshield.plan.sections import AdapterPlan, SchemePlan, TrainingPlan
 
 Unit = Literal["none", "example", "site"]
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -72,10 +70,12 @@ class PrivacyPlan(Section):
         return self.max_epsilon if self.epsilon is None else self.epsilon
 
 
-def refuse_unsound(plan: Plan) -> None:
+def refuse_unsound(
+    privacy: PrivacyPlan, scheme: SchemePlan, adapter: AdapterPlan, training: TrainingPlan
+) -> None:
     """Raises `InvalidKey` for a plan whose unit would not be protected."""
-    unit = plan.privacy.unit
-    if plan.scheme.membership == "open" and unit != "example":
+    unit = privacy.unit
+    if scheme.membership == "open" and unit != "example":
         raise InvalidKey(
             "scheme.membership",
             f"open with privacy.unit {unit}",
@@ -83,50 +83,50 @@ def refuse_unsound(plan: Plan) -> None:
             "different sets can be one site's update, which must then protect each "
             "training row by itself",
         )
-    if unit == "example" and plan.training.gradient_checkpointing:
+    if unit == "example" and training.gradient_checkpointing:
         raise InvalidKey(
             "training.gradient_checkpointing",
             "True",
             "false when privacy.unit is example: gradients of single rows are taken "
             "from kept activations",
         )
-    if unit == "example" and plan.adapter.dropout:
+    if unit == "example" and adapter.dropout:
         raise InvalidKey(
             "adapter.dropout",
-            plan.adapter.dropout,
+            adapter.dropout,
             "0 when privacy.unit is example: a row's presence would move what is "
             "dropped of the other rows, which no clip bounds",
         )
     if unit != "site":
         return
-    if plan.scheme.name != "rlwe":
+    if scheme.name != "rlwe":
         raise InvalidKey(
             "scheme.name",
-            plan.scheme.name,
+            scheme.name,
             "rlwe when privacy.unit is site: a site adds a share of the noise only, "
             "and elsewhere single updates can be read",
         )
-    if plan.scheme.weights == "private":
+    if scheme.weights == "private":
         raise InvalidKey(
             "scheme.weights",
             "private",
             "equal or public when privacy.unit is site: the sum of the counts is "
             "opened without noise",
         )
-    if plan.adapter.exchange != "delta":
+    if adapter.exchange != "delta":
         raise InvalidKey(
             "adapter.exchange",
-            plan.adapter.exchange,
+            adapter.exchange,
             "delta when privacy.unit is site: whole parameters have no small norm to clip to",
         )
-    if plan.adapter.train == "share-a":
+    if adapter.train == "share-a":
         raise InvalidKey(
             "adapter.train",
             "share-a",
             "another when privacy.unit is site: each site's B is trained without noise "
             "and is part of what it releases",
         )
-    if plan.training.local_algorithm == "scaffold":
+    if training.local_algorithm == "scaffold":
         raise InvalidKey(
             "training.local_algorithm",
             "scaffold",

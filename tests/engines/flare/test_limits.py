@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedshield.errors import RoundFailed, UserError
-from fedshield.plan.schema import SpeedPlan
+from fedshield.plan.sections import SpeedPlan
 from fedshield.run.flare import limits, link
 from fedshield.run.flare.limits import TaskLimit
 from fedshield.run.flare.link import FlareSites

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fedshield.errors import RoundFailed
-from fedshield.plan.schema import SpeedPlan
+from fedshield.plan.sections import SpeedPlan
 from fedshield.run.flare import link
 from fedshield.run.flare.link import AT_ONCE, FlareSites
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from fedshield.errors import ModelError
 from fedshield.notes import one_line
-from fedshield.plan.schema import TINY_LLAMA
+from fedshield.plan.sections import TINY_LLAMA
 from fedshield.seeds import derive
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from fedshield.errors import RoundFailed
 from fedshield.notes import one_line
-from fedshield.plan.schema import SpeedPlan
+from fedshield.plan.sections import SpeedPlan
 from fedshield.protocol.transport import Replies
 from fedshield.run.flare import limits
 
