@@ -30,8 +30,8 @@ from accuracy_vs_bytes import SILOS, TINY_BASE, nested, tiny_base
 from fedshield.audit import after_release, on_updates, replay
 from fedshield.audit.attacks import openings
 from fedshield.audit.attacks.membership import row_losses
+from fedshield.audit.effort import Effort
 from fedshield.audit.stats import Measure, mean_measure
-from fedshield.audit.suite import Effort
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 

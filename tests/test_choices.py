@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.cost import estimate
 from fedshield.cost.alternatives import BITS, TRAIN, choices
 from fedshield.model.base import empty_model

@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 
 from fedshield import certificates, cli
 from fedshield.checks import Finding
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.cost import machine as cost_machine
 from fedshield.doctor import machine
 from fedshield.doctor import site as doctor_site

@@ -254,8 +254,8 @@ COMMAND = (
     + """
 import fedshield.cli
 from types import ModuleType
-entry = ModuleType("fedshield.cli.entry")
-sys.modules["fedshield.cli.entry"] = entry
+entry = ModuleType("fedshield.cli.commands")
+sys.modules["fedshield.cli.commands"] = entry
 """
 )
 
@@ -306,7 +306,7 @@ def test_a_request_while_the_commands_are_imported() -> None:
         assert not {"typer", "numpy"} & set(sys.modules)
         class Finder:
             def find_spec(self, name, *_):
-                if name == "fedshield.cli.entry":
+                if name == "fedshield.cli.commands":
                     stop()
         sys.meta_path.insert(0, Finder())
         sys.argv = ["fedshield", "--version"]

@@ -15,9 +15,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from fedshield.disk import write_atomic
 from fedshield.errors import RunFolderError
 from fedshield.plan.schema import Plan
-from fedshield.run.folder import RunFolder, SiteStore, write_atomic
+from fedshield.run.folder import RunFolder, SiteStore
 from fedshield.types import AdapterSpec, AdapterState, SiteMemory, TensorSpec
 
 MakePlan = Callable[..., Plan]

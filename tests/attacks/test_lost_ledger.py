@@ -12,7 +12,7 @@ import pytest
 import typer
 from consortium import Consortium, raw_plan
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.enrolment import KeyFile
 from fedshield.errors import UserError
 from fedshield.ledger.heads import place_question

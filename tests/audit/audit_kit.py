@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedshield.audit.suite import changed
+from fedshield.audit.effort import changed
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 

@@ -10,7 +10,7 @@ from audit_kit import make
 
 from fedshield.audit import after_release, replay
 from fedshield.audit.attacks import canaries, membership
-from fedshield.audit.suite import Effort
+from fedshield.audit.effort import Effort
 from fedshield.seeds import SiteRandomness
 
 #: Few rows, many passes: nine rows a site, thirty passes.

@@ -10,8 +10,9 @@ import pytest
 from audit_kit import make
 
 from fedshield.audit import replay
+from fedshield.audit.effort import Effort
 from fedshield.audit.subject import from_path
-from fedshield.audit.suite import Effort, audit
+from fedshield.audit.suite import audit
 from fedshield.errors import PlanError
 from fedshield.run.folder import RunFolder
 from fedshield.types import SiteMemory

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedshield.audit import on_updates, replay
 from fedshield.audit.attacks import openings, order
-from fedshield.audit.suite import changed
+from fedshield.audit.effort import changed
 from fedshield.data.public import public_rows
 from fedshield.errors import ModelError
 from fedshield.model.chat import Tokens

@@ -12,12 +12,12 @@ import pytest
 from audit_kit import make
 
 from fedshield.audit import page, statements, suite
+from fedshield.audit.effort import Effort
 from fedshield.audit.findings import Finding
 from fedshield.audit.stats import Measure
 from fedshield.audit.subject import from_path
-from fedshield.audit.suite import Effort
 from fedshield.cli.audit import without_effect
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.errors import PlanError
 
 PLAN = """

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.errors import UserError
 from fedshield.model.builtin import tiny
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.cli.model import export
 from fedshield.cost import machine
 from fedshield.errors import UserError

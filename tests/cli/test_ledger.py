@@ -10,7 +10,7 @@ import pytest
 import typer
 from consortium import Consortium, raw_plan
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.errors import UserError
 from fedshield.ledger.file import Head, Ledger
 from fedshield.ledger.rows import Row, Scale

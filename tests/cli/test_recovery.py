@@ -15,7 +15,7 @@ import typer
 from consortium import Consortium, Refused
 from consortium import raw_plan as plan_of
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.terms import Asked
 from fedshield.errors import UserError

@@ -12,7 +12,7 @@ import typer
 import yaml
 from consortium import Consortium, raw_plan
 
-from fedshield.cli.entry import app
+from fedshield.cli.commands import app
 from fedshield.data.preview import preview
 from fedshield.enrolment.coming import exposure_of, joined
 from fedshield.enrolment.lineage import Lineage

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fedshield.crypto import framing, received
 from fedshield.crypto import scheme as scheme_module
-from fedshield.crypto.adders import CkksAdder
+from fedshield.crypto.adders import CkksAdder, adder
 from fedshield.crypto.ckks import GRID_TOLERANCE, CkksScheme
-from fedshield.crypto.scheme import CKKS, MODULUS_BITS, SCALE_BITS, adder
+from fedshield.crypto.scheme import CKKS, MODULUS_BITS, SCALE_BITS
 from fedshield.errors import CryptoError
 from fedshield.plan.sections import SCHEME_PARAMETERS
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fedshield.crypto import scheme
-from fedshield.crypto.adders import PlainAdder
+from fedshield.crypto.adders import PlainAdder, adder
 from fedshield.crypto.plain import VALUES_PER_BLOCK, PlainScheme
-from fedshield.crypto.scheme import BLOCK_BYTES, PLAIN, adder, parameters
+from fedshield.crypto.scheme import BLOCK_BYTES, PLAIN, parameters
 from fedshield.errors import CryptoError
 
 PLAIN_SCHEME = PlainScheme()

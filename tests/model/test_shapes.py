@@ -192,7 +192,7 @@ def test_the_command_imports_nothing_heavy(name: str) -> None:
     the modules that were loaded are asked."""
     heavy = {"torch", "transformers", "peft", "tenseal", "numba", "matplotlib", "datasets", "scipy"}
     code = (
-        "import sys\nfrom fedshield.cli.entry import app\n"
+        "import sys\nfrom fedshield.cli.commands import app\n"
         f"app(['plan', {str(EXAMPLES / name)!r}, '--details', '--set', 'speed.device=cpu'],"
         " standalone_mode=False)\n"
         f"print('loaded:', *sorted({heavy!r} & set(sys.modules)))"

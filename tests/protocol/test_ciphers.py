@@ -9,7 +9,8 @@ import pytest
 
 from fedshield.crypto import plain
 from fedshield.crypto import scheme as scheme_module
-from fedshield.crypto.scheme import CKKS, adder
+from fedshield.crypto.adders import adder
+from fedshield.crypto.scheme import CKKS
 from fedshield.plan.load import parse_plan
 from fedshield.protocol import run_keys
 from fedshield.site.schemes import SharedKey

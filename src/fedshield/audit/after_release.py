@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedshield.audit.attacks import canaries as secrets
 from fedshield.audit.attacks import membership as inference
+from fedshield.audit.effort import Effort, changed
 from fedshield.audit.findings import Finding
 from fedshield.audit.replay import Scene, record, trained_rows
 from fedshield.data.sites import SiteData
@@ -17,9 +17,6 @@ from fedshield.model.chat import Tokens
 from fedshield.plan.schema import Plan
 from fedshield.seeds import SiteRandomness, derive
 from fedshield.types import AdapterState, Float64
-
-if TYPE_CHECKING:
-    from fedshield.audit.suite import Effort
 
 HOLDER = "holder of the released adapter"
 #: What attacks on the released adapter are filed under: its rows are the same under every scheme.
@@ -31,8 +28,6 @@ def in_the_clear(plan: Plan) -> Plan:
     """The plan without encryption: the fastest way to an adapter of the same rows, up to rounding
     and to their order within a round. Where the noise is added to the encrypted sum, the plan
     itself."""
-    from fedshield.audit.suite import changed
-
     if plan.privacy.unit == "site":
         return plan
     return changed(plan, {"scheme.name": "plain"})

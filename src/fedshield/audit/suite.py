@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import fedshield
 from fedshield.audit import after_release, on_updates
+from fedshield.audit.effort import USUAL, Effort, changed
 from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding, Setting
 from fedshield.audit.replay import Scene, prepare, record
 from fedshield.errors import ModelError, PlanError
-from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import Spent, summarised, terms
 from fedshield.run.prepare import run_notes
@@ -28,23 +28,10 @@ from fedshield.seeds import SiteRandomness
 from fedshield.types import AdapterSpec, AdapterState
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How much an audit does. `rounds`: whose updates are attacked; `references`: secrets that each
-    canary is ranked among; `canaries`: for each site and number of `repeats`; `shadows`: whether
-    adapters are trained without the rows, two runs more."""
-
-    rounds: int = 2
-    references: int = 255
-    canaries: int = 2
-    repeats: tuple[int, ...] = (0, 1, 16)
-    shadows: bool = True
-
-
 def audit(
     plan: Plan,
     attacks: Sequence[str] = ATTACKS,
-    effort: Effort = Effort(),
+    effort: Effort = USUAL,
     released: Callable[[AdapterSpec], AdapterState | None] = lambda _: None,
     rounds: int | None = None,
     privacy: dict[str, Any] | None = None,
@@ -189,23 +176,3 @@ def _updates(
 def summable(plan: Plan) -> bool:
     """Whether a sum is over more than one site."""
     return len(plan.data.site_names()) > 1
-
-
-def changed(plan: Plan, changes: dict[str, Any] | Any) -> Plan:
-    """The plan with other keys (dotted), checked anew. What only `rlwe` knows is left out where
-    the scheme becomes another; its settings are the plan's own where it is `rlwe` already, and
-    otherwise its defaults, with two sites those that two can have. Raises `PlanError`."""
-    raw = plan.model_dump(mode="json")
-    for key, value in changes.items():
-        section: Any = raw
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section[parent]
-        if key == "scheme.name" and value != section["name"]:
-            kept = {name: section[name] for name in ("weights", "max_weight")}
-            raw["scheme"] = {"name": value, **kept}
-            if value == "rlwe" and len(plan.data.site_names()) == 2:
-                raw["scheme"]["max_colluding"] = 0
-            continue
-        section[last] = value
-    return parse_plan(raw, base_dir=plan.base_dir)

@@ -16,8 +16,8 @@ from fedshield.cli.console import ModelOption, err_console, out_console, print_n
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
+    from fedshield.audit.effort import Effort
     from fedshield.audit.findings import Audit
-    from fedshield.audit.suite import Effort
 
 
 def audit(
@@ -44,8 +44,8 @@ def audit(
 ) -> None:
     """Attack what each party really sees, before and after protection; write a privacy report."""
     from fedshield.audit import page
+    from fedshield.audit.effort import Effort
     from fedshield.audit.subject import from_path
-    from fedshield.audit.suite import Effort
     from fedshield.audit.suite import audit as attack
 
     subject = from_path(what, overrides or (), model)
@@ -82,7 +82,7 @@ def audit(
 
 def without_effect(attacks: Sequence[str], effort: Effort) -> list[str]:
     """Options with a value of their own that no attack of these asks for."""
-    from fedshield.audit.suite import Effort
+    from fedshield.audit.effort import Effort
 
     users = {
         "rounds": ("tokens", "properties"),

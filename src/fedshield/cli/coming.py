@@ -222,7 +222,6 @@ def _change(
     out: Path | None,
 ) -> None:
     """Raises `UserError`."""
-    from fedshield.cli.rosters import write_change
     from fedshield.enrolment import changes
     from fedshield.enrolment.exposure import Exposure
 
@@ -243,7 +242,7 @@ def _change(
     must_type(
         f"Type {','.join(names)} to have them {verb}:", ",".join(names), "nothing was written"
     )
-    write_change(change)
+    change.write()
     say("roster", f"{change.path}: {', '.join(change.roster.names())}")
     for note in change.notes():
         err_console.print(f"note: {note}", markup=False)

@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 
 from fedshield.cli.console import print_notes
-from fedshield.cli.rosters import write_change
 from fedshield.errors import UserError
 
 consortium_app = typer.Typer(
@@ -83,7 +82,7 @@ def approve(
     if change is None:
         _say("signed", f"{signed} (send it back to {name}); no roster was changed")
         return
-    write_change(change)
+    change.write()
     _say("signed", f"{signed} (send it back to {name}, with the roster when all are in it)")
     _say("roster", f"{change.path}: {', '.join(change.roster.names())}")
     for note in change.notes():

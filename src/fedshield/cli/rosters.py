@@ -163,7 +163,7 @@ def add(
 
     more = [Card.read(card) for card in cards]
     change = changes.changed(path, lambda roster: roster.with_cards(more, _batches(batch)), out)
-    write_change(change)
+    change.write()
     _tell(change)
 
 
@@ -189,7 +189,7 @@ def replace(
         return after
 
     change = changes.changed(path, with_replacement, out)
-    write_change(change)
+    change.write()
     _tell(change)
     if not linked[0]:
         _note(
@@ -216,6 +216,7 @@ def sign(
 ) -> None:
     """Countersign a roster that you reviewed, naming the sites whose fingerprint you compared."""
     from fedshield.enrolment import KeyFile, SignedRoster
+    from fedshield.enrolment.changes import rewrite
     from fedshield.enrolment.files import write_new
 
     key_file = KeyFile.read(key)
@@ -228,7 +229,7 @@ def sign(
     _read_exposures(unsigned, key_file.name)
     roster = unsigned.countersigned(key_file, confirmed)
     if out is None:
-        _write(path, roster)
+        rewrite(path, roster)
     else:
         write_new(out, roster.to_text(), 0o644)
     earlier = unsigned.countersignatures.get(key_file.name)
@@ -275,6 +276,7 @@ def merge(
 ) -> None:
     """Take over the countersignatures of copies that sites signed and sent back."""
     from fedshield.enrolment import RosterError, SignedRoster
+    from fedshield.enrolment.changes import rewrite
 
     roster = SignedRoster.read(path)
     for copy in copies:
@@ -284,7 +286,7 @@ def merge(
             roster = roster.merged(other)
         except RosterError as error:
             raise RosterError(f"{copy}: {error}") from None
-    _write(path, roster)
+    rewrite(path, roster)
     standing = roster.standing()
     say("roster", str(path))
     say("signed by", list_names(sorted(roster.countersignatures)))
@@ -411,24 +413,3 @@ def _digest(text: str | None) -> bytes:
             "for any model"
         )
     return digest
-
-
-def write_change(change: Change) -> None:
-    """Write the changed roster where it belongs. Raises `UserError`."""
-    from fedshield.enrolment.files import write_new
-
-    if change.is_new:
-        write_new(change.path, change.roster.to_text(), 0o644)
-    else:
-        _write(change.path, change.roster)
-
-
-def _write(path: Path, roster: SignedRoster) -> None:
-    from fedshield.run.folder import write_atomic
-
-    try:
-        write_atomic(path, roster.to_text())
-    except OSError as error:
-        raise UserError(
-            f"{path}: expected a file to write to, but {error.strerror}; check the folder"
-        ) from None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from fedshield.crypto import framing, received
-from fedshield.crypto.scheme import BLOCK_BYTES, SchemeParameters
+from fedshield.crypto.rlwe.params import RlweParameters
+from fedshield.crypto.scheme import BLOCK_BYTES, Adder, SchemeParameters, parameters
 from fedshield.errors import CryptoError
 
 
@@ -69,3 +70,17 @@ class CkksAdder:
     def result(self, total: object) -> bytes:
         assert isinstance(total, list)
         return framing.pack([vector.serialize() for vector in total])
+
+
+def adder(
+    scheme: str, parameter_set: str, public: bytes, packing: RlweParameters | None = None
+) -> Adder:
+    """The coordinator's adder for a scheme, from public material only. `packing`: of rlwe."""
+    if scheme == "rlwe":
+        from fedshield.crypto.rlwe.adder import RlweAdder  # compiled arithmetic comes with it
+
+        assert packing is not None
+        return RlweAdder(packing)
+    if scheme == "plain":
+        return PlainAdder()
+    return CkksAdder(parameters(scheme, parameter_set), public)

@@ -115,22 +115,3 @@ def rlwe_parameters(num_sites: int, bits: int, headroom: bool) -> RlweParameters
     from fedshield.crypto.rlwe.params import choose
 
     return choose(num_sites, bits, RUN_COEFFICIENTS, headroom=headroom)
-
-
-def adder(
-    scheme: str, parameter_set: str, public: bytes, packing: RlweParameters | None = None
-) -> Adder:
-    """The coordinator's adder for a scheme, from public material only. `packing`: of rlwe."""
-    if scheme == "rlwe":
-        from fedshield.crypto.rlwe.adder import RlweAdder
-
-        assert packing is not None
-        return RlweAdder(packing)
-    chosen = parameters(scheme, parameter_set)
-    if scheme == "plain":
-        from fedshield.crypto.adders import PlainAdder
-
-        return PlainAdder()
-    from fedshield.crypto.adders import CkksAdder
-
-    return CkksAdder(chosen, public)

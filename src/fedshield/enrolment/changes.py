@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedshield.disk import write_atomic
 from fedshield.enrolment import coming
 from fedshield.enrolment.cards import Card
-from fedshield.enrolment.files import RosterError
+from fedshield.enrolment.files import RosterError, write_new
 from fedshield.enrolment.signed_roster import SignedRoster
 
 
@@ -38,6 +39,23 @@ class Change:
             "review it, compare its fingerprint and sign it, and then it takes the place of "
             f"{kept} here and of roster.json in every kit",
         )
+
+    def write(self) -> None:
+        """Write the changed roster where it belongs. Raises `RosterError`."""
+        if self.is_new:
+            write_new(self.path, self.roster.to_text(), 0o644)
+        else:
+            rewrite(self.path, self.roster)
+
+
+def rewrite(path: Path, roster: SignedRoster) -> None:
+    """Write a roster over the one at `path`, whole. Raises `RosterError`."""
+    try:
+        write_atomic(path, roster.to_text())
+    except OSError as error:
+        raise RosterError(
+            f"{path}: expected a file to write to, but {error.strerror}; check the folder"
+        ) from None
 
 
 def next_path(path: Path) -> Path:

@@ -22,7 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from fedshield.crypto.scheme import Adder, adder, rlwe_parameters
+from fedshield.crypto.adders import adder
+from fedshield.crypto.scheme import Adder, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan.batches import Batches, sitting_out, whole
 from fedshield.plan.schema import Plan

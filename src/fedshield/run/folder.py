@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from fedshield import interrupt
-from fedshield.disk import write_atomic as write_atomic
+from fedshield.disk import write_atomic
 from fedshield.errors import RunFolderError
 from fedshield.plan.load import load_plan
 from fedshield.plan.schema import Plan

@@ -19,6 +19,7 @@ from fedshield import interrupt
 from fedshield.causes import cause_of
 from fedshield.crypto.keys import SiteKey
 from fedshield.data.sites import SiteData
+from fedshield.disk import write_atomic
 from fedshield.errors import (
     FedShieldError,
     ProtocolError,
@@ -40,7 +41,7 @@ from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.run.events import Events, Quiet
 from fedshield.run.finish import finish
-from fedshield.run.folder import ANEW, RunFolder, chat_date, write_atomic
+from fedshield.run.folder import ANEW, RunFolder, chat_date
 from fedshield.run.ledgers import (
     approval_of,
     beside_keys,

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedshield import __version__, interrupt
-from fedshield.disk import sync_folder
+from fedshield.disk import sync_folder, write_atomic
 from fedshield.enrolment import RosterError, SignedRoster
 from fedshield.enrolment.files import Fields, read_document, to_text
 from fedshield.errors import ProtocolError, RunFolderError
@@ -31,7 +31,6 @@ from fedshield.protocol.log.entries import (
 from fedshield.protocol.log.verify import Chain, KnownKeys, read_chain
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.wire.envelope import Sign
-from fedshield.run.folder import write_atomic
 
 LOG_FILE, COORDINATOR_FILE, ROSTERS_FILE = "audit.jsonl", "coordinator.audit.jsonl", "rosters.json"
 

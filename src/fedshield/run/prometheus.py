@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedshield.run.folder import write_atomic
+from fedshield.disk import write_atomic
 from fedshield.run.progress import Progress
 from fedshield.run.summary import PHASES
 

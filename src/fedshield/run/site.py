@@ -16,6 +16,7 @@ from typing import Any
 
 from fedshield.causes import explained
 from fedshield.data.sites import SiteData
+from fedshield.disk import write_atomic
 from fedshield.errors import FedShieldError, UserError
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost
@@ -31,15 +32,7 @@ from fedshield.run import progress, prometheus
 from fedshield.run.admission import Admission, Party, Reply, refusal_code
 from fedshield.run.events import Events, Quiet
 from fedshield.run.finish import finish
-from fedshield.run.folder import (
-    ANEW,
-    RunFolder,
-    append_rows,
-    chat_date,
-    read_rows,
-    write_atomic,
-    write_rows,
-)
+from fedshield.run.folder import ANEW, RunFolder, append_rows, chat_date, read_rows, write_rows
 from fedshield.run.ledgers import (
     approval_of,
     check_approved,

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE, choose
 from fedshield.crypto.rlwe.reference import multiply_mod
-from fedshield.crypto.rlwe.ring import arithmetic, ring
+from fedshield.crypto.rlwe.ring import ring
 from fedshield.crypto.rlwe.sampling import GROUP, Residues
 
 BOTH = pytest.mark.parametrize("fast", [True, False], ids=["numba", "numpy"])

@@ -56,7 +56,7 @@ def test_errors_have_the_moments_they_should(fast: bool) -> None:
 
 @BOTH
 def test_errors_reach_both_ends(fast: bool) -> None:
-    from fedshield.crypto.rlwe.ring import arithmetic
+    from fedshield.crypto.rlwe.arithmetic import arithmetic
 
     out = np.empty(4, dtype=np.int64)
     words = np.array([0, 2**64 - 1, 2**64 - 1, 1], dtype=np.uint64)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from rlwe_round import CONTEXT, TAG_SEED, Round, add, layout_for
 
 from fedshield.crypto.rlwe import scheme
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE
 from fedshield.crypto.rlwe.reference import unpack_words
-from fedshield.crypto.rlwe.ring import arithmetic
 from fedshield.crypto.rlwe.scheme import Opened
 from fedshield.crypto.rlwe.tag import Tagger
 from fedshield.errors import CryptoError

@@ -12,9 +12,10 @@ import pytest
 
 from fedshield.crypto.rlwe import sampling
 from fedshield.crypto.rlwe.adder import RlweAdder
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE, choose
-from fedshield.crypto.rlwe.ring import arithmetic, ring
+from fedshield.crypto.rlwe.ring import ring
 from fedshield.crypto.rlwe.scheme import (
     Encryption,
     OneTimeKey,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.layout import blocks_per_chunk
 from fedshield.crypto.rlwe.params import RING_DEGREE, RlweParameters
-from fedshield.crypto.rlwe.ring import Int64, arithmetic
+from fedshield.crypto.rlwe.ring import Int64
 from fedshield.errors import CryptoError
 
 

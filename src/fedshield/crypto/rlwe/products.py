@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from fedshield.crypto.rlwe import sampling
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.layout import LANES
 from fedshield.crypto.rlwe.params import RING_DEGREE
 from fedshield.crypto.rlwe.reference import multiply_mod
-from fedshield.crypto.rlwe.ring import Float64, Int64, arithmetic, ring
+from fedshield.crypto.rlwe.ring import Float64, Int64, ring
 from fedshield.crypto.rlwe.sampling import GROUP
 
 

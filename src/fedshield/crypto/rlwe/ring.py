@@ -1,4 +1,4 @@
-"""The ring's tables of roots, and the choice between the two arithmetics.
+"""The ring's tables of roots.
 
 Order of transformed values: the bit-reversed order of Cooley-Tukey with merged psi (Longa and
 Naehrig, CANS 2016): position i holds the value at psi^(2 * bitreverse(i) + 1).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +16,6 @@ from fedshield.crypto.rlwe.params import RING_DEGREE
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
-
-
-def arithmetic(fast: bool) -> ModuleType:
-    """kernels.py, compiled by numba at the first call, or reference.py, numpy alone: the same
-    functions with the same results."""
-    if fast:
-        from fedshield.crypto.rlwe import kernels
-
-        return kernels
-    from fedshield.crypto.rlwe import reference
-
-    return reference
 
 
 def _bit_reversed(count: int) -> list[int]:

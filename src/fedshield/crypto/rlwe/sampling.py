@@ -16,9 +16,10 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.layout import LANES
 from fedshield.crypto.rlwe.params import RING_DEGREE
-from fedshield.crypto.rlwe.ring import Int64, arithmetic
+from fedshield.crypto.rlwe.ring import Int64
 
 UInt64 = NDArray[np.uint64]
 UInt32 = NDArray[np.uint32]

@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
 
 from fedshield.crypto.rlwe import sampling
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.layout import LANES, RlweLayout
 from fedshield.crypto.rlwe.params import ERROR_VARIANCE, ETA, RING_DEGREE, RlweParameters
 from fedshield.crypto.rlwe.products import Products
-from fedshield.crypto.rlwe.ring import Float64, Int64, arithmetic
+from fedshield.crypto.rlwe.ring import Float64, Int64
 from fedshield.crypto.rlwe.sampling import GROUP
 from fedshield.crypto.rlwe.tag import Tagger
 from fedshield.errors import CryptoError

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fedshield.crypto.rlwe.arithmetic import arithmetic
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import RING_DEGREE
-from fedshield.crypto.rlwe.ring import Float64, Int64, arithmetic
+from fedshield.crypto.rlwe.ring import Float64, Int64
 from fedshield.crypto.rlwe.sampling import Stream, accepted
 from fedshield.errors import CryptoError
 

@@ -7,9 +7,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from fedshield.disk import write_atomic
 from fedshield.notes import one_line
 from fedshield.run.flare.conduct import COORDINATOR_FILE
-from fedshield.run.folder import RunFolder, write_atomic
+from fedshield.run.folder import RunFolder
 
 
 def fetch_log(session: Any, job_id: str, folder: RunFolder) -> str:

@@ -25,12 +25,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import NameOID
 
+from fedshield.disk import write_atomic
 from fedshield.enrolment import Card, KeyFile
 from fedshield.enrolment.replacement import is_signed
 from fedshield.protocol.wire import codec
 from fedshield.run.flare import provision
 from fedshield.run.flare.provision import Consortium, ProvisionError
-from fedshield.run.folder import write_atomic
 
 #: The member of the request's file that holds the signature; the others are FLARE's.
 STATEMENT_FILE = "fedshield.json"

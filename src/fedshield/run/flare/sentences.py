@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from fedshield.disk import write_atomic
 from fedshield.errors import UserError
 from fedshield.run import presence
-from fedshield.run.folder import write_atomic
 
 LOG_FILE = "fedshield.log"
 #: Whether a site's process is connected to the server, and since when.
