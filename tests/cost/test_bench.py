@@ -88,7 +88,7 @@ def test_a_row_of_many_chunks_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_servers_memory_does_not_grow_with_the_sites() -> None:
     """benchmarks/server_memory.py, small: the adding process at 2 and at 12 sites."""
-    script = Path(__file__).parents[1] / "benchmarks" / "server_memory.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "server_memory.py"
     done = subprocess.run(
         [sys.executable, str(script), "--values", "2000000", "--sites", "2", "12", "--json"],
         capture_output=True, text=True, check=True, timeout=600, env=dict(os.environ),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedshield.errors import ProtocolError
 from fedshield.protocol.wire import codec
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "codec.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "codec.json").read_text())
 
 scalars = (
     st.integers(min_value=-(2**63), max_value=2**63 - 1)

@@ -20,7 +20,7 @@ from fedshield.enrolment.replacement import ReplacedKey, statement
 from fedshield.enrolment.seen import FILE, SeenKeys, put_in_force
 from fedshield.run.flare import requests
 
-VECTORS = json.loads((Path(__file__).parent / "vectors" / "enrolment.json").read_text())
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "enrolment.json").read_text())
 SITES = ("bank", "clinic", "hospital")
 
 

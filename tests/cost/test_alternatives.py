@@ -17,7 +17,7 @@ from fedshield.plan.load import load_plan, parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.update.paper_baseline import DEFINITION, RANK, paper_bytes, paper_values
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def raw(**changes: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.protocol.roster import Roster
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "policy.md"
 SITES = ("bank", "clinic", "hospital", "school")
 BARE = {"data_path": "rows.jsonl", "ledger_path": "ledger", "model_path": "tiny-llama"}

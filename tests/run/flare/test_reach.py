@@ -1,4 +1,4 @@
-"""What a kit says of its server before FLARE tries. `tests/test_doctor.py` has the handshakes."""
+"""What a kit says of its server before FLARE tries. tests/doctor/test_site.py has handshakes."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fedshield.run.flare.starting import prepare_start
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the word of an abort: tests/engines/flare/test_link.py has a clock for that."""
+    """For the word of an abort: tests/run/flare/test_link.py has a clock for that."""
     monkeypatch.setattr(link, "ABORT_WORD_S", 0.0)
 
 

@@ -19,7 +19,7 @@ from fedshield.plan.quorum import Rules, resolve
 from fedshield.plan.schema import Plan, learning_rate
 from fedshield.update import prune
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 HERE = Path(__file__).parent
 UNBOUND = ("speed", "output")
 
