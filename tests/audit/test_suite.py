@@ -154,7 +154,9 @@ def test_a_recording_ends_with_the_budget(staged: Any) -> None:
     told: list[str] = []
     recording = replay.record(plan, found.scene, say=told.append)
     assert set(recording.server.aggregates()) == {1}
-    assert told[-1] == "plain: no round 2, which would exceed the plan's epsilon"
+    assert told[-1] == (
+        "plain: ended before round 2: bank, hospital, school would exceed the plan's epsilon"
+    )
     promised = suite._promised(plan, found.scene)
     assert promised is not None
     assert promised["uploads"] == 1

@@ -48,9 +48,7 @@ def private(host: AdapterHost, data: list[Tokens], **changes: Any) -> PrivateGra
         "noise_multiplier": 1.0,
         "rate": 1.0,
         "batch_size": 3,
-        "pad_token": PAD,
-        "device": "cpu",
-        "cut_logits": True,
+        "of_loss": (PAD, "cpu", True),
         "about": b"",
     }
     host.model.eval()
@@ -91,7 +89,7 @@ def test_only_what_is_trained_is_looked_at(factor: str) -> None:
     host.model.eval()
     found = PrivateGradient(
         host.model, parameters, data, clip_norm=1e6, noise_multiplier=1e-7, rate=1.0,
-        batch_size=8, pad_token=PAD, device="cpu", cut_logits=True, about=b"",
+        batch_size=8, of_loss=(PAD, "cpu", True), about=b"",
     )  # fmt: skip
     found.step()
     assert len(parameters) == len(names)

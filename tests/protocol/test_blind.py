@@ -636,7 +636,7 @@ import json, struct, sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedshield.plan.load import parse_plan
-from fedshield.protocol import codec
+from fedshield.protocol.wire import codec
 from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.transport import Replies

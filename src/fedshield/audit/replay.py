@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fedshield.audit.views import (
@@ -34,8 +33,7 @@ from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import Tokens, use_template
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import terms
-from fedshield.protocol.contexts import ROUND
-from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import Roster
@@ -44,13 +42,13 @@ from fedshield.run.ledgers import approval_of, line_of
 from fedshield.run.local_sites import InProcessSites
 from fedshield.run.parties import demonstration
 from fedshield.run.prepare import run_notes
+from fedshield.run.rounds import drive
 from fedshield.seeds import SiteRandomness, derive
 from fedshield.site.gradient_factors import public_factors
-from fedshield.site.interfaces import Contribution
+from fedshield.site.interfaces import Contribution, LocalWork, Sent
 from fedshield.site.round import first_memory, standing_digest
-from fedshield.site.schemes import Parts
 from fedshield.site.train import LocalTrainer, rows_of_round
-from fedshield.types import AdapterState, AdapterUpdate, Float32, Selection, SiteMemory
+from fedshield.types import AdapterState, Float32, SiteMemory
 from fedshield.update.server_optimizer import MOMENTUM
 
 
@@ -121,7 +119,8 @@ def record(
     members = demonstration(plan)
     first = scene.start(plan)
     truth: dict[tuple[str, int], tuple[Tokens, ...]] = {}
-    watched: dict[str, _Watched] = {}
+    seen = {name: _Seen(first) for name in plan.data.site_names()}
+    participants: dict[str, Participant] = {}
     start = standing_digest(first, first_memory(plan, first))
     with (
         tempfile.TemporaryDirectory(prefix="fedshield-audit-") as folder,
@@ -131,34 +130,36 @@ def record(
             path = Path(folder) / f"{name}.ledger"
             ledger = ledgers.enter_context(Ledger.create(path))
             ledger.approve(approval_of(plan, members.roster, scene.base.sha256))
-            watched[name] = _Watched(
+            participants[name] = Participant(
                 name=name,
                 plan=plan,
                 roster=members.roster,
                 key=members.sites[name],
                 secret=members.sites[name].secret,
                 work=_trainer(plan, name, scene, truth),
-                store=_Memory(first),
+                store=seen[name],
                 journal=Journal(Path(folder) / f"{name}.jsonl"),
                 line=line_of(ledger, name, plan, members.roster, "audit", scene.data[name]),
                 start=start,
                 state=first,
                 completed_rounds=0,
                 randomness=SiteRandomness.of_demonstration(plan.seed, name),
+                inspector=seen[name],
             )
-        tap = Tap(InProcessSites(watched), lambda site, method: watched[site].note(method))
+        tap = Tap(InProcessSites(participants))
         coordinator = Coordinator(plan, members.roster, tap, members.coordinator.sign)
-        coordinator.start()
         total = min(rounds or plan.rounds, plan.rounds)
-        for number in range(1, total + 1):
-            if any(one.exhausted for one in watched.values()):
-                say(f"{plan.scheme.name}: no round {number}, which would exceed the plan's epsilon")
-                break
-            coordinator.round(number)
-            say(f"{plan.scheme.name}: round {number} of {total}")
+
+        def over_budget() -> str:
+            spent = [name for name, one in participants.items() if one.exhausted]
+            return f"{', '.join(spent)} would exceed the plan's epsilon" if spent else ""
+
+        telling = _Telling(plan.scheme.name, total, say)
+        if ended_early := drive(coordinator, 0, total, over_budget, telling):
+            say(f"{plan.scheme.name}: ended {ended_early}")
     crossings = tuple(tap.crossings)
-    sites = {name: one.view(crossings) for name, one in watched.items()}
-    released = AdapterView(next(iter(watched.values())).state)
+    sites = {name: one.view(name, crossings) for name, one in seen.items()}
+    released = AdapterView(next(iter(participants.values())).state)
     return Recording(plan, members.roster, ServerView(crossings), sites, released, Truth(truth))
 
 
@@ -187,66 +188,47 @@ def trained_rows(
     return tuple(dict.fromkeys(rows[place] for place in sorted(taken)))
 
 
-class _Watched(Participant):
-    """A participant whose memory is read after each message, as its operator could read it."""
+class _Telling:
+    """Says each round that is done."""
 
-    held_keys: RunKeys | None = None
+    def __init__(self, scheme: str, total: int, say: Callable[[str], None]) -> None:
+        self._scheme, self._total, self._say = scheme, total, say
 
-    def note(self, method: str) -> None:
-        if method in ("make-key", "take-key"):
-            self.held_keys = self._keys
-        if self._binding.phase != ROUND or self._sum is None:
-            return
-        number = self._binding.round_number
-        if method == "work" and self._model._made is not None:
-            made = self._model._made
-            sent = np.array(made.pruned.values)
-            if made.residual is not None:  # clipped and rounded off before it was encrypted
-                sent[made.selection.indices] -= made.residual[: made.selection.size]
-            self.sent[number] = sent
-            self.weights[number] = self._weight
-            self.selections[number] = self._model.selection()
-            self.parts[number] = self._model.parts()
-        if method == "hold":
-            self.shares[number] = dict(self._sum._held)
+    def set_up(self, lost: Mapping[str, str]) -> None:
+        """Every site is in this process: none is lost."""
 
-    def _forget(self) -> None:
-        super()._forget()
-        self.sent: dict[int, Float32] = {}
-        self.weights: dict[int, float] = {}
-        self.selections: dict[int, Selection] = {}
-        self.parts: dict[int, Parts] = {}
-        self.shares: dict[int, dict[str, Share]] = {}
+    def begin(self, number: int) -> None:
+        """Told when it is done."""
 
-    def view(self, crossings: Sequence[Crossing]) -> SiteView:
-        store = self._model._store
-        assert isinstance(store, _Memory)
-        assert self.held_keys is not None
-        return SiteView(
-            self.name,
-            tuple(one for one in crossings if one.site == self.name),
-            self.held_keys,
-            store.states,
-            self.sent,
-            self.weights,
-            self.selections,
-            self.parts,
-            self.shares,
-            store.momenta,
-        )
+    def end(self, outcome: RoundOutcome, round_s: float) -> None:
+        self._say(f"{self._scheme}: round {outcome.round_number} of {self._total}")
 
 
-class _Memory:
-    """A store that keeps every round's adapter, and the federated optimiser's momentum."""
+class _Seen:
+    """What one site holds, taken down round by round: a participant's `Inspector`, and a store that
+    keeps every round's adapter and the federated optimiser's momentum."""
 
     def __init__(self, first: AdapterState) -> None:
-        self.states: dict[int, AdapterState] = {0: first}
-        self.momenta: dict[int, Float32] = {}
+        self._keys: RunKeys | None = None
+        self._sent: dict[int, Sent] = {}
+        self._weights: dict[int, float] = {}
+        self._shares: dict[int, Mapping[str, Share]] = {}
+        self._states: dict[int, AdapterState] = {0: first}
+        self._momenta: dict[int, Float32] = {}
+
+    def took_keys(self, keys: RunKeys) -> None:
+        self._keys = keys
+
+    def contributed(self, round_number: int, weight: float, sent: Sent) -> None:
+        self._sent[round_number], self._weights[round_number] = sent, weight
+
+    def held(self, round_number: int, shares: Mapping[str, Share]) -> None:
+        self._shares[round_number] = shares
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
-        self.states[completed_rounds] = state
+        self._states[completed_rounds] = state
         if MOMENTUM in memory.shared:
-            self.momenta[completed_rounds] = memory.shared[MOMENTUM]
+            self._momenta[completed_rounds] = memory.shared[MOMENTUM]
 
     def keep(self, contribution: Contribution) -> None:
         """One process, one session: nothing is repeated."""
@@ -254,47 +236,39 @@ class _Memory:
     def kept(self) -> Contribution | None:
         return None
 
+    def view(self, name: str, crossings: Sequence[Crossing]) -> SiteView:
+        assert self._keys is not None
+        sent = self._sent.items()
+        return SiteView(
+            name,
+            tuple(one for one in crossings if one.site == name),
+            self._keys,
+            self._states,
+            {number: one.values for number, one in sent},
+            self._weights,
+            {number: one.selection for number, one in sent},
+            {number: one.parts for number, one in sent},
+            self._shares,
+            self._momenta,
+        )
+
 
 def _trainer(
     plan: Plan, name: str, scene: Scene, truth: dict[tuple[str, int], tuple[Tokens, ...]]
-) -> LocalTrainer:
-    base = scene.base
-    randomness = SiteRandomness.of_demonstration(plan.seed, name)
-    data, pad, device = scene.data[name], base.pad_token_id, base.device
-    return _Noted(name, plan, data, scene.host, pad, device, randomness, truth)
-
-
-class _Noted(LocalTrainer):
+) -> LocalWork:
     """A trainer that writes down which rows it took."""
+    base, randomness = scene.base, SiteRandomness.of_demonstration(plan.seed, name)
+    data, pad, device = scene.data[name], base.pad_token_id, base.device
 
-    def __init__(
-        self,
-        site: str,
-        plan: Plan,
-        data: SiteData,
-        host: AdapterHost,
-        pad_token: int,
-        device: str,
-        randomness: SiteRandomness,
-        truth: dict[tuple[str, int], tuple[Tokens, ...]],
-    ) -> None:
-        super().__init__(site, plan, data, host, pad_token, device, randomness)
-        self._truth = truth
-        self._now: int | None = None
+    def took(round_number: int, batch: Sequence[Tokens]) -> None:
+        key = (name, round_number)
+        truth[key] = (*truth.get(key, ()), *batch)
 
-    def train(
-        self, state: AdapterState, round_number: int, correction: Float32 | None = None
-    ) -> tuple[AdapterUpdate, float]:
-        self._now = round_number
-        try:
-            return super().train(state, round_number, correction)
-        finally:
-            self._now = None
+    return _Unmeasured(name, plan, data, scene.host, pad, device, randomness, on_batch=took)
 
-    def _took(self, batch: Sequence[Tokens]) -> None:
-        assert self._now is not None
-        key = (self._site, self._now)
-        self._truth[key] = (*self._truth.get(key, ()), *batch)
+
+class _Unmeasured(LocalTrainer):
+    """Losses on held-out rows are no part of any view."""
 
     def evaluate(self, state: AdapterState) -> float:
-        return 0.0  # losses on held-out rows are no part of any view
+        return 0.0

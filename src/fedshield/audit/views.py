@@ -8,7 +8,7 @@ has the adapter. Attacks are functions of a view and of public things.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,11 +45,10 @@ class Crossing:
 
 
 class Tap:
-    """`Sites` that notes what crosses. `after(site, method)`: called when a site has answered."""
+    """`Sites` that notes what crosses."""
 
-    def __init__(self, sites: Sites, after: Callable[[str, str], None] = lambda *_: None) -> None:
+    def __init__(self, sites: Sites) -> None:
         self._sites = sites
-        self._after = after
         self.crossings: list[Crossing] = []
 
     def names(self) -> Sequence[str]:
@@ -67,7 +66,6 @@ class Tap:
             failed |= reply.failed
             if site in reply.ok:
                 self.crossings.append(Crossing(site, method, "up", reply.ok[site]))
-            self._after(site, method)
         return Replies(ok, failed)
 
 

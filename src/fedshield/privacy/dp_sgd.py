@@ -84,11 +84,15 @@ class PrivateGradient:
     """One step's noised gradient after another, of one site in one round.
 
     `parameters`: what is trained; `rate`: the sampling rate; `batch_size`: rows of one pass;
-    `took`: called with the rows of each pass, before it.
+    `of_loss`: padding token, device, whether logits can be cut; `took`: called with the rows of
+    each pass, before it.
     The model is in evaluation mode: with dropout, one row's presence would move what is dropped
     of the others, and the clip would not bound that. Raises `ModelError` for a parameter of a
     layer whose rows cannot be told apart.
     """
+
+    may_drop_out = False
+    must_be_finite = False
 
     def __init__(
         self,
@@ -100,16 +104,14 @@ class PrivateGradient:
         noise_multiplier: float,
         rate: float,
         batch_size: int,
-        pad_token: int,
-        device: str,
-        cut_logits: bool,
+        of_loss: tuple[int, str, bool],
         about: bytes,
         took: Callable[[Sequence[Tokens]], None] = lambda _: None,
     ) -> None:
         self._took = took
         self._model, self._parameters, self._rows = model, list(parameters), rows
         self._clip_norm, self._rate, self._batch_size = clip_norm, rate, batch_size
-        self._loss = (pad_token, device, cut_logits)
+        self._loss = of_loss
         self._noise = DiscreteGaussian(noise_multiplier * SENSITIVITY)
         self._sampling = fresh_stream("rows", about)
         self._noising = fresh_stream("example noise", about)

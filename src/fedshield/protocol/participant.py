@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PublicKey
+from fedshield.crypto.shares import Share
 from fedshield.errors import CryptoError, ProtocolError
 from fedshield.ledger.entries import OpenedRound
 from fedshield.ledger.rows import Version
@@ -48,12 +49,26 @@ from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.seeds import SiteRandomness
-from fedshield.site.interfaces import LocalWork, SiteRound, Store
+from fedshield.site.interfaces import LocalWork, Sent, SiteRound, Store
 from fedshield.site.round import SiteModel, standing_digest
 from fedshield.site.schemes import Cipher, Encoded, OneTimeKeys, SharedKey, parameters_of
 from fedshield.types import AdapterState, OpenedSum, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
+
+
+class Inspector(Protocol):
+    """Who sees what a site holds in memory while a round is made: its operator could. An audit is
+    one; a run between organisations has none."""
+
+    def took_keys(self, keys: run_keys.RunKeys) -> None:
+        """The keys of the session."""
+
+    def contributed(self, round_number: int, weight: float, sent: Sent) -> None:
+        """What is about to leave, encrypted."""
+
+    def held(self, round_number: int, shares: Mapping[str, Share]) -> None:
+        """The shares that this site was dealt: dealer -> share."""
 
 
 class Participant:
@@ -83,6 +98,7 @@ class Participant:
         start: str = "",
         restart: bytes = b"",
         observe: Callable[[SiteRound], None] = lambda _: None,
+        inspector: Inspector | None = None,
         log: entries.Log = entries.unlogged,
     ) -> None:
         if roster.rules != plan.rules():
@@ -109,6 +125,7 @@ class Participant:
         self._restart = restart
         self._secret = secret or os.urandom(32)
         self._observe = observe
+        self._inspector = inspector
         self._log = log
         self._session_id = ""
         # What was wrong with peers' answers: in this command, and in the sum that is opened.
@@ -343,6 +360,8 @@ class Participant:
 
     def _take(self, keys: run_keys.RunKeys) -> None:
         self._keys = keys
+        if self._inspector is not None:
+            self._inspector.took_keys(keys)
         if keys.scheme is not None:
             self._cipher = SharedKey(self._plan, keys.scheme, len(self._roster.sites))
         else:
@@ -480,7 +499,11 @@ class Participant:
         self._trained, self._worked = None, True
         self._line.enter(**self._row(encoded, versions))
         with self._model.timed("encrypt"):
-            return current.contribute(encoded)
+            upload = current.contribute(encoded)
+        if self._inspector is not None and self._binding.phase == ROUND:
+            number = self._binding.round_number
+            self._inspector.contributed(number, self._weight, self._model.sent())
+        return upload
 
     def _encoded(self, versions: dict[str, Version]) -> Encoded:
         """This round's update, trained or as it was sent before; one that the ledger would admit to
@@ -532,7 +555,10 @@ class Participant:
     def _hold(self, data: bytes) -> messages.Message:
         command = self._read(messages.Hold, data)
         with self._model.timed("open"):
-            return self._current().hold(command)
+            held = self._current().hold(command)
+        if self._inspector is not None and self._binding.phase == ROUND:
+            self._inspector.held(self._binding.round_number, self._current().shares_held)
+        return held
 
     def _announce(self, data: bytes) -> messages.Message:
         command = self._read(messages.Announce, data)

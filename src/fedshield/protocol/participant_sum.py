@@ -107,6 +107,11 @@ class Summation:
 
     # -- keys and upload -------------------------------------------------------------------
 
+    @property
+    def shares_held(self) -> dict[str, sharing.Share]:
+        """Dealer -> the share that it dealt to this site, of those that were good."""
+        return dict(self._held)
+
     def round_key(self) -> messages.RoundKey:
         names = self._member.journal.bound(self._base)
         in_batches = self._member.roster.rules.membership == "batches"

@@ -31,10 +31,11 @@ from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel
 from fedshield.plan.effect import without_effect_in_process
+from fedshield.plan.quorum import Rules
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import summarised
 from fedshield.protocol.contexts import least_sites
-from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.log.entries import Log
 from fedshield.protocol.participant import Participant
@@ -56,6 +57,7 @@ from fedshield.run.log_file import LogFile, coordinator_log, keep_roster, site_l
 from fedshield.run.metrics import round_rows
 from fedshield.run.parties import Enrolment, Members, demonstration, enrolled, randomness_of
 from fedshield.run.prepare import cap_notes, prepare, standing_of
+from fedshield.run.rounds import drive
 from fedshield.run.state import check_charter, first_state, session, unfinished
 from fedshield.seeds import derive
 from fedshield.site.interfaces import SiteRound
@@ -219,8 +221,7 @@ def _rounds(
     randomness = {
         name: randomness_of(plan, members.roster, name, members.sites[name]) for name in names
     }
-    current = {"round": completed}
-    seen: dict[str, SiteRound] = {}
+    watching = _Watching(folder, watch, state, elapsed, members.roster.rules, completed)
 
     def trainer(name: str) -> LocalTrainer:
         return LocalTrainer(
@@ -231,12 +232,8 @@ def _rounds(
             base.pad_token_id,
             base.device,
             randomness[name],
-            on_step=lambda step, steps, loss: watch.step(current["round"], name, step, steps, loss),
+            on_step=lambda step, steps, loss: watching.step(name, step, steps, loss),
         )
-
-    def observe(record: SiteRound) -> None:
-        if record.contributors:  # else of where a session begins
-            seen[record.site] = record
 
     first = initial_state(host.spec, derive(plan.seed, "adapter"))
     start = standing_digest(first, first_memory(plan, first))
@@ -259,7 +256,7 @@ def _rounds(
             completed_rounds=stands,
             randomness=randomness[name],
             memory=memory,
-            observe=observe,
+            observe=watching.observe,
             log=log(site_log(folder.path, name), name, members.sites[name]),
         )
 
@@ -273,10 +270,8 @@ def _rounds(
     state["privacy"] = _privacy(participants)
     if over:
         return
-    sites = InProcessSites(
-        participants,
-        before_call=lambda site, method: watch.phase(current["round"], method, site),
-    )
+    sites = InProcessSites(participants, before_call=watching.call)
+    watching.attach(participants, sites)
     coordinator = Coordinator(
         plan,
         members.roster,
@@ -285,64 +280,98 @@ def _rounds(
         log=log(coordinator_log(folder.path), COORDINATOR, members.coordinator),
     )
 
-    then = {
-        "fixed": "no further round without it",
-        "batches": "no further round with a part of its batch",
-        "open": "going on without it",
-    }[members.roster.rules.membership]
-
-    def lose(when: str, lost: Mapping[str, str]) -> None:
-        for site, why in lost.items():
-            known = f" ({_told(folder, site, sites.errors[site])})" if site in sites.errors else ""
-            watch.note(f"{when}: {site} was lost at {why}{known}; {then}")
-            state.setdefault("lost_sites", {})[site] = f"{when}, {why}{known}"
-
     try:
-        coordinator.start()
-        lose("set-up", coordinator.lost)
-        _add_setup_traffic(state, sites.traffic)
-        for number in range(completed + 1, plan.rounds + 1):
-            interrupt.check()
-            if reason := _out_of_budget(participants, number):
-                watch.note(f"before round {number}: {reason}; the run ends here")
-                state["ended_early"] = f"before round {number}: {reason}"
-                break
-            current["round"] = number
-            seen.clear()
-            round_started = time.perf_counter()
-            outcome = coordinator.round(number)
-            round_s = time.perf_counter() - round_started
-            lose(f"round {number}", outcome.lost)
-            rows = round_rows(outcome, seen, sites.traffic, participants, round_s)
-            folder.append_metrics(rows)
-            state["wall_s"] = elapsed()
-            state["privacy"] = _privacy(participants)
-            folder.write_state(state)
-            watch.round_done(number, rows)
-        coordinator.finish()
-        _add_setup_traffic(state, sites.traffic)
+        ended_early = drive(
+            coordinator, completed, plan.rounds, lambda: _over_budget(participants), watching
+        )
     except RoundFailed as failure:
         raise _with_site_errors(folder, failure, sites.errors) from None
+    if ended_early:
+        watch.note(f"{ended_early}; the run ends here")
+        state["ended_early"] = ended_early
+    _add_setup_traffic(state, sites.traffic)
 
 
-def _out_of_budget(participants: Mapping[str, Participant], number: int) -> str:
-    """Why round `number` may not begin; '' if it may. A first round that may not is no run."""
+#: Membership -> what becomes of the run where a site is lost.
+_WITHOUT = {
+    "fixed": "no further round without it",
+    "batches": "no further round with a part of its batch",
+    "open": "going on without it",
+}
+
+
+class _Watching:
+    """Takes down what a run in this process shows: metrics, run.json, who was lost."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        watch: Events,
+        state: dict[str, Any],
+        elapsed: Callable[[], float],
+        rules: Rules,
+        completed: int,
+    ) -> None:
+        self._folder, self._watch, self._state, self._elapsed = folder, watch, state, elapsed
+        self._without = _WITHOUT[rules.membership]
+        self._participants: Mapping[str, Participant] = {}
+        self._sites = InProcessSites({})
+        self._round = completed
+        self._seen: dict[str, SiteRound] = {}
+
+    def attach(self, participants: Mapping[str, Participant], sites: InProcessSites) -> None:
+        """Whose rounds are watched. They are made with this one's callbacks, so after it."""
+        self._participants, self._sites = participants, sites
+
+    def step(self, site: str, step: int, steps: int, loss: float) -> None:
+        self._watch.step(self._round, site, step, steps, loss)
+
+    def call(self, site: str, method: str) -> None:
+        self._watch.phase(self._round, method, site)
+
+    def observe(self, record: SiteRound) -> None:
+        """A site's own record of a round."""
+        if record.contributors:  # else of where a session begins
+            self._seen[record.site] = record
+
+    def set_up(self, lost: Mapping[str, str]) -> None:
+        self._lose("set-up", lost)
+        _add_setup_traffic(self._state, self._sites.traffic)
+
+    def begin(self, number: int) -> None:
+        self._round = number
+        self._seen.clear()
+
+    def end(self, outcome: RoundOutcome, round_s: float) -> None:
+        number = outcome.round_number
+        self._lose(f"round {number}", outcome.lost)
+        traffic, seen = self._sites.traffic, self._seen
+        rows = round_rows(outcome, seen, traffic, self._participants, round_s)
+        self._folder.append_metrics(rows)
+        self._state["wall_s"] = self._elapsed()
+        self._state["privacy"] = _privacy(self._participants)
+        self._folder.write_state(self._state)
+        self._watch.round_done(number, rows)
+
+    def _lose(self, when: str, lost: Mapping[str, str]) -> None:
+        for site, why in lost.items():
+            error = self._sites.errors.get(site)
+            known = "" if error is None else f" ({_told(self._folder, site, error)})"
+            self._watch.note(f"{when}: {site} was lost at {why}{known}; {self._without}")
+            self._state.setdefault("lost_sites", {})[site] = f"{when}, {why}{known}"
+
+
+def _over_budget(participants: Mapping[str, Participant]) -> str:
+    """Which site may not take part in another round, and why; '' if all may."""
     for name, participant in participants.items():
         spent = participant.spent
         if spent is not None and participant.exhausted:
             after = spent.epsilon_after(1)
-            reason = (
+            return (
                 f"{name} has spent epsilon {spent.epsilon:.4g} in {spent.uploads} uploads, and the "
                 f"next would make it {'infinite' if after is None else f'{after:.4g}'} over all "
                 f"plans on its records, over the plan's {spent.terms.limit:g}"
             )
-            if number == 1:
-                raise RoundFailed(
-                    f"{reason}; no round was completed, agree on a plan with a higher limit or "
-                    "more noise",
-                    resumable=False,
-                )
-            return reason
     return ""
 
 

@@ -3,13 +3,24 @@ someone to tell what it measured. None of it crosses to another party."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from fedshield.types import AdapterState, AdapterUpdate, Float32, SiteMemory
+from fedshield.types import AdapterState, AdapterUpdate, Float32, Selection, SiteMemory
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """What of a site's update travels in a round. `values`: float32, (num_values,), pruned, clipped
+    and rounded, not weighted; `selection`: the coordinates that travel; `parts`: ranges of them
+    that share a quantisation range, and how far it reaches."""
+
+    values: Float32 = field(repr=False)
+    selection: Selection = field(repr=False)
+    parts: Sequence[tuple[slice, float]] = field(repr=False)
 
 
 class LocalWork(Protocol):

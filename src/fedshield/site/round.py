@@ -21,7 +21,7 @@ from fedshield.privacy import distributed_gaussian
 from fedshield.privacy.discrete_gaussian import fresh_stream
 from fedshield.privacy.guarantee import Terms, terms
 from fedshield.seeds import SiteRandomness
-from fedshield.site.interfaces import Contribution, LocalWork, SiteRound, Store
+from fedshield.site.interfaces import Contribution, LocalWork, Sent, SiteRound, Store
 from fedshield.site.schemes import Cipher, Encoded, Parts
 from fedshield.types import (
     AdapterState,
@@ -289,6 +289,16 @@ class SiteModel:
             change = self._control_change(update, round_number)
             values = np.concatenate([values, change[selection.indices]])
         return _Made(update, pruned, selection, values, residual)
+
+    def sent(self) -> Sent:
+        """What of this round's update travels, before it is weighted: what a site's operator could
+        read in this process."""
+        assert self._made is not None
+        values = np.array(self._made.pruned.values)
+        if self._made.residual is not None:  # clipped and rounded off before it was encrypted
+            selection = self._made.selection
+            values[selection.indices] -= self._made.residual[: selection.size]
+        return Sent(values, self.selection(), self.parts())
 
     def content_sha256(self, encoded: Encoded) -> str:
         """H(m) of rule R4, hex: of the encoded integers. With membership open, where another set

@@ -27,11 +27,14 @@ from fedshield.plan.schema import Plan, learning_rate
 from fedshield.privacy.dp_sgd import PrivateGradient
 from fedshield.privacy.guarantee import sampling_rate, terms
 from fedshield.seeds import SiteRandomness
+from fedshield.site.gradient import Backprop, Gradient
 from fedshield.types import AdapterState, AdapterUpdate, Float32
 from fedshield.update.prune import trained_tensors
 
 #: Called after every optimiser step with (step, steps, loss).
 OnStep = Callable[[int, int, float], None]
+#: Called with the round and the rows of every pass that moves the adapter, before it.
+OnBatch = Callable[[int, Sequence[Tokens]], None]
 
 
 class LocalTrainer:
@@ -48,6 +51,7 @@ class LocalTrainer:
         device: str,
         randomness: SiteRandomness,
         on_step: OnStep = lambda *_: None,
+        on_batch: OnBatch = lambda *_: None,
     ) -> None:
         self.num_examples = len(data.train)
         self._site = site
@@ -58,6 +62,7 @@ class LocalTrainer:
         self._device = device
         self._randomness = randomness
         self._on_step = on_step
+        self._on_batch = on_batch
         self._can_cut_logits = can_cut_logits(host.model.get_base_model())
         if plan.training.gradient_checkpointing:
             _keep_no_activations(host.model)
@@ -74,26 +79,18 @@ class LocalTrainer:
         names = trained_tensors(self._plan, state.spec, round_number)
         parameters = self._host.trainable(names)
         pull = self._pull(state, names, parameters, correction)
-        private = self._private(state, parameters, round_number)
+        gradient = self._gradient(state, parameters, round_number)
         optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
         losses: list[float] = []
         devices = [self._device] if self._device.startswith("cuda") else []
-        batches = self._batches(round_number, base)
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._randomness.seed("dropout", round_number, base))
-            model.train(private is None)
+            model.train(gradient.may_drop_out)
             try:
                 for step in range(training.steps):
                     interrupt.check()
-                    loss = (
-                        private.step()
-                        if private is not None
-                        else self._step(
-                            [next(batches) for _ in range(training.gradient_accumulation)]
-                        )
-                    )
-                    # Where rows are protected, one that has no finite gradient counts as zeros.
-                    if private is None and loss is not None and not np.isfinite(loss):
+                    loss = gradient.step()
+                    if loss is not None and gradient.must_be_finite and not np.isfinite(loss):
                         raise RoundFailed(
                             f"{self._site}: the loss became {loss} in step {step + 1} of round "
                             f"{round_number}; lower training.learning_rate"
@@ -112,27 +109,32 @@ class LocalTrainer:
         update = AdapterUpdate(self._host.read(), state, self.num_examples)
         return update, float(np.mean(losses)) if losses else math.nan
 
-    def _private(
+    def _gradient(
         self, state: AdapterState, parameters: list[torch.nn.Parameter], round_number: int
-    ) -> PrivateGradient | None:
-        """Gradients that protect each row, where the plan's unit is an example."""
+    ) -> Gradient:
+        """Where each step's gradient comes from: `privacy.unit` says."""
+        of_loss = (self._pad_token, self._device, self._can_cut_logits)
+
+        def took(batch: Sequence[Tokens]) -> None:
+            self._on_batch(round_number, batch)
+
         if self._plan.privacy.unit != "example":
-            return None
-        found = terms(self._plan, state.spec, self.num_examples)
-        assert found is not None
+            batches = self._batches(round_number, state.sha256())
+            accumulation = self._plan.training.gradient_accumulation
+            return Backprop(self._host.model, batches, accumulation, of_loss, took)
+        guarantee = terms(self._plan, state.spec, self.num_examples)
+        assert guarantee is not None
         return PrivateGradient(
             self._host.model,
             parameters,
             self._data.train,
-            clip_norm=found.clip_norm,
-            noise_multiplier=found.noise_multiplier,
+            clip_norm=guarantee.clip_norm,
+            noise_multiplier=guarantee.noise_multiplier,
             rate=sampling_rate(self._plan, self.num_examples),
             batch_size=self._plan.training.batch_size,
-            pad_token=self._pad_token,
-            device=self._device,
-            cut_logits=self._can_cut_logits,
+            of_loss=of_loss,
             about=f"{self._site} {round_number} {state.sha256()}".encode(),
-            took=self._took,
+            took=took,
         )
 
     def _pull(
@@ -192,20 +194,6 @@ class LocalTrainer:
                 parameters, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
             )
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-
-    def _step(self, batches: list[list[Tokens]]) -> float:
-        """Gradients of the mean loss over all response tokens of the batches."""
-        num_tokens = sum(tokens.num_response for batch in batches for tokens in batch)
-        total = 0.0
-        for batch in batches:
-            self._took(batch)
-            loss = self._loss_sum(batch) / num_tokens
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        return total
-
-    def _took(self, batch: Sequence[Tokens]) -> None:
-        """Called with the rows of every pass that moves the adapter, before it."""
 
     def _loss_sum(self, batch: Sequence[Tokens]) -> torch.Tensor:
         return loss_sum(

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import os
 import resource
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedshield.errors import FedShieldError, RoundFailed
+from fedshield.errors import FedShieldError
 from fedshield.plan.schema import Plan
 from fedshield.protocol.contexts import least_sites
-from fedshield.protocol.coordinator import Coordinator
+from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.run import progress, prometheus
 from fedshield.run.flare.follow import Follower
@@ -26,6 +25,7 @@ from fedshield.run.flare.lineup import line_up
 from fedshield.run.flare.link import FlareSites
 from fedshield.run.folder import append_rows
 from fedshield.run.log_file import LogFile, coordinator_log, keep_roster
+from fedshield.run.rounds import drive
 
 COORDINATOR_FILE = "coordinator.jsonl"
 
@@ -68,28 +68,34 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
     completed, lost = line_up(plan, party.roster, sites, party.key.sign)
     follower.leave_out(lost)
     log.add({"status": "running", "round": completed, "lost": lost, "pid": os.getpid()})
-    coordinator.start()
-    log.add({"set_up": completed, "lost": coordinator.lost})
-    for number in range(completed + 1, plan.rounds + 1):
-        spent = _out_of_budget(plan, coordinator)
-        if spent:
-            reason = f"before round {number}: {spent} has spent the plan's epsilon"
-            if number == 1:
-                raise RoundFailed(
-                    f"{reason}; no round was completed, agree on a plan with a higher limit or "
-                    "more noise",
-                    resumable=False,
-                )
-            log.add({"ended_early": reason})
-            break
-        started = time.perf_counter()
-        follower.begin_round(number)
-        outcome = coordinator.round(number)
-        round_s = time.perf_counter() - started
-        follower.end_round(round_s)
-        log.add(
+    ended_early = drive(
+        coordinator,
+        completed,
+        plan.rounds,
+        lambda: _over_budget(plan, coordinator),
+        _Watching(log, follower, completed),
+    )
+    if ended_early:
+        log.add({"ended_early": ended_early})
+
+
+class _Watching:
+    """Writes down what the coordinator knows of the rounds."""
+
+    def __init__(self, log: Log, follower: Follower, completed: int) -> None:
+        self._log, self._follower, self._completed = log, follower, completed
+
+    def set_up(self, lost: Mapping[str, str]) -> None:
+        self._log.add({"set_up": self._completed, "lost": lost})
+
+    def begin(self, number: int) -> None:
+        self._follower.begin_round(number)
+
+    def end(self, outcome: RoundOutcome, round_s: float) -> None:
+        self._follower.end_round(round_s)
+        self._log.add(
             {
-                "round": number,
+                "round": outcome.round_number,
                 "aggregate_sha256": outcome.aggregate_sha256,
                 "aggregate_s": round(outcome.aggregate_s, 6),
                 "round_s": round(round_s, 6),
@@ -97,12 +103,12 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
                 "lost": dict(outcome.lost),
             }
         )
-    coordinator.finish()
 
 
-def _out_of_budget(plan: Plan, coordinator: Coordinator) -> str:
-    """The sites that may not take part in another round, if any."""
-    return "" if plan.privacy.unit == "none" else ", ".join(coordinator.out_of_budget())
+def _over_budget(plan: Plan, coordinator: Coordinator) -> str:
+    """Which sites may not take part in another round; '' if all may."""
+    sites = [] if plan.privacy.unit == "none" else coordinator.out_of_budget()
+    return f"{', '.join(sites)} has spent the plan's epsilon" if sites else ""
 
 
 class Log:
