@@ -16,8 +16,6 @@ from fedshield.types import (
     AdapterUpdate,
     EncodedIntegers,
     EncodedUpdate,
-    EncryptedSum,
-    EncryptedUpdate,
     Layout,
     Mask,
     OpenedSum,
@@ -154,8 +152,6 @@ def test_no_field_can_be_set() -> None:
         SPEC.tensors[0],
         SPEC,
         LAYOUT,
-        EncryptedUpdate("plain", b"", b"", b"", (b"ab", b"c")),
-        EncryptedSum("plain", b"", b"", b"", {}, ()),
         Selection(np.arange(3), SPEC),
         SiteMemory(zeros(), {"clip": np.ones(2, np.float32)}),
         *(build(np.ones(length, dtype)) for build, _, dtype, length in WITH_ARRAYS),
@@ -178,9 +174,8 @@ def test_a_layout_counts_slots_and_blocks(length: int, blocks: int) -> None:
     assert (layout.num_slots, layout.num_blocks) == (length + 1, blocks)
 
 
-def test_counts_of_masks_and_uploads() -> None:
+def test_a_mask_counts_what_it_prunes() -> None:
     assert mask().num_pruned == 7
-    assert EncryptedUpdate("plain", b"id", b"", b"", (b"ab", b"c")).num_bytes == 3
 
 
 def test_digests_are_the_known_answers() -> None:
@@ -239,4 +234,3 @@ def test_large_arrays_stay_out_of_repr() -> None:
     integers = EncodedIntegers(digits(), (1,), LAYOUT, 0, zeros())
     for value in (state(), pruned, integers, SiteMemory(zeros(), {"clip": zeros()})):
         assert "array" not in repr(value)
-    assert "secret" not in repr(EncryptedUpdate("ckks", b"", b"", b"", (b"secret",)))

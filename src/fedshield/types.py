@@ -1,11 +1,11 @@
 """The values that flow through one round, in the order in which they come about.
 
     AdapterState -> AdapterUpdate -> PrunedUpdate (+ Mask) -> EncodedUpdate (+ Layout)
-      -> EncryptedUpdate -> EncryptedSum -> OpenedSum -> AdapterState'
+      -> EncryptedUpdate (`site.schemes`) -> OpenedSum -> AdapterState'
 
 All are frozen. Arrays are made read-only when a value is built, so that a step can only hand
-on something new; values with arrays compare by identity. The coordinator sees
-`EncryptedUpdate` and `EncryptedSum`, nothing else.
+on something new; values with arrays compare by identity. The coordinator sees the blocks of
+encrypted updates and their sum, nothing else.
 """
 
 from __future__ import annotations
@@ -301,33 +301,6 @@ class SiteMemory:
             digest.update(name.encode() + b"\0" + vector.size.to_bytes(8, "big"))
             digest.update(vector.astype("<f4", copy=False).tobytes())
         return digest.digest()
-
-
-@dataclass(frozen=True)
-class EncryptedUpdate:
-    """One site's upload: opaque blocks, and what they were made for."""
-
-    scheme: str
-    key_id: bytes
-    context: bytes
-    layout_tag: bytes
-    blocks: tuple[bytes, ...] = field(repr=False)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(len(block) for block in self.blocks)
-
-
-@dataclass(frozen=True)
-class EncryptedSum:
-    """The coordinator's aggregate over `contributors` (site -> digest of its upload)."""
-
-    scheme: str
-    key_id: bytes
-    context: bytes
-    layout_tag: bytes
-    contributors: Mapping[str, bytes]
-    blocks: tuple[bytes, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False)

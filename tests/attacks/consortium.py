@@ -265,9 +265,7 @@ class Link:
     def names(self) -> tuple[str, ...]:
         return self._names
 
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}
         failed: dict[str, str] = {}
         for name, data in args.items():

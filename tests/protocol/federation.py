@@ -129,9 +129,7 @@ class Wire:
     def names(self) -> Sequence[str]:
         return tuple(self.participants)
 
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}
         failed: dict[str, str] = {}
         for site, data in args.items():

@@ -354,7 +354,7 @@ def test_no_party_can_make_anothers_log_unreadable(three: Logged) -> None:
     assert fed.reply("bank", invite, Binding(bytes(32), 0, "setup"))
     site = fed.wire.call
 
-    def odd(method: str, args: Mapping[str, bytes], timeout_s: float | None = None) -> Replies:
+    def odd(method: str, args: Mapping[str, bytes]) -> Replies:
         ok = {name: data for name, data in site(method, args).ok.items() if name != "clinic"}
         return Replies(ok, {"clinic": "\ud800\x1b[2J" + "\n" * 2_000_000})
 

@@ -42,7 +42,7 @@ from fedshield.protocol import channels, participant_sum, run_keys
 from fedshield.protocol.contexts import aggregate_digest, contributors_digest, upload_digest
 from fedshield.protocol.run_keys import PURPOSE, RunKeys
 from fedshield.protocol.wire import codec, messages
-from fedshield.site.schemes import OneTimeKeys, Sealed
+from fedshield.site.schemes import EncryptedUpdate, OneTimeKeys
 
 HEAD = 128  # the serialised contexts begin alike: parameters
 WINDOW = 64
@@ -440,7 +440,7 @@ def test_nothing_that_the_coordinator_holds_is_secret(blind: tuple[Any, Secrets]
     forbidden += (Channel, channels.Channels)
     forbidden += (
         OneTimeKeys,
-        Sealed,
+        EncryptedUpdate,
         rlwe.OneTimeKey,
         participant_sum.Summation,
         participant_sum.Member,
@@ -656,7 +656,7 @@ kept = []  # it forgets nothing
 class Pipe:
     def names(self):
         return roster.names()
-    def call(self, method, args, timeout_s=None):
+    def call(self, method, args):
         send([method, dict(args)])
         ok, failed = receive()
         kept.append((dict(args), ok))

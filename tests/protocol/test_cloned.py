@@ -45,7 +45,7 @@ from fedshield.protocol.participant_sum import Member, Summation
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.schemes import OneTimeKeys, Sealed, rlwe_layout
+from fedshield.site.schemes import EncryptedUpdate, OneTimeKeys, rlwe_layout
 from fedshield.types import AdapterSpec, EncodedIntegers, Layout, Selection, TensorSpec
 from fedshield.update import encode_integers
 from fedshield.update.encode_integers import UPDATE_RESERVED
@@ -95,7 +95,7 @@ class Clone(OneTimeKeys):
 
     def upload(
         self, made: EncodedIntegers, context: bytes = CONTEXT
-    ) -> tuple[Sealed, rlwe.OneTimeKey]:
+    ) -> tuple[EncryptedUpdate, rlwe.OneTimeKey]:
         sealed = self.encrypt(made, context)
         key = rlwe.one_time_key(
             made.digits, made.reserved, context, made.layout.sha256(), self._site_secret
@@ -128,7 +128,7 @@ def opened_by_difference(one: bytes, other: bytes, digits: Ints, other_digits: I
 
 
 def assert_unrelated(
-    one: tuple[Sealed, rlwe.OneTimeKey], other: tuple[Sealed, rlwe.OneTimeKey]
+    one: tuple[EncryptedUpdate, rlwe.OneTimeKey], other: tuple[EncryptedUpdate, rlwe.OneTimeKey]
 ) -> None:
     """Seeds, keys, errors, polynomials, salts: none the same, and no part of one in the other."""
     (sealed, key), (sealed_other, key_other) = one, other

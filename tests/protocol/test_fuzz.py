@@ -987,9 +987,7 @@ class Canned:
     def names(self) -> Sequence[str]:
         return sorted({site for site, _ in self.replies})
 
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}
         failed: dict[str, str] = {}
         for site in args:

@@ -75,13 +75,11 @@ class Failing:
     def names(self) -> Sequence[str]:
         return tuple(self.wire.names())
 
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         going = {site for site in args if self.moments.get(site, ("", ""))[0] == method}
         self.gone |= {site for site in going if self.moments[site][1] == "before"}
         reached = {site: data for site, data in args.items() if site not in self.gone}
-        replies = self.wire.call(method, reached, timeout_s)
+        replies = self.wire.call(method, reached)
         self.gone |= going
         ok = {site: data for site, data in replies.ok.items() if site not in self.gone}
         return Replies(ok, replies.failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedshield.crypto.adders import adder
 from fedshield.crypto.scheme import CKKS
 from fedshield.plan.load import parse_plan
 from fedshield.protocol import run_keys
-from fedshield.site.schemes import SharedKey
+from fedshield.site.schemes import EncryptedUpdate, SharedKey
 
 
 @pytest.mark.parametrize("name", ["plain", "lean", "paper"])
@@ -47,3 +48,11 @@ def test_a_block_of_a_sum_is_bounded_by_its_own_size(
                 assert most == len(summed)
             else:
                 assert len(summed) <= most < 1.3 * len(summed) + 200
+
+
+def test_what_is_encrypted_stays_out_of_repr_and_cannot_be_changed() -> None:
+    update = EncryptedUpdate((b"secret",), np.arange(3), (77,), b"seed")
+    for told in ("secret'", "array", "77", "seed'"):
+        assert told not in repr(update)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        update.blocks = ()  # type: ignore[misc]

@@ -51,17 +51,12 @@ class Tap:
         self._sites = sites
         self.crossings: list[Crossing] = []
 
-    def names(self) -> Sequence[str]:
-        return self._sites.names()
-
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}
         failed: dict[str, str] = {}
         for site, data in args.items():
             self.crossings.append(Crossing(site, method, "down", data))
-            reply = self._sites.call(method, {site: data}, timeout_s)
+            reply = self._sites.call(method, {site: data})
             ok |= reply.ok
             failed |= reply.failed
             if site in reply.ok:

@@ -34,13 +34,11 @@ class Caller:
         roster: Roster,
         sites: Sites,
         sign: Sign,
-        timeout_s: float | None,
         log: Log = unlogged,
     ) -> None:
         self._roster = roster
         self._sites = sites
         self._sign = sign
-        self._timeout_s = timeout_s
         self._log = log
         self.reset("")
 
@@ -110,7 +108,7 @@ class Caller:
                 made={site: digests[id(data)] for site, data in args.items()},
                 made_bytes=sum(map(len, args.values())),
             )
-        replies = self._sites.call(method, args, self._timeout_s)
+        replies = self._sites.call(method, args)
         failed = {site: "no answer" for site in args if site not in replies.ok}
         failed |= {
             site: plain_text(code, 60) for site, code in replies.failed.items() if site in args

@@ -17,7 +17,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -74,14 +74,11 @@ class Coordinator:
         roster: Roster,
         sites: Sites,
         sign: Sign,
-        timeout_s: float | None = None,
-        progress: Callable[[str], None] = lambda _: None,
         log: Log = unlogged,
     ) -> None:
         self._plan = plan
         self._roster = roster
-        self._calls = Caller(roster, sites, sign, timeout_s, log)
-        self._progress = progress
+        self._calls = Caller(roster, sites, sign, log)
         self._session = self._calls.binding
         self._adder: Adder | None = None
         self._receipts: dict[str, bytes] = {}
@@ -233,7 +230,6 @@ class Coordinator:
                 with self._noted():
                     outcome = self._sum_once(ROUND, round_number)
                     self.completed_rounds = round_number
-                    self._progress("evaluate")
                     self._evaluate()
                 break
             except RoundFailed as failure:
@@ -317,7 +313,6 @@ class Coordinator:
         behind = [site for site in stands if stands[site] < self.completed_rounds]
         if not behind:
             return
-        self._progress("catch-up")
         there = sorted(set(stands) - set(behind))
         attest = messages.Attest()
         answers = self._calls.gather(dict.fromkeys(there, attest), messages.Attested)
@@ -389,7 +384,6 @@ class Coordinator:
     def _sum_once(self, phase: str, round_number: int) -> RoundOutcome:
         rules, self._began_round = self._roster.rules, False
         self._calls.binding = Binding(self._session.context, round_number, phase)
-        self._progress("work")
         keys = self._calls.gather(self._calls.everyone(messages.Prepare()), messages.RoundKey)
         for site, (_, key) in list(keys.items()):
             try:
@@ -425,7 +419,6 @@ class Coordinator:
         self._calls.require("work", len(found), rules.min_cohort)
         self._same_shape(found)
         found = self._pass_shares(found, raw)
-        self._progress("aggregate")
         started = time.perf_counter()
         found, blocks = self._aggregate(found)
         least = rules.min_cohort if wanted is None else len(wanted)
@@ -437,7 +430,6 @@ class Coordinator:
             deliver = messages.Deliver(index, block)
             self._calls.gather(self._calls.everyone(deliver), messages.Done)
             self._calls.require("deliver", len(self.active), self._least_opened)
-        self._progress("open")
         opening: dict[str, messages.Message] = {}
         for site in self.active:
             boxes = {

@@ -41,7 +41,7 @@ from fedshield.protocol.line import Line
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding, Sign
-from fedshield.site.schemes import Cipher, Encoded, Parts, Sealed
+from fedshield.site.schemes import Cipher, Encoded, EncryptedUpdate, Parts
 from fedshield.types import Layout, OpenedSum
 
 
@@ -84,7 +84,7 @@ class Summation:
         #: Holder -> what was wrong with its answer, as a code; known from `open` on.
         self.faulty: dict[str, str] = {}
         self._channels: Channels | None = None
-        self._sealed: Sealed | None = None
+        self._sealed: EncryptedUpdate | None = None
         self._salt_key: bytes | None = None
         self._upload: messages.Upload | None = None
         self._layout: Layout | None = None
@@ -167,7 +167,9 @@ class Summation:
     def _shape(self, layout: Layout) -> sharing.ShareShape:
         return self._cipher.share_shape(layout, self._member.roster.rules)
 
-    def _share_out(self, sealed: Sealed, layout: Layout, digest: bytes, channels: Channels) -> None:
+    def _share_out(
+        self, sealed: EncryptedUpdate, layout: Layout, digest: bytes, channels: Channels
+    ) -> None:
         assert sealed.secret is not None
         roster = self._member.roster
         self._salt_key = hmac.digest(sealed.share_seed, b"salts", "sha256")
@@ -187,7 +189,7 @@ class Summation:
         self._contributed()
         return self._boxes
 
-    def _contributed(self) -> tuple[Sealed, messages.Upload]:
+    def _contributed(self) -> tuple[EncryptedUpdate, messages.Upload]:
         if self._sealed is None or self._upload is None:
             raise ProtocolError("repeated", "this site has no upload in this sum")
         return self._sealed, self._upload

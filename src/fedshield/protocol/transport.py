@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,13 +18,6 @@ class Replies:
 class Sites(Protocol):
     """A group of sites that can be called by name."""
 
-    def names(self) -> Sequence[str]:
-        """All sites of the run, sorted."""
-
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
-        """Call `method` at every site in `args` with that site's signed bytes.
-
-        Answers within `timeout_s`; a site that raised, timed out or is gone is in `failed`.
-        """
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
+        """Call `method` at every site in `args` with that site's signed bytes. A site that raised,
+        did not answer in time or is gone is in `failed`."""

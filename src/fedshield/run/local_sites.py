@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedshield import interrupt
@@ -39,12 +39,7 @@ class InProcessSites:
         self.traffic = Traffic()
         self.errors: dict[str, Exception] = {}
 
-    def names(self) -> Sequence[str]:
-        return tuple(self._participants)
-
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}
         failed: dict[str, str] = {}
         for site, data in args.items():

@@ -34,7 +34,7 @@ Parts = Sequence[tuple[slice, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Sealed:
+class EncryptedUpdate:
     """An upload's blocks and, where the key is for this sum only, what is to be shared out: the
     key's coefficients, the residues that go with them (reserved integers and tags), and 32
     secret bytes to draw shares and salts from."""
@@ -78,7 +78,7 @@ class Cipher(Protocol):
         seed: int,
     ) -> Encoded: ...
 
-    def encrypt(self, encoded: Encoded, context: bytes) -> Sealed: ...
+    def encrypt(self, encoded: Encoded, context: bytes) -> EncryptedUpdate: ...
 
     def key_check(
         self, blocks: Sequence[bytes], layout: Layout, num_contributors: int, context: bytes
@@ -153,9 +153,9 @@ class SharedKey:
             slot_limit=self._slot_limit,
         )
 
-    def encrypt(self, encoded: Encoded, context: bytes) -> Sealed:
+    def encrypt(self, encoded: Encoded, context: bytes) -> EncryptedUpdate:
         assert isinstance(encoded, EncodedUpdate)
-        return Sealed(tuple(self.scheme.encrypt(encoded.slots)))
+        return EncryptedUpdate(tuple(self.scheme.encrypt(encoded.slots)))
 
     def key_check(
         self, blocks: Sequence[bytes], layout: Layout, num_contributors: int, context: bytes
@@ -228,7 +228,7 @@ class OneTimeKeys:
     def _tag_seed(self, context: bytes) -> bytes:
         return hmac.digest(self._group_key, b"fedshield tag 1" + context, "sha256")
 
-    def encrypt(self, encoded: Encoded, context: bytes) -> Sealed:
+    def encrypt(self, encoded: Encoded, context: bytes) -> EncryptedUpdate:
         assert isinstance(encoded, EncodedIntegers)
         layout = encoded.layout
         key = rlwe.one_time_key(
@@ -244,7 +244,7 @@ class OneTimeKeys:
         )
         blocks = tuple(encryption.chunks())
         share_seed = hmac.digest(key.seed, b"fedshield shares 2", "sha256")
-        return Sealed(blocks, key.secret(), encryption.residues(), share_seed)
+        return EncryptedUpdate(blocks, key.secret(), encryption.residues(), share_seed)
 
     def key_check(
         self, blocks: Sequence[bytes], layout: Layout, num_contributors: int, context: bytes

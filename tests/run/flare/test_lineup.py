@@ -78,9 +78,7 @@ class Sites:
     def names(self) -> tuple[str, ...]:
         return tuple(self.kept)
 
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}
         failed = {site: self.failed[site] for site in args if site in self.failed}
         for site in set(args) - set(failed):

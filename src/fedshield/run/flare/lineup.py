@@ -29,7 +29,7 @@ SHOWN = 16
 def line_up(plan: Plan, roster: Roster, sites: Sites, sign: Sign) -> tuple[int, dict[str, str]]:
     """Have all sites stand at the last round that enough of them keep: that round, and why sites
     are not among them. Raises `RoundFailed` if too few are ready or have the same base model."""
-    calls = Caller(roster, sites, sign, None)
+    calls = Caller(roster, sites, sign)
     ask = os.urandom(ASK_BYTES)
     calls.binding = unasked()
     answers = restart_binding(plan.sha256(), roster, ask)

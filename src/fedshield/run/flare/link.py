@@ -62,12 +62,7 @@ class FlareSites:
         self._aborted = aborted
         self.watcher: Watcher = Unwatched()
 
-    def names(self) -> Sequence[str]:
-        return tuple(self._proxies)
-
-    def call(
-        self, method: str, args: Mapping[str, bytes], timeout_s: float | None = None
-    ) -> Replies:
+    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         longest = max(map(len, args.values()), default=0)
         return self.each(
             method,
