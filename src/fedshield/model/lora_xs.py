@@ -2,7 +2,7 @@
 
 The base weight W (out x in) has the truncated SVD U S V^T; the adapter adds scaling * U R V^T
 with U (out x r) and V (in x r) orthonormal and frozen, and only R (r x r) is trained and sent.
-U and V can also be those of a gradient on public text instead (`gradient.py`).
+U and V can also be those of a gradient on public text instead (`site/gradient_factors.py`).
 Since all sites have the same U and V, the mean of the products is the product of the mean: exact.
 As ordinary LoRA: A = V^T, B = U R. Source: LoRA-XS (arXiv 2405.17604); federated: Fed-SB (arXiv
 2502.15436).

@@ -1,1 +1,1 @@
-"""Ways to bring coordinator and sites together. Only engines open sockets (this one opens none)."""
+"""Ways to bring coordinator and sites together. Only this room opens sockets (this one opens none)."""

@@ -60,7 +60,7 @@ def gradient_factors(
     plan: Plan, model: Any, rows: Sequence[Tokens], pad_token: int, device: str
 ) -> Factors:
     """U (out, rank) and V (in, rank) of each target layer of a base model without adapters,
-    float64, orthonormal, largest singular value first, signs as in `core.factors`. Raises
+    float64, orthonormal, largest singular value first, signs as in `lora_xs.factors`. Raises
     `ModelError` for a rank that a layer is too small for and for gradients that are not finite."""
     rank = plan.adapter.rank
     layers = target_layers(model, plan.adapter)

@@ -3,7 +3,7 @@
 One entry a line, chained by hashes and signed by the party. An entry holds digests and sizes of
 signed messages, never what is in them: `made` are messages that this party sent, `saw` those of
 others. A party writes an entry before what it speaks of leaves, so whatever one party saw, the
-other's log must have (`logcheck`). The journal is another file, with another purpose: it keeps a
+other's log must have (`verify`). The journal is another file, with another purpose: it keeps a
 site from sending twice; nothing is decided by this one.
 
 Nothing here touches a disk; `fedshield.run.log_file` does.

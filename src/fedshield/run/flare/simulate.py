@@ -51,7 +51,7 @@ LOG_FILE = "flare.log"
 def run(
     plan: Plan, out: Path, events: Events | None = None, enrolment: Enrolment | None = None
 ) -> RunFolder:
-    """As `inprocess.run`, which see."""
+    """As `local.run`, which see."""
     watch = events or Quiet()
     _check_installed()
     RunFolder.check_free(out)
@@ -78,7 +78,7 @@ def run(
 def resume(
     path: Path, events: Events | None = None, enrolment: Enrolment | None = None
 ) -> RunFolder:
-    """As `inprocess.resume`; each site checks that it goes on with what it began with."""
+    """As `local.resume`; each site checks that it goes on with what it began with."""
     watch = events or Quiet()
     _check_installed()
     folder = RunFolder.open(path)
