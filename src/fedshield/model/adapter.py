@@ -240,9 +240,9 @@ def ordinary(adapter: AdapterPlan) -> AdapterPlan:
 class AdapterHost:
     """One base model with one adapter, whose values are swapped as sites take turns.
 
-    `given`: the factors of `adapter.factors: gradient`, from `gradient_factors.public_factors`; None for
-    all other adapters. `factors_sha256`: their digest, '' where nothing is frozen. `notes`: what of
-    the model gets no adapter though a reader would expect one, one sentence each.
+    `given`: the factors of `adapter.factors: gradient`, from `gradient_factors.public_factors`;
+    None for all other adapters. `factors_sha256`: their digest, '' where nothing is frozen.
+    `notes`: what of the model gets no adapter though a reader would expect one, a sentence each.
     """
 
     def __init__(

@@ -2,10 +2,10 @@
 
 Order of a session: join -> begin -> (make-key | take-key) -> one sum of the weights -> for each
 round one sum, then evaluate; last finish. A sum: prepare -> work -> fetch... -> fetch-shares ->
-hold -> announce -> quorum -> deliver... -> open -> install (summation.py). With membership batches
-a site that was away takes the model after the keys (attest, give-model, take-model), and `train`
-comes before `work`. A command out of order, for another run, or not signed by the coordinator's key
-in the roster is refused.
+hold -> announce -> quorum -> deliver... -> open -> install (`participant_sum`). With membership
+batches a site that was away takes the model after the keys (attest, give-model, take-model), and
+`train` comes before `work`. A command out of order, for another run, or not signed by the
+coordinator's key in the roster is refused.
 
 What is trained and measured is behind `LocalWork`, so that nothing here knows a model.
 """

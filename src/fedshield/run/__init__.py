@@ -1,1 +1,1 @@
-"""Ways to bring coordinator and sites together. Only this room opens sockets (this one opens none)."""
+"""Ways to bring coordinator and sites together, and the rounds. Only this room opens sockets."""
