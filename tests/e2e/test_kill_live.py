@@ -37,7 +37,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
         site: {"source": f"sample:{sample}", "rows": 60} for site, sample in SITES.items()
     }
     raw["training"] |= {"steps": 2, "batch_size": 8, "max_length": 96}
-    raw["speed"] = {"threads": 1, "setup_deadline_s": 120}
+    # A dead site is noticed by these, at the latest.
+    raw["speed"] = {"threads": 1, "setup_deadline_s": 120, "work_deadline_s": 40}
+    raw["speed"]["message_deadline_s"] = 30
     path = tmp_path_factory.mktemp("plan") / "plan.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
