@@ -238,7 +238,7 @@ class Federation:
         return self._processes.pop(party).wait(timeout=PATIENCE_S)
 
     def stop(self) -> None:
-        for party in ("coordinator", *self.sites):
+        for party in dict.fromkeys(("coordinator", *self.sites, *self._processes)):
             self.signal(party, signal.SIGCONT)
             self.kill(party)
 
