@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -15,6 +20,7 @@ from fedshield.plan.schema import Plan
 from fedshield.protocol.log.verify import cross_check
 from fedshield.run import local
 from fedshield.run.flare import simulate
+from fedshield.run.flare.kit import KITS
 from fedshield.run.log_file import logs_of, read_known_keys, read_log
 from fedshield.run.parties import check_roster
 
@@ -86,3 +92,30 @@ def test_a_run_of_the_other_engine_is_not_taken_up(tmp_path: Path) -> None:
     (folder / "plan.yaml").write_text(short_plan().to_yaml())
     with pytest.raises(RunFolderError, match="in-process engine"):
         simulate.resume(folder)
+
+
+def test_what_a_session_started_has_ended_before_the_next(tmp_path: Path) -> None:
+    """FLARE gives each site a process group of its own. One that lived on would hold its ledger."""
+    kits, said = tmp_path / "kits", tmp_path / "site"
+    deaf = (
+        "import os, pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+    )
+    start = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', *sys.argv[1:]], "
+        "start_new_session=True); time.sleep(600)"
+    )
+    simulator = subprocess.Popen(
+        [sys.executable, "-c", start, deaf, str(said)],
+        env=os.environ | {KITS: str(kits)},
+        start_new_session=True,
+    )
+    while not (said.exists() and said.read_text()):
+        assert simulator.poll() is None
+        time.sleep(0.02)
+    site = psutil.Process(int(said.read_text()))
+    simulate._end(simulator, tmp_path / "of another session")
+    assert site.is_running()
+    assert site.status() != psutil.STATUS_ZOMBIE
+    simulate._end(simulator, kits)
+    assert not site.is_running() or site.status() == psutil.STATUS_ZOMBIE

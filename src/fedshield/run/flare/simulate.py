@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedshield import interrupt
 from fedshield.data.sites import SiteData
 from fedshield.enrolment import Allowed, Asked, KeyFile, SignedRoster
@@ -43,7 +45,7 @@ from fedshield.run.state import check_charter, first_state, session, unfinished
 
 #: Seconds between looks at how far the run is, and to wait for processes that should be gone.
 LOOK_S, GRACE_S = 0.5, 20.0
-#: Seconds to wait for killed processes to be gone: where nobody reaps them, they never are.
+#: Seconds to wait for killed processes to be gone.
 GONE_S = 5.0
 LOG_FILE = "flare.log"
 
@@ -219,7 +221,7 @@ def _run_job(
                 with interrupt.at_once():
                     _follow(process, folder, seen, watch)
             finally:
-                _end(process)
+                _end(process, kits)
 
 
 def _follow(process: subprocess.Popen[bytes], folder: RunFolder, seen: int, watch: Events) -> None:
@@ -250,8 +252,9 @@ def _follow(process: subprocess.Popen[bytes], folder: RunFolder, seen: int, watc
         )
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """The simulator and every process that it started: they are one process group."""
+def _end(process: subprocess.Popen[bytes], kits: Path) -> None:
+    """End the simulator and every process that it started. Until they are gone, a site still holds
+    its ledger, and the next run by its key would be refused."""
     for how in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, how)
@@ -262,12 +265,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
-    # The others of the group are gone a moment later: until then a site still holds its ledger.
     until = time.monotonic() + GONE_S
-    with suppress(ProcessLookupError, PermissionError):
-        while time.monotonic() < until:
-            os.killpg(process.pid, 0)
-            time.sleep(0.02)
+    while (left := _started(kits)) and time.monotonic() < until:
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(left, timeout=GONE_S)
+
+
+def _started(kits: Path) -> list[psutil.Process]:
+    """Processes of this session that still run. FLARE starts each site in a process group of its
+    own, so the simulator's does not have them; what all have is this session's folder of kits in
+    their environment."""
+    found = []
+    for one in psutil.process_iter():
+        # Of another user's process, or one that only waits to be reaped, there is nothing to read.
+        with suppress(psutil.Error, OSError):
+            if one.pid != os.getpid() and one.environ().get(KITS) == str(kits):
+                found.append(one)
+    return found
 
 
 # -- what it left --------------------------------------------------------------------------
