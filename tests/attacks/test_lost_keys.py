@@ -14,11 +14,13 @@ from span import isolated
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.coming import exposure_of, following, joined, without
 from fedshield.enrolment.exposure import Exposure
+from fedshield.enrolment.files import RosterError
 from fedshield.enrolment.lineage import Lineage
 from fedshield.enrolment.terms import Asked
 from fedshield.errors import ProtocolError
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger
+from fedshield.ledger.history import Entered, signed_late
 from fedshield.ledger.rows import record_hash
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
@@ -251,3 +253,76 @@ def test_a_site_that_lost_its_key_keeps_its_name(eight: Consortium) -> None:
     eight.asked_first = "newlab"
     with pytest.raises(ProtocolError, match="expected the name that this site had when its record"):
         eight.sum_under(after, exposes=for_all(lab) | {"newlab": lab})
+
+
+def test_a_lost_key_is_asked_of_the_steps_that_it_went_on_after(eight: Consortium) -> None:
+    """Three go hidden. Then somebody signs, with their keys of then, that they are exposed: a site
+    that lost its key in between refuses that like the others, who know when it was signed."""
+    first = eight.roster
+    going = ("annex", "museum", "school")
+    stay = without(following(first), going)
+    eight.sum_under(stay)
+    before = eight.roster
+    after = eight.lose_keys(following(before), "lab")
+    hidden = [exposure_of(first, stay, eight.keys[name], bound=True) for name in going]
+    assert {one.kind for one in hidden} == {"leaving"}
+    late = [
+        Exposure.sign(
+            eight.keys[name],
+            "going",
+            *(one.consortium, one.roster, one.before, one.after, one.following),
+        )
+        for name, one in zip(going, hidden, strict=True)
+    ]
+    after = dataclasses.replace(after, lineage=after.lineage.with_exposures(late))
+    known = signed(after, eight.keys).to_roster().exposing(eight.both_keys("lab", before))
+    history, own = known.history(), eight.keys["lab"].card().first_public().hex()
+    assert {history.names[site] for site in signed_late(entered(eight), history, own)} == {*going}
+    eight.asked_first = "lab"
+    with pytest.raises(ProtocolError, match="expected no exposure of annex, museum, school"):
+        eight.sum_under(after, exposes=dict.fromkeys(NAMES, eight.both_keys("lab", before)))
+
+
+def entered(eight: Consortium) -> tuple[Entered, ...]:
+    return tuple(eight.ledgers["lab"].entered)
+
+
+def test_who_left_and_lost_its_key_comes_back_by_its_name(eight: Consortium) -> None:
+    first, old = eight.roster, eight.keys["lab"]
+    after = without(following(first), ["lab"])
+    statement = exposure_of(first, after, old)
+    after = dataclasses.replace(after, lineage=after.lineage.with_exposures([statement]))
+    eight.sum_under(after)
+    before = eight.roster
+    eight.keys["lab"] = new = KeyFile.make("lab")
+    with pytest.raises(RosterError, match="run roster join --key-lost"):
+        joined(following(before), [new.card()])
+    back = joined(following(before), [new.card()], key_lost=True)
+    statement = exposure_of(before, back, new)
+    back = dataclasses.replace(back, lineage=back.lineage.with_exposures([statement]))
+    # Each of its keys is exposed by what it signed, when it left and now.
+    eight.sum_under(back)
+    assert isolated(eight.opened) == "lab"
+    assert isolated(eight.opened, [("lab", SAME)]) is None
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_key_replaced_before_the_first_sum_stops_no_later_one(
+    tmp_path: Path, replaced: bool
+) -> None:
+    """ward goes and comes back, each time with its signature, before any sum. Its two rosters have
+    the same cut, and records that begin under the second were not there for the first."""
+    five = Consortium(tmp_path)
+    first = five.roster
+    gone = without(following(first), ["ward"])
+    statement = exposure_of(first, gone, five.keys["ward"])
+    gone = dataclasses.replace(gone, lineage=gone.lineage.with_exposures([statement]))
+    gone = signed(gone, five.keys)
+    back = signed(joined(following(gone), [five.keys["ward"].card()]), five.keys)
+    assert back.cut() == first.cut()
+    if replaced:
+        back = five.replace_keys(following(back), "ward")
+    five.sum_under(back)
+    five.sum_under(back)
+    assert len(five.opened) == 2
+    five.close()

@@ -3,6 +3,7 @@ those who answer, and with a copy of the lost ledger."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from consortium import Consortium, raw_plan
 
 from fedshield.cli.commands import app
 from fedshield.enrolment import KeyFile
+from fedshield.enrolment.coming import exposure_of, joined
 from fedshield.errors import UserError
 from fedshield.ledger.heads import place_question
 from fedshield.protocol.caller import RoundFailed
@@ -201,3 +203,51 @@ def test_a_liar_adds_a_sum_and_is_named_before_it_counts(
     said = run("victim", "recover", alpha, mallory, "--older", tmp_path / "first-day")
     assert "2 sums that the copy does not have, 0 results" in said
     assert "over 3 sites: by alpha; not by mallory: it counts" in said
+
+
+def test_a_rebuilt_ledger_takes_what_was_signed_by_a_key_that_was_replaced_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """victim joined and signed that, replaced its key, and then beta lost its ledger: the statement
+    stays in every later roster."""
+    monkeypatch.setattr(typer, "prompt", lambda *_, **__: "beta")
+    made = Consortium(tmp_path / "c", ("alpha", "beta", "gamma", "mallory"))
+    made.enrol("victim")
+
+    def a_round(name: str, seed: int, exposed: tuple[str, ...] = ()) -> None:
+        raw = raw_plan(made.names, name=name, seed=seed, rounds=1)
+        raw["scheme"] = {"name": "rlwe", "weights": "equal", "max_colluding": 1}
+        made.approve(raw, exposed=exposed)
+        made.session(raw, name).run(1, 1)
+        made.close()
+
+    def ledger(site: str, *args: object) -> None:
+        kit = str(made.root / site)
+        app(["site", "ledger", *map(str, args), "--kit", kit], standalone_mode=False)
+
+    a_round("before", 1)
+    place = made.kit("beta").ledger_path()
+    shutil.copy(place, tmp_path / "copy")
+    now = made.roster()
+    after = joined(now.followed(), [made.keys["victim"].card()])
+    statement = exposure_of(now, after, made.keys["victim"])
+    lineage = after.lineage.with_exposures([statement])
+    made.put_in_force(dataclasses.replace(after, lineage=lineage))
+    a_round("joined", 2, exposed=("victim",))
+    made.keys["victim"] = new = KeyFile.make("victim", made.keys["victim"])
+    key_file = made.root / "victim" / "victim.key"
+    key_file.unlink()
+    key_file.touch(mode=0o600)
+    key_file.write_text(new.to_text())
+    made.put_in_force(made.roster().followed().with_replacement(new.card()))
+    a_round("replaced", 3, exposed=("victim",))
+    place.unlink()
+    Path(f"{place}.peers").unlink()
+    question = tmp_path / "question"
+    ledger("beta", "ask", "--to", question)
+    told = [tmp_path / name for name in ("alpha", "gamma", "victim", "mallory")]
+    for path in told:
+        ledger(path.name, "answer", question, "--to", path)
+    ledger("beta", "recover", *told, "--older", tmp_path / "copy")
+    a_round("rebuilt", 4, exposed=("victim",))
+    a_round("again", 5, exposed=("victim",))

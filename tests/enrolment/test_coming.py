@@ -460,3 +460,40 @@ def test_a_site_has_its_name_again_whoever_else_had_it() -> None:
         lineage.check_names_are_free([card], demo=False)
     with pytest.raises(RosterError, match=r"which .* had; make its key under another name"):
         lineage.check_names_are_free([KeyFile.make("lab").card()], demo=False)
+
+
+@pytest.mark.parametrize(
+    "site", ["\ud800", "\x1b[2K\x1b[1Aall fine", "0" * 63, "0" * 65, "Lab", ""]
+)
+def test_sites_of_a_statement_are_first_keys(tmp_path: Path, site: str) -> None:
+    """They are shown to people, who decide by them, and are in what is signed."""
+    before = first()
+    after = without(following(before), ["lab"])
+    fields = exposure_of(before, after, KEYS["lab"], bound=True).fields()
+    path = tmp_path / "lab.going.json"
+    for key in ("before", "after"):
+        changed = {"fedshield": "exposure 1"} | fields | {key: [*fields[key], site]}
+        path.write_text(json.dumps(changed))
+        line = refused(lambda: Exposure.read(path))
+        assert ("not UTF-8" if site == "\ud800" else f"{key}: expected sites as the 64") in line
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_keys_of_earlier_rosters_are_keys(tmp_path: Path, at: int) -> None:
+    after = following(first())
+    path = tmp_path / "roster.json"
+    value = json.loads(after.to_text())
+    value["lineage"]["earlier"][0]["batches"][0]["lab"][at] = "\x1b[2K\x1b[1Aall fine"
+    path.write_text(json.dumps(value))
+    assert "expected sites as the 64 digits" in refused(lambda: SignedRoster.read(path))
+
+
+def test_a_departure_that_was_announced_is_listed_in_a_roster_changed_twice(tmp_path: Path) -> None:
+    """The second change is of a roster that nobody signed: who announced signed the one before."""
+    path = tmp_path / "roster.json"
+    path.write_text(first(lineage=Lineage(departure="announced")).to_text())
+    once = changes.changed(path, lambda roster: joined(roster, [KEYS["annex"].card()]))
+    once.write()
+    twice = changes.changed(once.path, lambda roster: without(roster, ["lab"]))
+    exposures = twice.roster.lineage.exposures
+    assert [(one.kind, one.card.name) for one in exposures] == [("announced", "lab")]

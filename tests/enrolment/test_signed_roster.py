@@ -544,7 +544,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "confirmed surrogate": (
         lambda value: by("bank")(value)["confirmed"].append("\ud800"),
-        "countersignature of bank: expected other sites",
+        "damaged JSON (not UTF-8)",
     ),
     "signature of another": (
         lambda value: by("bank")(value).update(signature=by("clinic")(value)["signature"]),
@@ -569,7 +569,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "number as truth": (lambda value: value["rules"].update(votes=True), "rules.votes: expected"),
     "number as float": (lambda value: value["rules"].update(votes=3.0), "rules.votes: expected"),
     "huge number": (lambda value: value["rules"].update(votes=10**4000), "--votes: expected 0"),
-    "unknown server": (lambda value: value["rules"].update(server="\ud800"), "--server: expected"),
+    "unknown server": (
+        lambda value: value["rules"].update(server="x\x1b[2K"),
+        "--server: expected",
+    ),
     "unknown scheme": (lambda value: value["allowed"].update(schemes=["x"]), "--allow-scheme: "),
     "no scheme": (lambda value: value["allowed"].update(schemes=[]), "--allow-scheme: expected"),
     "scheme twice": (lambda value: value["allowed"].update(schemes=["rlwe"] * 2), "each once"),

@@ -95,6 +95,14 @@ def join(
             "of each of today's batches that shares a site with it. Repeat it.",
         ),
     ] = None,
+    key_lost: Annotated[
+        bool,
+        typer.Option(
+            "--key-lost",
+            help="They left before, under keys that are lost since, and have their names back: "
+            "every policy then exposes all keys of such a name.",
+        ),
+    ] = False,
     key: KeyOption = None,
     exposure: ExposureOption = None,
     out: OutOption = None,
@@ -107,7 +115,11 @@ def join(
     more = [Card.read(card) for card in cards]
     cells = tuple(tuple(name.strip() for name in one.split(",")) for one in batch or ())
     names = sorted(card.name for card in more)
-    _run(path, lambda roster: joined(roster, more, cells), names, "join", key, exposure, out)
+
+    def step(roster: SignedRoster) -> SignedRoster:
+        return joined(roster, more, cells, key_lost=key_lost)
+
+    _run(path, step, names, "join", key, exposure, out)
 
 
 def _run(

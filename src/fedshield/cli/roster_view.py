@@ -97,7 +97,7 @@ def exposure_lines(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
                     "not hidden",
                     f"{name} is in the same sums as fewer than {c + 1} others (c + 1), over all "
                     "these rosters, and did not sign that it is exposed: every site refuses sums "
-                    "of records that were in an earlier sum (R1), unless each one's policy has "
+                    "under this roster (R1), unless each one's policy has "
                     f"exposes: [{name}]",
                 )
             )

@@ -83,7 +83,8 @@ def changed(
 
     Raises `RosterError` for a change that cannot be, and where another change waits already."""
     before = SignedRoster.read(path)
-    after = coming.with_announced(before, change(coming.following(before)))
+    signed = before if before.countersignatures else _followed(path, before) or before
+    after = coming.with_announced(signed, change(coming.following(before)))
     signers = tuple(sorted(before.countersignatures))
     if out is None and not signers:
         return Change(path, after)
@@ -94,6 +95,16 @@ def changed(
             "or give another file with --out"
         )
     return Change(target, after, is_new=True, kept=(path, signers) if signers else None)
+
+
+def _followed(path: Path, roster: SignedRoster) -> SignedRoster | None:
+    """The roster beside it that this one follows, which nobody signed yet: who signed that one may
+    have signed for going, too."""
+    previous = previous_path(path)
+    if previous is None or not roster.lineage.earlier:
+        return None
+    found = SignedRoster.read(previous)
+    return found if found.content_sha256() == roster.lineage.earlier[-1].roster else None
 
 
 def enrolled(path: Path, card: Card) -> Change:

@@ -1,7 +1,8 @@
 """Sites that go and join: the roster after it, and what the one at risk signs of it.
 
 Nobody else's approval stands in for that signature. Without it the rosters still can be made and
-signed, and the ledgers of all sites then refuse its sums (R1), but for records that were in none.
+signed, and the ledgers of all sites then refuse their sums (R1), unless all policies expose the
+site.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ def without(roster: SignedRoster, names: Collection[str]) -> SignedRoster:
     return _with_sites(roster, stay, tuple(cell for cell in cells if cell))
 
 
-def joined(roster: SignedRoster, cards: Sequence[Card], batches: Batches = ()) -> SignedRoster:
+def joined(
+    roster: SignedRoster, cards: Sequence[Card], batches: Batches = (), *, key_lost: bool = False
+) -> SignedRoster:
     """With these sites too. `batches`: with membership batches, those that they are in, whole: in
-    place of each of today's that shares a site with one. Raises `RosterError`, also for a name that
-    another site of an earlier roster had: people and policies speak of sites by name."""
-    roster.lineage.check_names_are_free(cards, roster.demo)
+    place of each of today's that shares a site with one. `key_lost`: they left before, under keys
+    that are lost since, and have their names back (R1 asks that all keys of one name count as
+    exposed). Raises `RosterError`, also for a name that another site of an earlier roster had:
+    people and policies speak of sites by name."""
+    if not key_lost:
+        roster.lineage.check_names_are_free(cards, roster.demo)
     before = roster.batches()
     if before and not batches:
         raise RosterError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedshield.enrolment.cards import Card, KeyFile
-from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
+from fedshield.enrolment.files import Fields, RosterError, check_identity, read_document, to_text
 from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
 from fedshield.protocol.wire import codec
 
@@ -110,13 +110,15 @@ class Exposure:
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Exposure:
+        kind = fields.text("kind")
+        card = Card.from_fields(fields.inner("card"))
         exposure = cls(
-            fields.text("kind"),  # type: ignore[arg-type]  # checked when it is made
-            Card.from_fields(fields.inner("card")),
+            kind,  # type: ignore[arg-type]  # checked when it is made
+            card,
             fields.hexadecimal("consortium", DIGEST_BYTES),
             fields.hexadecimal("roster", DIGEST_BYTES),
-            fields.texts("before"),
-            fields.texts("after"),
+            _sites(fields, "before"),
+            _sites(fields, "after"),
             fields.maybe_hexadecimal("following", DIGEST_BYTES),
             fields.hexadecimal("signature", SIGNATURE_BYTES),
         )
@@ -133,6 +135,13 @@ class Exposure:
             return cls.from_fields(fields)
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
+
+
+def _sites(fields: Fields, key: str) -> tuple[str, ...]:
+    sites = fields.texts(key)
+    for site in sites:
+        check_identity(site, fields.path(key))
+    return sites
 
 
 def _message(

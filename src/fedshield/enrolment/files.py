@@ -69,6 +69,16 @@ def check_name(name: str, where: str) -> None:
         check_site_name(name, where)
 
 
+def check_identity(site: str, where: str) -> None:
+    """Raises `RosterError` for what no site is known as: the first key of its card (hex), or its
+    name in a demonstration. It is shown to people, who decide by it."""
+    if re.fullmatch(r"[0-9a-f]{64}", site) is None and re.fullmatch(SITE_NAME, site) is None:
+        raise RosterError(
+            f"{where}: expected sites as the 64 digits of their first keys, got {site[:40]!r}; ask "
+            "for the file again"
+        )
+
+
 def check_site_name(name: str, where: str) -> None:
     """Raises `RosterError` for a name that is another party's."""
     if (holder := holder_of_reserved_name(name)) is not None:
@@ -103,8 +113,10 @@ def read_document(path: Path, kind: Kind) -> tuple[Fields, os.stat_result]:
         value = json.loads(
             raw.decode(), object_pairs_hook=_no_repeats, parse_constant=_no_constants
         )
+        # JSON can say half of a character, which no text that is signed has.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        reason = "not UTF-8" if isinstance(error, UnicodeError) else str(error)
         raise RosterError(
             f"{path}: expected {wanted}, got damaged JSON ({reason[:80]}); ask for the file again"
         ) from None

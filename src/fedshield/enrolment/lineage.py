@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from fedshield.enrolment.cards import Card
 from fedshield.enrolment.exposure import DIGEST_BYTES, Exposure
-from fedshield.enrolment.files import Fields, RosterError, check_name
+from fedshield.enrolment.files import Fields, RosterError, check_identity, check_name
 from fedshield.ledger.history import Cut, History, Statement, chain, in_order
 from fedshield.plan.data import MAX_SITES
 from fedshield.protocol.wire import codec
@@ -134,7 +134,8 @@ class Lineage:
                 raise RosterError(
                     "expected a name that no other site of the rosters before had, got "
                     f"{card.name} of {site[:16]}, which {', '.join(one[:16] for one in others)} "
-                    "had; make its key under another name"
+                    "had; make its key under another name, or, if that site left and lost its key "
+                    "since, run roster join --key-lost"
                 )
 
     def check_steps(self, today: Sequence[Sequence[Member]], demo: bool) -> None:
@@ -290,6 +291,8 @@ def _earlier(fields: Fields) -> Earlier:
                     f"{fields.path('batches')}: expected two keys of {name}, got {len(site)}; ask "
                     "for the file again"
                 )
+            for key in site:
+                check_identity(key, fields.path("batches"))
             batch.append(Member(name, *site))
         batches.append(tuple(sorted(batch)))
         given.done()

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from fedshield.ledger.history import Entered
+from fedshield.ledger.history import Entered, Taken
 from fedshield.ledger.rows import RECORD_BYTES, Row, Scale, Version
 from fedshield.ledger.rules import Approval
 
@@ -79,7 +79,9 @@ class Recovered(NamedTuple):
     """Where a ledger goes on that was lost after its line `after`: at line `line`, which lies
     beyond all that it ever signed. `nonce`: of its question, hex; `told`: by the first key of each
     site, the last line of the lost ones that the site remembered; `ended`: plans (SHA-256) that
-    cannot go on, for lost lines of theirs nobody tells of; `when`: the time, for people."""
+    cannot go on, for lost lines of theirs nobody tells of; `when`: the time, for people; `taken`:
+    what is signed of steps of the rosters that this site's kits were under when it was rebuilt
+    (`history.Taken`)."""
 
     line: int
     after: int
@@ -87,6 +89,7 @@ class Recovered(NamedTuple):
     told: Mapping[str, int]
     ended: tuple[str, ...]
     when: str
+    taken: frozenset[Taken] = frozenset()
 
 
 def of_row(row: Row, records: str) -> dict[str, Any]:
@@ -163,9 +166,10 @@ def of_entered(entered: Entered, records: str) -> dict[str, Any]:
 def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]) -> Entered:
     """Raises `KeyError` or `TypeError` for another entry."""
     cuts = tuple(tuple(tuple(batch) for batch in cut) for cut in entry["cuts"])
-    taken = frozenset((int(at), str(site), str(digest)) for at, site, digest in entry["taken"])
+    taken = _to_taken(entry["taken"])
     about = (entry["asked_from"], dict(entry["names"]), frozenset(entry["signed"]), taken)
-    return Entered(records[entry["records"]], cuts, *about, int(entry["colluding"]))
+    numbers = (int(entry["colluding"]), int(entry["first"]))
+    return Entered(records[entry["records"]], cuts, *about, *numbers)
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:
@@ -198,10 +202,15 @@ def to_answered(entry: Mapping[str, Any]) -> Answered:
 
 
 def of_recovered(recovered: Recovered) -> dict[str, Any]:
-    return {"kind": "recovered", **recovered._asdict()}
+    return {"kind": "recovered", **recovered._asdict(), "taken": sorted(recovered.taken)}
 
 
 def to_recovered(entry: Mapping[str, Any]) -> Recovered:
-    """Raises `KeyError` for another entry."""
+    """Raises `KeyError`, `TypeError` or `ValueError` for another entry."""
     fields = {name: entry[name] for name in Recovered._fields}
-    return Recovered(**fields | {"ended": tuple(fields["ended"])})
+    taken = _to_taken(entry["taken"])
+    return Recovered(**fields | {"ended": tuple(fields["ended"]), "taken": taken})
+
+
+def _to_taken(value: Any) -> frozenset[Taken]:
+    return frozenset((int(at), str(site), str(digest)) for at, site, digest in value)

@@ -98,7 +98,9 @@ class Entered(NamedTuple):
     """That a site takes part under a roster: its chain of cuts, for these records. `asked_from`:
     from which cut on it saw that a quorum goes on to the next, None if it did not yet; `names`:
     what the sites are called; `signed`: those that signed that they are exposed; `taken`: the
-    statements that it took, by step and site; `colluding`: the c that the quorums were for."""
+    statements that it took, by step and site; `colluding`: the c that the quorums were for;
+    `first`: the first cut that these records can have been under by then, the number of cuts for
+    records that were in no sum and under no roster."""
 
     records: frozenset[bytes]
     cuts: tuple[Cut, ...]
@@ -107,6 +109,7 @@ class Entered(NamedTuple):
     signed: frozenset[str]
     taken: frozenset[Taken] = frozenset()
     colluding: int = 0
+    first: int = 0
 
 
 def chain(cuts: Iterable[Cut]) -> tuple[tuple[Cut, ...], tuple[int, ...]]:
@@ -208,26 +211,42 @@ def not_continued(entered: Sequence[Entered], cuts: Sequence[Cut]) -> tuple[Cut,
 def signed_late(entered: Sequence[Entered], history: History, own: str) -> frozenset[str]:
     """Sites whose exposure is of a step that the site `own` went on after, and was not there then:
     whoever stole a key that its site had then could sign it. At the step with which `own` went
-    itself others sign after it; whom its policy exposes is exposed without a signature."""
+    itself others sign after it; whom its policy exposes is exposed without a signature. A site that
+    lost its key went on under the key of then, which has the same name."""
+    name = history.names.get(own)
+    keys = {own} | {site for site, known in history.names.items() if name and known == name}
     return frozenset(
         site
         for one in entered
-        for number in range(_steps_of(one, own))
+        for number in range(_steps_of(one, keys))
         for site in history.signed.get(number, frozenset()) - one.signed - history.named
     )
 
 
-def _steps_of(entered: Entered, own: str) -> int:
-    """The steps of a chain that `own` was there after: not the last one, if it went with that."""
+def _steps_of(entered: Entered, keys: Collection[str]) -> int:
+    """The steps of a chain that the site with these first keys was there after: not the last one,
+    if it went with that."""
     *_, last = entered.cuts
-    went = bool(last) and not any(own in batch for batch in last)
+    went = bool(last) and not any(site in keys for batch in last for site in batch)
     return len(entered.cuts) - 1 - went
 
 
 def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:
     """The first cut of the chain that one of these rows can have been under, or that these records
-    went on under; the number of cuts if there is none."""
-    places = [number for row in rows if (number := place(row, cuts)) is not None]
+    went on under; the number of cuts if there is none.
+
+    Two cuts of a chain can be the same, where a site went and came back: a row of records that were
+    in no sum when they went on under this chain is of its last cut then, or a later one."""
+    begun = [
+        (one.records, len(one.cuts) - 1)
+        for one in entered
+        if one.first >= len(one.cuts) and tuple(cuts[: len(one.cuts)]) == one.cuts
+    ]
+    places: list[int] = []
+    for row in rows:
+        least = max((at for records, at in begun if row.records <= records), default=0)
+        number = place(row, cuts[least:])
+        places += [] if number is None else [least + number]
     places += [len(one.cuts) - 1 for one in entered if tuple(cuts[: len(one.cuts)]) == one.cuts]
     return min(places, default=len(cuts))
 

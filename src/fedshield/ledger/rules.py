@@ -206,7 +206,7 @@ def _together(
             f"roster that lists it among those it follows, got one that differs by {changed} "
             "sites; have the same sites back, under keys that their first ones signed; change a "
             "roster with roster leave and roster join; or use records that were in no sum, at "
-            "every site"
+            "every site, under a roster made anew"
         )
     if (known := not_continued(entered, history.cuts)) is not None:
         return (
@@ -219,7 +219,8 @@ def _together(
         return (
             f"expected no exposure of {history.calls(late)[:120]} for rosters that these records "
             "went on after without it, got one: who has an old key can sign such; ask that site, "
-            "and for a roster that does not list it"
+            "and for a roster that does not list it, or keep the site in this one's policy "
+            "(exposes) if it was there"
         )
     if history.named and (reason := _renamed(history, entered)):
         return reason
@@ -242,7 +243,7 @@ def _together(
         f"not exposed, got fewer for {history.calls(short[0])[:120]}: the difference of sums "
         f"before and after would show its update; go or join as {colluding + 2} or more together, "
         "have who goes or joins sign its exposure (fedshield roster leave, roster join), or use "
-        "records that were in no sum, at every site"
+        "records that were in no sum, at every site, under a roster made anew"
     )
 
 
@@ -256,7 +257,7 @@ def _lost_key(rows: Sequence[Row], request: Row, history: History) -> str:
                 f"expected every key of {history.names[sites[0]]} to count as exposed, since a "
                 "site that lost its key hides nobody, got fewer; have every policy, that site's "
                 f"too, expose {' and '.join(map(history.call, sites))}, or use records that were "
-                "in no sum, at every site"
+                "in no sum, at every site, under a roster made anew"
             )
     for lost in sorted({row.own for row in rows} - {request.own}):
         if history.names.get(lost) != history.names.get(request.own):
@@ -297,7 +298,8 @@ def followed(history: History, missing: Unsupported | None) -> str:
         f"expected at least {missing.needed} of the {len(before)} sites of the roster before to go "
         "on under this one, so that no other can follow it too, got "
         f"{missing.going_on}: have more of them in one session, with the records that were in sums "
-        "before, or have who went sign it (fedshield roster leave ROSTER NAME --kit KIT)"
+        "before, or have who went sign it (fedshield roster leave ROSTER NAME --kit KIT; policies "
+        "that expose it stay as they are)"
     )
 
 

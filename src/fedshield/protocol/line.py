@@ -292,16 +292,17 @@ class Line:
         for reason in self.refusals_now(exposed=approval.exposed):
             raise ProtocolError("rule", reason)
         entered = self.entered()
-        taken = self._check_statements(history, first_place(self.rows(), entered, history.cuts))
+        first = first_place(self.rows(), entered, history.cuts)
+        taken = self._check_statements(history, first)
         if not any(one.cuts == history.cuts for one in entered):
-            self._ledger.add_entered(self._entering(history, None, taken))
+            self._ledger.add_entered(self._entering(history, None, taken, first))
         if self._ledger.recoveries:
             # It may have counted for others, and does not know it any more.
             return len(history.cuts)
         return parting(self._ledger.entered, history.cuts)
 
     def _entering(
-        self, history: History, asked_from: int | None, taken: frozenset[Taken]
+        self, history: History, asked_from: int | None, taken: frozenset[Taken], first: int
     ) -> Entered:
         return Entered(
             self._line_records(),
@@ -311,18 +312,21 @@ class Line:
             history.open(),
             taken,
             self._colluding(self.rows()),
+            first,
         )
 
     def _check_statements(self, history: History, first: int) -> frozenset[Taken]:
         """What was signed of steps that these records were there for, from the cut `first` on: what
-        this ledger took before, or else what was signed with the last key that it knows of that
-        site, or one that goes on from it. Raises `ProtocolError` ('ledger') for another."""
+        this ledger took before, what the rosters of its kits listed when it was rebuilt, or else
+        what was signed with the last key that it knows of that site, or one that goes on from it.
+        Raises `ProtocolError` ('ledger') for another."""
         known = {
             statement
             for one in self._ledger.entered
             for statement in one.taken
             if one.cuts[: statement[0] + 2] == history.cuts[: statement[0] + 2]
         }
+        known = known.union(*(one.taken for one in self._ledger.recoveries))
         taken = set()
         for number, statements in history.statements.items():
             for keys, digest in statements if number >= first else ():
@@ -351,7 +355,7 @@ class Line:
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
             taken = self._check_statements(history, first)
-            self._ledger.add_entered(self._entering(history, first, taken))
+            self._ledger.add_entered(self._entering(history, first, taken, first))
 
     def _bare(self, rows: Sequence[Row]) -> bool:
         """Whether a sum of these records, this plan's with them, protects no training row."""

@@ -14,6 +14,7 @@ from fedshield.errors import FedShieldError, UserError
 from fedshield.ledger import heads
 from fedshield.ledger.entries import Recovered
 from fedshield.ledger.file import Ledger, LedgerError
+from fedshield.ledger.history import Taken
 from fedshield.ledger.rows import largest_colluding, part_version
 from fedshield.model.base import load_tokenizer
 from fedshield.model.chat import use_template
@@ -33,9 +34,9 @@ from fedshield.site.round import counted
 
 @dataclass(frozen=True)
 class Draft:
-    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `ended`:
-    as of `Recovered`; `notes`: what could not be read of the site's own part of a plan, one
-    sentence each."""
+    """A rebuilt ledger before it is written. `older`: an older copy, `lines`: its lines; `ended`,
+    `taken`: as of `Recovered`; `notes`: what could not be read of the site's own part of a plan,
+    one sentence each."""
 
     place: Path
     older: Ledger
@@ -46,13 +47,14 @@ class Draft:
     peers: dict[str, tuple[heads.Head, bytes]]
     chains: dict[str, tuple[str, ...]]
     ended: tuple[str, ...]
+    taken: frozenset[Taken]
     notes: tuple[str, ...]
 
     def write(self, question: StandingQuestion) -> None:
         """The question is gone before the ledger has its name. Raises `LedgerError`."""
         after = self.older.head.length
         nonce = question.nonce.hex()
-        recovered = Recovered(self.line, after, nonce, self.told, self.ended, now())
+        recovered = Recovered(self.line, after, nonce, self.told, self.ended, now(), self.taken)
         Ledger.rebuild(
             self.place,
             self.lines,
@@ -114,7 +116,19 @@ def draft(
         _latest(older.peers, peers, kept),
         dict(older.chains) | dict(chains) | _chains_of(members),
         ended(older, found.rows, own.lines, batched),
+        _taken(members),
         (*unread, *notes),
+    )
+
+
+def _taken(members: Sequence[Member]) -> frozenset[Taken]:
+    """What is signed of the steps up to the rosters of today, which these sites countersigned. The
+    lost ledger took it when it was signed, by keys that may have been replaced since."""
+    return frozenset(
+        (number, keys[0].hex(), digest)
+        for member in members
+        for number, statements in member.roster.history().statements.items()
+        for keys, digest in statements
     )
 
 
