@@ -244,7 +244,9 @@ def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[
     ]
     places: list[int] = []
     for row in rows:
-        least = max((at for records, at in begun if row.records <= records), default=0)
+        # A rebuilt row without records can be of any, so of some that were there before.
+        known = [at for records, at in begun if row.records and row.records <= records]
+        least = max(known, default=0)
         number = place(row, cuts[least:])
         places += [] if number is None else [least + number]
     places += [len(one.cuts) - 1 for one in entered if tuple(cuts[: len(one.cuts)]) == one.cuts]
