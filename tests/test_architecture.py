@@ -48,7 +48,7 @@ HOLDS_A_KEY = {
     *("fedshield.crypto.ckks", "fedshield.crypto.keys"),
     *("fedshield.crypto.seal", "fedshield.crypto.plain", "fedshield.crypto.shamir"),
     *(f"fedshield.crypto.rlwe.{part}" for part in ("scheme", "sampling", "tag", "products")),
-    *("fedshield.site.schemes", "fedshield.protocol.participant_sum"),
+    *("fedshield.site.schemes", "fedshield.site.ciphers", "fedshield.protocol.participant_sum"),
     "fedshield.protocol.channels",
     *("fedshield.protocol.run_keys", "fedshield.protocol.participant"),
     "fedshield.protocol.catch_up",

@@ -1,7 +1,7 @@
 """The values that flow through one round, in the order in which they come about.
 
     AdapterState -> AdapterUpdate -> PrunedUpdate (+ Mask) -> EncodedUpdate (+ Layout)
-      -> EncryptedUpdate (`site.schemes`) -> OpenedSum -> AdapterState'
+      -> EncryptedUpdate (`site.ciphers`) -> OpenedSum -> AdapterState'
 
 All are frozen. Arrays are made read-only when a value is built, so that a step can only hand
 on something new; values with arrays compare by identity. The coordinator sees the blocks of

@@ -14,7 +14,7 @@ from fedshield.cost.memory import MemoryCost, memory_cost, refusal, refuse_too_l
 from fedshield.errors import ModelError
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
-from fedshield.site.schemes import facts
+from fedshield.site.schemes import scheme_of
 
 GB = 10**9
 
@@ -30,7 +30,7 @@ def plan_of(**training: Any) -> Plan:
 
 
 def cost_of(plan: Plan, row_tokens: int) -> MemoryCost:
-    return memory_cost(plan, *spec_of(plan), facts(plan), "float32", row_tokens)
+    return memory_cost(plan, *spec_of(plan), scheme_of(plan).facts, "float32", row_tokens)
 
 
 def test_a_step_is_what_was_measured() -> None:

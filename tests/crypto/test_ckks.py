@@ -21,7 +21,7 @@ from fedshield.crypto.adders import CkksAdder, adder
 from fedshield.crypto.ckks import GRID_TOLERANCE, CkksScheme
 from fedshield.crypto.scheme import CKKS, MODULUS_BITS, SCALE_BITS
 from fedshield.errors import CryptoError
-from fedshield.plan.sections import SCHEME_PARAMETERS
+from fedshield.plan.sections import SCHEMES as PLAN_SCHEMES
 
 SETS = ("lean", "paper")
 GRID_BITS = 22
@@ -194,7 +194,7 @@ def test_the_named_set_is_what_seal_uses(name: str) -> None:
 def test_the_sets_are_within_the_security_tables() -> None:
     """HomomorphicEncryption.org, 128-bit classical, ternary secrets: log2 q at most."""
     table = {4096: 109, 8192: 218}
-    assert set(CKKS) == set(SCHEME_PARAMETERS["ckks"]) == set(MODULUS_BITS)
+    assert set(CKKS) == set(PLAN_SCHEMES["ckks"].parameter_sets) == set(MODULUS_BITS)
     for name, chosen in CKKS.items():
         assert sum(MODULUS_BITS[name]) <= table[2 * chosen.values_per_ciphertext]
         assert chosen.security_bits == 128

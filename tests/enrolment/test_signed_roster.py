@@ -31,7 +31,7 @@ from fedshield.enrolment.replacement import ReplacedKey
 from fedshield.enrolment.terms import SCHEMES, SERVERS
 from fedshield.errors import UserError
 from fedshield.plan.quorum import resolve
-from fedshield.plan.sections import SCHEME_PARAMETERS
+from fedshield.plan.sections import SCHEMES as PLAN_SCHEMES
 from fedshield.protocol.wire import codec
 
 NAMES = ("bank", "clinic", "hospital", "school")
@@ -402,7 +402,7 @@ def test_to_roster_is_bound_to_the_signed_content() -> None:
 
 
 def test_every_scheme_of_a_plan_can_be_allowed() -> None:
-    assert set(SCHEME_PARAMETERS) <= set(SCHEMES)
+    assert set(PLAN_SCHEMES) <= set(SCHEMES)
     assert "ONE site" in Allowed(("ckks",)).in_words()
     assert "NO protection" in Allowed(("plain",)).in_words()
 

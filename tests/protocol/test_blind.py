@@ -42,7 +42,7 @@ from fedshield.protocol import channels, participant_sum, run_keys
 from fedshield.protocol.contexts import aggregate_digest, contributors_digest, upload_digest
 from fedshield.protocol.run_keys import PURPOSE, RunKeys
 from fedshield.protocol.wire import codec, messages
-from fedshield.site.schemes import EncryptedUpdate, OneTimeKeys
+from fedshield.site.ciphers import EncryptedUpdate, OneTimeKeys
 
 HEAD = 128  # the serialised contexts begin alike: parameters
 WINDOW = 64
@@ -776,6 +776,7 @@ def test_the_memory_of_the_coordinators_process_holds_no_secret(
             "fedshield.crypto.shamir",
             "fedshield.crypto.shares",
             "fedshield.protocol.channels",
+            "fedshield.site.ciphers",
             "fedshield.site.schemes",
             "fedshield.protocol.participant",
             "fedshield.protocol.run_keys",

@@ -31,7 +31,7 @@ from fedshield.protocol.participant_sum import Member, Summation
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.schemes import OneTimeKeys
+from fedshield.site.ciphers import OneTimeKeys
 from fedshield.update.encode_integers import encode_count
 
 pytestmark = pytest.mark.usefixtures("unsynced")

@@ -40,7 +40,8 @@ from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan.quorum import resolve
 from fedshield.protocol.contexts import aggregate_digest, contributors_digest, upload_digest
 from fedshield.protocol.wire import envelope, messages
-from fedshield.site.schemes import parameters_of, rlwe_layout
+from fedshield.site.ciphers import rlwe_layout
+from fedshield.site.schemes import parameters_of
 
 Ints = np.ndarray[Any, Any]
 P = shamir.PRIME

@@ -49,7 +49,8 @@ from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.transport import Replies
 from fedshield.protocol.wire import codec, envelope, messages
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.schemes import parameters_of, rlwe_layout
+from fedshield.site.ciphers import rlwe_layout
+from fedshield.site.schemes import parameters_of
 from fedshield.update.quantise import quantise
 
 #: With fewer than a thousand, some ways to end are not met.

@@ -19,6 +19,7 @@ from fedshield.protocol import run_keys
 from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
+from fedshield.site.schemes import scheme_of
 
 SCHEMES = ("plain", "ckks", "rlwe")
 ZERO = Binding(bytes(32), 0, "setup")
@@ -777,7 +778,7 @@ def test_a_block_that_is_longer_than_a_sums_is_refused(uploaded: tuple[Any, Any]
 def false_sum(federation: Any, blocks: list[bytes]) -> list[bytes]:
     """What has the form of a sum, and is none: under another key, of another weight, or zeros."""
     if federation.plan.scheme.name == "ckks":
-        return list(run_keys.make(federation.plan).scheme.encrypt(np.zeros(551)))
+        return list(run_keys.make(scheme_of(federation.plan)).scheme.encrypt(np.zeros(551)))
     if federation.plan.scheme.name == "plain":
         return [blocks[0][:-4] + np.array([0.5], "<f4").tobytes()]
     return [bytes(len(blocks[0]))]
@@ -896,7 +897,7 @@ def keyless(federation: Any, request: pytest.FixtureRequest) -> tuple[Any, dict[
 def rebox(federation: Any, to: str, signer: str, **changes: Any) -> bytes:
     """A key box for the site `to` as `signer` would make it, with other fields in `changes`."""
     participants = federation.participants
-    keys = changes.pop("keys", None) or run_keys.make(federation.plan)
+    keys = changes.pop("keys", None) or run_keys.make(scheme_of(federation.plan))
     peers = {name: one._run_key.public for name, one in participants.items()}
     binding = changes.pop("binding", None) or participants[to]._binding
     run_key = changes.pop("run_key", None) or participants[signer]._run_key
@@ -939,7 +940,7 @@ def test_key_boxes_that_are_refused(keyless: tuple[Any, dict[str, bytes]]) -> No
     stranger = rebox(federation, VICTIM, "bank", run_key=RunKey(os.urandom(32)))
     with pytest.raises(CryptoError, match="does not open"):
         federation.send(VICTIM, messages.TakeKey(stranger))
-    short = replace(run_keys.make(federation.plan), group_key=bytes(31))
+    short = replace(run_keys.make(scheme_of(federation.plan)), group_key=bytes(31))
     with pytest.raises((ProtocolError, CryptoError)):
         federation.send(VICTIM, messages.TakeKey(rebox(federation, VICTIM, "bank", keys=short)))
     for site in (VICTIM, "hospital"):
@@ -957,7 +958,7 @@ def test_a_key_of_another_set_is_refused(federation: Any) -> None:
     other = plan.model_copy(
         update={"scheme": plan.scheme.model_copy(update={"parameters": "paper"})}
     )
-    box = rebox(ours, VICTIM, "bank", keys=run_keys.make(other))
+    box = rebox(ours, VICTIM, "bank", keys=run_keys.make(scheme_of(other)))
     with pytest.raises(CryptoError, match="of lean"):
         ours.send(VICTIM, messages.TakeKey(box))
     assert CKKS["lean"].name == plan.scheme.parameter_set

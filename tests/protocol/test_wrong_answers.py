@@ -23,7 +23,7 @@ from fedshield.protocol.log.entries import Fact
 from fedshield.protocol.log.verify import cross_check, read_chain
 from fedshield.protocol.wire import envelope, messages
 from fedshield.run.log_file import LogFile, known_keys
-from fedshield.site.schemes import rlwe_layout
+from fedshield.site.ciphers import rlwe_layout
 
 pytestmark = pytest.mark.usefixtures("unsynced")
 

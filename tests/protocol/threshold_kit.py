@@ -24,7 +24,8 @@ from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.transport import Replies
 from fedshield.protocol.wire import codec, envelope, messages
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.schemes import parameters_of, rlwe_layout
+from fedshield.site.ciphers import WeightedUpdate, rlwe_layout
+from fedshield.site.schemes import parameters_of
 from fedshield.types import EncodedIntegers
 from fedshield.update import encode_integers
 
@@ -145,12 +146,14 @@ def sent_by(federation: Any, name: str) -> EncodedIntegers:
     site = federation.participants[name]
     model, made = site._model, site._model._made
     encoded: EncodedIntegers = site._cipher.encode_update(
-        made.values,
+        WeightedUpdate(
+            made.values,
+            model.parts(),
+            site._weight,
+            0.0 if model.terms is not None else model.record.train_loss,
+            model.rounding_seed(model.record.round_number),
+        ),
         site._cipher.update_layout(made.selection.sha256(), made.values.size),
-        model.parts(),
-        site._weight,
-        0.0 if model.terms is not None else model.record.train_loss,
-        model.rounding_seed(model.record.round_number),
     )
     return encoded
 

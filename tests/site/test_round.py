@@ -17,9 +17,10 @@ from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.protocol import participant_sum
 from fedshield.seeds import SiteRandomness
+from fedshield.site.ciphers import Cipher, OneTimeKeys
 from fedshield.site.interfaces import Contribution
 from fedshield.site.round import LEAST_WEIGHT, SiteModel, first_memory
-from fedshield.site.schemes import Cipher, OneTimeKeys, parameters_of
+from fedshield.site.schemes import parameters_of
 from fedshield.types import (
     AdapterSpec,
     AdapterState,

@@ -14,7 +14,8 @@ from fedshield.crypto.adders import adder
 from fedshield.crypto.scheme import CKKS
 from fedshield.plan.load import parse_plan
 from fedshield.protocol import run_keys
-from fedshield.site.schemes import EncryptedUpdate, SharedKey
+from fedshield.site.ciphers import EncryptedUpdate
+from fedshield.site.schemes import SessionKeys, scheme_of
 
 
 @pytest.mark.parametrize("name", ["plain", "lean", "paper"])
@@ -29,7 +30,9 @@ def test_a_block_of_a_sum_is_bounded_by_its_own_size(
     scheme = {"name": "plain"} if name == "plain" else {"name": "ckks", "parameters": name}
     sites = {site: {"source": "sample:finance"} for site in ("bank", "clinic")}
     plan = parse_plan({"data": {"sites": sites}, "scheme": scheme}, base_dir=tmp_path)
-    cipher = SharedKey(plan, run_keys.make(plan).scheme, 2)
+    cipher = scheme_of(plan).cipher(
+        SessionKeys(run_keys.make(scheme_of(plan)).scheme, bytes(32), bytes(32))
+    )
     per_block = cipher.scheme.parameters.values_per_block
     adding = adder(
         plan.scheme.name, plan.scheme.parameter_set, getattr(cipher.scheme, "public", b"")

@@ -115,11 +115,11 @@ class Attacker:
         plan, names = recording.plan, recording.plan.data.site_names()
         found: list[Finding] = []
         server = openings.by_server(recording.server, plan, self._start)
-        opens = plan.scheme.name == "plain"
+        opens = not plan.scheme.traits.encrypted
         found += self._numbers(setting, SERVER, server.seen, recording, "" if opens else NOT_OPENED)
-        if plan.scheme.name == "ckks":
+        if plan.scheme.traits.shared_key:
             found += self._coalition(setting, recording, names[:1], "")
-        if plan.scheme.name == "rlwe":
+        if plan.scheme.traits.one_time_keys:
             rules = plan.rules()
             found += self._coalition(setting, recording, names[: max(1, rules.max_colluding)], "")
             if rules.threshold < len(names):

@@ -18,7 +18,7 @@ from fedshield.protocol.run_keys import RunKeys
 from fedshield.protocol.transport import Replies, Sites
 from fedshield.protocol.wire import codec, envelope
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.schemes import Parts
+from fedshield.site.ciphers import Parts
 from fedshield.types import AdapterState, Float32, Selection
 
 #: What an envelope has before and after its body.

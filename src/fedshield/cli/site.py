@@ -61,7 +61,8 @@ def check(
     if roster is not None:
         signed = SignedRoster.read(roster)
         known = signed.to_roster()
-        if loaded.scheme.name != "rlwe":  # the whole roster's sum, whatever was agreed for rlwe
+        if not loaded.scheme.traits.one_time_keys:
+            # The whole roster's sum, whatever was agreed for rlwe.
             known = dataclasses.replace(known, rules=loaded.rules())
     here = None if site is None else rules.local_plan(loaded, site)
     found = rules.violations(loaded, known, model_sha256)

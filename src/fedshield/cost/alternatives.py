@@ -16,7 +16,7 @@ from fedshield.cost.estimate import spec_of
 from fedshield.errors import FedShieldError, ModelError
 from fedshield.plan.schema import Plan
 from fedshield.plan.sections import AdapterPlan
-from fedshield.site.schemes import parameters_of, update_layout
+from fedshield.site.schemes import parameters_of, scheme_of
 from fedshield.types import AdapterSpec
 from fedshield.update.paper_baseline import RANK, TARGETS, paper_bytes
 from fedshield.update.prune import num_sent
@@ -77,9 +77,10 @@ def _paper_values(plan: Plan) -> int | None:
 
 def _mean_upload(plan: Plan, spec: AdapterSpec) -> float:
     sizes, sites = Sizes(plan), len(plan.data.site_names())
+    scheme = scheme_of(plan)
     turns = Counter(num_sent(plan, spec, at) for at in range(1, plan.rounds + 1))
     total = sum(
-        times * sizes.summed(update_layout(plan, count))[0] for count, times in turns.items()
+        times * sizes.summed(scheme.update_layout(count))[0] for count, times in turns.items()
     )
     return total / (plan.rounds * sites)
 

@@ -20,7 +20,7 @@ from fedshield.model.locate import given_config
 from fedshield.model.shapes import ModelShape
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import forecast
-from fedshield.site.schemes import facts, update_layout, weights_layout
+from fedshield.site.schemes import scheme_of
 from fedshield.types import AdapterSpec
 from fedshield.update.prune import num_sent
 
@@ -175,7 +175,7 @@ def _longest(plan: Plan, lengths: Sequence[int]) -> int:
 def _memory(
     plan: Plan, shape: ModelShape, spec: AdapterSpec, precision: str, row_tokens: int
 ) -> memory.MemoryCost:
-    return memory.memory_cost(plan, shape, spec, facts(plan), precision, row_tokens)
+    return memory.memory_cost(plan, shape, spec, scheme_of(plan).facts, precision, row_tokens)
 
 
 def _cost(
@@ -189,14 +189,14 @@ def _cost(
     # A quantised base can be costed on a machine without CUDA: nothing is loaded.
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
-    scheme = facts(plan)
+    scheme = scheme_of(plan)
     sizes = Sizes(plan)
     names = plan.data.site_names()
     counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
-    by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
+    by_count = {count: sizes.summed(scheme.update_layout(count)) for count in sorted(set(counts))}
     ups = [by_count[count][0] for count in counts]
     downs = [by_count[count][1] for count in counts]
-    setup_up, setup_down = sizes.setup(weights_layout(plan))
+    setup_up, setup_down = sizes.setup(scheme.weights_layout())
     longest = _longest(plan, lengths)
     needed = _memory(plan, shape, spec, precision, longest)
     speed = machine.matrix_speed(device, precision)
@@ -214,9 +214,9 @@ def _cost(
         sites=len(names),
         rounds=plan.rounds,
         scheme=plan.scheme.name,
-        scheme_parameters=scheme.parameters,
-        security_bits=scheme.security_bits,
-        quorums=plan.rules().in_words() if plan.scheme.name == "rlwe" else "",
+        scheme_parameters=scheme.facts.parameters,
+        security_bits=scheme.facts.security_bits,
+        quorums=plan.rules().in_words() if plan.scheme.traits.one_time_keys else "",
         base_model_values=shape.values,
         trainable_values=spec.num_values,
         exchanged_values=counts,

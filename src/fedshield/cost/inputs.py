@@ -63,7 +63,7 @@ def look(plan: Plan, *, elsewhere: bool = False) -> Inputs:
 def weight_problem(plan: Plan, rows: Mapping[str, int | None]) -> str | None:
     """Why the bits are too few for the sites' weights, which are their shares of all training rows;
     None where they suffice, or where a site's rows are not known."""
-    if plan.scheme.name != "rlwe" or plan.scheme.weights == "equal":
+    if not plan.scheme.traits.one_time_keys or plan.scheme.weights == "equal":
         return None
     known = {name: counted(plan, count) for name, count in rows.items() if count is not None}
     total = sum(known.values())

@@ -15,7 +15,8 @@ from fedshield.protocol.contexts import HEAD_BYTES, VERSION_BYTES
 from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.schemes import block_sizes, parameters_of, share_shape
+from fedshield.site.ciphers import share_shape
+from fedshield.site.schemes import parameters_of, scheme_of
 from fedshield.types import Layout
 
 
@@ -28,7 +29,7 @@ class Sizes:
         rules = plan.rules()
         keys = {name: at.to_bytes(32, "big") for at, name in enumerate(self._names)}
         self._roster = Roster(keys, b"\xff" * 32, rules, demo=True)
-        self._shared = plan.scheme.name == "rlwe"
+        self._shared = plan.scheme.traits.one_time_keys
 
     def _size(self, message: messages.Message, phase: str, sender: str = COORDINATOR) -> int:
         binding = Binding(bytes(32), 0, phase)
@@ -43,7 +44,7 @@ class Sizes:
 
     def summed(self, layout: Layout, phase: str = "round") -> tuple[int, int]:
         """Bytes up and down, of all sites together, of one sum over `layout`."""
-        names, sizes = self._names, block_sizes(self._plan, layout)
+        names, sizes = self._names, scheme_of(self._plan).block_sizes(layout)
         digests = tuple(bytes(32) for _ in sizes)
         share = b""
         if self._shared:
@@ -112,7 +113,7 @@ class Sizes:
         join = messages.Join(bytes(32), key, 0, 0, *sizes, {}, b"", 0)
         begin = messages.Begin(self._signed(join, "setup"))
         secret_bytes = public_bytes = 0
-        if plan.scheme.name == "ckks":
+        if plan.scheme.traits.on_grid:
             chosen = parameters("ckks", plan.scheme.parameter_set)
             secret_bytes, public_bytes = chosen.secret_key_bytes, chosen.public_key_bytes
         secret = bytes(CIPHERTEXT_BYTES + 32 + secret_bytes + OVERHEAD_BYTES)

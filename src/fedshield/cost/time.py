@@ -141,7 +141,7 @@ def rough(
         public = GRADIENT_PASSES * ROWS_OF_EACH * len(samples.SAMPLES) * float(rows.mean())
         preparing += 4 * weights * public / (speed * EFFICIENCY)
     crypto = 0.0
-    if plan.scheme.name != "plain":
+    if plan.scheme.traits.encrypted:
         crypto = spec.num_values * sum(_CRYPTO_S[plan.scheme.name, plan.scheme.parameter_set])
     calls = CALL_S * training.gradient_accumulation
     # One token at a time: the weights are read from memory for each.

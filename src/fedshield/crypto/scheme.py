@@ -39,6 +39,8 @@ class SchemeParameters:
     secret_key_bytes: int
     #: |sum| of a slot must stay below this for the opening to be right.
     sum_limit: float
+    #: Whether a block is a frame of ciphertexts; else it is the numbers themselves.
+    framed: bool = True
 
     @property
     def ciphertexts_per_block(self) -> int:
@@ -59,7 +61,7 @@ class SchemeParameters:
         return int(count * (self.ciphertext_bytes * 1.25 + 64)) + 64
 
 
-PLAIN = SchemeParameters("plain", "", None, 1, 4, 0, 0, sum_limit=float(2**100))
+PLAIN = SchemeParameters("plain", "", None, 1, 4, 0, 0, sum_limit=float(2**100), framed=False)
 
 # Security: N=8192 with 200 bits and N=4096 with 106 bits are both inside the 128-bit classical
 # rows of the HomomorphicEncryption.org tables (218 and 109 bits; the 2024 guideline, ePrint

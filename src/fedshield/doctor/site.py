@@ -247,7 +247,7 @@ def _policy(
 ) -> Iterator[Finding]:
     known = None if signed is None else signed.to_roster()
     # Without a threshold the rule is the whole roster, whatever was agreed for rlwe.
-    if known is not None and plan.scheme.name != "rlwe":
+    if known is not None and not plan.scheme.traits.one_time_keys:
         known = replace(known, rules=plan.rules())
     lines = policy.violations(plan, known, digest)
     for line in lines:

@@ -139,11 +139,13 @@ class Policy(Section):
         if scheme.name not in self.schemes:
             found.append(_line("scheme.name", _one_of(self.schemes), scheme.name, "schemes"))
         # ckks holds against a coordinator that follows the protocol only, plain against none.
-        server = scheme.server if scheme.name == "rlwe" else "semi-honest"
+        server = scheme.server if scheme.traits.one_time_keys else "semi-honest"
         if server not in self.servers:
-            got = server if scheme.name == "rlwe" else f"{server} (all that {scheme.name} holds in)"
+            got: str = server
+            if not scheme.traits.one_time_keys:
+                got = f"{server} (all that {scheme.name} holds in)"
             found.append(_line("scheme.server", _one_of(self.servers), got, "servers"))
-        opened = "server" if scheme.name == "plain" else scheme.open_to
+        opened = scheme.open_to if scheme.traits.encrypted else "server"
         if opened not in self.open_to:
             found.append(_line("scheme.open_to", _one_of(self.open_to), opened, "open_to"))
         if scheme.membership not in self.memberships:
@@ -158,7 +160,7 @@ class Policy(Section):
         if scheme.weights not in self.weights:
             found.append(_line("scheme.weights", _one_of(self.weights), scheme.weights, "weights"))
         bits = plan.encoding.bits
-        if scheme.name == "rlwe" and self.min_bits is not None and bits < self.min_bits:
+        if scheme.traits.one_time_keys and self.min_bits is not None and bits < self.min_bits:
             found.append(_line("encoding.bits", f"at least {self.min_bits}", bits, "min_bits"))
         return found
 

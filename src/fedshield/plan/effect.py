@@ -73,13 +73,13 @@ def _idle(plan: Plan) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("pruning", *shape, "start_round", "target_round"), "pruning.method is none"
     elif pruning.mask == "local":
         yield ("pruning", "ranking", "explore"), "pruning.mask is local"
-    if plan.scheme.name != "ckks":
+    if not plan.scheme.traits.on_grid:
         why = f"scheme.name is {plan.scheme.name}, and only ckks rounds to a grid"
         yield ("encoding", "grid_bits"), why
-    if plan.scheme.name != "rlwe":
+    if not plan.scheme.traits.one_time_keys:
         why = f"scheme.name is {plan.scheme.name}, and only rlwe packs bits"
         yield ("encoding", "bits", "headroom"), why
-    if plan.scheme.name == "plain" and pruning.method == "none":
+    if not plan.scheme.traits.encrypted and pruning.method == "none":
         why = "nothing is left out of an update: scheme.name is plain, pruning.method none"
         yield ("encoding", "error_feedback"), why
     if plan.scheme.weights == "equal":

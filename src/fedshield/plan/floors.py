@@ -41,7 +41,7 @@ def counted(plan: Plan, num_examples: int, cap: int | None = None) -> int:
 def floor(plan: Plan) -> int:
     """The fewest rows with loss with which a site is not refused. Under scheme `plain`, which hides
     no update, it is what the plan says, or one row."""
-    if plan.scheme.name == "plain":
+    if not plan.scheme.traits.encrypted:
         return plan.data.min_examples or 1
     return min_examples(plan)
 
@@ -80,7 +80,7 @@ def in_words(plan: Plan) -> str:
     weights = plan.scheme.weights
     text = "equal" if weights == "equal" else f"by rows, {weights}"
     text += f"; at least {least:,} rows at every site"
-    text += "" if plan.scheme.name == "plain" else _unset(plan)
+    text += _unset(plan) if plan.scheme.traits.encrypted else ""
     return text if most is None else f"{text}, each counts for at most {most:,} (rule R6)"
 
 

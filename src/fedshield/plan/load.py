@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from fedshield.errors import InvalidKey, PlanError
 from fedshield.plan.effect import without_effect
 from fedshield.plan.schema import YAML_FLOAT, Plan
-from fedshield.plan.sections import RLWE_KEYS, SCHEME_PARAMETERS, SchemePlan
+from fedshield.plan.sections import RLWE_KEYS, SCHEMES, SchemePlan, SchemeTraits
 
 #: What people coming from other tools type first, and where it lives here.
 _ALIASES = {
@@ -187,9 +187,10 @@ def _of_another_scheme(scheme: dict[str, Any]) -> list[str]:
     """Keys with a value that the scheme named beside them does not have."""
     name, found = str(scheme.get("name")), []
     parameters = scheme.get("parameters")
-    if parameters is not None and parameters not in SCHEME_PARAMETERS.get(name, ()):
+    traits = SCHEMES.get(name, SchemeTraits())
+    if parameters is not None and parameters not in traits.parameter_sets:
         found.append("parameters")
-    if name != "rlwe":
+    if not traits.one_time_keys:
         fields = SchemePlan.model_fields
         found += [
             key for key in RLWE_KEYS if scheme.get(key, fields[key].default) != fields[key].default

@@ -99,7 +99,7 @@ def refuse_unsound(
         )
     if unit != "site":
         return
-    if scheme.name != "rlwe":
+    if not scheme.traits.one_time_keys:
         raise InvalidKey(
             "scheme.name",
             scheme.name,

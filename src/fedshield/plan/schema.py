@@ -100,7 +100,7 @@ class Plan(Section):
             )
         refuse_unsound(self.privacy, self.scheme, self.adapter, self.training)
         num_sites = len(self.data.site_names())
-        if self.scheme.name != "plain" and num_sites < 2:
+        if self.scheme.traits.encrypted and num_sites < 2:
             key = "sites" if self.data.split == "by-site" else "num_sites"
             raise InvalidKey(
                 f"data.{key}",
@@ -143,7 +143,7 @@ class Plan(Section):
     def rules(self) -> Rules:
         """Who may open what. Without a threshold, only the whole roster's sum is opened."""
         num_sites, scheme = len(self.data.site_names()), self.scheme
-        if scheme.name != "rlwe":
+        if not scheme.traits.one_time_keys:
             return Rules(num_sites, 0, 0, num_sites, num_sites)
         return resolve(
             num_sites,
@@ -160,7 +160,7 @@ class Plan(Section):
         sums (a batch's). A scheme without a threshold has no c of its own; what `rlwe` would take
         is taken, so that it weights sites alike."""
         rules = self.rules()
-        if self.scheme.name == "rlwe":
+        if self.scheme.traits.one_time_keys:
             return rules.least_apart - rules.max_colluding
         return rules.num_sites - default_colluding(rules.num_sites)
 

@@ -5,6 +5,7 @@ Each checks itself; what depends on several of them is checked by the whole plan
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -159,10 +160,32 @@ class EncodingPlan(Section):
     )
 
 
-SCHEME_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "rlwe": (),
-    "ckks": ("lean", "paper"),
-    "plain": (),
+@dataclass(frozen=True)
+class SchemeTraits:
+    """What sets one scheme apart from the others. Whoever treats schemes differently asks this,
+    not the scheme's name: a new scheme is a new row of `SCHEMES`.
+
+    `parameter_sets`: the named sets it has, the default first; `encrypted`: the coordinator cannot
+    read an update; `one_time_keys`: each sum has keys of its own, which are opened by shares, so
+    quorums apply and values are packed as integers of `encoding.bits`; `on_grid`: values are
+    rounded to `encoding.grid_bits`.
+    """
+
+    parameter_sets: tuple[str, ...] = ()
+    encrypted: bool = True
+    one_time_keys: bool = False
+    on_grid: bool = False
+
+    @property
+    def shared_key(self) -> bool:
+        """Whether every site holds the one key of the run, which opens any single update."""
+        return self.encrypted and not self.one_time_keys
+
+
+SCHEMES: dict[str, SchemeTraits] = {
+    "rlwe": SchemeTraits(one_time_keys=True),
+    "ckks": SchemeTraits(("lean", "paper"), on_grid=True),
+    "plain": SchemeTraits(encrypted=False),
 }
 #: Keys of `scheme` that only rlwe has.
 RLWE_KEYS = (
@@ -188,13 +211,13 @@ class SchemePlan(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> SchemePlan:
-        known = SCHEME_PARAMETERS[self.name]
+        known = self.traits.parameter_sets
         if self.parameters is not None and self.parameters not in known:
             allowed = f"one of {', '.join(known)}" if known else "no parameters"
             raise InvalidKey(
                 "parameters", repr(self.parameters), f"{allowed} when scheme.name is {self.name}"
             )
-        if self.name != "rlwe":
+        if not self.traits.one_time_keys:
             for key in RLWE_KEYS:
                 value = getattr(self, key)
                 if value != type(self).model_fields[key].default:
@@ -207,9 +230,13 @@ class SchemePlan(Section):
         return self
 
     @property
+    def traits(self) -> SchemeTraits:
+        return SCHEMES[self.name]
+
+    @property
     def parameter_set(self) -> str:
         """The named set in force: the one asked for, else the scheme's first; '' for none."""
-        known = SCHEME_PARAMETERS[self.name]
+        known = self.traits.parameter_sets
         return self.parameters or (known[0] if known else "")
 
 

@@ -83,7 +83,7 @@ class Coordinator:
         self._adder: Adder | None = None
         self._receipts: dict[str, bytes] = {}
         self.completed_rounds = 0
-        self._threshold = plan.scheme.name == "rlwe"
+        self._threshold = plan.scheme.traits.one_time_keys
         # Dealers that are left out of this sum because of their shares.
         self._blamed: dict[str, str] = {}
         # Dealer -> who has a good share of it.

@@ -49,9 +49,10 @@ from fedshield.protocol.roster import COORDINATOR, Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.seeds import SiteRandomness
+from fedshield.site.ciphers import Cipher, Encoded, example_count
 from fedshield.site.interfaces import LocalWork, Sent, SiteRound, Store
 from fedshield.site.round import SiteModel, standing_digest
-from fedshield.site.schemes import Cipher, Encoded, OneTimeKeys, SharedKey, parameters_of
+from fedshield.site.schemes import SessionKeys, scheme_of
 from fedshield.types import AdapterState, OpenedSum, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
@@ -117,6 +118,7 @@ class Participant:
             randomness=randomness,
         )
         self._plan = plan
+        self._scheme = scheme_of(plan)
         self._roster = roster
         self._key = key
         self._journal = journal
@@ -331,7 +333,7 @@ class Participant:
             raise ProtocolError("repeated", "the session has not begun")
         if self._keys is not None or self.name != run_keys.maker(self._peer_keys):
             raise ProtocolError("repeated", "this site does not make the run's keys, or has")
-        keys = run_keys.make(self._plan)
+        keys = run_keys.make(self._scheme)
         self._take(keys)
         return run_keys.offer(
             keys,
@@ -348,7 +350,7 @@ class Participant:
         self._take(
             run_keys.take(
                 command.box,
-                self._plan,
+                self._scheme,
                 self._roster,
                 self.name,
                 self._run_key,
@@ -362,10 +364,8 @@ class Participant:
         self._keys = keys
         if self._inspector is not None:
             self._inspector.took_keys(keys)
-        if keys.scheme is not None:
-            self._cipher = SharedKey(self._plan, keys.scheme, len(self._roster.sites))
-        else:
-            self._cipher = OneTimeKeys(parameters_of(self._plan), keys.group_key, self._secret)
+        session = SessionKeys(keys.scheme, keys.group_key, self._secret)
+        self._cipher = self._scheme.cipher(session)
 
     # -- the model of the last round, to who was away ----------------------------------------
 
@@ -622,8 +622,7 @@ class Participant:
 
     def _weights_of(self, opened: OpenedSum, current: Summation) -> tuple[str, Callable[[], None]]:
         """The total's digest, and what takes it."""
-        assert self._cipher is not None
-        total = self._cipher.count(opened, len(current.contributors))
+        total = example_count(opened, len(current.contributors))
         own = self._model.num_examples
         if total < 1 or (current.in_set and total < own):
             raise CryptoError("weights: the total is less than this site's own count", "weight")

@@ -41,8 +41,16 @@ from fedshield.protocol.line import Line
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding, Sign
-from fedshield.site.schemes import Cipher, Encoded, EncryptedUpdate, Parts
-from fedshield.types import Layout, OpenedSum
+from fedshield.site.ciphers import (
+    Cipher,
+    Encoded,
+    EncryptedSum,
+    EncryptedUpdate,
+    OneTimeKeys,
+    Parts,
+    SharedKey,
+)
+from fedshield.types import EncodedIntegers, EncodedUpdate, Layout, OpenedSum
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Summation:
         #: Holder -> what was wrong with its answer, as a code; known from `open` on.
         self.faulty: dict[str, str] = {}
         self._channels: Channels | None = None
+        self._blocks: tuple[bytes, ...] = ()
         self._sealed: EncryptedUpdate | None = None
         self._salt_key: bytes | None = None
         self._upload: messages.Upload | None = None
@@ -142,17 +151,22 @@ class Summation:
         channels = self._channels
         if channels is None or self._upload is not None:
             raise ProtocolError("repeated", "this site has an upload in this sum")
-        context = self.binding.context
-        sealed = self._cipher.encrypt(encoded, context)
+        if isinstance(self._cipher, SharedKey):
+            assert isinstance(encoded, EncodedUpdate)
+            blocks = self._cipher.encrypt(encoded)
+        else:
+            assert isinstance(encoded, EncodedIntegers)
+            self._sealed = self._cipher.encrypt(encoded, self.binding.context)
+            blocks = self._sealed.blocks
         upload = messages.Upload(
             key_id=self._cipher.key_id,
             layout_tag=self._tag_in(self.binding, b"layout", encoded.layout.sha256()),
-            block_digests=tuple(hashlib.sha256(block).digest() for block in sealed.blocks),
+            block_digests=tuple(hashlib.sha256(block).digest() for block in blocks),
             share_digests={},
             head=self._member.line.statement(self._member.sign),
         )
-        if sealed.secret is not None:
-            self._share_out(sealed, encoded.layout, upload_digest(upload), channels)
+        if self._sealed is not None:
+            self._share_out(self._sealed, encoded.layout, upload_digest(upload), channels)
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
             upload = replace(upload, share_digests=digests)
         self._member.journal.upload(
@@ -161,26 +175,29 @@ class Summation:
             self._session.phase,
             upload_record(upload),
         )
-        self._sealed, self._upload, self._layout = sealed, upload, encoded.layout
+        self._blocks, self._upload, self._layout = blocks, upload, encoded.layout
         return upload
 
     def _shape(self, layout: Layout) -> sharing.ShareShape:
+        assert isinstance(self._cipher, OneTimeKeys)
         return self._cipher.share_shape(layout, self._member.roster.rules)
 
     def _share_out(
-        self, sealed: EncryptedUpdate, layout: Layout, digest: bytes, channels: Channels
+        self, encrypted: EncryptedUpdate, layout: Layout, digest: bytes, channels: Channels
     ) -> None:
-        assert sealed.secret is not None
         roster = self._member.roster
-        self._salt_key = hmac.digest(sealed.share_seed, b"salts", "sha256")
-        dealt = sharing.deal(sealed.secret, sealed.residues, self._shape(layout), sealed.share_seed)
+        self._salt_key = hmac.digest(encrypted.share_seed, b"salts", "sha256")
+        dealt = sharing.deal(
+            encrypted.secret, encrypted.residues, self._shape(layout), encrypted.share_seed
+        )
         self._held[self._member.name] = dealt[roster.index(self._member.name)]
         for holder in channels.peers:
             share = sharing.to_bytes(dealt[roster.index(holder)])
             self._boxes[holder] = channels.seal_share(share, holder, digest, self._salt_key)
 
     def fetch(self, index: int) -> bytes:
-        blocks = self._contributed()[0].blocks
+        self._contributed()
+        blocks = self._blocks
         if not 0 <= index < len(blocks):
             raise ProtocolError("size", f"block {index} of {len(blocks)} was asked for")
         return blocks[index]
@@ -189,10 +206,10 @@ class Summation:
         self._contributed()
         return self._boxes
 
-    def _contributed(self) -> tuple[EncryptedUpdate, messages.Upload]:
-        if self._sealed is None or self._upload is None:
+    def _contributed(self) -> messages.Upload:
+        if self._upload is None:
             raise ProtocolError("repeated", "this site has no upload in this sum")
-        return self._sealed, self._upload
+        return self._upload
 
     # -- shares of others ------------------------------------------------------------------
 
@@ -228,7 +245,7 @@ class Summation:
 
     def _read_uploads(self, raw: dict[str, bytes]) -> dict[str, messages.Upload]:
         """Signed uploads of sites in this sum, laid out and keyed as this site's is."""
-        _, own = self._contributed()
+        own = self._contributed()
         uploads = read_uploads(raw, self.binding, self._member.roster)
         for site, upload in uploads.items():
             if not self._is_here(site):
@@ -377,22 +394,17 @@ class Summation:
         ):
             raise ProtocolError("repeated", "there is nothing whole to open")
         delivered, self._delivered, self._announced = self._delivered, [], None
-        shares = self._opened(command, delivered, layout) if self._cipher.one_time else None
-        return self._cipher.open(
-            delivered,
-            layout,
-            shares,
-            len(self.contributors),
-            self.binding.context,
-            parts,
-        )
+        if isinstance(self._cipher, SharedKey):
+            return self._cipher.decrypt(delivered, layout)
+        total = EncryptedSum(delivered, layout, len(self.contributors), self.binding.context)
+        return self._cipher.decrypt(total, self._opened(command, total, self._cipher), parts)
 
     def _opened(
-        self, command: messages.Open, blocks: list[bytes], layout: Layout
+        self, command: messages.Open, total: EncryptedSum, cipher: OneTimeKeys
     ) -> sharing.OpenedShares:
         """The sum of the keys, and of what goes with them, from at least T answers. Wrong ones are
         found and left out as far as they can be (`crypto.decode`); `faulty` says whose."""
-        roster, shape, me = self._member.roster, self._shape(layout), self._member.name
+        roster, shape, me = self._member.roster, self._shape(total.layout), self._member.name
         shares: dict[int, sharing.Share] = {}
         if self._own_answer is not None:
             shares[roster.index(me)] = self._own_answer
@@ -410,8 +422,7 @@ class Summation:
             raise ProtocolError(
                 "share", f"expected {shape.threshold} answers, got {len(shares)}{self._whose()}"
             )
-        number = len(self.contributors)
-        fits = self._cipher.key_check(blocks, layout, number, self.binding.context)
+        fits, number = cipher.key_check(total), total.num_contributors
         try:
             opened = sharing.open_sum(shares, shape, number, fits, roster.rules.max_colluding)
         except CryptoError as error:

@@ -14,16 +14,15 @@ from dataclasses import dataclass, field
 
 from fedshield.crypto.ckks import CkksScheme
 from fedshield.crypto.keys import RunKey
-from fedshield.crypto.plain import PlainScheme
 from fedshield.crypto.public_keys import PublicKey
 from fedshield.crypto.scheme import SiteScheme
 from fedshield.crypto.seal import encapsulate, receive
 from fedshield.errors import ProtocolError
-from fedshield.plan.schema import Plan
 from fedshield.protocol.contexts import read_signed
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding, Sign
+from fedshield.site.schemes import Scheme
 
 PURPOSE = "run keys"
 GROUP_KEY_BYTES = 32
@@ -47,21 +46,10 @@ def maker(sites: Iterable[str]) -> str:
     return min(sites)
 
 
-def make(plan: Plan) -> RunKeys:
+def make(scheme: Scheme) -> RunKeys:
     """New keys, from the operating system's generator."""
-    return RunKeys(_scheme(plan, None), os.urandom(GROUP_KEY_BYTES))
-
-
-def _scheme(plan: Plan, secret: bytes | None) -> SiteScheme | None:
-    """The plan's scheme with a new key, or with the key in `secret`."""
-    if plan.scheme.name == "rlwe":
-        return None
-    if plan.scheme.name == "plain":
-        return PlainScheme()
-    chosen, grid_bits = plan.scheme.parameter_set, plan.encoding.grid_bits
-    if secret is None:
-        return CkksScheme.generate(chosen, grid_bits)
-    return CkksScheme.from_secret(chosen, secret, grid_bits)
+    key = scheme.run_key.generate() if scheme.run_key is not None else None
+    return RunKeys(key, os.urandom(GROUP_KEY_BYTES))
 
 
 def offer(
@@ -92,7 +80,7 @@ def offer(
 
 def take(
     data: bytes,
-    plan: Plan,
+    scheme: Scheme,
     roster: Roster,
     receiver: str,
     run_key: RunKey,
@@ -114,7 +102,8 @@ def take(
     )
     opened = channel.unseal(box, PURPOSE)
     group_key, secret = opened[:GROUP_KEY_BYTES], opened[GROUP_KEY_BYTES:]
-    keys = RunKeys(_scheme(plan, secret), group_key)
-    if keys.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES:
+    key = scheme.run_key.from_secret(secret) if scheme.run_key is not None else None
+    keys, unused = RunKeys(key, group_key), b"" if scheme.run_key is not None else secret
+    if keys.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES or unused:
         raise ProtocolError("disagree", "the run's key is not the one that was announced")
     return keys

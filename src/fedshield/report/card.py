@@ -93,9 +93,9 @@ def _leak(privacy: Mapping[str, Any] | None) -> str:
 
 def protection(plan: Plan) -> str:
     """One sentence on what the plan's scheme does, with its limit."""
-    if plan.scheme.name == "plain":
+    if not plan.scheme.traits.encrypted:
         return "none; the coordinator could read every site's update."
-    if plan.scheme.name == "rlwe":
+    if plan.scheme.traits.one_time_keys:
         rules = plan.rules()
         colluding = (
             f"in one sum, up to {rules.max_colluding} sites colluding with the coordinator learn "

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedshield.plan.sections import SCHEMES, SchemeTraits
 from fedshield.report import units
 from fedshield.report.folder import mapping, sequence
 
@@ -90,7 +91,8 @@ def of_summary(summary: Mapping[str, Any]) -> Facts:
     """The facts of summary.json, whatever of it is there."""
     model, rules = mapping(summary.get("model")), mapping(summary.get("quorums"))
     scheme = str(summary.get("scheme") or "")
-    colluding = units.number(rules.get("max_colluding")) if scheme == "rlwe" else None
+    traits = SCHEMES.get(scheme, SchemeTraits())
+    colluding = units.number(rules.get("max_colluding")) if traits.one_time_keys else None
     rounds = int(units.number(summary.get("rounds")) or 0)
     fewest, resumed = (units.number(summary.get(key)) for key in ("fewest_in_a_sum", "resumed"))
     note = f" ({model['note']})" if model.get("note") else ""
@@ -264,6 +266,6 @@ def sent_words(facts: Facts) -> str:
         "public": "adapter updates and, readable to the coordinator, how many rows they count for",
         "equal": "adapter updates, which all count the same,",
     }
-    if facts.scheme == "plain" and facts.weights == "private":
+    if facts.weights == "private" and not SCHEMES.get(facts.scheme, SchemeTraits()).encrypted:
         return "adapter updates and how many rows they count for"
     return counts.get(facts.weights, "adapter updates and counts")

@@ -235,12 +235,12 @@ def _passed_limits(plan: Plan, ledger: Ledger, line: Line) -> tuple[str, ...]:
 
 def _opening(plan: Plan, rules: Rules) -> str:
     """Who comes to read what of the updates: SECURITY.md, by scheme, in one line."""
-    if plan.scheme.name == "plain":
+    if not plan.scheme.traits.encrypted:
         return (
             "nothing is encrypted: the coordinator reads every site's update and every sum; each "
             f"site reads every sum{_of_two(rules)}"
         )
-    if plan.scheme.name == "ckks":
+    if plan.scheme.traits.shared_key:
         return (
             "each site opens every sum; the coordinator reads nothing only while it follows the "
             "protocol and no site colludes with it: with any one site it can read every site's "
@@ -280,9 +280,9 @@ def _of_two(rules: Rules) -> str:
 
 def _leaving(plan: Plan) -> str:
     scheme = plan.scheme
-    if scheme.name == "plain":
+    if not scheme.traits.encrypted:
         update = "one update a round, not encrypted (plain)"
-    elif scheme.name == "ckks":
+    elif scheme.traits.shared_key:
         update = f"one encrypted update a round (ckks, {scheme.parameter_set})"
     else:
         update = f"one encrypted update a round (rlwe, {plan.encoding.bits} bits a value)"
@@ -291,6 +291,6 @@ def _leaving(plan: Plan) -> str:
     counts = {
         "equal": "no count",
         "public": "its count, signed and in the clear",
-        "private": "its count, " + ("not encrypted" if scheme.name == "plain" else "encrypted"),
+        "private": "its count, " + ("encrypted" if scheme.traits.encrypted else "not encrypted"),
     }
     return f"{update}; {counts[scheme.weights]}; signed digests"

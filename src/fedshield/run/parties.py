@@ -94,7 +94,7 @@ def check_roster(
             f"the plan says {plan.scheme.name}; change scheme.name"
         )
     # Without a threshold the plan's rule is the whole roster, whatever was agreed for rlwe.
-    if plan.scheme.name == "rlwe" and signed.rules() != plan.rules():
+    if plan.scheme.traits.one_time_keys and signed.rules() != plan.rules():
         raise RosterError(
             f"{path}: expected the plan's quorums ({_numbers(plan.rules())}), got "
             f"{_numbers(signed.rules())}; set scheme.max_colluding, threshold, votes, min_cohort, "

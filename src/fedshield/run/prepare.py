@@ -25,7 +25,7 @@ from fedshield.run.folder import SiteStore
 from fedshield.run.warm import compile_kernels
 from fedshield.seeds import derive
 from fedshield.site.gradient_factors import public_factors
-from fedshield.site.schemes import facts, parameters_of
+from fedshield.site.schemes import parameters_of, scheme_of
 from fedshield.types import AdapterState, SiteMemory
 
 
@@ -40,7 +40,7 @@ def prepare(
 
         torch.set_num_threads(plan.speed.threads)
     watch.note(f"loading {plan.model.name}")
-    if plan.scheme.name == "rlwe":
+    if plan.scheme.traits.one_time_keys:
         # A packing that cannot sum is refused before anything is loaded.
         packing = parameters_of(plan)
         compile_kernels(packing)
@@ -90,7 +90,7 @@ def check_memory(
         len(row.input_ids) for site in data.values() for row in (*site.train, *site.heldout)
     )
     shape = from_modules(base.model)
-    cost = memory_cost(plan, shape, host.spec, facts(plan), base.precision, row_tokens)
+    cost = memory_cost(plan, shape, host.spec, scheme_of(plan).facts, base.precision, row_tokens)
     refuse_too_large(plan, cost, base.device)
 
 

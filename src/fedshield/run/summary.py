@@ -15,7 +15,7 @@ import fedshield
 from fedshield.data.sites import SiteData
 from fedshield.model.base import BaseModel
 from fedshield.plan.schema import Plan
-from fedshield.site.schemes import block_sizes, facts, update_layout
+from fedshield.site.schemes import scheme_of
 from fedshield.types import AdapterSpec, AdapterState
 from fedshield.update.paper_baseline import paper_bytes, paper_values
 from fedshield.update.prune import num_sent
@@ -36,7 +36,7 @@ def summarise(
     those that measured both the beginning and the end. `state`: run.json's."""
     names = plan.data.site_names()
     num_rounds = max(row["round"] for row in rows)
-    scheme = facts(plan)
+    scheme = scheme_of(plan).facts
     num_values = adapter.spec.num_values
     own_site = str(state.get("figures_of", ""))
     paper = paper_bytes(paper_values(base.model))
@@ -67,9 +67,9 @@ def summarise(
         "scheme_parameters": scheme.parameters,
         "security_bits": scheme.security_bits,
         "quorums": dataclasses.asdict(plan.rules()),
-        "quorums_in_words": plan.rules().in_words() if plan.scheme.name == "rlwe" else "",
+        "quorums_in_words": plan.rules().in_words() if plan.scheme.traits.one_time_keys else "",
         "open_to": plan.scheme.open_to,
-        "bits": plan.encoding.bits if plan.scheme.name == "rlwe" else None,
+        "bits": plan.encoding.bits if plan.scheme.traits.one_time_keys else None,
         "weights": plan.scheme.weights,
         "privacy": state.get("privacy"),
         "ended_early": state.get("ended_early", ""),
@@ -195,8 +195,9 @@ def _versions() -> dict[str, str]:
 
 def update_bytes(plan: Plan, spec: AdapterSpec, rows: Sequence[dict[str, Any]]) -> int:
     """Bytes of the blocks of all updates alone: no shares, no messages around them."""
+    scheme = scheme_of(plan)
     turns = Counter(num_sent(plan, spec, row["round"]) for row in rows)
     return sum(
-        times * sum(up for up, _ in block_sizes(plan, update_layout(plan, count)))
+        times * sum(up for up, _ in scheme.block_sizes(scheme.update_layout(count)))
         for count, times in turns.items()
     )

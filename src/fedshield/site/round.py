@@ -21,8 +21,8 @@ from fedshield.privacy import distributed_gaussian
 from fedshield.privacy.discrete_gaussian import fresh_stream
 from fedshield.privacy.guarantee import Terms, terms
 from fedshield.seeds import SiteRandomness
+from fedshield.site.ciphers import Cipher, Encoded, Parts, WeightedUpdate
 from fedshield.site.interfaces import Contribution, LocalWork, Sent, SiteRound, Store
-from fedshield.site.schemes import Cipher, Encoded, Parts
 from fedshield.types import (
     AdapterState,
     AdapterUpdate,
@@ -318,11 +318,11 @@ class SiteModel:
         train_loss: float,
     ) -> Encoded:
         seed = self.rounding_seed(round_number)
-        if self.terms is None:
-            return cipher.encode_update(values, layout, self.parts(), weight, train_loss, seed)
-        if self.terms.site is None:
-            # A loss is not noised: it is not told.
-            return cipher.encode_update(values, layout, self.parts(), weight, 0.0, seed)
+        if self.terms is None or self.terms.site is None:
+            # A loss is not noised: where a unit is protected, it is not told.
+            told = train_loss if self.terms is None else 0.0
+            update = WeightedUpdate(values, self.parts(), weight, told, seed)
+            return cipher.encode_update(update, layout)
         mechanism = self.terms.site
         bounded = distributed_gaussian.bound(
             values, mechanism.scale(weight), mechanism.sensitivity, seed
@@ -393,7 +393,7 @@ class SiteModel:
     ) -> tuple[float | None, float]:
         """The least and the most that contributors weigh in all; None for all sites, exactly."""
         rules = self._plan.rules()
-        if self._plan.scheme.name != "rlwe":
+        if not self._plan.scheme.traits.one_time_keys:
             return None, 1.0
         if rules.membership != "batches":
             return max(LEAST_WEIGHT, weight if self._name in contributors else 0.0), 1.0

@@ -21,9 +21,10 @@ from fedshield.errors import CryptoError
 from fedshield.plan.schema import Plan
 from fedshield.protocol.roster import Roster
 from fedshield.seeds import SiteRandomness
+from fedshield.site.ciphers import EncryptedSum, OneTimeKeys, SharedKey
 from fedshield.site.interfaces import Contribution
 from fedshield.site.round import SiteModel
-from fedshield.site.schemes import OneTimeKeys, SharedKey, parameters_of
+from fedshield.site.schemes import parameters_of
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -68,7 +69,7 @@ class Opening:
 def by_server(view: ServerView, plan: Plan, start: AdapterState) -> Opening:
     """Single updates as the server has them. `start`: the first adapter, which follows from the
     plan, as the server knows."""
-    if plan.scheme.name == "plain":
+    if not plan.scheme.traits.encrypted:
         return Opening(_follow(view, plan, start, PlainScheme()))
     return Opening(tuple(as_numbers(one, start.spec, start) for one in view.uploads()))
 
@@ -77,7 +78,7 @@ def by_coalition(view: CoalitionView, plan: Plan, roster: Roster) -> Opening:
     """Single updates of the other sites as the server and `view.sites` have them together."""
     first = view.sites[0]
     start = first.states[0]
-    scheme = PlainScheme() if plan.scheme.name == "plain" else first.keys.scheme
+    scheme = first.keys.scheme if plan.scheme.traits.encrypted else PlainScheme()
     if scheme is not None:
         found = _follow(view.server, plan, start, scheme)
         return Opening(tuple(one for one in found if one.sites[0] not in view.names))
@@ -170,7 +171,8 @@ def _follow(
     """Every single update, by whoever can open both them and the sums: round by round what
     travels follows from the sums before, as it does at a site."""
     names = plan.data.site_names()
-    cipher = SharedKey(plan, scheme, len(names))
+    # Nothing is encoded here, so no grid is needed.
+    cipher = SharedKey(scheme, len(names), grid_bits=None)
     nothing = SiteRandomness(bytes(32))  # what does not train rounds nothing
     model = SiteModel("", plan, _NoWork(), _Nowhere(), start, 0, None, None, randomness=nothing)
     uploads: dict[int, list[Upload]] = {}
@@ -185,7 +187,7 @@ def _follow(
             single = encode_grid.decode_sum(scheme.open(upload.blocks, layout.num_slots), layout)
             mine = single.values[: selection.size] / single.reserved[encode_grid.WEIGHT]
             found.append(_seen(upload, mine.astype(np.float32), selection, model.state, plan))
-        opened = cipher.open(blocks, layout, None, len(names), b"", model.parts())
+        opened = cipher.decrypt(blocks, layout)
         _, install = model.opened(opened, number, 0.0, tuple(one.site for one in uploads[number]))
         install()
     return tuple(found)
@@ -209,7 +211,8 @@ def _with_shares(upload: Upload, view: CoalitionView, plan: Plan, roster: Roster
     # The same blocks, widened as if they were a sum of one.
     adder = RlweAdder(packing)
     blocks = [adder.result(adder.add(None, block)) for block in upload.blocks]
-    opened = cipher.open(blocks, layout, opened_shares, 1, upload.context, first.parts[number])
+    single = EncryptedSum(blocks, layout, 1, upload.context)
+    opened = cipher.decrypt(single, opened_shares, first.parts[number])
     mine = opened.values[: selection.size] / opened.reserved[encode_grid.WEIGHT]
     return _seen(upload, mine.astype(np.float32), selection, first.states[number - 1], plan)
 

@@ -153,7 +153,7 @@ def _kits(plan: Plan, enrolment: Enrolment | None) -> Iterator[Path]:
         if enrolment is None:
             scheme = plan.scheme
             asked = Asked()
-            if scheme.name == "rlwe":
+            if scheme.traits.one_time_keys:
                 rules = plan.rules()
                 asked = Asked(
                     rules.max_colluding,
