@@ -34,16 +34,14 @@ from fedshield.protocol.contexts import (
     WEIGHTS,
     aggregate_digest,
     check_distinct,
-    check_round_key,
     contributors_digest,
     least_opened,
     least_sites,
     read_joins,
-    read_signed,
-    round_context,
     session_context,
     setup_context,
 )
+from fedshield.protocol.coordinator_sum import CoordinatorSum, bound_set
 from fedshield.protocol.log.entries import Log, plain_text, unlogged
 from fedshield.protocol.muster import MAX_PARTS, attesting, muster
 from fedshield.protocol.roster import Roster
@@ -83,11 +81,7 @@ class Coordinator:
         self._adder: Adder | None = None
         self._receipts: dict[str, bytes] = {}
         self.completed_rounds = 0
-        self._threshold = plan.scheme.traits.one_time_keys
-        # Dealers that are left out of this sum because of their shares.
-        self._blamed: dict[str, str] = {}
-        # Dealer -> who has a good share of it.
-        self._heard: dict[str, set[str]] = {}
+        self._by_shares = plan.scheme.traits.one_time_keys
         # With membership batches: who is in this session, who could be and is not, and who is lost
         # for as long as this process runs.
         self._members: tuple[str, ...] = ()
@@ -201,7 +195,7 @@ class Coordinator:
         offer = offers[maker][1]
         scheme, encoding = self._plan.scheme, self._plan.encoding
         packing = None
-        if self._threshold:
+        if self._by_shares:
             packing = rlwe_parameters(len(self._roster.sites), encoding.bits, encoding.headroom)
         with _refusing():
             self._adder = adder(scheme.name, scheme.parameter_set, offer.public, packing)
@@ -382,237 +376,115 @@ class Coordinator:
     # -- summing ---------------------------------------------------------------------------
 
     def _sum_once(self, phase: str, round_number: int) -> RoundOutcome:
-        rules, self._began_round = self._roster.rules, False
-        self._calls.binding = Binding(self._session.context, round_number, phase)
-        keys = self._calls.gather(self._calls.everyone(messages.Prepare()), messages.RoundKey)
-        for site, (_, key) in list(keys.items()):
-            try:
-                check_round_key(site, key)
-            except ProtocolError as error:
-                self._calls.drop({site: f"its answer was refused: {error}"}, "prepare")
-                del keys[site]
-        self._calls.require("prepare", len(keys), self._least)
-        raw_keys = {site: raw for site, (raw, _) in keys.items()}
-        read = {site: key for site, (_, key) in keys.items()}
-        wanted: Collection[str] | None
-        if self._batches:
-            self._bind(read)
-            wanted = self._members
-        else:
-            wanted = self._bound(read)
+        """Ask each message of a sum in turn; `CoordinatorSum` decides what follows from the
+        replies."""
+        assert self._adder is not None, "start() comes first"
+        calls, rules, self._began_round = self._calls, self._roster.rules, False
+        calls.binding = Binding(self._session.context, round_number, phase)
+        summing = CoordinatorSum(
+            self._roster,
+            calls.binding,
+            self._adder,
+            by_shares=self._by_shares,
+            open_to=self._plan.scheme.open_to,
+        )
+        keys = calls.gather(calls.everyone(messages.Prepare()), messages.RoundKey)
+        calls.drop(summing.take_keys(keys), "prepare")
+        calls.require("prepare", len(summing.keys), self._least)
+        summing.only = self._only_sites(summing.keys)
         with _refusing():
-            check_distinct(read)
+            check_distinct(summing.keys)
         if self._batches and phase == ROUND:
-            self._calls.gather(self._calls.everyone(messages.Train()), messages.Done)
-            self._calls.require("train", len(self.active), self._least)
+            calls.gather(calls.everyone(messages.Train()), messages.Done)
+            calls.require("train", len(self.active), self._least)
             # From here on a site may have written its row, and takes part with this set only.
             self._began_round = True
-        summing = Binding(round_context(self._calls.binding, read), round_number, phase)
-        work = messages.Work(raw_keys)
-        uploads = self._calls.gather(self._calls.everyone(work), messages.Upload, summing)
-        self._calls.binding = summing
-        raw = {site: data for site, (data, _) in uploads.items()}
-        found = {site: upload for site, (_, upload) in uploads.items()}
-        if wanted is not None:
-            found = {site: found[site] for site in found if site in wanted}
-            self._calls.require("work", len(found), len(wanted))
-        self._calls.require("work", len(found), rules.min_cohort)
-        self._same_shape(found)
-        found = self._pass_shares(found, raw)
+        uploads = calls.gather(calls.everyone(summing.work()), messages.Upload, summing.binding)
+        calls.binding = summing.binding
+        summing.take_uploads(uploads)
+        least = max(rules.min_cohort, len(summing.only or ()))
+        calls.require("work", len(summing.uploads), least)
+        summing.check_shapes()
+        if self._by_shares:
+            self._pass_shares(summing)
         started = time.perf_counter()
-        found, blocks = self._aggregate(found)
-        least = rules.min_cohort if wanted is None else len(wanted)
-        self._calls.require("fetch", len(found), least, self._blamed)
-        digests = tuple(hashlib.sha256(block).digest() for block in blocks)
+        self._add(summing)
+        calls.require("fetch", len(summing.uploads), least, summing.blamed)
         aggregate_s = time.perf_counter() - started
-        answers = self._vote_and_answer({site: raw[site] for site in found}, found, digests)
-        for index, block in enumerate(blocks):
-            deliver = messages.Deliver(index, block)
-            self._calls.gather(self._calls.everyone(deliver), messages.Done)
-            self._calls.require("deliver", len(self.active), self._least_opened)
-        opening: dict[str, messages.Message] = {}
-        for site in self.active:
-            boxes = {
-                holder: answer.share
-                if self._plan.scheme.open_to == "server"
-                else answer.boxes[site]
-                for holder, answer in answers.items()
-                if holder != site and (answer.share or site in answer.boxes)
-            }
-            opening[site] = messages.Open(boxes, {holder: answers[holder].tag for holder in boxes})
+        self._vote_and_answer(summing)
+        for block in summing.deliver():
+            calls.gather(calls.everyone(block), messages.Done)
+            calls.require("deliver", len(self.active), self._least_opened)
         # A site that signed for another result before has no receipt to give now. It takes this one
         # by the others' receipts, if they are enough.
-        receipts = self._calls.gather(opening, messages.Receipt, but="disagree")
+        opening = summing.open(self.active)
+        receipts = calls.gather(opening, messages.Receipt, but="disagree")
         unsigned = dict.fromkeys(set(self.active) - set(receipts), "disagree")
-        self._calls.require("open", len(receipts), self._least_opened, unsigned)
-        self._receipts = {site: data for site, (data, _) in receipts.items()}
-        if len({receipt.model_tag for _, receipt in receipts.values()}) != 1:
-            raise RoundFailed("the sites opened different sums; no site takes its own")
-        install = messages.Install(self._receipts)
-        self._calls.gather(self._calls.everyone(install), messages.Done)
-        self._calls.require("install", len(self.active), self._least_left)
+        calls.require("open", len(receipts), self._least_opened, unsigned)
+        summing.take_receipts(receipts)
+        self._receipts = summing.receipts
+        calls.gather(calls.everyone(messages.Install(self._receipts)), messages.Done)
+        calls.require("install", len(self.active), self._least_left)
+        digests = summing.block_digests
         summed: dict[str, codec.Value] = {
-            "contributors": contributors_digest(found).hex(),
+            "contributors": contributors_digest(summing.uploads).hex(),
             "aggregate": aggregate_digest(digests).hex(),
-            "sites": [*sorted(found)],
-            "bytes": sum(map(len, blocks)),
+            "sites": [*summing.contributors],
+            "bytes": sum(map(len, summing.blocks)),
         }
-        self._calls.note("summed", details=summed)
+        calls.note("summed", details=summed)
         digest = hashlib.sha256(b"".join(digests)).hexdigest()
-        return RoundOutcome(round_number, digest, aggregate_s, tuple(sorted(found)))
+        return RoundOutcome(round_number, digest, aggregate_s, summing.contributors)
 
-    def _bound(self, keys: Mapping[str, messages.RoundKey]) -> set[str] | None:
-        """The set that was voted for from this model before, if any: no other will be opened."""
-        said = {site: tuple(sorted(key.bound)) for site, key in keys.items() if key.bound}
-        bound = set(said.values())
-        if not bound:
-            return None
-        names = " and ".join(
-            f"{', '.join(one)} (so says {', '.join(site for site in said if said[site] == one)})"
-            for one in sorted(bound)
-        )
-        if len(bound) > 1:
-            raise RoundFailed(
-                f"different sets were voted for from this model: {names}; it cannot go on"
-            )
-        wanted = set(bound.pop())
-        if not wanted <= set(keys):
-            raise RoundFailed(
-                f"a sum over {names} was voted for from this model, and any other would give a "
-                f"site away; {', '.join(sorted(wanted - set(keys)))} must be back first"
-            )
-        return wanted
+    def _only_sites(self, keys: Mapping[str, messages.RoundKey]) -> frozenset[str] | None:
+        """The only sites that this sum may be over, if it matters."""
+        if not self._batches:
+            return bound_set(keys)
+        self._bind(keys)
+        return frozenset(self._members)
 
-    def _same_shape(self, uploads: dict[str, messages.Upload]) -> None:
-        shapes = {
-            site: (upload.key_id, upload.layout_tag, len(upload.block_digests))
-            for site, upload in uploads.items()
-        }
-        usual, _ = Counter(shapes.values()).most_common(1)[0]
-        for site in sorted(shapes):
-            if shapes[site][:2] != usual[:2]:
-                raise RoundFailed(f"{site} used another key or layout than the others")
-            if shapes[site] != usual:
-                raise RoundFailed(f"{site} announced a different number of blocks")
+    def _pass_shares(self, summing: CoordinatorSum) -> None:
+        """Every dealer's sealed shares to their holders."""
+        fetch = dict.fromkeys(summing.uploads, messages.FetchShares())
+        summing.take_shares(self._calls.gather(fetch, messages.Shares))
+        self._calls.require("fetch-shares", len(summing.uploads), self._roster.rules.min_cohort)
+        summing.take_held(self._calls.gather(summing.hold(self.active), messages.Held))
 
-    def _pass_shares(
-        self, uploads: dict[str, messages.Upload], raw: Mapping[str, bytes]
-    ) -> dict[str, messages.Upload]:
-        """Every dealer's sealed shares to their holders; the dealers that remain in the sum."""
-        self._blamed, self._heard = {}, {}
-        if not self._threshold:
-            return uploads
-        fetched = self._calls.gather(
-            dict.fromkeys(uploads, messages.FetchShares()), messages.Shares
-        )
-        dealers = {site: uploads[site] for site in fetched}
-        self._calls.require("fetch-shares", len(dealers), self._roster.rules.min_cohort)
-        hold: dict[str, messages.Message] = {}
-        for holder in self.active:
-            shares = {
-                dealer: found.boxes[holder]
-                for dealer, (_, found) in fetched.items()
-                if dealer != holder and holder in found.boxes
-            }
-            hold[holder] = messages.Hold({site: raw[site] for site in dealers}, shares)
-        held = self._calls.gather(hold, messages.Held)
-        complaints = {site: set(reply.complaints) for site, (_, reply) in held.items()}
-        for holder in complaints:
-            for dealer in set(fetched) - complaints[holder] - {holder}:
-                self._heard.setdefault(dealer, set()).add(holder)
-        content = [site for site in complaints if not complaints[site]]
-        if len(content) >= self._least_answers:
-            return dealers
-        # Too few could answer: leave out those that were complained of.
-        for dealer in sorted(set().union(*complaints.values())):
-            holders = [holder for holder in complaints if dealer in complaints[holder]]
-            self._blamed[dealer] = f"its shares were refused by {', '.join(sorted(holders))}"
-        return {site: upload for site, upload in dealers.items() if site not in self._blamed}
-
-    def _aggregate(
-        self, uploads: Mapping[str, messages.Upload]
-    ) -> tuple[dict[str, messages.Upload], list[bytes]]:
-        """The sum over those whose blocks all came and fitted, and who they are."""
-        assert self._adder is not None, "start() comes first"
-        totals: list[object] = []
-        added: dict[str, messages.Upload] = {}
-        for site, upload in uploads.items():
+    def _add(self, summing: CoordinatorSum) -> None:
+        """The sum over those whose blocks all come and fit: one upload at a time."""
+        added: set[str] = set()
+        for site in summing.uploads:
             # A site that was lost while shares were passed on is not waited for again.
-            blocks = self._pull(site, upload) if site in self.active else None
-            if blocks is None:
-                continue
-            try:
-                totals = [
-                    self._adder.add(totals[index] if totals else None, block)
-                    for index, block in enumerate(blocks)
-                ]
-            except CryptoError as error:
-                # The running total may hold part of it: there is nothing whole to go on with.
-                raise RoundFailed(f"{site}: {error}") from None
-            added[site] = upload
+            blocks = self._pull(site, summing) if site in self.active else None
+            if blocks is not None:
+                summing.add(site, blocks)
+                added.add(site)
         with _refusing():
-            return added, [self._adder.result(total) for total in totals]
+            summing.close(added)
 
-    def _pull(self, site: str, upload: messages.Upload) -> list[bytes] | None:
+    def _pull(self, site: str, summing: CoordinatorSum) -> list[bytes] | None:
         blocks: list[bytes] = []
-        for index, digest in enumerate(upload.block_digests):
-            found = self._calls.gather({site: messages.Fetch(index)}, messages.Block)
-            if site not in found:
+        for index in range(len(summing.uploads[site].block_digests)):
+            reply = self._calls.gather({site: messages.Fetch(index)}, messages.Block)
+            if site not in reply:
                 return None
-            data = found[site][1].data
-            if hashlib.sha256(data).digest() != digest:
-                if not self._threshold:
-                    raise RoundFailed(f"{site}: block {index} is not the one it announced")
+            block = reply[site][1].data
+            if not summing.fits(site, index, block):
                 self._calls.drop({site: "digest"}, "fetch")
                 return None
-            blocks.append(data)
+            blocks.append(block)
         return blocks
 
-    def _vote_and_answer(
-        self,
-        raw: dict[str, bytes],
-        uploads: dict[str, messages.Upload],
-        digests: tuple[bytes, ...],
-    ) -> dict[str, messages.Answer]:
-        rules = self._roster.rules
-        announce = messages.Announce(raw, digests)
-        votes = self._calls.gather(self._calls.everyone(announce), messages.Vote)
-        expected = contributors_digest(uploads) + aggregate_digest(digests)
-        matching = {site: data for site, (data, vote) in votes.items() if vote.about == expected}
-        others = {site: "voted for another sum" for site in votes if site not in matching}
-        self._calls.drop(others, "announce")
-        self._calls.require("announce", len(matching), max(rules.votes, self._least_answers))
-        replies = self._calls.gather(
-            {site: messages.Quorum(matching, self._unheard(site)) for site in matching},
-            messages.Answer,
-        )
-        answers = {
-            site: answer
-            for site, (_, answer) in replies.items()
-            if answer.boxes or answer.share or not self._threshold
-        }
-        lacking = {site: "lacks a share" for site in replies if site not in answers}
-        self._check_tags(answers)
-        self._calls.require("quorum", len(answers), self._least_answers, lacking)
-        return answers
-
-    def _check_tags(self, answers: dict[str, messages.Answer]) -> None:
-        """Leaves out answers whose tag their holder did not sign: no site could take them."""
-        refused: dict[str, str] = {}
-        for site, answer in answers.items() if self._threshold else ():
-            try:
-                read_signed(answer.tag, messages.AnswerTag, self._calls.binding, site, self._roster)
-            except ProtocolError as error:
-                refused[site] = f"its answer was refused: {error}"
-        for site in refused:
-            del answers[site]
-        self._calls.drop(refused, "quorum")
-
-    def _unheard(self, site: str) -> dict[str, bytes]:
-        """The others that have no good share of this site's, where there are shares."""
-        if not self._threshold or self._plan.scheme.open_to == "server":
-            return {}
-        return dict.fromkeys(set(self.active) - self._heard.get(site, set()) - {site}, b"")
+    def _vote_and_answer(self, summing: CoordinatorSum) -> None:
+        calls = self._calls
+        votes = calls.gather(calls.everyone(summing.announce()), messages.Vote)
+        calls.drop(summing.take_votes(votes), "announce")
+        calls.require("announce", summing.num_votes, summing.least_votes)
+        replies = calls.gather(summing.quorum(self.active), messages.Answer)
+        refused, lacking = summing.take_answers(replies)
+        calls.drop(refused, "quorum")
+        missed = dict.fromkeys(lacking, "lacks a share")
+        calls.require("quorum", len(summing.answers), summing.least_answers, missed)
 
     # -- calling ---------------------------------------------------------------------------
 
@@ -623,14 +495,10 @@ class Coordinator:
         return len(self._members) or least_sites(self._roster.rules)
 
     @property
-    def _least_answers(self) -> int:
-        return self._roster.rules.threshold or self._roster.rules.num_sites
-
-    @property
     def _least_left(self) -> int:
         """Sites that must still be there once a result has its certificate: one that takes it is
         enough for it not to be lost."""
-        return 1 if self._threshold else self._roster.rules.num_sites
+        return 1 if self._by_shares else self._roster.rules.num_sites
 
     @property
     def _least_opened(self) -> int:
