@@ -12,7 +12,6 @@ What is trained and measured is behind `LocalWork`, so that nothing here knows a
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,7 +31,6 @@ from fedshield.protocol.contexts import (
     NONCE_BYTES,
     ROUND,
     SETUP,
-    WEIGHTS,
     check_whole,
     least_opened,
     least_sites,
@@ -46,14 +44,15 @@ from fedshield.protocol.line import Line
 from fedshield.protocol.log import entries
 from fedshield.protocol.participant_sum import Member, Summation, tag
 from fedshield.protocol.roster import COORDINATOR, Roster
+from fedshield.protocol.sum_task import RoundTask, SumTask, WeightsTask
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.seeds import SiteRandomness
-from fedshield.site.ciphers import Cipher, Encoded, example_count
+from fedshield.site.ciphers import Cipher, Encoded
 from fedshield.site.interfaces import LocalWork, Sent, SiteRound, Store
 from fedshield.site.round import SiteModel, standing_digest
 from fedshield.site.schemes import SessionKeys, scheme_of
-from fedshield.types import AdapterState, OpenedSum, SiteMemory
+from fedshield.types import AdapterState, SiteMemory
 
 _M = TypeVar("_M", bound=messages.Message)
 
@@ -174,6 +173,7 @@ class Participant:
         self._receipt_tag = b""
         self._versions: dict[str, Version] = {}
         self._models: CatchUp | None = None
+        self._task: SumTask | None = None
         self._trained: Encoded | None = None
         # What takes the sum that was opened last; its result, and whether this site signed for it.
         self._opened: Callable[[], None] | None = None
@@ -425,15 +425,8 @@ class Participant:
     # -- one sum ---------------------------------------------------------------------------
 
     def _prepare(self, data: bytes) -> messages.Message:
-        weighing = (
-            self._plan.scheme.weights == "private"
-            and not self._weights_total
-            and not self._left_out_of_weights
-        )
-        session, base = self._session.context, f"{ROUND} {self.state.sha256()}"
-        wanted = Binding(session, self.completed_rounds + 1, ROUND)
-        if weighing:
-            wanted, base = Binding(session, 0, WEIGHTS), f"{WEIGHTS} {session.hex()}"
+        task = self._next_task()
+        wanted = Binding(self._session.context, task.round_number, task.phase)
         before, self._binding = self._binding, wanted
         try:
             self._read(messages.Prepare, data)
@@ -450,7 +443,7 @@ class Participant:
             self._binding = before
             raise
         # What was trained is of one round: in another it would be the same vector in two sums.
-        self._trained, self._worked = None, False
+        self._trained, self._worked, self._task = None, False, task
         member = Member(
             self.name,
             self._roster,
@@ -461,20 +454,34 @@ class Participant:
             keys.group_key,
             self._secret,
         )
-        self._sum = Summation(member, cipher, wanted, base, agreed)
+        self._sum = Summation(member, cipher, wanted, task.base, agreed)
         return self._sum.round_key()
+
+    def _next_task(self) -> SumTask:
+        """What the next sum of this session is for: the weights first, where they are summed."""
+        weighed = bool(self._weights_total) or self._left_out_of_weights
+        if self._plan.scheme.weights == "private" and not weighed:
+            session, count = self._session.context, self._model.num_examples
+            return WeightsTask(self.name, session, count, self._take_total)
+        return RoundTask(self._model, self._line, self._weight, self._over_budget)
+
+    def _take_total(self, total: int, in_set: bool) -> None:
+        if self._in_batches:
+            self._line.fix_total(total)
+        self._weights_total, self._left_out_of_weights = total, not in_set
+        self._weight = self._model.num_examples / total
 
     def _train(self, data: bytes) -> messages.Message:
         """With membership batches the long part of a round, before anything that binds: the row is
         written, and the set fixed by it (R4), when `work` comes."""
         self._read(messages.Train, data)
         self._current()
-        if not self._in_batches or self._binding.phase != ROUND:
+        if not self._in_batches or self._task_now().phase != ROUND:
             raise ProtocolError("kind", "training alone is asked for with membership batches only")
         if self._worked:
             raise ProtocolError("repeated", "this round's update is in its sum already")
         # A refusal now costs a round; after the others wrote their rows it would stop the run.
-        self._trained = self._encoded(self._versions)
+        self._trained = self._encode(self._versions)
         return messages.Done()
 
     def _contribute(self, data: bytes) -> messages.Message:
@@ -482,7 +489,6 @@ class Participant:
         current = self._current()
         current.begin(command)
         self._binding = current.binding
-        _, cipher = self._ready()
         strangers = set(current.sites) - set(self._versions)
         if strangers:
             raise ProtocolError("not-in-set", f"{min(strangers)!r:.60} is not in this session")
@@ -492,10 +498,7 @@ class Participant:
                 "cohort", f"R1: expected a sum over the session's whole batches, without {missing}"
             )
         versions = {site: self._versions[site] for site in current.sites}
-        if self._binding.phase == WEIGHTS:
-            encoded = cipher.encode_count(self._model.num_examples)
-        else:
-            encoded = self._trained or self._encoded(versions)
+        encoded = self._trained or self._encode(versions)
         self._trained, self._worked = None, True
         self._line.enter(**self._row(encoded, versions))
         with self._model.timed("encrypt"):
@@ -505,44 +508,42 @@ class Participant:
             self._inspector.contributed(number, self._weight, self._model.sent())
         return upload
 
-    def _encoded(self, versions: dict[str, Version]) -> Encoded:
-        """This round's update, trained or as it was sent before; one that the ledger would admit to
-        a sum over the sites of `versions`."""
-
-        def admit(encoded: Encoded) -> None:
-            self._line.check(**self._row(encoded, versions))
-
-        # Before anything is trained, or what was encoded before is forgotten.
-        if self.exhausted:
-            raise ProtocolError("budget", self._over_budget())
-        number, made_of = self._binding.round_number, self._line.made_of
-        self._line.check_not_taken(number)
-        if self._line.may_have_sent(number):
-            self._model.check_kept(number, self._weight, made_of)
+    def _encode(self, versions: dict[str, Version]) -> Encoded:
+        """What this site puts into the sum; one that the ledger would admit to a sum over the sites
+        of `versions`."""
         _, cipher = self._ready()
-        return self._model.contribution(number, cipher, self._weight, made_of, admit)
+        return self._task_now().encode(
+            cipher, lambda encoded: self._line.check(**self._row(encoded, versions))
+        )
 
     def _row(self, encoded: Encoded, versions: dict[str, Version]) -> dict[str, Any]:
         """What the ledger is asked about this sum (`Line.enter`)."""
-        weighing = self._binding.phase == WEIGHTS
+        task = self._task_now()
         return {
-            "phase": self._binding.phase,
-            "round_number": self._binding.round_number,
-            "base": "" if weighing else self._model.standing(),
-            "content": encoded.sha256() if weighing else self._model.content_sha256(encoded),
+            "phase": task.phase,
+            "round_number": task.round_number,
+            "base": task.starts_from(),
+            "content": task.content_sha256(encoded),
             "versions": versions,
             "count": self._model.num_examples,
             "first": self._start,
             "terms": self._model.terms,
         }
 
-    def _over_budget(self) -> str:
+    def _over_budget(self) -> str | None:
+        if not self.exhausted:
+            return None
         assert self.spent is not None
         after = self.spent.epsilon_after(1)
         return (
             f"R5: epsilon would be {'infinite' if after is None else f'{after:.4g}'} over all "
             f"plans on these records, the plan's limit is {self.spent.terms.limit:g}"
         )
+
+    def _task_now(self) -> SumTask:
+        if self._task is None:
+            raise ProtocolError("repeated", "this site is in no sum")
+        return self._task
 
     def _fetch(self, data: bytes) -> messages.Message:
         index = self._read(messages.Fetch, data).index
@@ -577,25 +578,20 @@ class Participant:
     def _open(self, data: bytes) -> messages.Message:
         command = self._read(messages.Open, data)
         current = self._current()
-        weighing = self._binding.phase == WEIGHTS
+        task = self._task_now()
         # One try: what does not open is not asked for again, or each answer would tell a bit. Its
         # keys go now, whatever comes of it.
         self._sum = None
         try:
             with self._model.timed("open"):
-                opened = current.open(command, [] if weighing else self._model.parts())
+                opened = current.open(command, task.parts())
         except ProtocolError as error:
             if error.code == "repeated":  # out of turn: nothing was tried
                 self._sum = current
             raise
         finally:
             self._noticed = self._faulty = current.faulty
-        if weighing:
-            result, take = self._weights_of(opened, current)
-        else:
-            result, take = self._model.opened(
-                opened, self._binding.round_number, self._weight, current.contributors
-            )
+        result, take = task.take(opened, current.contributors)
         # Kept before it is signed for: a site that signed for another result before sends no
         # receipt now, and takes this one only by those of the others.
         self._opened, self._result, self._signed = take, result, False
@@ -619,22 +615,6 @@ class Participant:
         install, self._opened = self._opened, None
         install()
         return messages.Done()
-
-    def _weights_of(self, opened: OpenedSum, current: Summation) -> tuple[str, Callable[[], None]]:
-        """The total's digest, and what takes it."""
-        total = example_count(opened, len(current.contributors))
-        own = self._model.num_examples
-        if total < 1 or (current.in_set and total < own):
-            raise CryptoError("weights: the total is less than this site's own count", "weight")
-
-        def take() -> None:
-            if self._in_batches:
-                self._line.fix_total(total)
-            self._weights_total = total
-            self._left_out_of_weights = not current.in_set
-            self._weight = own / total
-
-        return hashlib.sha256(total.to_bytes(8, "big")).hexdigest(), take
 
     def _evaluate(self, data: bytes) -> messages.Message:
         self._read(messages.Evaluate, data)
