@@ -45,7 +45,7 @@ from fedshield.protocol.participant_sum import Member, Summation
 from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.ciphers import EncryptedUpdate, OneTimeKeys, rlwe_layout
+from fedshield.site.ciphers import EncryptedSum, EncryptedUpdate, OneTimeKeys, rlwe_layout
 from fedshield.types import AdapterSpec, EncodedIntegers, Layout, Selection, TensorSpec
 from fedshield.update import encode_integers
 from fedshield.update.encode_integers import UPDATE_RESERVED
@@ -676,7 +676,8 @@ def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> 
         one.deliver(messages.Deliver(0, aggregate))
         boxes = {holder: given[holder][name] for holder in NAMES if holder != name}
         opening = messages.Open(boxes, {holder: tags[holder] for holder in boxes})
-        shares_opened = one._opened(opening, [aggregate], layout)
+        total = EncryptedSum([aggregate], layout, len(NAMES), one.binding.context)
+        shares_opened = one._opened(opening, total, one._cipher)
         assert known(shares_opened.key_sum) == answers["key_sum"]
         assert list(shares_opened.residues) == answers["residue_sum"]
         steps_of_one = [(slice(0, 60), float(PACKING.max_digit))]
