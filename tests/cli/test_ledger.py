@@ -80,8 +80,8 @@ def ids(three: Consortium) -> dict[str, str]:
         ledger.add_row(row)
         ledger.add_row(row)
         ledger.see_keys(roster.chains)
-        ledger.see_peer(ids["alpha"], Head(7, "a" * 64), b"signed")
-        ledger.see_peer(ids["beta"], Head(10**6, "b" * 64), b"signed by a thief")
+        ledger.see_peers({ids["alpha"]: (Head(7, "a" * 64), b"signed")})
+        ledger.see_peers({ids["beta"]: (Head(10**6, "b" * 64), b"signed by a thief")})
     return ids
 
 

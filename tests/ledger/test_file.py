@@ -230,7 +230,7 @@ def test_a_ledger_that_was_replaced_under_a_running_site_is_refused(path: Path, 
         with pytest.raises(LedgerError):  # also where the first refusal was passed over
             ledger.add_row(replace(ROW, round_number=2))
         with pytest.raises(LedgerError):
-            ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+            ledger.see_peers({B: (Head(3, "d" * 64), b"signed")})
         assert path.with_name("moved").read_bytes() == before
 
 
@@ -258,8 +258,8 @@ def test_heads_of_others_are_kept_beside_the_ledger(path: Path) -> None:
         ledger.add_row(ROW)
         before, head = path.read_bytes(), ledger.head
         for length in (3, 5, 4):
-            ledger.see_peer(B, Head(length, "d" * 64), b"signed %d" % length)
-        ledger.see_peer(C, Head(2, "e" * 64), b"by c")
+            ledger.see_peers({B: (Head(length, "d" * 64), b"signed %d" % length)})
+        ledger.see_peers({C: (Head(2, "e" * 64), b"by c")})
         known = {B: (Head(5, "d" * 64), b"signed 5"), C: (Head(2, "e" * 64), b"by c")}
         assert ledger.peers == known
         assert (path.read_bytes(), ledger.head) == (before, head)
@@ -277,7 +277,7 @@ def test_keys_of_others_are_kept_beside_the_ledger(path: Path) -> None:
         ledger.see_keys({"bank": bank[:1], "clinic": (b"\x0d" * 32,)})
         ledger.see_keys({"bank": bank})
         assert ledger.head == head
-        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        ledger.see_peers({B: (Head(3, "d" * 64), b"signed")})
         before = ledger.chains
     assert before == {"0b" * 32: ("0b" * 32, "0c" * 32), "0d" * 32: ("0d" * 32,)}
     with Ledger.open(path) as ledger:
@@ -289,8 +289,8 @@ def test_keys_of_others_are_kept_beside_the_ledger(path: Path) -> None:
 def test_a_head_that_is_forgotten_is_told_of_for_ever(path: Path) -> None:
     with Ledger.create(path) as ledger:
         ledger.see_keys({"bank": (b"\x0b" * 32,)})
-        ledger.see_peer(B, Head(9, "d" * 64), b"signed")
-        ledger.see_peer(C, Head(2, "e" * 64), b"by c")
+        ledger.see_peers({B: (Head(9, "d" * 64), b"signed")})
+        ledger.see_peers({C: (Head(2, "e" * 64), b"by c")})
         length = ledger.head.length
         done = ledger.forget_peer(B, "2026-03-01")
         assert done == Forgotten(B, 9, "d" * 64, "2026-03-01")
@@ -301,7 +301,7 @@ def test_a_head_that_is_forgotten_is_told_of_for_ever(path: Path) -> None:
         assert ledger.forgotten == [done]
         assert ledger.peers == {C: (Head(2, "e" * 64), b"by c")}
         assert list(ledger.chains) == ["0b" * 32]
-        ledger.see_peer(B, Head(3, "f" * 64), b"signed anew")
+        ledger.see_peers({B: (Head(3, "f" * 64), b"signed anew")})
         assert ledger.peers[B] == (Head(3, "f" * 64), b"signed anew")
 
 
@@ -309,7 +309,7 @@ def test_a_crash_while_a_head_is_forgotten_keeps_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Ledger.create(path) as ledger:
-        ledger.see_peer(B, Head(9, "d" * 64), b"signed")
+        ledger.see_peers({B: (Head(9, "d" * 64), b"signed")})
 
         def killed(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
@@ -325,7 +325,7 @@ def test_a_crash_while_a_head_is_forgotten_keeps_it(
 def test_lost_heads_of_others_are_refused_once_there_is_a_row(path: Path) -> None:
     side = path.with_name("rows.ledger.jsonl.peers")
     with Ledger.create(path) as ledger:
-        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        ledger.see_peers({B: (Head(3, "d" * 64), b"signed")})
     side.unlink()
     with Ledger.open(path) as ledger:
         assert ledger.peers == {}
@@ -341,11 +341,11 @@ def test_lost_heads_of_others_are_refused_once_there_is_a_row(path: Path) -> Non
 def test_damaged_heads_of_others_are_refused(path: Path, damage: str) -> None:
     side = path.with_name("rows.ledger.jsonl.peers")
     with Ledger.create(path) as ledger:
-        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        ledger.see_peers({B: (Head(3, "d" * 64), b"signed")})
     if damage == "another ledger's":
         other = path.with_name("other")
         with Ledger.create(other) as ledger:
-            ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+            ledger.see_peers({B: (Head(3, "d" * 64), b"signed")})
         shutil.copy(other.with_name("other.peers"), side)
     else:
         whole = side.read_text()
@@ -358,7 +358,7 @@ def test_damaged_heads_of_others_are_refused(path: Path, damage: str) -> None:
 
 def test_a_new_ledger_beside_what_is_left_of_another_is_refused(path: Path) -> None:
     with Ledger.create(path) as ledger:
-        ledger.see_peer(B, Head(3, "d" * 64), b"signed")
+        ledger.see_peers({B: (Head(3, "d" * 64), b"signed")})
     path.unlink()
     with pytest.raises(LedgerError, match="expected no earlier ledger"):
         Ledger.create(path)

@@ -35,7 +35,7 @@ def test_none_is_well_before_the_first_approval_only(path: Path) -> None:
     with pytest.raises(LedgerError, match="expected the ledger of these records, found none"):
         inspected(path, ("trial",))
     with Ledger.create(path) as ledger:
-        ledger.see_peer("b" * 64, Head(3, "d" * 64), b"signed")
+        ledger.see_peers({"b" * 64: (Head(3, "d" * 64), b"signed")})
     path.unlink()
     with pytest.raises(LedgerError, match="found none"):
         inspected(path, ())

@@ -12,6 +12,7 @@ import pytest
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.errors import ProtocolError
+from fedshield.ledger import heads as ledger_heads
 from fedshield.ledger.file import Head, Ledger
 from fedshield.ledger.heads import MAX_LINES
 from fedshield.ledger.rows import Version, record_hash
@@ -143,7 +144,7 @@ def test_a_restored_ledger_is_known_to_its_own_site_and_to_each_other(
     for name in ("clinic", "hospital"):
         code, why = code_of(sites[name].line.compare, own, {site: {} for site in SITES})
         assert (code, "bank's ledger is not the one" in why) == ("ledger", True)
-        assert code_of(sites[name].line.see, "bank", own["bank"])[0] == "ledger"
+        assert code_of(sites[name].line.see_all, {"bank": own["bank"]})[0] == "ledger"
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first key", "a key in between"])
@@ -153,7 +154,7 @@ def test_a_replaced_key_does_not_hide_a_restored_ledger(sites: dict[str, Site], 
     backup = bank.path.read_bytes()
     bank.enter()
     before = bank.ledger.head
-    hospital.ledger.see_peer(bank.identity, before, bank.signed(KEYS["bank"][place]))
+    hospital.ledger.see_peers({bank.identity: (before, bank.signed(KEYS["bank"][place]))})
     bank.ledger.close()
     bank.path.write_bytes(backup)
     bank.ledger = Ledger.open(bank.path)
@@ -202,7 +203,7 @@ def test_a_head_that_no_ledger_reaches_counts_for_nothing(
     handed = {"clinic": {"bank": far}, "hospital": {}, "bank": {}}
     for one in sites.values():
         one.line.compare(heads(sites), handed)
-    code, why = code_of(sites["clinic"].line.see, "bank", far)
+    code, why = code_of(sites["clinic"].line.see_all, {"bank": far})
     assert (code, "bank did not sign its ledger's head" in why) == ("ledger", True)
     assert sites["clinic"].ledger.peers[sites["bank"].identity][0] == sites["bank"].ledger.head
 
@@ -212,21 +213,21 @@ def test_a_head_that_was_seen_is_forgotten_by_hand_only(sites: dict[str, Site]) 
     until an operator forgets it; what that old key signed does not come back then."""
     bank, clinic = sites["bank"], sites["clinic"]
     far = head_of(KEYS["bank"][1], 10**6)
-    clinic.ledger.see_peer(bank.identity, Head(10**6, (b"d" * 32).hex()), far)
+    clinic.ledger.see_peers({bank.identity: (Head(10**6, (b"d" * 32).hex()), far)})
     code, why = code_of(clinic.line.compare, heads(sites), told(sites))
     assert (code, "line 1000000, remembered by this site" in why) == ("ledger", True)
     clinic.ledger.forget_peer(bank.identity, "today")
     handed = {"hospital": {"bank": far}, "clinic": {}, "bank": {}}
     clinic.line.compare(heads(sites), handed)
     assert clinic.ledger.peers[bank.identity][0] == bank.ledger.head
-    assert code_of(clinic.line.see, "bank", far)[0] == "ledger"
+    assert code_of(clinic.line.see_all, {"bank": far})[0] == "ledger"
 
 
 def test_two_ledgers_are_two_across_a_replaced_key(sites: dict[str, Site]) -> None:
     """What this site saw under the old key and what another was told under the new one."""
     bank, clinic = sites["bank"], sites["clinic"]
     bank.enter()
-    clinic.ledger.see_peer(bank.identity, Head(3, "e" * 64), b"signed by an old key")
+    clinic.ledger.see_peers({bank.identity: (Head(3, "e" * 64), b"signed by an old key")})
     handed = {"hospital": {"bank": head_of(KEYS["bank"][-1], 3)}, "clinic": {}, "bank": {}}
     code, why = code_of(clinic.line.compare, heads(sites), handed)
     assert (code, "(line 3, remembered by this site and hospital)" in why) == ("ledger", True)
@@ -235,8 +236,8 @@ def test_two_ledgers_are_two_across_a_replaced_key(sites: dict[str, Site]) -> No
 def test_a_head_is_told_under_the_key_that_came_last(sites: dict[str, Site]) -> None:
     """Though the ledger did not grow since the key was replaced."""
     bank, clinic = sites["bank"], sites["clinic"]
-    clinic.ledger.see_peer(bank.identity, bank.ledger.head, bank.signed(KEYS["bank"][1]))
-    clinic.line.see("bank", bank.signed())
+    clinic.ledger.see_peers({bank.identity: (bank.ledger.head, bank.signed(KEYS["bank"][1]))})
+    clinic.line.see_all({"bank": bank.signed()})
     assert clinic.line.statements()["bank"] == bank.signed()
 
 
@@ -464,3 +465,26 @@ def test_a_part_that_changed_alone_is_refused_in_any_plan(
     code, why = code_of(lambda: bank.enter(line=changed))
     assert (code, "R3: expected this site's records" in why) == ("rule", True)
     bank.enter(line=bank.with_part(PART))
+
+
+def test_heads_of_a_command_are_synced_once_or_none_is_kept(
+    sites: dict[str, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command brings one of each site: a file written for each would be K^2 in a round."""
+    met(sites)
+    for one in sites.values():
+        one.enter()
+    clinic, now = sites["clinic"], heads(sites)
+    before, written = dict(clinic.ledger.peers), []
+    write = ledger_heads.write
+    monkeypatch.setattr(
+        ledger_heads, "write", lambda *given: (written.append(given[0]), write(*given))
+    )
+    with pytest.raises(ProtocolError, match="hospital did not sign"):
+        clinic.line.see_all(now | {"hospital": b"forged"})
+    assert (clinic.ledger.peers, written) == (before, [])
+    clinic.line.see_all(now)
+    assert len(written) == 1
+    assert clinic.ledger.peers != before
+    clinic.line.see_all(now)
+    assert len(written) == 1

@@ -264,16 +264,18 @@ class Ledger:
         """Record that this site's operator approved a plan; its sums may be tried anew."""
         self._append(entries.of_approval(approval))
 
-    def see_peer(self, name: str, head: Head, statement: bytes) -> None:
-        """Remember the head that another site signed, if it is a later one than the last, or the
-        same under another key. The chain does not grow by it."""
-        known = self.peers.get(name)
-        if (
-            known is None
-            or known[0].length < head.length
-            or (known[0] == head and known[1] != statement)
-        ):
-            self._keep_beside(self.peers | {name: (head, statement)}, self.chains)
+    def see_peers(self, seen: Mapping[str, tuple[Head, bytes]]) -> None:
+        """Remember the heads that other sites signed, each if it is a later one than the last, or
+        the same under another key: all of them, or after a crash none. The chain does not grow."""
+        later = {
+            name: (head, statement)
+            for name, (head, statement) in seen.items()
+            if name not in self.peers
+            or self.peers[name][0].length < head.length
+            or (self.peers[name][0] == head and self.peers[name][1] != statement)
+        }
+        if later:
+            self._keep_beside(self.peers | later, self.chains)
 
     def see_keys(self, keys: Mapping[str, Sequence[bytes]]) -> None:
         """Remember every key of these sites, by name, the first one first. They go on from those

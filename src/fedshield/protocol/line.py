@@ -647,8 +647,7 @@ class Line:
                         "see to it",
                     )
         self._ledger.see_keys(self._roster.chains)
-        for site, statement in own.items():
-            self.see(site, statement)
+        self.see_all(own)
 
     def _remembered(
         self, site: str, told: Mapping[str, Mapping[str, bytes]]
@@ -682,16 +681,20 @@ class Line:
                 "key was stolen, replace the key: what is told of an old key's counts for nothing",
             )
 
-    def see(self, site: str, statement: bytes) -> None:
-        """Remember another site's statement. Raises `ProtocolError` ('ledger') if it did not sign
-        it, or if it does not follow what this ledger remembers of it."""
-        if site == self._name:
-            return
-        head, one = self._signed_now(site, statement), self._roster.identity(site)
-        if one in self._ledger.peers:
-            # This memory needs no signature: it outlives the key that made it.
-            _check_follows(site, self._ledger.peers[one][0], head, OWN_MEMORY)
-        self._ledger.see_peer(one, head, statement)
+    def see_all(self, statements: Mapping[str, bytes]) -> None:
+        """Remember other sites' statements, by name: synced once for all of them. Raises
+        `ProtocolError` ('ledger'), and remembers none, if a site did not sign its own, or if one
+        does not follow what this ledger remembers of it."""
+        heads: dict[str, tuple[Head, bytes]] = {}
+        for site, statement in statements.items():
+            if site == self._name:
+                continue
+            head, identity = self._signed_now(site, statement), self._roster.identity(site)
+            if identity in self._ledger.peers:
+                # This memory needs no signature: it outlives the key that made it.
+                _check_follows(site, self._ledger.peers[identity][0], head, OWN_MEMORY)
+            heads[identity] = (head, statement)
+        self._ledger.see_peers(heads)
 
     def _signed_now(self, site: str, statement: bytes) -> Head:
         head = read_head(statement, self._roster.public(site))

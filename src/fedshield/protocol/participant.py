@@ -658,13 +658,15 @@ class Participant:
         least = least_opened(self._roster.rules, len(self._versions))
         if self.name in receipts and not self._signed:
             raise ProtocolError("disagree", "this site signed no receipt of this sum, but got one")
+        seen: dict[str, bytes] = {}
         for site in sorted(receipts):
             if self._in_batches and site not in self._versions:
                 raise ProtocolError("not-in-set", f"{site!r:.60} is not in this sum")
             receipt = read_signed(receipts[site], messages.Receipt, binding, site, self._roster)
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
-            self._line.see(site, receipt.head)
+            seen[site] = receipt.head
+        self._line.see_all(seen)
         if len(receipts) < least:
             raise ProtocolError(
                 "disagree",

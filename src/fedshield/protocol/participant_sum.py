@@ -254,7 +254,7 @@ class Summation:
                 raise ProtocolError("layout", f"{site} laid its values out differently")
             if upload.key_id != own.key_id:
                 raise ProtocolError("scheme", f"{site} encrypted under another key")
-            self._member.line.see(site, upload.head)
+        self._member.line.see_all({site: upload.head for site, upload in uploads.items()})
         mine = uploads.get(self._member.name)
         if mine is not None and mine != own:
             raise ProtocolError("digest", "this site's own upload was replaced")
@@ -308,17 +308,17 @@ class Summation:
         vote, rules = self._voted(), self._member.roster.rules
         if self._answered:
             raise ProtocolError("repeated", "this site has answered for this sum")
-        matching = 0
+        voted: dict[str, bytes] = {}
         for site, data in sorted(command.votes.items()):
             found = read_signed(data, messages.Vote, self.binding, site, self._member.roster)
             if rules.membership == "batches" and not self._is_here(site):
                 raise ProtocolError("not-in-set", f"{site!r:.60} is not in this sum")
             if found.about != vote.about:
                 raise ProtocolError("vote", f"{site} voted for another set or another sum")
-            self._member.line.see(site, found.head)
-            matching += 1
-        if matching < rules.votes:
-            raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {matching}")
+            voted[site] = found.head
+        self._member.line.see_all(voted)
+        if len(voted) < rules.votes:
+            raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {len(voted)}")
         for peer in command.unheard:
             if not self._is_here(peer):
                 raise ProtocolError("not-in-set", f"{peer!r:.60} is not in this sum")
