@@ -155,8 +155,7 @@ def record(
             return f"{', '.join(spent)} would exceed the plan's epsilon" if spent else ""
 
         telling = _Telling(plan.scheme.name, total, say)
-        if ended_early := drive(coordinator, 0, total, over_budget, telling):
-            say(f"{plan.scheme.name}: ended {ended_early}")
+        drive(coordinator, 0, total, over_budget, telling)
     crossings = tuple(tap.crossings)
     sites = {name: one.view(name, crossings) for name, one in seen.items()}
     released = AdapterView(next(iter(participants.values())).state)
@@ -202,6 +201,9 @@ class _Telling:
 
     def end(self, outcome: RoundOutcome, round_s: float) -> None:
         self._say(f"{self._scheme}: round {outcome.round_number} of {self._total}")
+
+    def end_early(self, why: str) -> None:
+        self._say(f"{self._scheme}: ended {why}")
 
 
 class _Seen:

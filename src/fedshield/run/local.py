@@ -281,14 +281,9 @@ def _rounds(
     )
 
     try:
-        ended_early = drive(
-            coordinator, completed, plan.rounds, lambda: _over_budget(participants), watching
-        )
+        drive(coordinator, completed, plan.rounds, lambda: _over_budget(participants), watching)
     except RoundFailed as failure:
         raise _with_site_errors(folder, failure, sites.errors) from None
-    if ended_early:
-        watch.note(f"{ended_early}; the run ends here")
-        state["ended_early"] = ended_early
     _add_setup_traffic(state, sites.traffic)
 
 
@@ -352,6 +347,11 @@ class _Watching:
         self._state["privacy"] = _privacy(self._participants)
         self._folder.write_state(self._state)
         self._watch.round_done(number, rows)
+
+    def end_early(self, why: str) -> None:
+        self._watch.note(f"{why}; the run ends here")
+        self._state["ended_early"] = why
+        self._folder.write_state(self._state)
 
     def _lose(self, when: str, lost: Mapping[str, str]) -> None:
         for site, why in lost.items():

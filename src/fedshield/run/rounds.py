@@ -26,6 +26,9 @@ class Watcher(Protocol):
     def end(self, outcome: RoundOutcome, round_s: float) -> None:
         """A round is completed, in so many seconds."""
 
+    def end_early(self, why: str) -> None:
+        """No further round begins. It is told before the session is finished, which can fail."""
+
 
 def drive(
     coordinator: Coordinator,
@@ -33,7 +36,7 @@ def drive(
     rounds: int,
     over_budget: Callable[[], str],
     watcher: Watcher,
-) -> str:
+) -> None:
     """Set up a session, complete its rounds, and finish it.
 
     Args:
@@ -44,29 +47,25 @@ def drive(
             why.
         watcher: told of each round.
 
-    Returns:
-        Why the rounds ended before the last one; '' if they did not.
-
     Raises:
         RoundFailed: where a round cannot be completed, and where not even the first one may begin.
     """
     coordinator.start()
     watcher.set_up(coordinator.lost)
-    ended_early = ""
     for number in range(completed + 1, rounds + 1):
         interrupt.check()
         if why := over_budget():
-            ended_early = f"before round {number}: {why}"
+            stopped = f"before round {number}: {why}"
             if number == 1:
                 raise RoundFailed(
-                    f"{ended_early}; no round was completed, agree on a plan with a higher limit "
+                    f"{stopped}; no round was completed, agree on a plan with a higher limit "
                     "or more noise",
                     resumable=False,
                 )
+            watcher.end_early(stopped)
             break
         watcher.begin(number)
         started = time.perf_counter()
         outcome = coordinator.round(number)
         watcher.end(outcome, time.perf_counter() - started)
     coordinator.finish()
-    return ended_early

@@ -68,15 +68,13 @@ def _conduct(plan: Plan, kit: Kit, sites: FlareSites, log: Log, folder: Path) ->
     completed, lost = line_up(plan, party.roster, sites, party.key.sign)
     follower.leave_out(lost)
     log.add({"status": "running", "round": completed, "lost": lost, "pid": os.getpid()})
-    ended_early = drive(
+    drive(
         coordinator,
         completed,
         plan.rounds,
         lambda: _over_budget(plan, coordinator),
         _Watching(log, follower, completed),
     )
-    if ended_early:
-        log.add({"ended_early": ended_early})
 
 
 class _Watching:
@@ -103,6 +101,9 @@ class _Watching:
                 "lost": dict(outcome.lost),
             }
         )
+
+    def end_early(self, why: str) -> None:
+        self._log.add({"ended_early": why})
 
 
 def _over_budget(plan: Plan, coordinator: Coordinator) -> str:
