@@ -236,7 +236,7 @@ class Federation:
 
     def head_of(self, name: str) -> bytes:
         """What the site would sign of its ledger now."""
-        return self.participants[name]._line.statement(self.keys[name].sign)
+        return self.participants[name]._line.heads.statement(self.keys[name].sign)
 
     def another_coordinator(self, key: SigningKey | None = None) -> Coordinator:
         return Coordinator(self.plan, self.roster, self.wire, (key or self.server).sign)

@@ -71,7 +71,7 @@ class Site:
         mine.enter(**asked | changes)
 
     def signed(self, key: SigningKey | None = None) -> bytes:
-        return self.line.statement((key or KEYS[self.name][-1]).sign)
+        return self.line.heads.statement((key or KEYS[self.name][-1]).sign)
 
 
 def roster_of(plan: Plan) -> Roster:
@@ -108,14 +108,14 @@ def heads(sites: dict[str, Site]) -> dict[str, bytes]:
 
 
 def told(sites: dict[str, Site]) -> dict[str, dict[str, bytes]]:
-    return {name: one.line.statements() for name, one in sites.items()}
+    return {name: one.line.heads.statements() for name, one in sites.items()}
 
 
 def met(sites: dict[str, Site]) -> None:
     """A session begins: everyone compares what everyone says."""
     own, known = heads(sites), told(sites)
     for one in sites.values():
-        one.line.compare(own, known)
+        one.line.heads.compare(own, known)
 
 
 def test_ledgers_that_grow_are_in_order(sites: dict[str, Site]) -> None:
@@ -123,7 +123,7 @@ def test_ledgers_that_grow_are_in_order(sites: dict[str, Site]) -> None:
     for one in sites.values():
         one.enter()
     met(sites)
-    assert set(sites["bank"].line.statements()) == {"clinic", "hospital"}
+    assert set(sites["bank"].line.heads.statements()) == {"clinic", "hospital"}
 
 
 def test_a_restored_ledger_is_known_to_its_own_site_and_to_each_other(
@@ -138,13 +138,13 @@ def test_a_restored_ledger_is_known_to_its_own_site_and_to_each_other(
     bank.ledger = Ledger.open(bank.path)
     bank.line = bank.with_part(PART)
     own, known = heads(sites), told(sites)
-    code, why = code_of(bank.line.compare, own, known)
+    code, why = code_of(bank.line.heads.compare, own, known)
     assert (code, "does not hold what it signed before" in why) == ("ledger", True)
     # The others see it by their own memory, also where nobody hands anything back.
     for name in ("clinic", "hospital"):
-        code, why = code_of(sites[name].line.compare, own, {site: {} for site in SITES})
+        code, why = code_of(sites[name].line.heads.compare, own, {site: {} for site in SITES})
         assert (code, "bank's ledger is not the one" in why) == ("ledger", True)
-        assert code_of(sites[name].line.see_all, {"bank": own["bank"]})[0] == "ledger"
+        assert code_of(sites[name].line.heads.see_all, {"bank": own["bank"]})[0] == "ledger"
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["first key", "a key in between"])
@@ -159,7 +159,7 @@ def test_a_replaced_key_does_not_hide_a_restored_ledger(sites: dict[str, Site], 
     bank.path.write_bytes(backup)
     bank.ledger = Ledger.open(bank.path)
     bank.line = bank.with_part(PART)
-    code, why = code_of(hospital.line.compare, heads(sites), told(sites))
+    code, why = code_of(hospital.line.heads.compare, heads(sites), told(sites))
     assert (code, "bank's ledger is not the one that it signed before" in why) == ("ledger", True)
     assert f"(line {before.length}, remembered by this site; now {before.length - 2})" in why
 
@@ -181,17 +181,17 @@ def test_a_stolen_key_that_was_replaced_locks_nobody(
     handed = told(sites)
     handed["clinic"]["bank"] = head_of(KEYS["bank"][place], length)
     for one in sites.values():
-        one.line.compare(heads(sites), handed)
-        one.line.compare(heads(sites), told(sites))
+        one.line.heads.compare(heads(sites), handed)
+        one.line.heads.compare(heads(sites), told(sites))
 
 
 def test_who_told_a_head_is_named(sites: dict[str, Site]) -> None:
     met(sites)
     handed = told(sites)
     handed["clinic"]["bank"] = head_of(KEYS["bank"][-1], 1000)
-    code, why = code_of(sites["bank"].line.compare, heads(sites), handed)
+    code, why = code_of(sites["bank"].line.heads.compare, heads(sites), handed)
     assert (code, "(line 1000, remembered by clinic)" in why) == ("ledger", True)
-    code, why = code_of(sites["hospital"].line.compare, heads(sites), handed)
+    code, why = code_of(sites["hospital"].line.heads.compare, heads(sites), handed)
     assert (code, "(line 1000, remembered by clinic; now 2)" in why) == ("ledger", True)
 
 
@@ -202,8 +202,8 @@ def test_a_head_that_no_ledger_reaches_counts_for_nothing(
     far = head_of(KEYS["bank"][-1], length)
     handed = {"clinic": {"bank": far}, "hospital": {}, "bank": {}}
     for one in sites.values():
-        one.line.compare(heads(sites), handed)
-    code, why = code_of(sites["clinic"].line.see_all, {"bank": far})
+        one.line.heads.compare(heads(sites), handed)
+    code, why = code_of(sites["clinic"].line.heads.see_all, {"bank": far})
     assert (code, "bank did not sign its ledger's head" in why) == ("ledger", True)
     assert sites["clinic"].ledger.peers[sites["bank"].identity][0] == sites["bank"].ledger.head
 
@@ -214,13 +214,13 @@ def test_a_head_that_was_seen_is_forgotten_by_hand_only(sites: dict[str, Site]) 
     bank, clinic = sites["bank"], sites["clinic"]
     far = head_of(KEYS["bank"][1], 10**6)
     clinic.ledger.see_peers({bank.identity: (Head(10**6, (b"d" * 32).hex()), far)})
-    code, why = code_of(clinic.line.compare, heads(sites), told(sites))
+    code, why = code_of(clinic.line.heads.compare, heads(sites), told(sites))
     assert (code, "line 1000000, remembered by this site" in why) == ("ledger", True)
     clinic.ledger.forget_peer(bank.identity, "today")
     handed = {"hospital": {"bank": far}, "clinic": {}, "bank": {}}
-    clinic.line.compare(heads(sites), handed)
+    clinic.line.heads.compare(heads(sites), handed)
     assert clinic.ledger.peers[bank.identity][0] == bank.ledger.head
-    assert code_of(clinic.line.see_all, {"bank": far})[0] == "ledger"
+    assert code_of(clinic.line.heads.see_all, {"bank": far})[0] == "ledger"
 
 
 def test_two_ledgers_are_two_across_a_replaced_key(sites: dict[str, Site]) -> None:
@@ -229,7 +229,7 @@ def test_two_ledgers_are_two_across_a_replaced_key(sites: dict[str, Site]) -> No
     bank.enter()
     clinic.ledger.see_peers({bank.identity: (Head(3, "e" * 64), b"signed by an old key")})
     handed = {"hospital": {"bank": head_of(KEYS["bank"][-1], 3)}, "clinic": {}, "bank": {}}
-    code, why = code_of(clinic.line.compare, heads(sites), handed)
+    code, why = code_of(clinic.line.heads.compare, heads(sites), handed)
     assert (code, "(line 3, remembered by this site and hospital)" in why) == ("ledger", True)
 
 
@@ -237,8 +237,8 @@ def test_a_head_is_told_under_the_key_that_came_last(sites: dict[str, Site]) -> 
     """Though the ledger did not grow since the key was replaced."""
     bank, clinic = sites["bank"], sites["clinic"]
     clinic.ledger.see_peers({bank.identity: (bank.ledger.head, bank.signed(KEYS["bank"][1]))})
-    clinic.line.see_all({"bank": bank.signed()})
-    assert clinic.line.statements()["bank"] == bank.signed()
+    clinic.line.heads.see_all({"bank": bank.signed()})
+    assert clinic.line.heads.statements()["bank"] == bank.signed()
 
 
 # -- keys -------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_keys_that_do_not_go_on_from_those_remembered_are_refused(
     hospital = sites["hospital"]
     line = with_keys(hospital, {"bank": forged})
     own = heads(sites) | {"bank": sites["bank"].signed(forged[-1])}
-    code, why = code_of(line.compare, own, {site: {} for site in SITES})
+    code, why = code_of(line.heads.compare, own, {site: {} for site in SITES})
     assert code == "ledger"
     for part in (
         "expected the keys of bank to begin with the 3 that this ledger remembers, up to "
@@ -288,9 +288,9 @@ def test_keys_that_go_on_are_remembered(sites: dict[str, Site]) -> None:
     longer = (*KEYS["bank"], SigningKey())
     line = with_keys(sites["hospital"], {"bank": longer})
     own = heads(sites) | {"bank": sites["bank"].signed(longer[-1])}
-    line.compare(own, {site: {} for site in SITES})
+    line.heads.compare(own, {site: {} for site in SITES})
     # The key of before is an old one from now on.
-    assert code_of(sites["hospital"].line.compare, heads(sites), told(sites))[0] == "ledger"
+    assert code_of(sites["hospital"].line.heads.compare, heads(sites), told(sites))[0] == "ledger"
 
 
 def test_a_new_first_key_is_another_site(sites: dict[str, Site]) -> None:
@@ -300,8 +300,8 @@ def test_a_new_first_key_is_another_site(sites: dict[str, Site]) -> None:
     new = SigningKey()
     line = with_keys(sites["hospital"], {"bank": (new,)})
     own = heads(sites) | {"bank": head_of(new, 1)}
-    line.compare(own, {site: {} for site in SITES})
-    assert "bank" in line.statements()
+    line.heads.compare(own, {site: {} for site in SITES})
+    assert "bank" in line.heads.statements()
     (why,) = line.refusals_now(1)
     assert why.startswith("R1: expected the batch that these records were summed in before")
 
@@ -316,11 +316,11 @@ def test_two_ledgers_of_one_site_are_two(sites: dict[str, Site], tmp_path: Path)
     bank.enter()
     # Each was told to another site, and a third has seen neither.
     fresh = Site(fresh_folder, "clinic", bank.plan)
-    code, why = code_of(fresh.line.compare, {"bank": bank.signed()}, handed)
+    code, why = code_of(fresh.line.heads.compare, {"bank": bank.signed()}, handed)
     assert (code, "two of bank" in why) == ("ledger", True)
     met(sites)
     own = heads(sites) | {"bank": twin.signed()}
-    assert code_of(sites["clinic"].line.compare, own, told(sites))[0] == "ledger"
+    assert code_of(sites["clinic"].line.heads.compare, own, told(sites))[0] == "ledger"
     twin.ledger.close()
     fresh.ledger.close()
 
@@ -331,13 +331,13 @@ def test_what_a_site_did_not_sign_counts_for_nothing(sites: dict[str, Site]) -> 
     junk = [b"", b"junk", sites["clinic"].signed(), bank.signed(SigningKey())]
     for one in junk:
         handed: dict[str, dict[str, bytes]] = {"clinic": {"bank": one}, "hospital": {}, "bank": {}}
-        bank.line.compare(heads(sites), handed)
+        bank.line.heads.compare(heads(sites), handed)
         own = heads(sites) | {"bank": one}
-        code, why = code_of(sites["hospital"].line.compare, own, told(sites))
+        code, why = code_of(sites["hospital"].line.heads.compare, own, told(sites))
         assert (code, "bank did not sign its ledger's head" in why) == ("ledger", True)
     # A head is signed with today's key; an old one is good for the past only.
     stale = heads(sites) | {"bank": bank.signed(KEYS["bank"][0])}
-    assert code_of(sites["hospital"].line.compare, stale, told(sites))[0] == "ledger"
+    assert code_of(sites["hospital"].line.heads.compare, stale, told(sites))[0] == "ledger"
 
 
 # -- rows -------------------------------------------------------------------------------------
@@ -481,10 +481,10 @@ def test_heads_of_a_command_are_synced_once_or_none_is_kept(
         ledger_heads, "write", lambda *given: (written.append(given[0]), write(*given))
     )
     with pytest.raises(ProtocolError, match="hospital did not sign"):
-        clinic.line.see_all(now | {"hospital": b"forged"})
+        clinic.line.heads.see_all(now | {"hospital": b"forged"})
     assert (clinic.ledger.peers, written) == (before, [])
-    clinic.line.see_all(now)
+    clinic.line.heads.see_all(now)
     assert len(written) == 1
     assert clinic.ledger.peers != before
-    clinic.line.see_all(now)
+    clinic.line.heads.see_all(now)
     assert len(written) == 1

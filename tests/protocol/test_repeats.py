@@ -87,5 +87,5 @@ def test_every_site_sees_the_others_heads_before_it_votes(federation: Any) -> No
         theirs = {dealer: boxes[dealer][site] for dealer in ours.names if dealer != site}
         ours.send(site, messages.Hold(uploads, theirs))
         line = ours.participants[site]._line
-        assert line.statements() == {peer: sent[peer] for peer in ours.names if peer != site}
+        assert line.heads.statements() == {peer: sent[peer] for peer in ours.names if peer != site}
         assert ours.participants[site]._binding.phase == ROUND

@@ -260,8 +260,8 @@ class Participant:
             completed_rounds=self.completed_rounds,
             num_examples=self._model.num_examples if public else 0,
             version=self._line.version.to_bytes(),
-            head=self._line.statement(self._key.sign),
-            heads=self._line.statements(),
+            head=self._line.heads.statement(self._key.sign),
+            heads=self._line.heads.statements(),
             restart=self._restart,
             follows_from=follows_from,
         )
@@ -283,7 +283,7 @@ class Participant:
         standing = {join.completed_rounds for join in joins.values()}
         if not self._in_batches and standing != {self.completed_rounds}:
             raise ProtocolError("round", "the session's sites stand at different rounds")
-        self._line.compare(
+        self._line.heads.compare(
             {site: join.head for site, join in joins.items()},
             {site: join.heads for site, join in joins.items()},
         )
@@ -600,7 +600,7 @@ class Participant:
         number = self._binding.round_number
         self._line.sign_receipt(self._binding.phase, number, result, current.contributors)
         self._signed = True
-        return messages.Receipt(self._receipt_tag, self._line.statement(self._key.sign))
+        return messages.Receipt(self._receipt_tag, self._line.heads.statement(self._key.sign))
 
     def _install(self, data: bytes) -> messages.Message:
         """Take what this site opened itself, once enough sites signed that they opened the same."""
@@ -666,7 +666,7 @@ class Participant:
             if receipt.model_tag != self._receipt_tag:
                 raise ProtocolError("disagree", f"{site} opened another model")
             seen[site] = receipt.head
-        self._line.see_all(seen)
+        self._line.heads.see_all(seen)
         if len(receipts) < least:
             raise ProtocolError(
                 "disagree",

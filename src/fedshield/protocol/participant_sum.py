@@ -163,7 +163,7 @@ class Summation:
             layout_tag=self._tag_in(self.binding, b"layout", encoded.layout.sha256()),
             block_digests=tuple(hashlib.sha256(block).digest() for block in blocks),
             share_digests={},
-            head=self._member.line.statement(self._member.sign),
+            head=self._member.line.heads.statement(self._member.sign),
         )
         if self._sealed is not None:
             self._share_out(self._sealed, encoded.layout, upload_digest(upload), channels)
@@ -254,7 +254,7 @@ class Summation:
                 raise ProtocolError("layout", f"{site} laid its values out differently")
             if upload.key_id != own.key_id:
                 raise ProtocolError("scheme", f"{site} encrypted under another key")
-        self._member.line.see_all({site: upload.head for site, upload in uploads.items()})
+        self._member.line.heads.see_all({site: upload.head for site, upload in uploads.items()})
         mine = uploads.get(self._member.name)
         if mine is not None and mine != own:
             raise ProtocolError("digest", "this site's own upload was replaced")
@@ -284,7 +284,7 @@ class Summation:
         vote = messages.Vote(
             contributors_digest(uploads),
             aggregate_digest(command.block_digests),
-            self._member.line.statement(self._member.sign),
+            self._member.line.heads.statement(self._member.sign),
         )
         self._member.journal.vote(
             self._session.context,
@@ -316,7 +316,7 @@ class Summation:
             if found.about != vote.about:
                 raise ProtocolError("vote", f"{site} voted for another set or another sum")
             voted[site] = found.head
-        self._member.line.see_all(voted)
+        self._member.line.heads.see_all(voted)
         if len(voted) < rules.votes:
             raise ProtocolError("vote", f"expected {rules.votes} matching votes, got {len(voted)}")
         for peer in command.unheard:
