@@ -242,7 +242,7 @@ def test_nothing_of_a_delta_is_lost(
             )
             assert kept.any()
             record = model.record
-            assert record.pruning_rate == rate_at(ours.plan, number)
+            assert record.pruning_rate == rate_at(ours.plan.pruning, ours.plan.rounds, number)
             assert (record.pruned_values > 0) == (pruning is not None)
     assert clipped > 0
 

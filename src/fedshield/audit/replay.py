@@ -32,7 +32,6 @@ from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.base import BaseModel, load
 from fedshield.model.chat import Tokens, use_template
 from fedshield.plan.schema import Plan
-from fedshield.privacy.guarantee import terms
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.participant import Participant
@@ -47,9 +46,10 @@ from fedshield.seeds import SiteRandomness, derive
 from fedshield.site.gradient_factors import public_factors
 from fedshield.site.interfaces import Contribution, LocalWork, Sent
 from fedshield.site.round import first_memory, standing_digest
+from fedshield.site.settings import privacy_terms
 from fedshield.site.train import LocalTrainer, rows_of_round
 from fedshield.types import AdapterState, Float32, SiteMemory
-from fedshield.update.server_optimizer import MOMENTUM
+from fedshield.update.server_optimizer import Moments
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def trained_rows(
     rows = scene.data[name].train
     if plan.privacy.unit == "example" or randomness is None:
         return tuple(dict.fromkeys(rows))
-    limited = terms(plan, scene.host.spec, len(rows))
+    limited = privacy_terms(plan, scene.host.spec, len(rows))
     if rounds is None:
         rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
     taken = {
@@ -227,8 +227,9 @@ class _Seen:
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self._states[completed_rounds] = state
-        if MOMENTUM in memory.shared:
-            self._momenta[completed_rounds] = memory.shared[MOMENTUM]
+        momentum = Moments.from_shared(memory.shared).momentum
+        if momentum is not None:
+            self._momenta[completed_rounds] = momentum
 
     def keep(self, contribution: Contribution) -> None:
         """One process, one session: nothing is repeated."""

@@ -21,6 +21,7 @@ from fedshield.model.shapes import ModelShape
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import forecast
 from fedshield.site.schemes import facts, update_layout, weights_layout
+from fedshield.site.settings import exchange_schedule, release_settings
 from fedshield.types import AdapterSpec
 from fedshield.update.prune import num_sent
 
@@ -192,7 +193,8 @@ def _cost(
     scheme = facts(plan)
     sizes = Sizes(plan)
     names = plan.data.site_names()
-    counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
+    schedule = exchange_schedule(plan)
+    counts = [num_sent(schedule, spec, at + 1) for at in range(plan.rounds)]
     by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
     ups = [by_count[count][0] for count in counts]
     downs = [by_count[count][1] for count in counts]
@@ -234,5 +236,5 @@ def _cost(
         device=device,
         precision=precision,
         plan_sha256=plan.sha256(),
-        privacy=forecast(plan, spec, rows),
+        privacy=forecast(plan.privacy, release_settings(plan), spec, plan.data, rows),
     )

@@ -226,12 +226,20 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 # -- schedules that the plan defines ---------------------------------------------------------
 
 
-def learning_rate(plan: Plan, round_number: int) -> float:
-    """The learning rate of round 1..rounds: cosine over rounds from the first rate to the
-    least (FedShield-LLM, arXiv 2506.05640, training set-up), or constant."""
-    training = plan.training
+def learning_rate(training: TrainingPlan, rounds: int, round_number: int) -> float:
+    """The learning rate of a round: cosine over rounds from the first rate to the least
+    (FedShield-LLM, arXiv 2506.05640, training set-up), or constant.
+
+    Args:
+        training: the rates and their schedule.
+        rounds: of the whole run.
+        round_number: 1 to `rounds`.
+
+    Returns:
+        The rate of the local optimiser's steps.
+    """
     if training.lr_schedule == "constant":
         return training.learning_rate
     span = training.learning_rate - training.min_learning_rate
-    progress = (round_number - 1) / plan.rounds
+    progress = (round_number - 1) / rounds
     return training.min_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -19,13 +19,13 @@ from fedshield.model.shapes import from_modules
 from fedshield.notes import library_words
 from fedshield.plan.floors import cap_note
 from fedshield.plan.schema import Plan
-from fedshield.privacy.guarantee import terms
 from fedshield.run.events import Events
 from fedshield.run.folder import SiteStore
 from fedshield.run.warm import compile_kernels
 from fedshield.seeds import derive
 from fedshield.site.gradient_factors import public_factors
 from fedshield.site.schemes import facts, parameters_of
+from fedshield.site.settings import privacy_terms
 from fedshield.types import AdapterState, SiteMemory
 
 
@@ -76,7 +76,7 @@ def prepare(
     check_memory(plan, base, data, host)
     for found in data.values():
         # A target or a limit that cannot be met is refused before a run folder is made.
-        terms(plan, host.spec, len(found.train))
+        privacy_terms(plan, host.spec, len(found.train))
     interrupt.check()
     return base, data, host
 
