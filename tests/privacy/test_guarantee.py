@@ -27,7 +27,7 @@ RLWE = {"name": "rlwe", "weights": "equal", "max_colluding": 0}
 def made(make_plan: Any, privacy: dict[str, Any], **changes: Any) -> tuple[Plan, AdapterSpec]:
     scheme = RLWE if privacy.get("unit") == "site" else {"name": "plain"}
     plan = make_plan({"privacy": privacy, "scheme": scheme, **changes})
-    return plan, empty_spec(empty_model(plan), plan.adapter)
+    return plan, empty_spec(empty_model(plan.model, plan.base_dir), plan.adapter)
 
 
 def forecast(

@@ -29,7 +29,7 @@ from fedshield.crypto.shares import Share
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
-from fedshield.model.base import BaseModel, load
+from fedshield.model.base import BaseModel
 from fedshield.model.chat import Tokens, use_template
 from fedshield.plan.schema import Plan
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
@@ -42,6 +42,7 @@ from fedshield.run.local_sites import InProcessSites
 from fedshield.run.parties import demonstration
 from fedshield.run.prepare import run_notes
 from fedshield.run.rounds import drive
+from fedshield.run.settings import data_setup, load_base
 from fedshield.seeds import SiteRandomness, derive
 from fedshield.site.gradient_factors import public_factors
 from fedshield.site.interfaces import Contribution, LocalWork, Sent
@@ -97,9 +98,9 @@ def prepare(
     if plan.speed.threads is not None:
         torch.set_num_threads(plan.speed.threads)
     say(f"loading {plan.model.name}")
-    base = load(plan, say)
+    base = load_base(plan, say)
     use_template(base.tokenizer, plan.model.chat_template, date)
-    data = load_sites(plan, base.tokenizer, say, only)
+    data = load_sites(data_setup(plan), base.tokenizer, say, only)
     given = public_factors(plan, base, say)
     host = AdapterHost(base.model, plan.adapter, base.sha256, given)
     for note in run_notes(base, data, host):

@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, PrivateAttr, model_validator
 
 from fedshield.errors import InvalidKey, PlanError
+from fedshield.plan import paths
 from fedshield.plan.data import DataPlan, Section, without_later_keys
 from fedshield.plan.privacy import PrivacyPlan, refuse_unsound
 from fedshield.plan.quorum import Rules, default_colluding, resolve
@@ -176,15 +177,7 @@ class Plan(Section):
 
     def resolve(self, path: str) -> Path:
         """A path of the plan, made absolute. Raises `PlanError` if it cannot be one."""
-        try:
-            found = (self._base_dir / Path(path).expanduser()).resolve()
-            found.exists()  # refuses a name that is too long
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise PlanError(
-                f"{path[:60]!r}: expected a path, but {reason}; check the plan"
-            ) from None
-        return found
+        return paths.resolve(path, self._base_dir)
 
     def canonical(self) -> bytes:
         """Canonical JSON of what is agreed between the parties: all but speed and output, and

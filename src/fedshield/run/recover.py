@@ -27,6 +27,7 @@ from fedshield.recovery.told_heads import Sites, heads_of_others, next_line, own
 from fedshield.run.folder import RunFolder, now
 from fedshield.run.known_sites import Member, must_answer
 from fedshield.run.ledgers import line_records
+from fedshield.run.settings import data_setup
 from fedshield.site.round import counted
 from fedshield.site.settings import privacy_terms
 
@@ -278,9 +279,9 @@ def own_part(member: Member, plan: Plan, record_key: bytes) -> OwnPart:
     """What this site would put into the plan's sums now, as `site approve` reads it. Raises
     `UserError`s for records or a model that cannot be read."""
     here = member.kit.local(plan)
-    tokenizer, _ = load_tokenizer(here)
+    tokenizer, _ = load_tokenizer(here.model, here.base_dir)
     use_template(tokenizer, plan.model.chat_template)
-    data = preview(here, tokenizer, member.kit.name, 0).data
+    data = preview(data_setup(here), tokenizer, member.kit.name, 0).data
     records = line_records(record_key, data)
     version = part_version(record_key, records.sources, records.rows)
     count = counted(plan, records.examples, member.example_cap)
