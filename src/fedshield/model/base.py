@@ -229,19 +229,13 @@ def padding_id(tokenizer: Any, model: Any) -> tuple[int, tuple[str, ...]]:
 
 
 def inspect(settings: ModelPlan, base_dir: Path, device: str) -> tuple[Any, str]:
-    """The tokenizer and digest that `load` would give, of a model that is on this machine: its
-    weights are hashed and not loaded, and nothing is downloaded.
+    """The tokenizer and the digest (hex) that `load` would give, of a model on this machine:
+    its weights are hashed and not loaded, and nothing is downloaded. Raises `ModelError`.
 
     Args:
         settings: which model.
         base_dir: what a relative path of it starts from.
-        device: `speed.device`, which not every kind of model can be used on.
-
-    Returns:
-        The tokenizer; the SHA-256, hex.
-
-    Raises:
-        ModelError: it is not there, or cannot be used.
+        device: `speed.device`; not every kind of model can be used on each.
     """
     name = settings.name
     if name == TINY_LLAMA:
