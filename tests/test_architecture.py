@@ -185,6 +185,17 @@ def test_crypto_and_protocol_know_no_model_and_no_engine(module: str) -> None:
     assert forbidden == []
 
 
+@pytest.mark.parametrize(
+    "module",
+    within("fedshield.update", "fedshield.model", "fedshield.data", "fedshield.privacy"),
+)
+def test_rooms_below_the_site_take_what_they_use_and_no_plan(module: str) -> None:
+    """Sections and single values: what a function depends on is in its parameters."""
+    names = {node.id for node in ast.walk(TREES[module]) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(TREES[module]) if isinstance(node, ast.Attribute)}
+    assert "Plan" not in names
+
+
 def test_crypto_does_no_io() -> None:
     for module in within("fedshield.crypto"):
         assert not imports_of(module) & {"pathlib", "io", "tempfile", "shutil", "subprocess"}

@@ -23,6 +23,7 @@ from fedshield.model.base import inspect
 from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line
 from fedshield.run.ledgers import line_of
+from fedshield.run.settings import data_setup
 
 NAMES = ("alpha", "beta", "victim")
 EQUAL = {"name": "rlwe", "weights": "equal", "max_colluding": 1}
@@ -126,8 +127,9 @@ def joined_late(three: Consortium) -> dict[str, Any]:
     )
     three.approve(raw, "victim")
     plan = three.plan(raw, "victim")
-    tokenizer, _ = inspect(kit.local(plan))
-    data = preview(kit.local(plan), tokenizer, "victim", 1).data
+    here = kit.local(plan)
+    tokenizer, _ = inspect(here.model, here.base_dir, here.speed.device)
+    data = preview(data_setup(here), tokenizer, "victim", 1).data
     with Ledger.open(kit.ledger_path()) as ledger:
         line = line_of(ledger, "victim", plan, before.to_roster(), "run", data)
         versions = dict.fromkeys(NAMES, line.version)

@@ -57,7 +57,7 @@ def test_every_row_is_the_plan_that_takes_it(tmp_path: Path, name: str) -> None:
 
 
 def paper_of(plan: Plan) -> int | None:
-    return paper_bytes(paper_values(empty_model(plan)))
+    return paper_bytes(paper_values(empty_model(plan.model, plan.base_dir)))
 
 
 def test_the_reference_is_of_the_model_alone(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_reference_is_of_the_model_alone(tmp_path: Path) -> None:
             {"rank": 16, "alpha": 8, "targets": "all-linear", "train": "core"},
         )
     ]
-    model = empty_model(plans[0])
+    model = empty_model(plans[0].model, plans[0].base_dir)
     sizes = [
         module.in_features + module.out_features
         for name, module in model.named_modules()
@@ -91,7 +91,7 @@ def test_the_reference_is_of_the_model_alone(tmp_path: Path) -> None:
 def test_the_papers_own_bytes() -> None:
     """Llama-2-7B at rank 32: 16,777,216 values in 4,096 ciphertexts of 331,400 bytes."""
     plan, _ = load_plan(EXAMPLES / "paper.yaml")
-    assert paper_values(empty_model(plan)) == 16_777_216
+    assert paper_values(empty_model(plan.model, plan.base_dir)) == 16_777_216
     assert paper_of(plan) == 4096 * 331_400
     core = [one for one in choices(plan) if (one.train, one.bits) == ("core", 4)]
     assert core[0].of_paper == pytest.approx(4096 * 331_400 / core[0].upload_bytes, rel=1e-3)

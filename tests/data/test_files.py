@@ -22,11 +22,9 @@ PAIR = [("user", "Grüße?"), ("assistant", "Ja, 5 €.")]
 
 
 def rows_of(path: Path, remarks: Remarks | None = None, **settings: Any) -> Rows:
-    raw = {"data": {"sites": {"a": {"source": "x"}}}, "scheme": {"name": "plain"}}
-    plan = parse_plan(raw, base_dir=path.parent)
     source = SourcePlan.model_validate({"source": path.name, **settings})
     key = "data.sites.a.source"
-    return read(plan, path.name, source, key=key, on_bad_row="refuse", remarks=remarks)
+    return read(path.parent, path.name, source, key=key, on_bad_row="refuse", remarks=remarks)
 
 
 def pairs(found: Rows) -> list[list[tuple[str, str]]]:

@@ -19,6 +19,7 @@ from fedshield.data.remarks import Remarks
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.model.builtin import tiny
 from fedshield.plan.load import parse_plan
+from fedshield.run.settings import data_setup
 
 Record = dict[str, Any]
 NOTES = [
@@ -60,7 +61,7 @@ def _load(
         "training": {"max_length": max_length},
         "scheme": {"name": "plain"},
     }
-    return load_sites(parse_plan(raw, base_dir=folder), tiny.tokenizer())
+    return load_sites(data_setup(parse_plan(raw, base_dir=folder)), tiny.tokenizer())
 
 
 def same(one: SiteData, other: SiteData) -> int:

@@ -18,23 +18,16 @@ from fedshield.data.rows import Row, Rows, read
 from fedshield.data.turns import Turn
 from fedshield.errors import DataError
 from fedshield.plan.data import SourcePlan
-from fedshield.plan.load import parse_plan
-from fedshield.plan.schema import Plan
 
 QA = (("user", "What is 2 + 2?"), ("assistant", "4"))
 TURNS = [{"role": role, "content": text} for role, text in QA]
 GOOD = {"prompt": "What is 2 + 2?", "response": "4"}
 
 
-def plan_in(folder: Path) -> Plan:
-    raw = {"data": {"sites": {"a": {"source": "x"}}}, "scheme": {"name": "plain"}}
-    return parse_plan(raw, base_dir=folder)
-
-
 def rows_of(path: Path, *, skip: bool = False, label: str | None = None, **settings: Any) -> Rows:
     source = SourcePlan.model_validate({"source": path.name, **settings})
     return read(
-        plan_in(path.parent),
+        path.parent,
         path.name,
         source,
         key="data.sites.a.source",
@@ -143,7 +136,7 @@ def test_text_beside_lists_of_turns_is_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path, row)
     source = SourcePlan(source=path.name)
     key = "data.sites.a.source"
-    read(plan_in(tmp_path), path.name, source, key=key, on_bad_row="refuse", remarks=remarks)
+    read(tmp_path, path.name, source, key=key, on_bad_row="refuse", remarks=remarks)
     assert remarks.sentences() == ("column `input` not used (1 row)",)
 
 
@@ -225,7 +218,7 @@ def test_parquet_with_columns_of_text_and_of_turns(tmp_path: Path) -> None:
 
 def test_a_sample_is_a_source_of_its_own(tmp_path: Path) -> None:
     source = SourcePlan(source="sample:maths")
-    found = read(plan_in(tmp_path), source.source, source, key="k", on_bad_row="refuse")
+    found = read(tmp_path, source.source, source, key="k", on_bad_row="refuse")
     assert len(found.rows) > 1000
     assert found.skipped == 0
     assert found.rows[0].where == "sample:maths:1"

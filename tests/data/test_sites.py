@@ -19,6 +19,7 @@ from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.notes import library_words
 from fedshield.plan.load import parse_plan
+from fedshield.run.settings import data_setup
 
 LABELS = ("red", "green", "blue")
 #: What the chat template writes around a question and its answer: marks are one token each, all
@@ -54,7 +55,7 @@ def load(
         "training": {"max_length": max_length},
         "scheme": {"name": "plain"},
     }
-    return load_sites(parse_plan(raw, base_dir=folder), tokenizer)
+    return load_sites(data_setup(parse_plan(raw, base_dir=folder)), tokenizer)
 
 
 def refused(folder: Path, tokenizer: Any, data: dict[str, Any], **more: Any) -> str:
@@ -459,11 +460,10 @@ def test_what_is_not_used_of_a_pool_is_told_to_whoever_asks_for_one_site(
     raw = {"data": pooled("iid", "a.jsonl", sites=2), "scheme": {"name": "plain"}}
     plan = parse_plan(raw | {"model": {"name": "tiny-llama"}}, base_dir=tmp_path)
     unused = ("column `label` not used (20 rows)",)
-    assert [load_sites(plan, tokenizer, only=f"site-{k}")[f"site-{k}"].notes for k in (1, 2)] == [
-        unused,
-        unused,
-    ]
-    assert [site.notes for site in load_sites(plan, tokenizer).values()] == [unused, ()]
+    setup = data_setup(plan)
+    for name in ("site-1", "site-2"):
+        assert load_sites(setup, tokenizer, only=name)[name].notes == unused
+    assert [site.notes for site in load_sites(setup, tokenizer).values()] == [unused, ()]
 
 
 def test_what_enters_has_a_digest_whatever_its_order(tmp_path: Path, tokenizer: Any) -> None:

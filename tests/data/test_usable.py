@@ -15,6 +15,7 @@ from fedshield.errors import DataError
 from fedshield.model.builtin import tiny
 from fedshield.model.chat import use_template
 from fedshield.plan.load import parse_plan
+from fedshield.run.settings import data_setup
 
 EOS = "<|im_end|>"
 #: Writes thoughts, names, tools and calls; arguments as JSON of what it is given.
@@ -61,7 +62,7 @@ def load(
     }
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = template
-    site = load_sites(parse_plan(raw, base_dir=folder), tokenizer)["a"]
+    site = load_sites(data_setup(parse_plan(raw, base_dir=folder)), tokenizer)["a"]
     decode = tokenizer.decode
     return site, [
         (decode(t.input_ids), decode([label for label in t.labels if label != -100]))
@@ -370,7 +371,7 @@ def test_rows_are_the_same_on_another_day_if_the_run_keeps_its_date(tmp_path: Pa
         tokenizer = tiny.tokenizer()
         tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tiny.CHAT_TEMPLATE
         use_template(tokenizer, "auto", datetime.date(2024, 2, day))
-        site = load_sites(plan, tokenizer)["a"]
+        site = load_sites(data_setup(plan), tokenizer)["a"]
         digests.append(site.sha256())
         assert tokenizer.decode(site.train[0].input_ids).startswith(f"0{day} Feb 2024")
         assert f"a date into every text: 2024-02-0{day}, the day on which" in site.notes[0]

@@ -94,10 +94,10 @@ class Stop(Quiet):
 def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for_once(tmp_path: Path) -> None:
     """The limit is that of three rounds. One is interrupted after its uploads: what left is sent
     again as it was, and costs nothing more."""
-    from fedshield.privacy.guarantee import terms
+    from fedshield.site.settings import privacy_terms
 
     _, _, host = prepare(plan_of(SITE), Quiet())
-    free = terms(plan_of(SITE), host.spec, 20)
+    free = privacy_terms(plan_of(SITE), host.spec, 20)
     assert free is not None
     plan = plan_of({**SITE, "max_epsilon": free.epsilon(3) + 1e-6}, rounds=4)
     out = tmp_path / "run"

@@ -19,6 +19,7 @@ from fedshield.model.builtin import tiny
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.protocol.roster import Roster
+from fedshield.run.settings import data_setup
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "policy.md"
@@ -315,7 +316,7 @@ def test_data_model_and_device_are_the_policys_whatever_the_plan_says(tmp_path: 
     only = here.model_copy(
         update={"data": here.data.model_copy(update={"sites": {"bank": source}})}
     ).with_base_dir(here.base_dir)
-    data = load_sites(only, tiny.tokenizer())
+    data = load_sites(data_setup(only), tiny.tokenizer())
     assert (len(data["bank"].train), len(data["bank"].heldout)) == (5, 2)
 
 

@@ -16,6 +16,7 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.answers import answers, check_prompts, end_ids
 from fedshield.model.builtin import tiny
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]
@@ -24,7 +25,7 @@ END_OF_TEXT, TURN_START, TURN_END = 256, 257, 258
 
 
 def host_of(plan: Plan) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     host = AdapterHost(loaded.model, plan.adapter, loaded.sha256)
     values = np.random.default_rng(3).standard_normal(host.spec.num_values) * 0.2
     return loaded, host, AdapterState(values.astype(np.float32), host.spec)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-from fedshield.model import base
 from fedshield.model.adapter import AdapterHost
 from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
@@ -23,6 +22,7 @@ from fedshield.model.check import check_model
 from fedshield.model.loss import can_cut_logits, loss_sum
 from fedshield.notes import library_words
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]
@@ -121,7 +121,7 @@ def test_loss_reload_and_merge_agree_with_plain_libraries(
     folder = tmp_path / "model"
     save_folder(kind, folder)
     plan = make_plan({"model.name": str(folder), "adapter.targets": "all-linear"})
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     with library_words():
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 

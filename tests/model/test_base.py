@@ -16,6 +16,7 @@ from fedshield.errors import ModelError
 from fedshield.model import base
 from fedshield.model.builtin import tiny
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 
 MakePlan = Callable[..., Plan]
 
@@ -35,15 +36,23 @@ def refused(call: Callable[[], Any]) -> str:
     return message
 
 
+def load_config(plan: Plan) -> Any:
+    return base.load_config(plan.model, plan.base_dir)
+
+
+def empty_model(plan: Plan) -> Any:
+    return base.empty_model(plan.model, plan.base_dir)
+
+
 def load_error(make_plan: MakePlan, name: Path | str) -> str:
-    return refused(lambda: base.load(make_plan({"model.name": str(name)})))
+    return refused(lambda: load_base(make_plan({"model.name": str(name)})))
 
 
 # -- loading -------------------------------------------------------------------------------
 
 
 def test_the_tiny_model_is_built_frozen(make_plan: MakePlan, no_network: None) -> None:
-    found = base.load(make_plan())
+    found = load_base(make_plan())
     assert (found.name, found.note) == ("tiny-llama", "random weights, for tests")
     assert (found.device, found.precision) == ("cpu", "float32")
     assert found.sha256 == tiny.sha256(tiny.build())
@@ -60,7 +69,7 @@ def test_a_folder_is_loaded_as_saved_without_a_network(
     offline: str,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
-    found = base.load(make_plan({"model.name": str(tiny_folder)}))
+    found = load_base(make_plan({"model.name": str(tiny_folder)}))
     assert found.sha256 == base.folder_sha256(tiny_folder)
     assert found.note == ""
     assert not found.model.training
@@ -78,14 +87,14 @@ def test_a_relative_folder_starts_at_the_plan(
     make_plan: MakePlan, folder: Path, tmp_path: Path
 ) -> None:
     plan = make_plan({"model.name": "model"}).with_base_dir(tmp_path)
-    assert base.load(plan).sha256 == base.folder_sha256(folder)
+    assert load_base(plan).sha256 == base.folder_sha256(folder)
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "folder"])
 def test_bf16_is_loaded_where_asked_for(make_plan: MakePlan, tiny_folder: Path, name: str) -> None:
     where = name if name == "tiny-llama" else str(tiny_folder)
-    single = base.load(make_plan({"model.name": where}))
-    half = base.load(make_plan({"model.name": where, "training.precision": "bf16"}))
+    single = load_base(make_plan({"model.name": where}))
+    half = load_base(make_plan({"model.name": where, "training.precision": "bf16"}))
     assert half.precision == "bfloat16"
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     assert half.sha256 == single.sha256  # of what is on disk, not of how it is held
@@ -98,7 +107,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end_mark(
     fields = json.loads(path.read_text())
     del fields["pad_token"]
     path.write_text(json.dumps(fields))
-    found = base.load(make_plan({"model.name": str(folder)}))
+    found = load_base(make_plan({"model.name": str(folder)}))
     assert found.tokenizer.pad_token_id == found.tokenizer.eos_token_id == 258
 
 
@@ -137,7 +146,7 @@ def test_a_further_chat_template_is_part_of_the_digest(tmp_path: Path, tiny_fold
 )
 def test_one_changed_byte_changes_the_digest(make_plan: MakePlan, folder: Path, name: str) -> None:
     plan = make_plan({"model.name": str(folder)})
-    first = base.load(plan).sha256
+    first = load_base(plan).sha256
     path = folder / name
     data = bytearray(path.read_bytes())
     if name.endswith(".safetensors"):
@@ -145,7 +154,7 @@ def test_one_changed_byte_changes_the_digest(make_plan: MakePlan, folder: Path, 
     else:
         data += b" "
     path.write_bytes(data)
-    second = base.load(plan).sha256
+    second = load_base(plan).sha256
     assert second == base.folder_sha256(folder) != first
     path.unlink()
     assert base.folder_sha256(folder) not in (first, second)
@@ -272,7 +281,7 @@ def test_a_file_is_no_folder(make_plan: MakePlan, folder: Path) -> None:
     assert "got a file" in load_error(make_plan, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("what", [base.load, base.load_config])
+@pytest.mark.parametrize("what", [load_base, load_config], ids=["load", "load_config"])
 def test_offline_a_hub_name_says_what_to_do(
     make_plan: MakePlan,
     no_network: None,
@@ -294,21 +303,17 @@ def test_offline_a_hub_name_says_what_to_do(
 # -- device, precision, quantisation -------------------------------------------------------
 
 
-def test_the_device_asked_for_must_be_here(
-    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_device_asked_for_must_be_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert base.resolve_device(make_plan({"speed.device": "auto"})) == "cpu"
+    assert base.resolve_device("auto") == "cpu"
     for wanted in ("cuda", "cuda:1"):
-        plan = make_plan({"speed.device": wanted})
-        assert f"(0 found), got {wanted}" in refused(lambda p=plan: base.resolve_device(p))
+        assert f"(0 found), got {wanted}" in refused(lambda name=wanted: base.resolve_device(name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert base.resolve_device(make_plan({"speed.device": "auto"})) == "cuda"
-    assert base.resolve_device(make_plan({"speed.device": "cuda:0"})) == "cuda:0"
-    assert base.resolve_device(make_plan({"speed.device": "cpu"})) == "cpu"
-    plan = make_plan({"speed.device": "cuda:1"})
-    assert "(1 found), got cuda:1" in refused(lambda: base.resolve_device(plan))
+    assert base.resolve_device("auto") == "cuda"
+    assert base.resolve_device("cuda:0") == "cuda:0"
+    assert base.resolve_device("cpu") == "cpu"
+    assert "(1 found), got cuda:1" in refused(lambda: base.resolve_device("cuda:1"))
 
 
 @pytest.mark.parametrize(
@@ -321,9 +326,8 @@ def test_the_device_asked_for_must_be_here(
     ],
 )
 def test_precision_auto_takes_bf16_where_the_cpu_computes_in_it(
-    make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
+    monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
 ) -> None:
-    plan = make_plan({"model.name": "smollm2-135m", "training.precision": "auto"})
     read = Path.read_text
 
     def cpuinfo(path: Path, *args: Any, **keys: Any) -> str:
@@ -331,27 +335,24 @@ def test_precision_auto_takes_bf16_where_the_cpu_computes_in_it(
 
     monkeypatch.setattr(Path, "read_text", cpuinfo)
     monkeypatch.setattr(Path, "exists", lambda path: True)
-    assert base.resolve_precision(plan, "cpu") == expected
+    assert base.resolve_precision("auto", "smollm2-135m", "cpu") == expected
 
 
-def test_precision_as_asked_for(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     for device in ("cpu", "cuda"):
         for asked, expected in (("bf16", "bfloat16"), ("fp32", "float32")):
-            plan = make_plan({"training.precision": asked})
-            assert base.resolve_precision(plan, device) == expected
-    auto = make_plan({"model.name": "smollm2-135m", "training.precision": "auto"})
-    assert base.resolve_precision(auto, "cuda:0") == "bfloat16"
+            assert base.resolve_precision(asked, "tiny-llama", device) == expected
+    assert base.resolve_precision("auto", "smollm2-135m", "cuda:0") == "bfloat16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert base.resolve_precision(auto, "cuda:0") == "float32"
-    tiny_auto = make_plan({"training.precision": "auto"})
-    assert base.resolve_precision(tiny_auto, "cpu") == "float32"
+    assert base.resolve_precision("auto", "smollm2-135m", "cuda:0") == "float32"
+    assert base.resolve_precision("auto", "tiny-llama", "cpu") == "float32"
 
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_quantisation_needs_cuda(make_plan: MakePlan, tiny_folder: Path, quantization: str) -> None:
     plan = make_plan({"model.name": str(tiny_folder), "model.quantization": quantization})
-    message = refused(lambda: base.load(plan))
+    message = refused(lambda: load_base(plan))
     assert message.startswith("model.quantization: expected a CUDA device")
     assert f"for {quantization}, got cpu" in message
 
@@ -362,7 +363,7 @@ def test_quantisation_needs_cuda(make_plan: MakePlan, tiny_folder: Path, quantiz
 def test_the_embedded_models_shapes_are_known_before_it_is_built(
     make_plan: MakePlan, no_network: None
 ) -> None:
-    model = base.empty_model(make_plan({"model.name": "smollm2-135m"}))
+    model = empty_model(make_plan({"model.name": "smollm2-135m"}))
     assert all(parameter.is_meta for parameter in model.parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -379,10 +380,10 @@ def test_a_folders_shapes_need_no_weights(make_plan: MakePlan, folder: Path) -> 
     shapes = [
         {name: tuple(p.shape) for name, p in model.named_parameters()}
         for model in (
-            base.empty_model(make_plan({"model.name": str(folder)})),
-            base.empty_model(make_plan()),
+            empty_model(make_plan({"model.name": str(folder)})),
+            empty_model(make_plan()),
             # A model that is not here, costed from a config that is.
-            base.empty_model(
+            empty_model(
                 make_plan({"model.name": "a/b", "model.config": str(folder / "config.json")})
             ),
             tiny.build(),
@@ -400,12 +401,12 @@ def test_a_config_with_infinity_as_transformers_writes_it(
     assert config.time_step_limit[1] == float("inf")
     config.save_pretrained(tmp_path)
     assert "__float__" in (tmp_path / "config.json").read_text()
-    read = base.load_config(make_plan({"model.name": str(tmp_path)}))
+    read = load_config(make_plan({"model.name": str(tmp_path)}))
     assert list(read.time_step_limit) == [0.0, float("inf")]
 
 
 def test_a_model_that_sets_no_limit_to_its_texts(make_plan: MakePlan) -> None:
-    loaded = base.load(make_plan())
+    loaded = load_base(make_plan())
     assert loaded.max_positions == 1024
     for none in (-1, 0):
         loaded.model.config.max_position_embeddings = none
@@ -415,5 +416,5 @@ def test_a_model_that_sets_no_limit_to_its_texts(make_plan: MakePlan) -> None:
 def test_a_model_that_writes_no_text_is_refused(make_plan: MakePlan, folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "vit"}')
     plan = make_plan({"model.name": str(folder)})
-    message = refused(lambda: base.empty_model(plan))
+    message = refused(lambda: empty_model(plan))
     assert "expected a causal language model, got ViTConfig" in message

@@ -17,6 +17,7 @@ from fedshield.model.base import BaseModel
 from fedshield.model.chat import Tokens
 from fedshield.model.check import check_ids, check_model
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 
 MakePlan = Callable[..., Plan]
 ROW = Tokens(tuple(range(5, 25)), (-100,) * 8 + tuple(range(13, 25)), 0)
@@ -24,7 +25,7 @@ ROW = Tokens(tuple(range(5, 25)), (-100,) * 8 + tuple(range(13, 25)), 0)
 
 def ready(make_plan: MakePlan, **changes: Any) -> tuple[BaseModel, AdapterHost]:
     plan = make_plan({"adapter.targets": "all-linear"} | changes)
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     return loaded, AdapterHost(loaded.model, plan.adapter, loaded.sha256)
 
 

@@ -25,6 +25,7 @@ from fedshield.model.adapter import AdapterHost, ordinary
 from fedshield.model.builtin import tiny
 from fedshield.model.chat import use_template
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]
@@ -38,7 +39,7 @@ ALPHAS = pytest.mark.parametrize("alpha", [8, 7.5, 0.3])
 
 def host_of(plan: Plan) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
     """The base, a host on it and a state far from zero."""
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     host = AdapterHost(loaded.model, plan.adapter, loaded.sha256)
     values = np.random.default_rng(3).standard_normal(host.spec.num_values) * 0.2
     return loaded, host, AdapterState(values.astype(np.float32), host.spec)
@@ -47,7 +48,7 @@ def host_of(plan: Plan) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
 def save_adapter(
     loaded: base.BaseModel, host: AdapterHost, state: AdapterState, plan: Plan, card: str, out: Path
 ) -> None:
-    export.save_adapter(loaded, host, {"": state}, plan, card, out)
+    export.save_adapter(loaded, host, {"": state}, plan.adapter, card, out)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -156,7 +157,8 @@ def test_each_site_has_a_folder_of_its_own(make_plan: MakePlan, tmp_path: Path) 
     loaded, host, state = host_of(plan)
     half = AdapterState(state.values / 2, state.spec)
     out = tmp_path / "adapter"
-    export.save_adapter(loaded, host, {"bank": state, "hospital": half}, plan, "card", out)
+    states = {"bank": state, "hospital": half}
+    export.save_adapter(loaded, host, states, plan.adapter, "card", out)
     assert left_in(out) == ["bank", "hospital"]
     for name, one in (("bank", state), ("hospital", half)):
         host.write(one)

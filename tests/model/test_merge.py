@@ -24,6 +24,7 @@ from fedshield.model.adapter import AdapterHost
 from fedshield.model.builtin import tiny
 from fedshield.notes import library_words
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 from fedshield.types import AdapterState
 
 MakePlan = Callable[..., Plan]
@@ -35,7 +36,7 @@ ALPHAS = pytest.mark.parametrize("alpha", [8, 7.5, 0.3])
 
 def host_of(plan: Plan, spread: float = 0.2) -> tuple[base.BaseModel, AdapterHost, AdapterState]:
     """The base, a host on it and a state far from zero."""
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     host = AdapterHost(loaded.model, plan.adapter, loaded.sha256)
     values = np.random.default_rng(3).standard_normal(host.spec.num_values) * spread
     return loaded, host, AdapterState(values.astype(np.float32), host.spec)
@@ -88,7 +89,7 @@ def test_transformers_alone_loads_the_merged_model(
     assert tokenizer("<|im_start|>é")["input_ids"] == [257, 127, 102]
     assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
     # And it is a base model for the next run.
-    again = base.load(make_plan({"model.name": str(out)}))
+    again = load_base(make_plan({"model.name": str(out)}))
     assert torch.equal(logits(again.model), logits(merged))
 
 
@@ -163,7 +164,7 @@ def test_the_state_given_is_merged_not_the_one_in_the_model(
     host.write(state)
     merged = merge.save_merged(loaded, host, zero, tmp_path / "merged")
     assert (merged.rounding, merged.unmoved) == (0.0, 0.0)
-    again = base.load(make_plan({"model.name": str(tmp_path / "merged")}))
+    again = load_base(make_plan({"model.name": str(tmp_path / "merged")}))
     assert torch.equal(logits(again.model), logits(tiny.build()))
 
 

@@ -134,10 +134,12 @@ def test_no_size_is_assumed_without_a_word() -> None:
 @pytest.mark.parametrize("name", ["quickstart.yaml", "tiny.yaml", "paper.yaml"])
 def test_the_examples_models_are_what_their_modules_are(name: str) -> None:
     plan, _ = load_plan(EXAMPLES / name)
-    shape = shapes.shape_of(plan)
+    shape = shapes.shape_of(plan.model, plan.base_dir)
     assert shape is not None
-    assert shape == shapes.from_modules(empty_model(plan))
-    assert shape.adapter_spec(plan.adapter) == empty_spec(empty_model(plan), plan.adapter)
+    assert shape == shapes.from_modules(empty_model(plan.model, plan.base_dir))
+    assert shape.adapter_spec(plan.adapter) == empty_spec(
+        empty_model(plan.model, plan.base_dir), plan.adapter
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,11 +172,12 @@ def test_errors_are_left_to_the_modules(tmp_path: Path) -> None:
     assert shape.adapter_spec(AdapterPlan(targets=("q_porj",))) is None
     assert shape.adapter_spec(AdapterPlan(rank=33, targets=("k_proj",), train="core")) is None
     (tmp_path / "config.json").write_text("[]")
-    assert shapes.shape_of(folder_plan(tmp_path)) is None
+    settings = folder_plan(tmp_path).model
+    assert shapes.shape_of(settings, tmp_path) is None
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"model_type": "llama"}))
-    assert shapes.shape_of(folder_plan(tmp_path)) == shape
+    assert shapes.shape_of(settings, tmp_path) == shape
     (tmp_path / "config.json").unlink()
-    assert shapes.shape_of(folder_plan(tmp_path)) is None
+    assert shapes.shape_of(settings, tmp_path) is None
 
 
 def folder_plan(folder: Path) -> Plan:

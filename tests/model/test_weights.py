@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedshield.errors import ModelError
-from fedshield.model import base
 from fedshield.model.builtin import tiny
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 
 MakePlan = Callable[..., Plan]
 Tensors = dict[str, torch.Tensor]
@@ -40,7 +40,7 @@ def change_config(folder: Path, **fields: Any) -> None:
 
 def refused(make_plan: MakePlan, folder: Path) -> str:
     with pytest.raises(ModelError) as caught:
-        base.load(make_plan({"model.name": str(folder)}))
+        load_base(make_plan({"model.name": str(folder)}))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -72,7 +72,7 @@ def test_buffers_that_old_versions_saved_are_no_weights(make_plan: MakePlan, fol
         "model.layers.0.attn.bias": torch.ones(1, 1, 16, 16),  # a causal mask
     }
     change_weights(folder, lambda tensors: tensors.update(old))
-    loaded = base.load(make_plan({"model.name": str(folder)}))
+    loaded = load_base(make_plan({"model.name": str(folder)}))
     expected = tiny.build().state_dict()
     assert all(torch.equal(loaded.model.state_dict()[name], expected[name]) for name in expected)
 
@@ -103,7 +103,7 @@ def test_an_output_layer_that_the_config_ties_away(make_plan: MakePlan, folder: 
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     change_weights(folder, tie)  # the same values twice: no harm
-    assert base.load(make_plan({"model.name": str(folder)})).notes == ()
+    assert load_base(make_plan({"model.name": str(folder)})).notes == ()
 
 
 def test_an_output_layer_that_is_not_there(make_plan: MakePlan, folder: Path) -> None:
@@ -143,5 +143,5 @@ def test_what_transformers_warns_of_is_in_the_notes(
         return load(*args, **keys)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", warning)
-    notes = base.load(make_plan({"model.name": str(folder)})).notes
+    notes = load_base(make_plan({"model.name": str(folder)})).notes
     assert notes == ("transformers: something odd of this model",)

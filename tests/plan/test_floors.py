@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedshield.data.sites import load_sites
 from fedshield.errors import DataError, PlanError
 from fedshield.model.builtin import tiny
+from fedshield.plan import floors
 from fedshield.plan.effect import without_effect
 from fedshield.plan.floors import (
     cap_note,
@@ -20,11 +21,11 @@ from fedshield.plan.floors import (
     in_words,
     min_examples,
     most_counted,
-    too_few,
 )
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.run import local
+from fedshield.run.settings import data_setup
 from fedshield.update.encode_grid import round_count
 
 
@@ -47,6 +48,10 @@ def plan_of(
 # -- the floor -------------------------------------------------------------------------------
 
 
+def too_few(plan: Plan, num_examples: int) -> str | None:
+    return floors.too_few(plan.data, floor(plan), "bank", num_examples)
+
+
 def test_the_least_is_the_plans_or_one_steps() -> None:
     assert min_examples(plan_of(least=7)) == 7
     assert min_examples(plan_of()) == 16
@@ -65,10 +70,10 @@ def test_a_site_below_the_floor_is_refused_by_whoever_loads_its_rows(tmp_path: P
     for least, refused in ((40, False), (41, True)):
         plan = plan_of(least=least)
         if not refused:
-            assert len(load_sites(plan, tiny.tokenizer())) == 3
+            assert len(load_sites(data_setup(plan), tiny.tokenizer())) == 3
             continue
         with pytest.raises(DataError) as caught:
-            load_sites(plan, tiny.tokenizer(), only="site-01")
+            load_sites(data_setup(plan), tiny.tokenizer(), only="site-01")
         assert str(caught.value) == (
             "data.min_examples: expected at least 41 rows with loss at site-01, got 40; it cannot "
             "take part (rule R6): add rows, or agree on a plan with a lower one"
@@ -76,7 +81,7 @@ def test_a_site_below_the_floor_is_refused_by_whoever_loads_its_rows(tmp_path: P
         # Weights that do not count rows need the floor all the same.
         equal = plan_of(least=least, scheme={"weights": "equal"})
         with pytest.raises(DataError, match="rule R6"):
-            load_sites(equal, tiny.tokenizer())
+            load_sites(data_setup(equal), tiny.tokenizer())
     # Before there is a run folder, or a message.
     with pytest.raises(DataError, match="rule R6"):
         local.run(plan_of(least=41), tmp_path / "run")
@@ -86,10 +91,10 @@ def test_a_site_below_the_floor_is_refused_by_whoever_loads_its_rows(tmp_path: P
 def test_rows_without_loss_do_not_count(tmp_path: Path) -> None:
     """After all filtering and cutting: what is left of an answer decides."""
     whole = plan_of(least=40)
-    assert len(load_sites(whole, tiny.tokenizer())["site-00"].train) == 40
+    assert len(load_sites(data_setup(whole), tiny.tokenizer())["site-00"].train) == 40
     short = plan_of(least=40, training={"max_length": 80})
     with pytest.raises(DataError, match=r"at least 40 rows with loss at site-00, got 24;"):
-        load_sites(short, tiny.tokenizer())
+        load_sites(data_setup(short), tiny.tokenizer())
 
 
 # -- the cap -----------------------------------------------------------------------------------
@@ -178,7 +183,7 @@ def test_max_weight_has_no_effect_on_equal_weights() -> None:
 
 def test_what_is_told() -> None:
     plan, unset = plan_of(least=100), plan_of()
-    assert too_few(plan, "bank", 100) is None
+    assert too_few(plan, 100) is None
     assert cap_note(plan, "bank", 300) is None
     assert cap_note(plan, "bank", 1000) == (
         "bank: 1,000 rows to train on count as 300 (rule R6: at least 100 rows at every site, and "
@@ -190,7 +195,7 @@ def test_what_is_told() -> None:
     assert cap_note(plan_of(least=100, scheme={"weights": "equal"}), "bank", 1000, 200) is None
     since = "one step's, since data.min_examples is not set"
     assert since in (cap_note(unset, "bank", 1000) or "")
-    assert since in (too_few(unset, "bank", 3) or "")
+    assert since in (too_few(unset, 3) or "")
     assert in_words(plan) == (
         "by rows, private; at least 100 rows at every site, each counts for at most 300 (rule R6)"
     )

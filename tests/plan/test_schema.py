@@ -110,7 +110,7 @@ def test_the_defaults_of_method_are_the_papers() -> None:
     assert (pruning.mask, pruning.ranking, pruning.explore) == ("shared", "tensor", 0.1)
     assert training.local_algorithm == "plain"
     assert (plan.aggregation.optimizer, plan.aggregation.learning_rate) == ("fedavg", 1.0)
-    assert prune.ramp_rounds(plan) == (40, 200)
+    assert prune.ramp_rounds(pruning, plan.rounds) == (40, 200)
     assert (plan.scheme.name, plan.scheme.weights) == ("rlwe", "private")
     assert (plan.scheme.server, plan.scheme.open_to) == ("malicious", "peers")
     encoding = plan.encoding
@@ -125,7 +125,8 @@ def test_the_paper_example_says_what_the_paper_has_and_the_defaults_have_not() -
     assert (paper.scheme.name, paper.scheme.weights) == ("ckks", "equal")
     assert paper.rounds == default.rounds
     assert paper.training.model_copy(update={"gradient_checkpointing": False}) == default.training
-    assert prune.ramp_rounds(paper) == prune.ramp_rounds(default)
+    ramps = [prune.ramp_rounds(plan.pruning, plan.rounds) for plan in (paper, default)]
+    assert ramps[0] == ramps[1]
     assert (paper.pruning.initial_rate, paper.pruning.target_rate) == (0.2, 0.5)
     assert paper.pruning.mask == "local"
     assert paper.aggregation == default.aggregation
@@ -136,13 +137,14 @@ def test_the_paper_example_says_what_the_paper_has_and_the_defaults_have_not() -
 
 def test_the_pruning_ramp_of_two_hundred_rounds() -> None:
     plan = parsed(BY_SITE)
-    rates = {number: prune.rate_at(plan, number) for number in (1, 39, 40, 120, 200)}
+    numbers = (1, 39, 40, 120, 200)
+    rates = {number: prune.rate_at(plan.pruning, plan.rounds, number) for number in numbers}
     assert rates == pytest.approx({1: 0.0, 39: 0.0, 40: 0.2, 120: 0.35, 200: 0.5})
 
 
 def test_the_learning_rate_falls_along_half_a_cosine() -> None:
     plan = parsed(BY_SITE)
-    rates = [learning_rate(plan, number) for number in range(1, 201)]
+    rates = [learning_rate(plan.training, plan.rounds, number) for number in range(1, 201)]
     assert rates[0] == pytest.approx(5e-5)
     assert rates[100] == pytest.approx((5e-5 + 1e-6) / 2)
     assert rates == sorted(rates, reverse=True)
@@ -153,7 +155,8 @@ def test_the_learning_rate_falls_along_half_a_cosine() -> None:
 
 def test_a_constant_learning_rate() -> None:
     plan = parsed({**BY_SITE, "training": {"lr_schedule": "constant", "learning_rate": 0.01}})
-    assert {learning_rate(plan, number) for number in (1, 100, 200)} == {0.01}
+    rates = {learning_rate(plan.training, plan.rounds, number) for number in (1, 100, 200)}
+    assert rates == {0.01}
 
 
 @pytest.mark.parametrize(

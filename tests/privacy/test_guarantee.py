@@ -11,10 +11,13 @@ from fedshield.errors import PlanError
 from fedshield.model.adapter import empty_spec
 from fedshield.model.base import empty_model
 from fedshield.plan.schema import Plan
-from fedshield.privacy import guarantee as terms_module
+from fedshield.privacy import guarantee
 from fedshield.privacy.distributed_gaussian import SiteMechanism
-from fedshield.privacy.guarantee import Spent, forecast, planned_rows, summarised, terms
+from fedshield.privacy.guarantee import Spent, planned_rows, summarised
+from fedshield.site.settings import exchange_schedule, release_settings
+from fedshield.site.settings import privacy_terms as terms
 from fedshield.types import AdapterSpec
+from fedshield.update.prune import num_sent
 
 SITE = {"unit": "site", "clip_norm": 0.5, "noise_multiplier": 1.0}
 EXAMPLE = {"unit": "example", "clip_norm": 0.5, "noise_multiplier": 1.0}
@@ -24,7 +27,14 @@ RLWE = {"name": "rlwe", "weights": "equal", "max_colluding": 0}
 def made(make_plan: Any, privacy: dict[str, Any], **changes: Any) -> tuple[Plan, AdapterSpec]:
     scheme = RLWE if privacy.get("unit") == "site" else {"name": "plain"}
     plan = make_plan({"privacy": privacy, "scheme": scheme, **changes})
-    return plan, empty_spec(empty_model(plan), plan.adapter)
+    return plan, empty_spec(empty_model(plan.model, plan.base_dir), plan.adapter)
+
+
+def forecast(
+    plan: Plan, spec: AdapterSpec, counted: dict[str, int | None] | None = None
+) -> dict[str, Any] | None:
+    settings = release_settings(plan)
+    return guarantee.forecast(plan.privacy, settings, spec, plan.data, counted)
 
 
 def test_nothing_is_promised_without_a_unit(make_plan: Any) -> None:
@@ -57,12 +67,12 @@ def test_rows_that_only_a_file_knows_leave_epsilon_open(make_plan: Any) -> None:
     found = forecast(plan, spec)
     assert found is not None
     assert found["epsilon"] is None
-    assert planned_rows(plan) == {"a": None}
+    assert planned_rows(plan.data) == {"a": None}
     pool = {"split": "iid", "num_sites": 4, "pool": [{"source": "sample:finance", "rows": 90}]}
     dealt, _ = made(make_plan, EXAMPLE, data=pool | {"heldout_rows": 4})
-    assert set(planned_rows(dealt).values()) == {18}
+    assert set(planned_rows(dealt.data).values()) == {18}
     drawn, _ = made(make_plan, EXAMPLE, data=pool | {"split": "dirichlet", "heldout_rows": 4})
-    assert set(planned_rows(drawn).values()) == {None}
+    assert set(planned_rows(drawn.data).values()) == {None}
 
 
 def test_epsilon_is_of_the_rows_that_were_counted(make_plan: Any) -> None:
@@ -132,8 +142,9 @@ def test_the_site_that_spent_most_is_the_summarys(make_plan: Any) -> None:
 def test_the_largest_round_counts(make_plan: Any) -> None:
     """`alternate` sends B and A in turn, and masks only ever send less."""
     plan, spec = made(make_plan, SITE, **{"adapter.train": "alternate"})
-    assert terms_module.most_values(plan, spec) == max(
-        terms_module.num_sent(plan, spec, number) for number in range(1, plan.rounds + 1)
+    schedule = exchange_schedule(plan)
+    assert guarantee.most_values(schedule, spec) == max(
+        num_sent(schedule, spec, number) for number in range(1, plan.rounds + 1)
     )
     found = terms(plan, spec, 16)
     assert found is not None

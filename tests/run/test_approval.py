@@ -21,6 +21,7 @@ from fedshield.model.chat import use_template
 from fedshield.protocol.line import Line
 from fedshield.run.approval import Proposal, propose
 from fedshield.run.ledgers import line_of
+from fedshield.run.settings import data_setup
 
 NAMES = ("alpha", "beta", "victim")
 PRIVACY = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 2.0, "max_epsilon": 4.0}
@@ -47,9 +48,9 @@ def line(three: Consortium, ledger: Ledger, **changes: Any) -> Line:
     kit = three.kit("victim")
     plan = three.plan(raw_plan(NAMES, **changes), "victim")
     here = kit.local(plan)
-    tokenizer, _ = inspect(here)
+    tokenizer, _ = inspect(here.model, here.base_dir, here.speed.device)
     use_template(tokenizer, plan.model.chat_template)
-    data = preview(here, tokenizer, "victim", 1).data
+    data = preview(data_setup(here), tokenizer, "victim", 1).data
     return line_of(ledger, "victim", plan, kit.admit(plan, None).roster, "run", data)
 
 

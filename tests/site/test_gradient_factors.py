@@ -15,6 +15,7 @@ from fedshield.model.adapter import AdapterHost, target_layers
 from fedshield.model.builtin import tiny
 from fedshield.model.chat import Tokens
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 from fedshield.site.gradient_factors import gradient_factors, public_factors
 
 MakePlan = Callable[..., Plan]
@@ -74,8 +75,8 @@ def assert_best(found: lora_xs.Factors, gradients: dict[str, torch.Tensor], rank
 
 def test_they_hold_nearly_all_that_any_of_their_rank_can(make_plan: MakePlan) -> None:
     plan = plan_of(make_plan)
-    loaded = base.load(plan)
-    rows = list(public_rows(plan, loaded.tokenizer))
+    loaded = load_base(plan)
+    rows = list(public_rows(loaded.tokenizer, plan.seed, plan.training.max_length))
     found = public_factors(plan, loaded)
     assert found is not None
     assert_best(found, exact(plan, tiny.build(), rows), rank=4)
@@ -113,7 +114,7 @@ def test_layers_that_keep_their_weights_turned_round(make_plan: MakePlan) -> Non
 
 def test_the_same_again_and_with_whatever_data(make_plan: MakePlan) -> None:
     """Bit for bit: also where a site has other rows, and with other rounds and rates."""
-    spec_of: Callable[[Plan], str] = lambda plan: spec(plan, base.load(plan))  # noqa: E731
+    spec_of: Callable[[Plan], str] = lambda plan: spec(plan, load_base(plan))  # noqa: E731
     first = spec_of(plan_of(make_plan))
     others = {"x": {"source": "sample:code"}, "y": {"source": "elsewhere.csv"}}
     assert spec_of(plan_of(make_plan)) == first
@@ -130,7 +131,7 @@ def spec(plan: Plan, loaded: base.BaseModel) -> str:
 
 def test_the_base_model_is_left_as_it_was(make_plan: MakePlan) -> None:
     plan = plan_of(make_plan)
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     public_factors(plan, loaded)
     assert tiny.sha256(loaded.model) == tiny.sha256(tiny.build())
     for module in loaded.model.modules():
@@ -142,7 +143,7 @@ def test_the_base_model_is_left_as_it_was(make_plan: MakePlan) -> None:
 
 def test_other_adapters_need_none(make_plan: MakePlan) -> None:
     plan = make_plan({"adapter.train": "core"})
-    loaded = base.load(plan)
+    loaded = load_base(plan)
     assert public_factors(plan, loaded) is None
     with pytest.raises(ModelError, match="got some with svd"):
         AdapterHost(loaded.model, plan.adapter, loaded.sha256, {})
@@ -154,7 +155,7 @@ def test_a_host_without_the_factors_is_refused(make_plan: MakePlan) -> None:
 
 
 def test_what_cannot_be_is_refused_before_or_after_the_passes(make_plan: MakePlan) -> None:
-    loaded = base.load(plan_of(make_plan))
+    loaded = load_base(plan_of(make_plan))
     with pytest.raises(ModelError, match=r"adapter\.rank: expected at most 32 for .*v_proj"):
         public_factors(plan_of(make_plan, adapter__rank=40), loaded)
     with pytest.raises(ModelError, match="did you mean q_proj"):

@@ -608,7 +608,7 @@ def test_private_training_moves_what_the_round_trains_and_nothing_else(
     bench = Bench(plan)
     start = bench.start
     update, loss = bench.trainer.train(start, round_number)
-    wanted = set(trained_tensors(plan, start.spec, round_number))
+    wanted = set(trained_tensors(train, start.spec, round_number))
     for name, place in start.spec.slices().items():
         moved = np.abs(update.values[place] - start.values[place])
         # By how much is for the noise to say, which no seed repeats: small steps may cancel.

@@ -16,6 +16,7 @@ from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.crypto.rlwe.params import MIN_SITE_DIGIT, RlweParameters, choose
 from fedshield.errors import CryptoError
 from fedshield.plan.schema import Plan
+from fedshield.site.settings import clip_rule
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -43,7 +44,6 @@ from fedshield.update.encode_integers import (
     decode_sum,
     encode_count,
     encode_update,
-    first_clip,
     weights_layout,
 )
 
@@ -79,7 +79,12 @@ def next_clip(
     mean = after.values.astype(np.float64)
     if plan.adapter.exchange == "delta":
         mean = mean - before.values.astype(np.float64)
-    return encode_integers.next_clip(plan, bounds, before, after, ALL, mean, next_round)
+    rule = clip_rule(plan)
+    return encode_integers.next_clip(rule, bounds, before, after, ALL, mean, next_round)
+
+
+def first_clip(plan: Plan, start: AdapterState) -> Float32:
+    return encode_integers.first_clip(clip_rule(plan), start)
 
 
 def clip(*bounds: float) -> Float32:
@@ -228,10 +233,10 @@ def test_a_clip_follows_the_mean_over_what_travelled(make_plan: MakePlan) -> Non
     some = Selection(np.array([3, 39, 40, 51], dtype=np.int64), SPEC)
     mean = np.array([0.25, -0.75, 0.5, -0.125])
     after = state(before.values + np.float32(7))
-    bounds, found = clip(4.0, 4.0), encode_integers.next_clip
-    assert found(make_plan(), bounds, before, after, some, mean, 2).tolist() == [1.5, 1.0]
+    rule, bounds, found = clip_rule(make_plan()), clip(4.0, 4.0), encode_integers.next_clip
+    assert found(rule, bounds, before, after, some, mean, 2).tolist() == [1.5, 1.0]
     first = Selection(np.array([3, 39], dtype=np.int64), SPEC)
-    assert found(make_plan(), bounds, before, after, first, mean[:2], 2).tolist() == [1.5, 4.0]
+    assert found(rule, bounds, before, after, first, mean[:2], 2).tolist() == [1.5, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +258,8 @@ def test_with_few_steps_a_clip_follows_the_spread(
     plan = make_plan({f"encoding.{key}": value for key, value in encoding.items()})
     before, values = state(0.0), np.full(SPEC.num_values, 0.01)
     values[3], values[45] = 1.0, 0.015
-    found = encode_integers.next_clip(plan, clip(4.0, 4.0), before, state(0.5), ALL, values, 2)
+    rule = clip_rule(plan)
+    found = encode_integers.next_clip(rule, clip(4.0, 4.0), before, state(0.5), ALL, values, 2)
     largest = np.array([2.0, 0.03])
     if deviations is None:
         np.testing.assert_allclose(found, largest, rtol=1e-6)
@@ -266,7 +272,7 @@ def test_with_few_steps_a_clip_follows_the_spread(
 def test_few_steps_do_not_make_a_clip_grow_by_their_own_noise(make_plan: MakePlan) -> None:
     """The mean of sites that send one step or none is noise up to the clip itself: a clip of twice
     its largest value would double in every round, whatever the sites have."""
-    plan = make_plan({"encoding.bits": 2, "encoding.headroom": True})
+    rule = clip_rule(make_plan({"encoding.bits": 2, "encoding.headroom": True}))
     parameters = choose(3, 2, 1000, headroom=True)
     rng, bounds = np.random.default_rng(1), clip(1.0, 1.0)
     spec = AdapterSpec((TensorSpec("a", (4000,)), TensorSpec("b", (4000,))), "00" * 32, 1.0)
@@ -287,7 +293,7 @@ def test_few_steps_do_not_make_a_clip_grow_by_their_own_noise(make_plan: MakePla
             )
             total += found.digits
         mean = total / parameters.max_digit * np.repeat(bounds.astype(np.float64), 4000)
-        bounds = encode_integers.next_clip(plan, bounds, zero, zero, everything, mean, number)
+        bounds = encode_integers.next_clip(rule, bounds, zero, zero, everything, mean, number)
     assert (bounds > 0.15).all()
     assert (bounds < 0.35).all()
 

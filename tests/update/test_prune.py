@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fedshield.plan.schema import Plan
+from fedshield.site.settings import exchange_schedule
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -22,7 +23,7 @@ from fedshield.types import (
     TensorSpec,
 )
 from fedshield.update import prune as pruning
-from fedshield.update.prune import magnitude_mask, ramp_rounds, rate_at, select
+from fedshield.update.prune import magnitude_mask, ramp_rounds, select
 
 MakePlan = Callable[..., Plan]
 
@@ -47,8 +48,21 @@ def prune(
     update: AdapterUpdate, plan: Plan, round_number: int, carried: Float32 | None = None
 ) -> PrunedUpdate:
     """Under the selection of the round, before any update was opened."""
-    selection = select(plan, SPEC, None, round_number)
-    return pruning.prune(update, plan, round_number, selection, carried)
+    schedule = exchange_schedule(plan)
+    selection = select(schedule, SPEC, None, round_number)
+    return pruning.prune(
+        update,
+        schedule,
+        round_number,
+        selection,
+        exchange=plan.adapter.exchange,
+        error_feedback=plan.encoding.error_feedback,
+        carried=carried,
+    )
+
+
+def rate_at(plan: Plan, round_number: int) -> float:
+    return pruning.rate_at(plan.pruning, plan.rounds, round_number)
 
 
 # -- the schedule --------------------------------------------------------------------------
@@ -61,7 +75,7 @@ def paper_rate(p0: float, target: float, start: int, end: int, number: int) -> f
 
 def test_the_papers_run_has_the_papers_rates(make_plan: MakePlan) -> None:
     plan = make_plan({"rounds": 200})
-    assert ramp_rounds(plan) == (40, 200)
+    assert ramp_rounds(plan.pruning, plan.rounds) == (40, 200)
     assert (rate_at(plan, 1), rate_at(plan, 39)) == (0.0, 0.0)
     assert [rate_at(plan, number) for number in (40, 120, 200)] == pytest.approx([0.2, 0.35, 0.5])
     for number in range(1, 201):
@@ -107,7 +121,7 @@ def test_what_the_plan_leaves_out_is_in_the_papers_proportions(
     make_plan: MakePlan, rounds: int, keys: dict[str, Any], ramp: tuple[int, int]
 ) -> None:
     plan = make_plan({"rounds": rounds, "pruning": keys})
-    assert ramp_rounds(plan) == ramp
+    assert ramp_rounds(plan.pruning, plan.rounds) == ramp
     start, target = ramp
     assert all(rate_at(plan, number) == 0.0 for number in range(1, start))
     assert rate_at(plan, target) == pytest.approx(0.5)
@@ -199,7 +213,7 @@ def test_only_a_pruned_difference_is_kept_back(
         }
     )
     alike = np.zeros(SPEC.num_values, np.bool_)
-    alike[select(plan, SPEC, None, 4).indices] = True
+    alike[select(exchange_schedule(plan), SPEC, None, 4).indices] = True
     update = AdapterUpdate(trained.copy(), AdapterState(start.copy(), SPEC), 5)
     for more in (None, carried):
         sent = prune(update, plan, 4, more)
@@ -228,5 +242,7 @@ def test_the_round_decides_the_rate(make_plan: MakePlan, mask: str) -> None:
         sent = prune(update, plan, number)
         assert sent.mask.rate == rate_at(plan, number)
         assert np.count_nonzero(sent.values == 0) == sent.mask.num_pruned
-        assert pruning.num_pruned(plan, sent, SPEC, number) == sent.mask.num_pruned
+        assert (
+            pruning.num_pruned(sent.mask, plan.adapter.train, SPEC, number) == sent.mask.num_pruned
+        )
     assert prune(update, plan, 1).mask.num_pruned == 0

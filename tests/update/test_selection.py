@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedshield.plan.load import parse_plan
-from fedshield.plan.schema import Plan
+from fedshield.site.settings import exchange_schedule
 from fedshield.types import AdapterSpec, Selection, TensorSpec
 from fedshield.update import prune
+from fedshield.update.prune import ExchangeSchedule
 
 SPEC = AdapterSpec(
     (
@@ -27,8 +28,8 @@ SPEC = AdapterSpec(
 )
 
 
-def plan(train: str = "ab", rounds: int = 10, **pruning: Any) -> Plan:
-    return parse_plan(
+def scheduled(train: str = "ab", rounds: int = 10, **pruning: Any) -> ExchangeSchedule:
+    plan = parse_plan(
         {
             "rounds": rounds,
             "data": {"sites": {name: {"source": "sample:finance"} for name in ("x", "y", "z")}},
@@ -39,6 +40,7 @@ def plan(train: str = "ab", rounds: int = 10, **pruning: Any) -> Plan:
         },
         base_dir=Path.cwd(),
     )
+    return exchange_schedule(plan)
 
 
 def scores(seed: int = 5) -> np.ndarray[Any, Any]:
@@ -59,12 +61,12 @@ def test_the_size_is_the_schedules(
     train: str, ranking: str, mask: str, target: float, explore: float, round_number: int,
     history: bool,
 ) -> None:  # fmt: skip
-    rules = plan(train, mask=mask, ranking=ranking, target_rate=target, explore=explore)
-    found = prune.select(rules, SPEC, scores() if history else None, round_number)
-    assert found.size == prune.num_travelling(rules, SPEC, round_number)
-    again = prune.select(rules, SPEC, scores() if history else None, round_number)
+    schedule = scheduled(train, mask=mask, ranking=ranking, target_rate=target, explore=explore)
+    found = prune.select(schedule, SPEC, scores() if history else None, round_number)
+    assert found.size == prune.num_travelling(schedule, SPEC, round_number)
+    again = prune.select(schedule, SPEC, scores() if history else None, round_number)
     assert found.sha256() == again.sha256()
-    names = prune.exchanged_tensors(rules, SPEC, round_number)
+    names = prune.exchanged_tensors(schedule.train, SPEC, round_number)
     allowed = np.zeros(SPEC.num_values, dtype=bool)
     for name in names:
         allowed[SPEC.slices()[name]] = True
@@ -84,15 +86,15 @@ def test_which_tensors_are_trained_and_sent() -> None:
     }
     for (train, round_number), (trained, sent) in cases.items():
         names = [tuple(getattr(one, "name", one) for one in group) for group in (trained, sent)]
-        rules = plan(train)
-        assert prune.trained_tensors(rules, SPEC, round_number) == names[0]
-        assert prune.exchanged_tensors(rules, SPEC, round_number) == names[1]
+        schedule = scheduled(train)
+        assert prune.trained_tensors(schedule.train, SPEC, round_number) == names[0]
+        assert prune.exchanged_tensors(schedule.train, SPEC, round_number) == names[1]
 
 
 def test_the_best_are_kept_and_the_rest_is_explored() -> None:
-    rules = plan(initial_rate=0.5, target_rate=0.5, start_round=0, explore=0.2)
+    schedule = scheduled(initial_rate=0.5, target_rate=0.5, start_round=0, explore=0.2)
     score = scores()
-    kept = set(prune.select(rules, SPEC, score, 3).indices.tolist())
+    kept = set(prune.select(schedule, SPEC, score, 3).indices.tolist())
     for place in SPEC.slices().values():
         size = place.stop - place.start
         count = size - int(0.5 * size)
@@ -103,26 +105,26 @@ def test_the_best_are_kept_and_the_rest_is_explored() -> None:
 
 
 def test_every_coordinate_comes_back_in_time() -> None:
-    rules = plan(rounds=200, initial_rate=0.8, target_rate=0.8, start_round=0, explore=0.25)
+    schedule = scheduled(rounds=200, initial_rate=0.8, target_rate=0.8, start_round=0, explore=0.25)
     score, seen = scores(), np.zeros(SPEC.num_values, dtype=bool)
     for number in range(1, 201):
-        seen[prune.select(rules, SPEC, score, number).indices] = True
+        seen[prune.select(schedule, SPEC, score, number).indices] = True
     assert seen.all()
 
 
 def test_without_exploration_only_the_score_decides() -> None:
-    rules = plan(initial_rate=0.5, target_rate=0.5, start_round=0, explore=0.0)
-    first = prune.select(rules, SPEC, scores(), 2)
-    second = prune.select(rules, SPEC, scores(), 3)
+    schedule = scheduled(initial_rate=0.5, target_rate=0.5, start_round=0, explore=0.0)
+    first = prune.select(schedule, SPEC, scores(), 2)
+    second = prune.select(schedule, SPEC, scores(), 3)
     assert first.sha256() == second.sha256()
-    assert first.sha256() != prune.select(rules, SPEC, scores(6), 2).sha256()
+    assert first.sha256() != prune.select(schedule, SPEC, scores(6), 2).sha256()
 
 
 def test_a_random_mask_ignores_the_score() -> None:
-    rules = plan(initial_rate=0.5, target_rate=0.5, start_round=0, explore=1.0)
+    schedule = scheduled(initial_rate=0.5, target_rate=0.5, start_round=0, explore=1.0)
     assert (
-        prune.select(rules, SPEC, scores(), 2).sha256()
-        == prune.select(rules, SPEC, scores(6), 2).sha256()
+        prune.select(schedule, SPEC, scores(), 2).sha256()
+        == prune.select(schedule, SPEC, scores(6), 2).sha256()
     )
 
 

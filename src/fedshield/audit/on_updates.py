@@ -73,7 +73,8 @@ class Attacker:
 
     @cached_property
     def _public(self) -> tuple[Tokens, ...]:
-        return public_rows(self._plan, self._scene.base.tokenizer)
+        plan, tokenizer = self._plan, self._scene.base.tokenizer
+        return public_rows(tokenizer, plan.seed, plan.training.max_length)
 
     @cached_property
     def _template(self) -> order.Template:

@@ -29,10 +29,9 @@ from fedshield.crypto.shares import Share
 from fedshield.data.sites import SiteData, load_sites
 from fedshield.ledger.file import Ledger
 from fedshield.model.adapter import AdapterHost, initial_state
-from fedshield.model.base import BaseModel, load
+from fedshield.model.base import BaseModel
 from fedshield.model.chat import Tokens, use_template
 from fedshield.plan.schema import Plan
-from fedshield.privacy.guarantee import terms
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.participant import Participant
@@ -43,13 +42,15 @@ from fedshield.run.local_sites import InProcessSites
 from fedshield.run.parties import demonstration
 from fedshield.run.prepare import run_notes
 from fedshield.run.rounds import drive
+from fedshield.run.settings import data_setup, load_base
 from fedshield.seeds import SiteRandomness, derive
 from fedshield.site.gradient_factors import public_factors
 from fedshield.site.interfaces import Contribution, LocalWork, Sent
 from fedshield.site.round import first_memory, standing_digest
+from fedshield.site.settings import privacy_terms
 from fedshield.site.train import LocalTrainer, rows_of_round
 from fedshield.types import AdapterState, Float32, SiteMemory
-from fedshield.update.server_optimizer import MOMENTUM
+from fedshield.update.server_optimizer import Moments
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,9 @@ def prepare(
     if plan.speed.threads is not None:
         torch.set_num_threads(plan.speed.threads)
     say(f"loading {plan.model.name}")
-    base = load(plan, say)
+    base = load_base(plan, say)
     use_template(base.tokenizer, plan.model.chat_template, date)
-    data = load_sites(plan, base.tokenizer, say, only)
+    data = load_sites(data_setup(plan), base.tokenizer, say, only)
     given = public_factors(plan, base, say)
     host = AdapterHost(base.model, plan.adapter, base.sha256, given)
     for note in run_notes(base, data, host):
@@ -176,7 +177,7 @@ def trained_rows(
     rows = scene.data[name].train
     if plan.privacy.unit == "example" or randomness is None:
         return tuple(dict.fromkeys(rows))
-    limited = terms(plan, scene.host.spec, len(rows))
+    limited = privacy_terms(plan, scene.host.spec, len(rows))
     if rounds is None:
         rounds = plan.rounds if limited is None else limited.rounds_allowed(plan.rounds)
     taken = {
@@ -229,8 +230,9 @@ class _Seen:
 
     def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
         self._states[completed_rounds] = state
-        if MOMENTUM in memory.shared:
-            self._momenta[completed_rounds] = memory.shared[MOMENTUM]
+        momentum = Moments.from_shared(memory.shared).momentum
+        if momentum is not None:
+            self._momenta[completed_rounds] = momentum
 
     def keep(self, contribution: Contribution) -> None:
         """One process, one session: nothing is repeated."""

@@ -21,10 +21,11 @@ from fedshield.audit.findings import ATTACKS, SETTINGS, Audit, Finding, Setting
 from fedshield.audit.replay import Scene, prepare, record
 from fedshield.errors import ModelError, PlanError
 from fedshield.plan.schema import Plan
-from fedshield.privacy.guarantee import Spent, summarised, terms
+from fedshield.privacy.guarantee import Spent, summarised
 from fedshield.run.prepare import run_notes
 from fedshield.run.summary import portable
 from fedshield.seeds import SiteRandomness
+from fedshield.site.settings import privacy_terms
 from fedshield.types import AdapterSpec, AdapterState
 
 
@@ -127,7 +128,7 @@ def _promised(plan: Plan, scene: Scene) -> dict[str, Any] | None:
     """Epsilon and delta after the plan's rounds, of the site that spends most."""
     spent: dict[str, Spent] = {}
     for name, data in scene.data.items():
-        found = terms(plan, scene.host.spec, len(data.train))
+        found = privacy_terms(plan, scene.host.spec, len(data.train))
         if found is not None:
             spent[name] = Spent(found, found.rounds_allowed(plan.rounds))
     return summarised(spent)

@@ -33,18 +33,19 @@ def data(
     from fedshield.data.preview import preview
     from fedshield.model.base import load_tokenizer
     from fedshield.model.chat import use_template
-    from fedshield.plan.floors import cap_note, too_few
+    from fedshield.plan.floors import cap_note, floor, too_few
     from fedshield.plan.load import load_plan
+    from fedshield.run.settings import data_setup
 
     plan, notes = load_plan(path, overrides or ())
     print_notes(notes)
     if kit is not None:
         plan = _at_site(plan, kit, site)
-    tokenizer, words = load_tokenizer(plan)
+    tokenizer, words = load_tokenizer(plan.model, plan.base_dir)
     template = use_template(tokenizer, plan.model.chat_template)
-    shown = preview(plan, tokenizer, site, rows)
+    shown = preview(data_setup(plan), tokenizer, site, rows)
     told = len(shown.data.train)
-    about_count = (too_few(plan, site, told), cap_note(plan, site, told))
+    about_count = (too_few(plan.data, floor(plan), site, told), cap_note(plan, site, told))
     all_notes = [*words, *shown.data.notes, *(note for note in about_count if note is not None)]
     if as_json:
         print(json.dumps(_to_json(shown, site, template, all_notes), indent=1, ensure_ascii=False))

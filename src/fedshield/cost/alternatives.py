@@ -17,6 +17,7 @@ from fedshield.errors import FedShieldError, ModelError
 from fedshield.plan.schema import Plan
 from fedshield.plan.sections import AdapterPlan
 from fedshield.site.schemes import parameters_of, scheme_of
+from fedshield.site.settings import exchange_schedule
 from fedshield.types import AdapterSpec
 from fedshield.update.paper_baseline import RANK, TARGETS, paper_bytes
 from fedshield.update.prune import num_sent
@@ -59,7 +60,7 @@ def choices(plan: Plan) -> Iterator[Choice]:
                 sent = _mean_upload(one, spec)
             except FedShieldError:
                 continue
-            values = num_sent(one, spec, one.rounds)
+            values = num_sent(exchange_schedule(one), spec, one.rounds)
             ratio = None if paper is None else paper / sent
             yield Choice(train, bits, headroom, values, round(sent), ratio)
 
@@ -77,8 +78,8 @@ def _paper_values(plan: Plan) -> int | None:
 
 def _mean_upload(plan: Plan, spec: AdapterSpec) -> float:
     sizes, sites = Sizes(plan), len(plan.data.site_names())
-    scheme = scheme_of(plan)
-    turns = Counter(num_sent(plan, spec, at) for at in range(1, plan.rounds + 1))
+    schedule, scheme = exchange_schedule(plan), scheme_of(plan)
+    turns = Counter(num_sent(schedule, spec, at) for at in range(1, plan.rounds + 1))
     total = sum(
         times * sizes.summed(scheme.update_layout(count))[0] for count, times in turns.items()
     )

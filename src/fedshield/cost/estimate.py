@@ -21,6 +21,7 @@ from fedshield.model.shapes import ModelShape
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import forecast
 from fedshield.site.schemes import scheme_of
+from fedshield.site.settings import exchange_schedule, release_settings
 from fedshield.types import AdapterSpec
 from fedshield.update.prune import num_sent
 
@@ -84,12 +85,12 @@ PaceOf = Callable[[time.Pace, Callable[[Plan], time.Pace]], time.Pace]
 def spec_of(plan: Plan) -> tuple[ModelShape, AdapterSpec]:
     """Of the base model, and of the adapter on it. Raises `ModelError` if the model's config or
     the adapter's targets do not fit."""
-    shape = shapes.shape_of(plan)
+    shape = shapes.shape_of(plan.model, plan.base_dir)
     spec = None if shape is None else shape.adapter_spec(plan.adapter)
     if shape is not None and spec is not None:
         return shape, spec
     # Not certain, or an error that is told best where the modules are.
-    model = empty_model(plan)
+    model = empty_model(plan.model, plan.base_dir)
     shape = shapes.from_modules(model)
     return shape, empty_spec(model, plan.adapter)
 
@@ -117,12 +118,12 @@ def look_ahead(plan: Plan, *, elsewhere: bool = False, pace: PaceOf | None = Non
         problems += _lines(inputs.weight_problem(plan, known.rows))
         notes += _assumptions(plan, shape, known)
         # With a config beside the plan the weights are elsewhere, and so is the run.
-        if given_config(plan) is not None:
+        if given_config(plan.model, plan.base_dir) is not None:
             notes.append("memory is not looked for: with model.config the model is elsewhere")
         elif not elsewhere:
             longest = _longest(plan, known.lengths)
             problems += _lines(_refused(plan, shape, spec, longest))
-            if plan.speed.memory_check and _available(resolve_device(plan)) is None:
+            if plan.speed.memory_check and _available(resolve_device(plan.speed.device)) is None:
                 notes.append("memory is not looked for: this system does not say what is free")
         cost = _cost(plan, shape, spec, known.lengths, known.rows, None if problems else pace)
     except UserError as error:
@@ -139,8 +140,14 @@ def refused_memory(plan: Plan) -> str | None:
 def _refused(plan: Plan, shape: ModelShape, spec: AdapterSpec, row_tokens: int) -> str | None:
     if not plan.speed.memory_check:
         return None
-    device = resolve_device(plan)
-    needed = _memory(plan, shape, spec, resolve_precision(plan, device), row_tokens)
+    device = resolve_device(plan.speed.device)
+    needed = _memory(
+        plan,
+        shape,
+        spec,
+        resolve_precision(plan.training.precision, plan.model.name, device),
+        row_tokens,
+    )
     return memory.refusal(plan, needed, _available(device))
 
 
@@ -187,12 +194,13 @@ def _cost(
     pace: PaceOf | None,
 ) -> Cost:
     # A quantised base can be costed on a machine without CUDA: nothing is loaded.
-    device = resolve_device(plan)
-    precision = resolve_precision(plan, device)
+    device = resolve_device(plan.speed.device)
+    precision = resolve_precision(plan.training.precision, plan.model.name, device)
     scheme = scheme_of(plan)
     sizes = Sizes(plan)
     names = plan.data.site_names()
-    counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
+    schedule = exchange_schedule(plan)
+    counts = [num_sent(schedule, spec, at + 1) for at in range(plan.rounds)]
     by_count = {count: sizes.summed(scheme.update_layout(count)) for count in sorted(set(counts))}
     ups = [by_count[count][0] for count in counts]
     downs = [by_count[count][1] for count in counts]
@@ -234,5 +242,5 @@ def _cost(
         device=device,
         precision=precision,
         plan_sha256=plan.sha256(),
-        privacy=forecast(plan, spec, rows),
+        privacy=forecast(plan.privacy, release_settings(plan), spec, plan.data, rows),
     )

@@ -16,7 +16,7 @@ from fedshield.data.rows import Rows, read
 from fedshield.errors import CryptoError, DataError
 from fedshield.model.shapes import ModelShape
 from fedshield.plan.data import SourcePlan
-from fedshield.plan.floors import cap_note, counted, too_few
+from fedshield.plan.floors import cap_note, counted, floor, too_few
 from fedshield.plan.schema import Plan
 from fedshield.site.schemes import parameters_of
 
@@ -84,7 +84,10 @@ def weight_problem(plan: Plan, rows: Mapping[str, int | None]) -> str | None:
 def floor_problems(plan: Plan, rows: Mapping[str, int | None]) -> list[str]:
     """Why sites have too few rows for rule R6, a line each. `rows`: at most so many; a run may drop
     some."""
-    found = (too_few(plan, name, count) for name, count in rows.items() if count is not None)
+    least = floor(plan)
+    found = (
+        too_few(plan.data, least, name, count) for name, count in rows.items() if count is not None
+    )
     return [problem for problem in found if problem is not None]
 
 
@@ -132,7 +135,7 @@ def _rows(
             return None
     remarks = Remarks(refuse=plan.data.unused == "refuse")
     rows = read(
-        plan,
+        plan.base_dir,
         source,
         settings,
         key=key,

@@ -16,8 +16,8 @@ from fedshield.data.remarks import Remarks
 from fedshield.data.text_files import BadRow, RawRow, csv_rows, json_lines, json_list
 from fedshield.errors import DataError
 from fedshield.notes import one_line
+from fedshield.plan import paths
 from fedshield.plan.data import SourcePlan
-from fedshield.plan.schema import Plan
 
 _JSON = (".jsonl", ".json")
 _TABLES = (".csv", ".tsv")
@@ -28,7 +28,7 @@ SUFFIXES = (
 
 
 def raw_rows(
-    plan: Plan,
+    base_dir: Path,
     source: str,
     settings: SourcePlan,
     *,
@@ -39,6 +39,7 @@ def raw_rows(
     """Place, content and digest of every row of `source`, which `settings` are about.
 
     Args:
+        base_dir: what a relative path of `source` starts from.
         key: the plan key of `source`, for errors.
         columns: the names that a row is asked for. Of Parquet files and hub sets a row has no
             other column; its digest is over those with text all the same.
@@ -59,7 +60,7 @@ def raw_rows(
         name = source.removeprefix("hub:")
         yield from hub_rows(name, settings.split, key, columns, remarks)
         return
-    path = _file(plan, source, key)
+    path = _file(base_dir, source, key)
     shown = one_line(path.name)
     if path.name.lower().endswith(".parquet"):
         for where, row, record in parquet_rows(path, shown, columns, remarks):
@@ -113,8 +114,8 @@ def is_data_file(path: Path) -> bool:
     return path.name.lower().endswith(SUFFIXES)
 
 
-def _file(plan: Plan, source: str, key: str) -> Path:
-    path, shown = plan.resolve(source), one_line(source)
+def _file(base_dir: Path, source: str, key: str) -> Path:
+    path, shown = paths.resolve(source, base_dir), one_line(source)
     if path.is_dir():
         raise DataError(f"{key}: expected a data file, got the folder {shown}; name a file")
     if not path.exists():

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from fedshield.data.setup import DataSetup
 from fedshield.data.sites import SiteData, tokenised
 from fedshield.data.split import shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Passage, Tokens, encode
-from fedshield.plan.schema import Plan
 
 #: More than any row has, so that a row is tokenised whole.
 _WHOLE = 2**31
@@ -53,15 +53,22 @@ class Preview:
     rows: tuple[ShownRow, ...]
 
 
-def preview(plan: Plan, tokenizer: Any, site: str, num_rows: int) -> Preview:
-    """The site's data as `load_sites` gives them, and the first `num_rows` training rows and a
-    held-out one in full. `tokenizer`: with its settled template. Raises `DataError`."""
-    if site not in plan.data.site_names():
-        raise DataError(
-            f"--site: expected one of {', '.join(plan.data.site_names())}, got {site!r}"
-        )
-    share = shares(plan, tokenizer, (site,))[site]
-    max_length = plan.training.max_length
+def preview(setup: DataSetup, tokenizer: Any, site: str, num_rows: int) -> Preview:
+    """The site's data as `load_sites` gives them, and some rows in full.
+
+    Args:
+        setup: which rows there are, and how they become examples.
+        tokenizer: with its settled template.
+        site: whose rows.
+        num_rows: training rows that are shown, the first ones; with any, a held-out one too.
+
+    Raises:
+        DataError: there is no such site, or its data cannot be read.
+    """
+    names, max_length = setup.data.site_names(), setup.max_length
+    if site not in names:
+        raise DataError(f"--site: expected one of {', '.join(names)}, got {site!r}")
+    share = shares(setup, tokenizer, (site,))[site]
     data = tokenised(share, tokenizer, max_length)
     used = [*data.train, *data.heldout]
     lengths = [len(tokens.input_ids) + tokens.num_dropped for tokens in used]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from fedshield.data import records
@@ -28,7 +29,6 @@ from fedshield.errors import DataError
 from fedshield.model.chat import Message
 from fedshield.notes import one_line
 from fedshield.plan.data import ColumnsPlan, SourcePlan
-from fedshield.plan.schema import Plan
 
 _PROMPTS = ("instruction", "prompt", "question", "query")
 _RESPONSES = ("response", "output", "completion", "answer")
@@ -77,7 +77,7 @@ class Rows:
 
 
 def read(
-    plan: Plan,
+    base_dir: Path,
     source: str,
     settings: SourcePlan,
     *,
@@ -89,6 +89,7 @@ def read(
     """All usable rows of `source`.
 
     Args:
+        base_dir: what a relative path of `source` starts from.
         settings: of the plan's source; where rows are held out in a file of their own, also theirs.
         key: the plan key of `source`, for errors.
         on_bad_row: whether a row that cannot be used is an error.
@@ -105,7 +106,7 @@ def read(
     good: list[Row] = []
     seen: set[str] = set()
     skipped, first = 0, ""
-    raw = raw_rows(plan, source, settings, key=key, columns=asked, remarks=told)
+    raw = raw_rows(base_dir, source, settings, key=key, columns=asked, remarks=told)
     for where, fields, digest in raw:
         try:
             if isinstance(fields, BadRow):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedshield import interrupt
+from fedshield.data.setup import DataSetup
 from fedshield.data.split import Share, shares
 from fedshield.errors import DataError
 from fedshield.model.chat import Tokens, date_in, encode
 from fedshield.plan.floors import too_few
-from fedshield.plan.schema import Plan
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,32 @@ class SiteData:
 
 
 def load_sites(
-    plan: Plan,
+    setup: DataSetup,
     tokenizer: Any,
     say: Callable[[str], None] = lambda _: None,
     only: str | None = None,
 ) -> dict[str, SiteData]:
-    """Every site's data, by name, or that of one site: no other site's source is opened then,
-    but for a pool's, which all sites share. Raises `DataError`, also for a site with fewer rows
-    than the plan's sites have (rule R6): it is not to be trained on."""
-    names = plan.data.site_names() if only is None else (only,)
-    all_shares = shares(plan, tokenizer, names)
+    """Every site's data, by name.
+
+    Args:
+        setup: which rows there are, and how they become examples.
+        tokenizer: with its settled template.
+        say: told of each site.
+        only: the one site that is wanted. No other site's source is opened then, but for a
+            pool's, which all sites share.
+
+    Raises:
+        DataError: a source cannot be read; or a site has fewer rows than the plan's sites have
+            (rule R6), and is not to be trained on.
+    """
+    names = setup.data.site_names() if only is None else (only,)
+    all_shares = shares(setup, tokenizer, names)
     sites: dict[str, SiteData] = {}
     for name in sorted(names):
         interrupt.check()
         say(f"tokenising {name}")
-        sites[name] = tokenised(all_shares[name], tokenizer, plan.training.max_length)
-        if why := too_few(plan, name, len(sites[name].train)):
+        sites[name] = tokenised(all_shares[name], tokenizer, setup.max_length)
+        if why := too_few(setup.data, setup.min_rows, name, len(sites[name].train)):
             raise DataError(why)
     return sites
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from fedshield.data.remarks import Remarks
 from fedshield.data.rows import Rows, read, skip_or_refuse
+from fedshield.data.setup import DataSetup
 from fedshield.data.text_files import BadRow
 from fedshield.data.usable import Example, Reader
 from fedshield.errors import DataError
 from fedshield.plan.data import SourcePlan
-from fedshield.plan.schema import Plan
 from fedshield.seeds import derive
 
 DIRICHLET_TRIES = 100
@@ -96,16 +96,24 @@ class _Source:
         return self._first or (self._bad[min(self._bad)] if self._bad else "")
 
 
-def shares(plan: Plan, tokenizer: Any, names: Sequence[str]) -> Mapping[str, Share]:
-    """The rows of the sites `names`; of a pool, which is read whole, those of all sites. Raises
-    `DataError`."""
-    if plan.data.split == "by-site":
-        return {name: _own(plan, tokenizer, name) for name in names}
-    return _pooled(plan, tokenizer, min(names))
+def shares(setup: DataSetup, tokenizer: Any, names: Sequence[str]) -> Mapping[str, Share]:
+    """The rows of sites, by name.
+
+    Args:
+        setup: which rows there are, and how they become examples.
+        tokenizer: with its settled template.
+        names: of the sites that are wanted. Of a pool, which is read whole, all sites' are given.
+
+    Raises:
+        DataError: a source cannot be read, or has too few rows that can be used.
+    """
+    if setup.data.split == "by-site":
+        return {name: _own(setup, tokenizer, name) for name in names}
+    return _pooled(setup, tokenizer, min(names))
 
 
 def _source(
-    plan: Plan,
+    setup: DataSetup,
     source: str,
     settings: SourcePlan,
     key: str,
@@ -113,30 +121,30 @@ def _source(
     remarks: Remarks,
 ) -> _Source:
     rows = read(
-        plan,
+        setup.base_dir,
         source,
         settings,
         key=key,
-        on_bad_row=plan.data.on_bad_row,
-        label_column=plan.data.dirichlet_column,
+        on_bad_row=setup.data.on_bad_row,
+        label_column=setup.data.dirichlet_column,
         remarks=remarks,
     )
-    return _Source(rows, reader, plan.data.on_bad_row, key)
+    return _Source(rows, reader, setup.data.on_bad_row, key)
 
 
-def _reader(plan: Plan, tokenizer: Any) -> tuple[Reader, Remarks]:
-    remarks = Remarks(refuse=plan.data.unused == "refuse")
-    return Reader(tokenizer, remarks, last_only=plan.privacy.unit == "example"), remarks
+def _reader(setup: DataSetup, tokenizer: Any) -> tuple[Reader, Remarks]:
+    remarks = Remarks(refuse=setup.data.unused == "refuse")
+    return Reader(tokenizer, remarks, last_only=setup.one_text_a_row), remarks
 
 
 # -- one source per site -------------------------------------------------------------------
 
 
-def _own(plan: Plan, tokenizer: Any, name: str) -> Share:
-    settings, key = plan.data.sites[name], f"data.sites.{name}"
-    reader, remarks = _reader(plan, tokenizer)
-    own = _source(plan, settings.source, settings, f"{key}.source", reader, remarks)
-    wanted = settings.heldout_rows or plan.data.heldout_rows
+def _own(setup: DataSetup, tokenizer: Any, name: str) -> Share:
+    settings, key = setup.data.sites[name], f"data.sites.{name}"
+    reader, remarks = _reader(setup, tokenizer)
+    own = _source(setup, settings.source, settings, f"{key}.source", reader, remarks)
+    wanted = settings.heldout_rows or setup.data.heldout_rows
     sources = [own]
     if settings.heldout_source is None:
         first = own.first(settings.rows)
@@ -145,7 +153,7 @@ def _own(plan: Plan, tokenizer: Any, name: str) -> Share:
         end = min(heldout)
     else:
         theirs = _source(
-            plan, settings.heldout_source, settings, f"{key}.heldout_source", reader, remarks
+            setup, settings.heldout_source, settings, f"{key}.heldout_source", reader, remarks
         )
         sources.append(theirs)
         first, heldout, end = own.first(settings.rows), theirs.first(wanted), len(own.rows)
@@ -186,15 +194,15 @@ def _tell_heldout(used: int, wanted: int, rows: int, seen: int, remarks: Remarks
 # -- dealing out a pool --------------------------------------------------------------------
 
 
-def _pooled(plan: Plan, tokenizer: Any, told: str) -> dict[str, Share]:
+def _pooled(setup: DataSetup, tokenizer: Any, told: str) -> dict[str, Share]:
     """Every site's share. `told`: the site with which is told what belongs to the pool."""
-    data = plan.data
-    reader, remarks = _reader(plan, tokenizer)
+    data = setup.data
+    reader, remarks = _reader(setup, tokenizer)
     sources: list[_Source] = []
     rows: list[Example] = []
     for index, settings in enumerate(data.pool):
         key = f"data.pool.{index}"
-        source = _source(plan, settings.source, settings, f"{key}.source", reader, remarks)
+        source = _source(setup, settings.source, settings, f"{key}.source", reader, remarks)
         first = source.first(settings.rows)
         further = len(source.rows) - max(first) - 1
         if settings.rows is not None and len(first) < settings.rows:
@@ -209,7 +217,7 @@ def _pooled(plan: Plan, tokenizer: Any, told: str) -> dict[str, Share]:
             )
         sources.append(source)
         rows += first.values()
-    generator = np.random.Generator(np.random.Philox(derive(plan.seed, "split", data.split)))
+    generator = np.random.Generator(np.random.Philox(derive(setup.seed, "split", data.split)))
     order = generator.permutation(len(rows))
     rows = [rows[index] for index in order]
     names = data.site_names()

@@ -9,11 +9,11 @@ from fedshield.doctor.machine import refusal
 from fedshield.errors import UserError
 from fedshield.model.adapter import AdapterHost, ordinary
 from fedshield.model.answers import check_prompts
-from fedshield.model.base import load
 from fedshield.model.chat import Tokens, use_template
 from fedshield.model.check import check_model
 from fedshield.notes import library_words
 from fedshield.plan.schema import Plan
+from fedshield.run.settings import load_base
 
 EXPECTED = "a pass forward and back in which each token and adapter tensor has its part"
 
@@ -23,7 +23,7 @@ def trial(plan: Plan, rows: Sequence[Tokens]) -> Finding:
     its data were not given or cannot be read. The notes that a run would begin with are a warning.
     """
     try:
-        base = load(plan, may_fetch=False)
+        base = load_base(plan, may_fetch=False)
         use_template(base.tokenizer, plan.model.chat_template)
         with library_words() as words:
             check_prompts(base, plan.evaluation.prompts)

@@ -35,6 +35,7 @@ from fedshield.plan.schema import Plan
 from fedshield.run import probe
 from fedshield.run.flare.environment import proxy_note, wanted_proxy
 from fedshield.run.parties import check_roster
+from fedshield.run.settings import data_setup
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -197,7 +198,7 @@ def _plan(site: Site, plan: Plan, *, may_load: bool) -> Iterator[Finding]:
             return
         yield ledger(policy, site.policy.parent)
     try:
-        tokenizer, digest = inspect(here)
+        tokenizer, digest = inspect(here.model, here.base_dir, here.speed.device)
     except UserError as error:
         yield refusal("model", "a base model on this machine", error)
         tokenizer, digest = None, None
@@ -271,7 +272,7 @@ def data(
             part = plan.data.model_copy(update={"sites": only})
             plan = plan.model_copy(update={"data": part}).with_base_dir(plan.base_dir)
         use_template(tokenizer, plan.model.chat_template)
-        found = load_sites(plan, tokenizer)[name]
+        found = load_sites(data_setup(plan), tokenizer)[name]
     except (UserError, KeyError) as error:
         return refusal("data", expected, error), ()
     rows = f"{len(found.train)} to train on, {len(found.heldout)} held out"

@@ -30,8 +30,7 @@ from fedshield.model.locate import (
 )
 from fedshield.model.weights import load_weights
 from fedshield.notes import library_words
-from fedshield.plan.schema import Plan
-from fedshield.plan.sections import SMOLLM2, TINY_LLAMA
+from fedshield.plan.sections import SMOLLM2, TINY_LLAMA, ModelPlan
 
 SMOLLM2_NOTE = "SmolLM2-135M-Instruct, dequantised from Q4_1"
 
@@ -82,9 +81,9 @@ def max_positions(config: Any) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
-def resolve_device(plan: Plan) -> str:
-    """'cpu' or 'cuda[:k]'. Raises `ModelError` for a CUDA device that is not there."""
-    wanted = plan.speed.device
+def resolve_device(wanted: str) -> str:
+    """'cpu' or 'cuda[:k]', of `speed.device`. Raises `ModelError` for a CUDA device that is not
+    there."""
     if wanted == "cpu" or (wanted == "auto" and not _may_have_cuda()):
         return "cpu"
     import torch
@@ -110,12 +109,20 @@ def _may_have_cuda() -> bool:
     return any(os.path.exists(path) for path in drivers)
 
 
-def resolve_precision(plan: Plan, device: str) -> str:
-    """'bfloat16' or 'float32'; 'auto' takes bfloat16 where the device computes in it."""
-    wanted = plan.training.precision
+def resolve_precision(wanted: str, name: str, device: str) -> str:
+    """The type that the base is computed in.
+
+    Args:
+        wanted: 'bf16', 'fp32', or 'auto', which takes bfloat16 where the device computes in it.
+        name: of the model.
+        device: as of `resolve_device`.
+
+    Returns:
+        'bfloat16' or 'float32'.
+    """
     if wanted != "auto":
         return {"bf16": "bfloat16", "fp32": "float32"}[wanted]
-    if plan.model.name == TINY_LLAMA:
+    if name == TINY_LLAMA:
         return "float32"
     if device.startswith("cuda"):
         import torch
@@ -128,20 +135,38 @@ def resolve_precision(plan: Plan, device: str) -> str:
 
 
 def load(
-    plan: Plan, say: Callable[[str], None] = lambda _: None, *, may_fetch: bool = True
+    settings: ModelPlan,
+    base_dir: Path,
+    *,
+    device: str,
+    precision: str,
+    say: Callable[[str], None] = lambda _: None,
+    may_fetch: bool = True,
 ) -> BaseModel:
-    """Load the plan's base model, frozen, in evaluation mode. Raises `ModelError`."""
+    """Load a base model, frozen, in evaluation mode.
+
+    Args:
+        settings: which model, and how it is quantised.
+        base_dir: what a relative path of it starts from.
+        device: `speed.device`, also 'auto'.
+        precision: `training.precision`, also 'auto'.
+        say: told of what takes time.
+        may_fetch: whether it may be downloaded.
+
+    Raises:
+        ModelError: it is not there, or cannot be used.
+    """
     import torch
     import transformers.utils.logging
 
-    device = resolve_device(plan)
-    precision = resolve_precision(plan, device)
+    name = settings.name
+    device = resolve_device(device)
+    precision = resolve_precision(precision, name, device)
     logging: Any = transformers.utils.logging
     logging.disable_progress_bar()
     dtype = getattr(torch, precision)
-    name = plan.model.name
-    if plan.model.quantization != "none":
-        _check_quantization(plan, device)
+    if settings.quantization != "none":
+        _check_quantization(settings.quantization, device)
     folder: Path | None
     notes: tuple[str, ...] = ()
     if name == TINY_LLAMA:
@@ -150,18 +175,19 @@ def load(
         model = model.to(dtype).to(device)
         folder, hub_name = None, ""
     else:
-        folder, what = model_folder(plan, say, may_fetch=may_fetch).absolute(), f"model.name {name}"
+        what = f"model.name {name}"
+        folder = model_folder(settings, base_dir, say, may_fetch=may_fetch).absolute()
         about_kind = check_kind(read_config(folder / "config.json", what), what, device)
         headers, about_files = check_files(folder, what)
         tokenizer, about_tokens = _tokenizer(folder, what)
         quantisation = None
-        if plan.model.quantization != "none":
-            quantisation = _quantization_config(plan, dtype)
+        if settings.quantization != "none":
+            quantisation = _quantization_config(settings.quantization, dtype)
         model, about_weights = load_weights(folder, what, headers, dtype, device, quantisation)
         say(f"hashing {name}")
         digest = folder_sha256(folder)
         note = SMOLLM2_NOTE if name == SMOLLM2 else ""
-        hub_name = name if name != SMOLLM2 and local_folder(plan) is None else ""
+        hub_name = name if name != SMOLLM2 and local_folder(name, base_dir) is None else ""
         notes = (*about_kind, *about_files, *about_tokens, *about_weights)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -180,7 +206,7 @@ def load(
         tuple(dict.fromkeys((*notes, *about_padding))),
         folder,
         hub_name,
-        plan.model.revision if hub_name else None,
+        settings.revision if hub_name else None,
     )
 
 
@@ -202,64 +228,71 @@ def padding_id(tokenizer: Any, model: Any) -> tuple[int, tuple[str, ...]]:
     return used, (f"the tokenizer {why}: padding, which is masked, uses id {used}",)
 
 
-def inspect(plan: Plan) -> tuple[Any, str]:
-    """The tokenizer and digest that `load` would give, of a model that is on this machine: its
-    weights are hashed and not loaded, and nothing is downloaded. Raises `ModelError`."""
-    name = plan.model.name
+def inspect(settings: ModelPlan, base_dir: Path, device: str) -> tuple[Any, str]:
+    """The tokenizer and the digest (hex) that `load` would give, of a model on this machine:
+    its weights are hashed and not loaded, and nothing is downloaded. Raises `ModelError`.
+
+    Args:
+        settings: which model.
+        base_dir: what a relative path of it starts from.
+        device: `speed.device`; not every kind of model can be used on each.
+    """
+    name = settings.name
     if name == TINY_LLAMA:
         return tiny.tokenizer(), tiny.sha256(tiny.build())
-    folder, what = model_folder(plan, lambda _: None, may_fetch=False), f"model.name {name}"
-    check_kind(read_config(folder / "config.json", what), what, resolve_device(plan))
+    what = f"model.name {name}"
+    folder = model_folder(settings, base_dir, lambda _: None, may_fetch=False)
+    check_kind(read_config(folder / "config.json", what), what, resolve_device(device))
     check_files(folder, what)
     return _tokenizer(folder, what)[0], folder_sha256(folder)
 
 
-def load_tokenizer(plan: Plan) -> tuple[Any, tuple[str, ...]]:
+def load_tokenizer(settings: ModelPlan, base_dir: Path) -> tuple[Any, tuple[str, ...]]:
     """The tokenizer that `load` would give, of a model that is on this machine, and what its
     library says of it; its weights need not be here. Raises `ModelError`."""
-    if plan.model.name == TINY_LLAMA:
+    if settings.name == TINY_LLAMA:
         return tiny.tokenizer(), ()
-    folder = model_folder(plan, lambda _: None, may_fetch=False)
-    return _tokenizer(folder, f"model.name {plan.model.name}")
+    folder = model_folder(settings, base_dir, lambda _: None, may_fetch=False)
+    return _tokenizer(folder, f"model.name {settings.name}")
 
 
-def load_config(plan: Plan) -> Any:
+def load_config(settings: ModelPlan, base_dir: Path) -> Any:
     """The model's Hugging Face config, without its weights. Raises `ModelError`."""
     from transformers import AutoConfig
 
-    name = plan.model.name
-    if (given := given_config(plan)) is not None:
+    name = settings.name
+    if (given := given_config(settings, base_dir)) is not None:
         return read_config(given, "model.config")
     if name == TINY_LLAMA:
         return tiny.config()
     if name == SMOLLM2:
         fields = dict(SMOLLM2_CONFIG)
         return AutoConfig.for_model(str(fields.pop("model_type")), **fields)
-    local = local_folder(plan)
+    local = local_folder(name, base_dir)
     if local is not None:
         return read_config(local / "config.json", f"model.name {name}")
     try:
         return AutoConfig.from_pretrained(
-            name, revision=plan.model.revision, local_files_only=offline()
+            name, revision=settings.revision, local_files_only=offline()
         )
     except Exception as error:
         raise ModelError(hub_problem(name, error)) from None
 
 
-def empty_model(plan: Plan) -> Any:
+def empty_model(settings: ModelPlan, base_dir: Path) -> Any:
     """The model's modules on the meta device: shapes without weights. Raises `ModelError`."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = load_config(plan)
-    check_kind(config, f"model.name {plan.model.name}")
+    config = load_config(settings, base_dir)
+    check_kind(config, f"model.name {settings.name}")
     try:
         with library_words(), torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
             return build(config)
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            f"model.name {plan.model.name}: expected a causal language model, got "
+            f"model.name {settings.name}: expected a causal language model, got "
             f"{type(config).__name__} ({first_line(error)}); choose another model"
         ) from None
 
@@ -287,8 +320,7 @@ def _tokenizer(folder: Path, what: str) -> tuple[Any, tuple[str, ...]]:
     return tokenizer, tuple(f"transformers: {word}" for word in words)
 
 
-def _check_quantization(plan: Plan, device: str) -> None:
-    wanted = plan.model.quantization
+def _check_quantization(wanted: str, device: str) -> None:
     if not device.startswith("cuda"):
         raise ModelError(
             f"model.quantization: expected a CUDA device for {wanted}, got {device}; "
@@ -303,11 +335,11 @@ def _check_quantization(plan: Plan, device: str) -> None:
         ) from None
 
 
-def _quantization_config(plan: Plan, dtype: Any) -> Any:
+def _quantization_config(wanted: str, dtype: Any) -> Any:
     import transformers
 
     build: Any = transformers.BitsAndBytesConfig
-    if plan.model.quantization == "8bit":
+    if wanted == "8bit":
         return build(load_in_8bit=True)
     return build(
         load_in_4bit=True,

@@ -14,7 +14,7 @@ from fedshield.model.adapter import AdapterHost, lora_config
 from fedshield.model.base import BaseModel
 from fedshield.model.builtin import tiny
 from fedshield.model.merge import other_template
-from fedshield.plan.schema import Plan
+from fedshield.plan.sections import AdapterPlan
 from fedshield.types import AdapterState
 
 #: Bytes of what lies beside an adapter's weights: its config, card and, at most, a tokenizer.
@@ -25,16 +25,27 @@ def save_adapter(
     base: BaseModel,
     host: AdapterHost,
     states: Mapping[str, AdapterState],
-    plan: Plan,
+    adapter: AdapterPlan,
     card: str,
     out: Path,
 ) -> None:
     """Write `out` so that `AutoPeftModelForCausalLM.from_pretrained(out)` loads it on this machine,
     and `PeftModel.from_pretrained(base, out)` anywhere: an ordinary LoRA adapter, whatever was
-    trained. `states`: '' -> the adapter of all, or each site's name -> its own, each then in a
-    folder of its name. A chat template that is not the base's own goes with the adapter. Raises
-    `RunFolderError` where the disk has no room."""
-    config = lora_config(plan.adapter, host.targets)
+    trained. A chat template that is not the base's own goes with the adapter.
+
+    Args:
+        base: the base model that it goes with.
+        host: where it was trained.
+        states: '' -> the adapter of all, or each site's name -> its own, each then in a folder of
+            its name.
+        adapter: rank, scale and targets, for PEFT's config.
+        card: the model card, Markdown.
+        out: the new folder.
+
+    Raises:
+        RunFolderError: the disk has no room.
+    """
+    config = lora_config(adapter, host.targets)
     config.inference_mode = True
     folder_of_base = base.folder or _built_in_folder()
     # An absolute path, since PEFT takes any other from wherever its user stands. It is of this

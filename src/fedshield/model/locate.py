@@ -16,8 +16,8 @@ from typing import Any
 from fedshield.causes import missing_token
 from fedshield.errors import ModelError
 from fedshield.notes import library_words, one_line
-from fedshield.plan.schema import Plan
-from fedshield.plan.sections import BUILT_IN, SMOLLM2
+from fedshield.plan import paths
+from fedshield.plan.sections import BUILT_IN, SMOLLM2, ModelPlan
 
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
@@ -46,10 +46,10 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
 
 
-def local_folder(plan: Plan) -> Path | None:
-    """The folder that `model.name` means, or None for a hub name. Raises `ModelError`."""
-    name = plan.model.name
-    path = plan.resolve(name)
+def local_folder(name: str, base_dir: Path) -> Path | None:
+    """The folder that a model's name means, or None for a hub name. `base_dir`: what a relative
+    path starts from. Raises `ModelError`."""
+    path = paths.resolve(name, base_dir)
     if path.is_dir():
         return path
     if path.is_file():
@@ -62,23 +62,37 @@ def local_folder(plan: Plan) -> Path | None:
     return None
 
 
-def given_config(plan: Plan) -> Path | None:
-    """The `model.config` that costs are told from; None where the plan has none, and where the
-    model has its own on this machine: a built-in or a folder."""
-    if plan.model.config is None or plan.model.name in BUILT_IN:
+def given_config(settings: ModelPlan, base_dir: Path) -> Path | None:
+    """The `model.config` that costs are told from; None where there is none, and where the model
+    has its own on this machine: a built-in or a folder. `base_dir`: what relative paths start
+    from."""
+    if settings.config is None or settings.name in BUILT_IN:
         return None
-    return None if plan.resolve(plan.model.name).is_dir() else plan.resolve(plan.model.config)
+    if paths.resolve(settings.name, base_dir).is_dir():
+        return None
+    return paths.resolve(settings.config, base_dir)
 
 
-def model_folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = True) -> Path:
-    """The folder of the plan's model, fetched first where that is needed and allowed. Raises
-    `ModelError`."""
-    name = plan.model.name
+def model_folder(
+    settings: ModelPlan, base_dir: Path, say: Callable[[str], None], *, may_fetch: bool = True
+) -> Path:
+    """The folder of a model, fetched first where that is needed and allowed.
+
+    Args:
+        settings: which model.
+        base_dir: what a relative path of it starts from.
+        say: told of a download.
+        may_fetch: whether there may be one.
+
+    Raises:
+        ModelError: no such model is on this machine or can be had.
+    """
+    name = settings.name
     if name == SMOLLM2:
         from fedshield.model.builtin import smollm2
 
         return smollm2.ensure(say=say, offline=None if may_fetch else True)
-    folder = local_folder(plan)
+    folder = local_folder(name, base_dir)
     if folder is not None:
         return folder
     from huggingface_hub import snapshot_download
@@ -88,7 +102,7 @@ def model_folder(plan: Plan, say: Callable[[str], None], *, may_fetch: bool = Tr
         return Path(
             snapshot_download(
                 name,
-                revision=plan.model.revision,
+                revision=settings.revision,
                 local_files_only=offline() or not may_fetch,
                 allow_patterns=["*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.model"],
             )

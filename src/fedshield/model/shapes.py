@@ -17,8 +17,8 @@ from typing import Any
 from fedshield.model.base import SMOLLM2_CONFIG, max_positions
 from fedshield.model.builtin import tiny
 from fedshield.model.locate import given_config
-from fedshield.plan.schema import Plan
-from fedshield.plan.sections import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan
+from fedshield.plan import paths
+from fedshield.plan.sections import ALL_LINEAR, SMOLLM2, TINY_LLAMA, AdapterPlan, ModelPlan
 from fedshield.types import AdapterSpec, TensorSpec
 
 OUTPUT = "lm_head"
@@ -92,10 +92,11 @@ class ModelShape:
         return AdapterSpec(ordered, "", adapter.alpha / adapter.rank)
 
 
-def shape_of(plan: Plan) -> ModelShape | None:
-    """The shape of the plan's base model, or None where it is not certain. Reads a config.json
-    that is on this machine and nothing else; raises nothing of its own."""
-    fields = _config_fields(plan)
+def shape_of(settings: ModelPlan, base_dir: Path) -> ModelShape | None:
+    """The shape of a base model, or None where it is not certain. Reads a config.json that is on
+    this machine and nothing else; raises nothing of its own. `base_dir`: what relative paths of
+    `settings` start from."""
+    fields = _config_fields(settings, base_dir)
     return None if fields is None else from_config(fields)
 
 
@@ -211,15 +212,15 @@ def _block(
     yield "mlp.down_proj", (width, inner)
 
 
-def _config_fields(plan: Plan) -> Mapping[str, Any] | None:
-    name = plan.model.name
-    if (given := given_config(plan)) is not None:
+def _config_fields(settings: ModelPlan, base_dir: Path) -> Mapping[str, Any] | None:
+    name = settings.name
+    if (given := given_config(settings, base_dir)) is not None:
         return _read(given)
     if name == TINY_LLAMA:
         return {"model_type": "llama", **tiny.CONFIG}
     if name == SMOLLM2:
         return SMOLLM2_CONFIG
-    folder = plan.resolve(name)
+    folder = paths.resolve(name, base_dir)
     if folder.is_dir():
         return _read(folder / "config.json")
     if folder.exists() or name.startswith((".", "/", "~")):
@@ -227,7 +228,7 @@ def _config_fields(plan: Plan) -> Mapping[str, Any] | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        cached = try_to_load_from_cache(name, "config.json", revision=plan.model.revision)
+        cached = try_to_load_from_cache(name, "config.json", revision=settings.revision)
     except ValueError:  # no name of the hub's
         return None
     return _read(Path(cached)) if isinstance(cached, str) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from fedshield.plan.data import DataPlan
 from fedshield.plan.schema import Plan
 
 
@@ -46,14 +47,20 @@ def floor(plan: Plan) -> int:
     return min_examples(plan)
 
 
-def too_few(plan: Plan, site: str, num_examples: int) -> str | None:
-    """Why a site with so many rows cannot take part, in one line; None where it can."""
-    least = floor(plan)
+def too_few(data: DataPlan, least: int, site: str, num_examples: int) -> str | None:
+    """Why a site cannot take part, in one line; None where it can.
+
+    Args:
+        data: the plan's, which says where the least comes from.
+        least: the fewest rows (`floor`).
+        site: its name.
+        num_examples: its rows with loss.
+    """
     if num_examples >= least:
         return None
     return (
         f"data.min_examples: expected at least {least:,} rows with loss at {site}, got "
-        f"{num_examples:,}; it cannot take part (rule R6{_unset(plan)}): add rows, or agree on a "
+        f"{num_examples:,}; it cannot take part (rule R6{_unset(data)}): add rows, or agree on a "
         "plan with a lower one"
     )
 
@@ -67,7 +74,7 @@ def cap_note(plan: Plan, site: str, num_examples: int, cap: int | None = None) -
     why = "the roster's max_examples"
     if told != cap:
         why = (
-            f"rule R6: at least {min_examples(plan):,} rows at every site{_unset(plan)}, and "
+            f"rule R6: at least {min_examples(plan):,} rows at every site{_unset(plan.data)}, and "
             f"scheme.max_weight {plan.scheme.max_weight:g}; if every site has more, raise "
             "data.min_examples"
         )
@@ -80,12 +87,12 @@ def in_words(plan: Plan) -> str:
     weights = plan.scheme.weights
     text = "equal" if weights == "equal" else f"by rows, {weights}"
     text += f"; at least {least:,} rows at every site"
-    text += _unset(plan) if plan.scheme.traits.encrypted else ""
+    text += _unset(plan.data) if plan.scheme.traits.encrypted else ""
     return text if most is None else f"{text}, each counts for at most {most:,} (rule R6)"
 
 
-def _unset(plan: Plan) -> str:
-    return "" if plan.data.min_examples else ", one step's, since data.min_examples is not set"
+def _unset(data: DataPlan) -> str:
+    return "" if data.min_examples else ", one step's, since data.min_examples is not set"
 
 
 def _two_digits(count: int) -> int:

@@ -19,6 +19,7 @@ import yaml
 from pydantic import Field, PrivateAttr, model_validator
 
 from fedshield.errors import InvalidKey, PlanError
+from fedshield.plan import paths
 from fedshield.plan.data import DataPlan, Section, without_later_keys
 from fedshield.plan.privacy import PrivacyPlan, refuse_unsound
 from fedshield.plan.quorum import Rules, default_colluding, resolve
@@ -176,15 +177,7 @@ class Plan(Section):
 
     def resolve(self, path: str) -> Path:
         """A path of the plan, made absolute. Raises `PlanError` if it cannot be one."""
-        try:
-            found = (self._base_dir / Path(path).expanduser()).resolve()
-            found.exists()  # refuses a name that is too long
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise PlanError(
-                f"{path[:60]!r}: expected a path, but {reason}; check the plan"
-            ) from None
-        return found
+        return paths.resolve(path, self._base_dir)
 
     def canonical(self) -> bytes:
         """Canonical JSON of what is agreed between the parties: all but speed and output, and
@@ -226,12 +219,20 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 # -- schedules that the plan defines ---------------------------------------------------------
 
 
-def learning_rate(plan: Plan, round_number: int) -> float:
-    """The learning rate of round 1..rounds: cosine over rounds from the first rate to the
-    least (FedShield-LLM, arXiv 2506.05640, training set-up), or constant."""
-    training = plan.training
+def learning_rate(training: TrainingPlan, rounds: int, round_number: int) -> float:
+    """The learning rate of a round: cosine over rounds from the first rate to the least
+    (FedShield-LLM, arXiv 2506.05640, training set-up), or constant.
+
+    Args:
+        training: the rates and their schedule.
+        rounds: of the whole run.
+        round_number: 1 to `rounds`.
+
+    Returns:
+        The rate of the local optimiser's steps.
+    """
     if training.lr_schedule == "constant":
         return training.learning_rate
     span = training.learning_rate - training.min_learning_rate
-    progress = (round_number - 1) / plan.rounds
+    progress = (round_number - 1) / rounds
     return training.min_learning_rate + span * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -18,6 +18,8 @@ from fedshield.types import Exchange
 #: As a target: all linear layers but the output's.
 ALL_LINEAR = "all-linear"
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+#: Which factors of an adapter are trained (`adapter.train`).
+TrainedFactors = Literal["ab", "b", "alternate", "share-a", "core"]
 #: Base models that every installation has under the same name.
 SMOLLM2, TINY_LLAMA = "smollm2-135m", "tiny-llama"
 BUILT_IN = (SMOLLM2, TINY_LLAMA)
@@ -43,7 +45,7 @@ class AdapterPlan(Section):
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 64.0
     dropout: Rate = 0.05
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
-    train: Literal["ab", "b", "alternate", "share-a", "core"] = "ab"
+    train: TrainedFactors = "ab"
     factors: Literal["svd", "gradient"] = "svd"
     exchange: Exchange = "delta"
 

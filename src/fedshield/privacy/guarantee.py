@@ -14,13 +14,16 @@ from typing import Any
 from fedshield.crypto.rlwe.params import RlweParameters
 from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.errors import CryptoError, PlanError
-from fedshield.plan.schema import Plan
+from fedshield.plan.data import DataPlan
+from fedshield.plan.privacy import PrivacyPlan
+from fedshield.plan.quorum import Rules
+from fedshield.plan.sections import EncodingPlan, TrainingPlan
 from fedshield.privacy import accounting, distributed_gaussian
 from fedshield.privacy.accounting import Release
 from fedshield.privacy.discrete_gaussian import DISTANCE_BITS
 from fedshield.privacy.distributed_gaussian import SiteMechanism
 from fedshield.types import AdapterSpec
-from fedshield.update.prune import num_sent
+from fedshield.update.prune import ExchangeSchedule, num_sent
 
 #: What 'the same but for one unit' means. Counts and who takes part are public in it.
 NEIGHBOURS = {
@@ -28,6 +31,25 @@ NEIGHBOURS = {
     "site": "one site's updates replaced by zeros in every round",
 }
 EXAMPLE_MECHANISM = "DP-SGD on the adapter, Poisson sampling, discrete Gaussian"
+
+
+@dataclass(frozen=True)
+class ReleaseSettings:
+    """What a site's rounds release, as far as the guarantee depends on it.
+
+    `schedule`: the rounds, and the values of each; `training`: steps of a round and rows of a step;
+    `encoding`, `rules`: the packing of the noised integers and who adds noise, where the unit is a
+    site.
+    """
+
+    schedule: ExchangeSchedule
+    training: TrainingPlan
+    encoding: EncodingPlan
+    rules: Rules
+
+    @property
+    def rounds(self) -> int:
+        return self.schedule.rounds
 
 
 @dataclass(frozen=True)
@@ -109,40 +131,52 @@ class Spent:
         return limit is not None and (after is None or after > limit)
 
 
-def most_values(plan: Plan, spec: AdapterSpec) -> int:
+def most_values(schedule: ExchangeSchedule, spec: AdapterSpec) -> int:
     """Values of the largest round."""
     # What travels depends on the ramp, which only falls, and on odd or even.
-    return max(num_sent(plan, spec, number) for number in range(1, min(plan.rounds, 2) + 1))
+    first_rounds = range(1, min(schedule.rounds, 2) + 1)
+    return max(num_sent(schedule, spec, number) for number in first_rounds)
 
 
-def terms(plan: Plan, spec: AdapterSpec, num_examples: int) -> Terms | None:
-    """The terms of a site with so many training rows; None where the plan protects no unit.
-    Raises `PlanError` where the plan's target or limit cannot be met."""
-    privacy = plan.privacy
+def terms(
+    privacy: PrivacyPlan, settings: ReleaseSettings, spec: AdapterSpec, num_examples: int
+) -> Terms | None:
+    """The terms of a site; None where no unit is protected.
+
+    Args:
+        privacy: the unit, the clip norm, and the noise or the target.
+        settings: what is released of the site.
+        spec: the adapter's tensors.
+        num_examples: the site's training rows.
+
+    Raises:
+        PlanError: the target or the limit cannot be met.
+    """
     if privacy.unit == "none":
         return None
     assert privacy.clip_norm is not None
     delta = privacy.delta_in_force
-    make = _site_release if privacy.unit == "site" else _example_release
+    values = most_values(settings.schedule, spec)
 
     def release(multiplier: float) -> Release:
-        return make(plan, spec, num_examples, multiplier)
+        if privacy.unit == "site":
+            return _site_release(settings.rules, values, multiplier)
+        return _example_release(settings.training, spec, num_examples, multiplier)
 
     multiplier = privacy.noise_multiplier
     if privacy.epsilon is not None:
-        multiplier = accounting.least_multiplier(privacy.epsilon, delta, plan.rounds, release)
+        multiplier = accounting.least_multiplier(privacy.epsilon, delta, settings.rounds, release)
         if multiplier is None:
             raise PlanError(
-                f"privacy.epsilon: expected one that {plan.rounds} rounds can keep to at delta "
+                f"privacy.epsilon: expected one that {settings.rounds} rounds can keep to at delta "
                 f"{delta:g}, got {privacy.epsilon:g}; raise it, or lower rounds"
             )
     assert multiplier is not None
     site = None
     if privacy.unit == "site":
-        values = most_values(plan, spec)
-        packing = packing_of(plan)
+        packing = packing_of(settings.encoding, settings.rules.num_sites)
         site = distributed_gaussian.mechanism(
-            privacy.clip_norm, multiplier, plan.rules(), packing, values
+            privacy.clip_norm, multiplier, settings.rules, packing, values
         )
     found = Terms(
         unit=privacy.unit,
@@ -151,13 +185,13 @@ def terms(plan: Plan, spec: AdapterSpec, num_examples: int) -> Terms | None:
         noise_multiplier=multiplier,
         delta=delta,
         limit=privacy.limit,
-        release=site.release(most_values(plan, spec)) if site else release(multiplier),
+        release=site.release(values) if site else release(multiplier),
         site=site,
     )
-    if not math.isfinite(found.epsilon(plan.rounds)):
+    if not math.isfinite(found.epsilon(settings.rounds)):
         raise PlanError(
-            f"privacy.noise_multiplier: expected one whose epsilon after {plan.rounds} rounds can "
-            f"be stated at delta {delta:g} (up to 30 or so), got {multiplier:.3g}; raise it"
+            f"privacy.noise_multiplier: expected one whose epsilon after {settings.rounds} rounds "
+            f"can be stated at delta {delta:g} (up to 30 or so), got {multiplier:.3g}; raise it"
         )
     if not found.allows(1):
         raise PlanError(
@@ -167,37 +201,36 @@ def terms(plan: Plan, spec: AdapterSpec, num_examples: int) -> Terms | None:
     return found
 
 
-def packing_of(plan: Plan) -> RlweParameters:
-    """The plan's packing. Raises `PlanError`."""
-    num_sites = len(plan.data.site_names())
+def packing_of(encoding: EncodingPlan, num_sites: int) -> RlweParameters:
+    """The packing of `rlwe`. Raises `PlanError`."""
     try:
-        return rlwe_parameters(num_sites, plan.encoding.bits, plan.encoding.headroom)
+        return rlwe_parameters(num_sites, encoding.bits, encoding.headroom)
     except CryptoError as error:
         raise PlanError(f"encoding.bits: {error}") from None
 
 
-def sampling_rate(plan: Plan, num_examples: int) -> float:
+def sampling_rate(training: TrainingPlan, num_examples: int) -> float:
     """The chance that a row is in a step: rows of a step on the mean over all rows."""
-    rows = plan.training.batch_size * plan.training.gradient_accumulation
+    rows = training.batch_size * training.gradient_accumulation
     return min(1.0, rows / num_examples)
 
 
 def _example_release(
-    plan: Plan, spec: AdapterSpec, num_examples: int, multiplier: float
+    training: TrainingPlan, spec: AdapterSpec, num_examples: int, multiplier: float
 ) -> Release:
-    steps = plan.training.steps
+    steps = training.steps
     return Release(
         multiplier,
-        sampling_rate(plan, num_examples),
+        sampling_rate(training, num_examples),
         steps,
         distance=steps * spec.num_values * 2.0**-DISTANCE_BITS,
     )
 
 
-def _site_release(plan: Plan, spec: AdapterSpec, _: int, multiplier: float) -> Release:
-    """Before the steps are known, which depend on the noise: as one Gaussian."""
-    values = most_values(plan, spec)
-    honest = distributed_gaussian.honest_sites(plan.rules())
+def _site_release(rules: Rules, values: int, multiplier: float) -> Release:
+    """Before the steps are known, which depend on the noise: as one Gaussian. `values`: of the
+    largest round."""
+    honest = distributed_gaussian.honest_sites(rules)
     away = honest * values * 2.0**-DISTANCE_BITS
     # A little less than the mechanism's own for the parts that its steps decide.
     return Release(multiplier * (1 - 1e-6), distance=away)
@@ -206,10 +239,9 @@ def _site_release(plan: Plan, spec: AdapterSpec, _: int, multiplier: float) -> R
 # -- in words and numbers ------------------------------------------------------------------
 
 
-def planned_rows(plan: Plan) -> dict[str, int | None]:
+def planned_rows(data: DataPlan) -> dict[str, int | None]:
     """Training rows of each site as far as the plan says, None where it does not: a file's are
     known when it is read, and a Dirichlet split's when it is drawn."""
-    data = plan.data
     if data.split == "by-site":
         return {site: source.rows for site, source in sorted(data.sites.items())}
     names, counts = data.site_names(), [source.rows for source in data.pool]
@@ -220,25 +252,43 @@ def planned_rows(plan: Plan) -> dict[str, int | None]:
 
 
 def forecast(
-    plan: Plan, spec: AdapterSpec, counted: Mapping[str, int | None] | None = None
+    privacy: PrivacyPlan,
+    settings: ReleaseSettings,
+    spec: AdapterSpec,
+    data: DataPlan,
+    counted: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any] | None:
-    """What `fedshield plan` says: epsilon after all rounds. Where the unit is an example, of the
-    site with the fewest training rows, `rows`, and None where they are not known. `counted`: by
-    site, where the data were read; else they are as many as the plan says. Raises `PlanError`."""
-    if plan.privacy.unit == "none":
+    """What `fedshield plan` says: epsilon after all rounds.
+
+    Args:
+        privacy: the unit, the clip norm, and the noise or the target.
+        settings: what is released of a site.
+        spec: the adapter's tensors.
+        data: how many training rows sites have, as far as it says so.
+        counted: training rows by site, where the data were read; they take the place of `data`'s.
+
+    Returns:
+        As `described`, and `rounds_within_limit`. Where the unit is an example, of the site with
+        the fewest training rows, `rows`, and an epsilon of None where they are not known. None
+        where no unit is protected.
+
+    Raises:
+        PlanError: the target or the limit cannot be met.
+    """
+    if privacy.unit == "none":
         return None
-    rows = planned_rows(plan) | {
+    rows = planned_rows(data) | {
         site: count for site, count in (counted or {}).items() if count is not None
     }
     known = [count for count in rows.values() if count is not None]
     least = min(known) if len(known) == len(rows) else None
-    if plan.privacy.unit == "example" and least is None:
-        return {"unit": "example", "epsilon": None, "delta": plan.privacy.delta_in_force,
-                "mechanism": EXAMPLE_MECHANISM, "limit": plan.privacy.limit}  # fmt: skip
-    found = terms(plan, spec, least or 1)
+    if privacy.unit == "example" and least is None:
+        return {"unit": "example", "epsilon": None, "delta": privacy.delta_in_force,
+                "mechanism": EXAMPLE_MECHANISM, "limit": privacy.limit}  # fmt: skip
+    found = terms(privacy, settings, spec, least or 1)
     assert found is not None
-    rounds = found.rounds_allowed(plan.rounds)
-    more = {"rows": least} if plan.privacy.unit == "example" else {}
+    rounds = found.rounds_allowed(settings.rounds)
+    more = {"rows": least} if privacy.unit == "example" else {}
     return described(found, rounds) | {"rounds_within_limit": rounds} | more
 
 

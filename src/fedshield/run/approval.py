@@ -19,6 +19,7 @@ from fedshield.protocol.line import Exposures, Line, tallies
 from fedshield.protocol.roster import Roster
 from fedshield.run.flare.kit import Kit
 from fedshield.run.ledgers import approval_of, line_of
+from fedshield.run.settings import data_setup
 from fedshield.site.round import counted
 
 #: Names of the eight lines, in their order.
@@ -55,10 +56,10 @@ def propose(kit: Kit, plan: Plan, ledger: Ledger, *, exposed: bool = False) -> P
     `UserError`s for a plan that roster or policy refuse, and for data or a model that cannot be
     read."""
     here = kit.local(plan)
-    tokenizer, model_sha256 = inspect(here)
+    tokenizer, model_sha256 = inspect(here.model, here.base_dir, here.speed.device)
     party = kit.admit(plan, model_sha256)
     use_template(tokenizer, plan.model.chat_template)
-    shown = preview(here, tokenizer, kit.name, ROWS_SHOWN)
+    shown = preview(data_setup(here), tokenizer, kit.name, ROWS_SHOWN)
     line = line_of(ledger, kit.name, plan, party.roster, "", shown.data)
     count = counted(plan, len(shown.data.train), party.example_cap)
     words = _lines(plan, kit.name, party.roster, model_sha256, shown, line, count)

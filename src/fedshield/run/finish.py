@@ -59,7 +59,7 @@ def finish(
     state["finished"] = now()
     summary = summarise(plan, base, data, adapter, folder.metrics(), state)
     card = model_card(plan, summary)
-    export.save_adapter(base, host, states, plan, card, folder.path / "adapter")
+    export.save_adapter(base, host, states, plan.adapter, card, folder.path / "adapter")
     interrupt.check()
     folder.write_json("summary.json", summary)
     write_report(folder.path)

@@ -12,20 +12,21 @@ from fedshield.data.sites import SiteData, load_sites
 from fedshield.errors import ModelError
 from fedshield.model.adapter import AdapterHost, initial_state
 from fedshield.model.answers import check_prompts
-from fedshield.model.base import BaseModel, load
+from fedshield.model.base import BaseModel
 from fedshield.model.chat import use_template
 from fedshield.model.check import check_ids, check_model
 from fedshield.model.shapes import from_modules
 from fedshield.notes import library_words
 from fedshield.plan.floors import cap_note
 from fedshield.plan.schema import Plan
-from fedshield.privacy.guarantee import terms
 from fedshield.run.events import Events
 from fedshield.run.folder import SiteStore
+from fedshield.run.settings import data_setup, load_base
 from fedshield.run.warm import compile_kernels
 from fedshield.seeds import derive
 from fedshield.site.gradient_factors import public_factors
 from fedshield.site.schemes import parameters_of, scheme_of
+from fedshield.site.settings import privacy_terms
 from fedshield.types import AdapterState, SiteMemory
 
 
@@ -45,7 +46,7 @@ def prepare(
         packing = parameters_of(plan)
         compile_kernels(packing)
     interrupt.check()
-    base = load(plan, watch.note)
+    base = load_base(plan, watch.note)
     interrupt.check()
     if use_template(base.tokenizer, plan.model.chat_template, date) == "fallback":
         why = "asked for by the plan" if plan.model.chat_template == "fallback" else "it has none"
@@ -59,7 +60,7 @@ def prepare(
         )
     with library_words() as words:
         check_prompts(base, plan.evaluation.prompts)
-        data = load_sites(plan, base.tokenizer, watch.note, only)
+        data = load_sites(data_setup(plan), base.tokenizer, watch.note, only)
     for site, found in data.items():
         for what in ("skipped_rows", "duplicate_rows", "no_response_rows", "truncated_rows"):
             if getattr(found, what):
@@ -76,7 +77,7 @@ def prepare(
     check_memory(plan, base, data, host)
     for found in data.values():
         # A target or a limit that cannot be met is refused before a run folder is made.
-        terms(plan, host.spec, len(found.train))
+        privacy_terms(plan, host.spec, len(found.train))
     interrupt.check()
     return base, data, host
 

@@ -21,7 +21,6 @@ from fedshield.model.chat import use_template
 from fedshield.plan.load import load_plan
 from fedshield.plan.schema import Plan
 from fedshield.privacy.accounting import WHOLE_ORDERS
-from fedshield.privacy.guarantee import terms
 from fedshield.recovery.letters import Answer, RecoveryError
 from fedshield.recovery.question import StandingQuestion
 from fedshield.recovery.rebuild import OwnPart, Rebuilt, ended, is_shown, rebuilt
@@ -29,7 +28,9 @@ from fedshield.recovery.told_heads import Sites, heads_of_others, next_line, own
 from fedshield.run.folder import RunFolder, now
 from fedshield.run.known_sites import Member, must_answer
 from fedshield.run.ledgers import line_records
+from fedshield.run.settings import data_setup
 from fedshield.site.round import counted
+from fedshield.site.settings import privacy_terms
 
 
 @dataclass(frozen=True)
@@ -292,13 +293,13 @@ def own_part(member: Member, plan: Plan, record_key: bytes) -> OwnPart:
     """What this site would put into the plan's sums now, as `site approve` reads it. Raises
     `UserError`s for records or a model that cannot be read."""
     here = member.kit.local(plan)
-    tokenizer, _ = load_tokenizer(here)
+    tokenizer, _ = load_tokenizer(here.model, here.base_dir)
     use_template(tokenizer, plan.model.chat_template)
-    data = preview(here, tokenizer, member.kit.name, 0).data
+    data = preview(data_setup(here), tokenizer, member.kit.name, 0).data
     records = line_records(record_key, data)
     version = part_version(record_key, records.sources, records.rows)
     count = counted(plan, records.examples, member.example_cap)
-    privacy = terms(plan, spec_of(here)[1], records.examples)
+    privacy = privacy_terms(plan, spec_of(here)[1], records.examples)
     curve: tuple[float, ...] = ()
     if privacy is not None:
         curve = tuple(privacy.release.rdp(1, WHOLE_ORDERS).tolist())

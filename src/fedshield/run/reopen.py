@@ -12,10 +12,11 @@ from safetensors.numpy import load_file
 from fedshield.disk import whole_folder
 from fedshield.errors import RunFolderError
 from fedshield.model.adapter import AdapterHost, ordinary
-from fedshield.model.base import BaseModel, load
+from fedshield.model.base import BaseModel
 from fedshield.model.chat import use_template
 from fedshield.plan.schema import Plan
 from fedshield.run.folder import RunFolder, chat_date
+from fedshield.run.settings import load_base
 from fedshield.run.whereabouts import check_model_there, model_to_name, whereabouts
 from fedshield.types import AdapterState
 
@@ -46,7 +47,7 @@ def open_finished(
         plan = plan.model_copy(
             update={"model": plan.model.model_copy(update={"quantization": "none"})}
         ).with_base_dir(plan.base_dir)
-    base = load(plan)
+    base = load_base(plan)
     expected = folder.state().get("base_model_sha256")
     if base.sha256 != expected:
         raise RunFolderError(

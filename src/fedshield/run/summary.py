@@ -16,6 +16,7 @@ from fedshield.data.sites import SiteData
 from fedshield.model.base import BaseModel
 from fedshield.plan.schema import Plan
 from fedshield.site.schemes import scheme_of
+from fedshield.site.settings import exchange_schedule
 from fedshield.types import AdapterSpec, AdapterState
 from fedshield.update.paper_baseline import paper_bytes, paper_values
 from fedshield.update.prune import num_sent
@@ -195,8 +196,8 @@ def _versions() -> dict[str, str]:
 
 def update_bytes(plan: Plan, spec: AdapterSpec, rows: Sequence[dict[str, Any]]) -> int:
     """Bytes of the blocks of all updates alone: no shares, no messages around them."""
-    scheme = scheme_of(plan)
-    turns = Counter(num_sent(plan, spec, row["round"]) for row in rows)
+    schedule, scheme = exchange_schedule(plan), scheme_of(plan)
+    turns = Counter(num_sent(schedule, spec, row["round"]) for row in rows)
     return sum(
         times * sum(up for up, _ in scheme.block_sizes(scheme.update_layout(count)))
         for count, times in turns.items()

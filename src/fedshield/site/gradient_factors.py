@@ -51,7 +51,7 @@ def public_factors(
     if plan.adapter.factors != "gradient":
         return None
     say("finding the adapter's factors on the built-in samples")
-    rows = public_rows(plan, base.tokenizer)
+    rows = public_rows(base.tokenizer, plan.seed, plan.training.max_length)
     check_ids(base, rows)
     return gradient_factors(plan, base.model, rows, base.pad_token_id, base.device)
 

@@ -19,10 +19,11 @@ from fedshield.plan import floors
 from fedshield.plan.schema import Plan, learning_rate
 from fedshield.privacy import distributed_gaussian
 from fedshield.privacy.discrete_gaussian import fresh_stream
-from fedshield.privacy.guarantee import Terms, terms
+from fedshield.privacy.guarantee import Terms
 from fedshield.seeds import SiteRandomness
 from fedshield.site.ciphers import Cipher, Encoded, Parts, WeightedUpdate
 from fedshield.site.interfaces import Contribution, LocalWork, Sent, SiteRound, Store
+from fedshield.site.settings import clip_rule, exchange_schedule, privacy_terms
 from fedshield.types import (
     AdapterState,
     AdapterUpdate,
@@ -48,7 +49,7 @@ PERSONAL = "personal"
 def first_memory(plan: Plan, state: AdapterState) -> SiteMemory:
     """Before round 1: nothing left out, clips from how far training can reach."""
     size = state.spec.num_values
-    shared = {CLIP: encode_integers.first_clip(plan, state)}
+    shared = {CLIP: encode_integers.first_clip(clip_rule(plan), state)}
     own: dict[str, Float32] = {}
     if plan.training.local_algorithm == "scaffold":
         # A control variate is a mean gradient, and gradients are clipped.
@@ -64,7 +65,8 @@ def personal(plan: Plan, state: AdapterState, memory: SiteMemory) -> AdapterStat
     own = memory.own.get(PERSONAL)
     if own is None:
         return state
-    return AdapterState(np.where(prune.own_places(plan, state.spec), own, state.values), state.spec)
+    places = prune.own_places(plan.adapter.train, state.spec)
+    return AdapterState(np.where(places, own, state.values), state.spec)
 
 
 def counted(plan: Plan, num_examples: int, cap: int | None) -> int:
@@ -125,12 +127,14 @@ class SiteModel:
         self.record = SiteRound(completed_rounds, name)
         self._name = name
         self._plan = plan
+        self._schedule = exchange_schedule(plan)
+        self._clip_rule = clip_rule(plan)
         self._work = work
         self._store = store
         self._heldout_loss = heldout_loss
         self._example_cap = example_cap
         self._randomness = randomness
-        self.terms: Terms | None = terms(plan, state.spec, work.num_examples)
+        self.terms: Terms | None = privacy_terms(plan, state.spec, work.num_examples)
         self._made: _Made | None = None
         self._selected: Selection | None = None
 
@@ -158,7 +162,7 @@ class SiteModel:
         if self._selected is None:
             score = self.memory.shared.get(SCORE)
             number = self.completed_rounds + 1
-            self._selected = prune.select(self._plan, self.state.spec, score, number)
+            self._selected = prune.select(self._schedule, self.state.spec, score, number)
         return self._selected
 
     def parts(self) -> Parts:
@@ -270,9 +274,11 @@ class SiteModel:
             self.record,
             train_loss=train_loss,
             num_examples=update.num_examples,
-            learning_rate=learning_rate(self._plan, round_number),
+            learning_rate=self._learning_rate(round_number),
             pruning_rate=pruned.mask.rate,
-            pruned_values=prune.num_pruned(self._plan, pruned, self.state.spec, round_number),
+            pruned_values=prune.num_pruned(
+                pruned.mask, self._plan.adapter.train, self.state.spec, round_number
+            ),
             clipped_values=encoded.num_clipped,
         )
         return encoded
@@ -283,7 +289,15 @@ class SiteModel:
         """What of an update travels in a round, and what it leaves out."""
         selection = self.selection()
         carried = self.memory.residual if self._plan.encoding.error_feedback else None
-        pruned = prune.prune(update, self._plan, round_number, selection, carried)
+        pruned = prune.prune(
+            update,
+            self._schedule,
+            round_number,
+            selection,
+            exchange=self._plan.adapter.exchange,
+            error_feedback=self._plan.encoding.error_feedback,
+            carried=carried,
+        )
         values = pruned.values[selection.indices]
         if CONTROL in self.memory.shared:
             change = self._control_change(update, round_number)
@@ -337,10 +351,13 @@ class SiteModel:
         own, and the same when the round is made again."""
         return self._randomness.seed("rounding", round_number, self.state.sha256())
 
+    def _learning_rate(self, round_number: int) -> float:
+        return learning_rate(self._plan.training, self._plan.rounds, round_number)
+
     def _control_change(self, update: AdapterUpdate, round_number: int) -> Float32:
         """What this site's control variate changes by: SCAFFOLD (Karimireddy et al., ICML 2020),
         option II."""
-        steps = self._plan.training.steps * learning_rate(self._plan, round_number)
+        steps = self._plan.training.steps * self._learning_rate(round_number)
         moved = (update.start.values - update.values) / np.float32(steps)
         return (moved - self.memory.shared[CONTROL]).astype(np.float32)
 
@@ -356,16 +373,14 @@ class SiteModel:
         in_set = self._name in contributors
         low, high = self._weights_of(weight, contributors)
         mean, selection = encode_grid.mean_of(opened, low, high), self.selection()
-        state, moments = server_optimizer.step(
-            self._plan, self.state, selection, mean[: selection.size], self.memory.shared
-        )
+        state, moments = self._stepped(selection, mean[: selection.size])
         # Of control variates the sum, not the mean: weights are shares of all sites, and who is not
         # in it keeps its own. So the shared one moves by |S| / K times the mean change of the sites
         # in the sum, and stays the mean over all (SCAFFOLD, Algorithm 1).
         change = opened.values[selection.size :]
         shared = (
             self._next_shared(state, selection, mean[: selection.size], change, round_number)
-            | moments
+            | moments.to_shared()
         )
         memory = SiteMemory(self._left_over(in_set), shared, self._next_own(selection, in_set))
         loss = opened.reserved.get(encode_integers.LOSS)
@@ -387,6 +402,16 @@ class SiteModel:
             self.record = record
 
         return standing_digest(state, memory), install
+
+    def _stepped(
+        self, selection: Selection, mean: Float64
+    ) -> tuple[AdapterState, server_optimizer.Moments]:
+        """The adapter after a mean of what travelled, and what the optimiser keeps of it."""
+        if self._plan.adapter.exchange == "parameters":
+            adapter = server_optimizer.replaced(self.state, selection, mean)
+            return adapter, server_optimizer.Moments()
+        moments = server_optimizer.Moments.from_shared(self.memory.shared)
+        return server_optimizer.step(self._plan.aggregation, self.state, selection, mean, moments)
 
     def _weights_of(
         self, weight: float, contributors: tuple[str, ...]
@@ -445,7 +470,7 @@ class SiteModel:
         plan, old = self._plan, self.memory.shared
         new = {
             CLIP: encode_integers.next_clip(
-                plan, old[CLIP], self.state, state, selection, values, round_number + 1
+                self._clip_rule, old[CLIP], self.state, state, selection, values, round_number + 1
             )
         }
         if plan.pruning.mask == "shared" and plan.pruning.method != "none":
@@ -464,9 +489,8 @@ class SiteModel:
         if made is None:
             return own
         if self._plan.adapter.train == "share-a":
-            own[PERSONAL] = np.where(
-                prune.own_places(self._plan, self.state.spec), made.update.values, np.float32(0)
-            )
+            places = prune.own_places(self._plan.adapter.train, self.state.spec)
+            own[PERSONAL] = np.where(places, made.update.values, np.float32(0))
         if CONTROL in own and in_set:
             # By what was really sent, so that the mean of the sites' stays the shared one.
             sent = made.values[selection.size :]

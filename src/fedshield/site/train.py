@@ -25,9 +25,10 @@ from fedshield.model.chat import Tokens
 from fedshield.model.loss import can_cut_logits, loss_sum
 from fedshield.plan.schema import Plan, learning_rate
 from fedshield.privacy.dp_sgd import PrivateGradient
-from fedshield.privacy.guarantee import sampling_rate, terms
+from fedshield.privacy.guarantee import sampling_rate
 from fedshield.seeds import SiteRandomness
 from fedshield.site.gradient import Backprop, Gradient
+from fedshield.site.settings import privacy_terms
 from fedshield.types import AdapterState, AdapterUpdate, Float32
 from fedshield.update.prune import trained_tensors
 
@@ -76,11 +77,12 @@ class LocalTrainer:
         training, base = self._plan.training, state.sha256()
         self._host.write(state)
         model = self._host.model
-        names = trained_tensors(self._plan, state.spec, round_number)
+        names = trained_tensors(self._plan.adapter.train, state.spec, round_number)
         parameters = self._host.trainable(names)
         pull = self._pull(state, names, parameters, correction)
         gradient = self._gradient(state, parameters, round_number)
-        optimizer = self._optimizer(parameters, learning_rate(self._plan, round_number))
+        rate = learning_rate(training, self._plan.rounds, round_number)
+        optimizer = self._optimizer(parameters, rate)
         losses: list[float] = []
         devices = [self._device] if self._device.startswith("cuda") else []
         with torch.random.fork_rng(devices=devices):
@@ -122,7 +124,7 @@ class LocalTrainer:
             batches = self._batches(round_number, state.sha256())
             accumulation = self._plan.training.gradient_accumulation
             return Backprop(self._host.model, batches, accumulation, of_loss, took)
-        guarantee = terms(self._plan, state.spec, self.num_examples)
+        guarantee = privacy_terms(self._plan, state.spec, self.num_examples)
         assert guarantee is not None
         return PrivateGradient(
             self._host.model,
@@ -130,7 +132,7 @@ class LocalTrainer:
             self._data.train,
             clip_norm=guarantee.clip_norm,
             noise_multiplier=guarantee.noise_multiplier,
-            rate=sampling_rate(self._plan, self.num_examples),
+            rate=sampling_rate(self._plan.training, self.num_examples),
             batch_size=self._plan.training.batch_size,
             of_loss=of_loss,
             about=f"{self._site} {round_number} {state.sha256()}".encode(),

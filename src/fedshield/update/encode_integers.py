@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedshield.crypto.rlwe.params import RlweParameters
 from fedshield.errors import CryptoError
-from fedshield.plan.schema import Plan, learning_rate
+from fedshield.plan.schema import learning_rate
+from fedshield.plan.sections import EncodingPlan, TrainingPlan
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
     EncodedIntegers,
+    Exchange,
     Float32,
     Float64,
     Layout,
@@ -79,29 +82,46 @@ def weights_layout(parameters: RlweParameters) -> Layout:
 # -- clips ---------------------------------------------------------------------------------
 
 
-def _reach(plan: Plan, round_number: int) -> float:
+@dataclass(frozen=True)
+class ClipRule:
+    """What the clips of a run follow from, besides the sums that were opened: public, and alike at
+    every site.
+
+    `exchange`: whether differences or whole parameters travel; `training`: how far a round can move
+    a parameter; `encoding`: bits of a value, and whether what is clipped comes back; `rounds`: of
+    the whole run; `num_sites`: that share the range of a value.
+    """
+
+    exchange: Exchange
+    training: TrainingPlan
+    encoding: EncodingPlan
+    rounds: int
+    num_sites: int
+
+
+def _reach(rule: ClipRule, round_number: int) -> float:
     """How far local training can move a parameter in a round: AdamW takes steps of about the
     learning rate; Muon's are orthogonal matrices of a known root mean square; SGD's are bounded
     by the clipped gradient."""
-    training = plan.training
-    reach = learning_rate(plan, round_number) * training.steps
+    training = rule.training
+    reach = learning_rate(training, rule.rounds, round_number) * training.steps
     if training.optimizer == "sgd":
         reach *= training.max_grad_norm or 1.0
     elif training.optimizer == "muon":
-        reach *= MUON_RMS * (_deviations(plan) or MUON_DEVIATIONS)
+        reach *= MUON_RMS * (_deviations(rule.encoding, rule.num_sites) or MUON_DEVIATIONS)
     return max(reach, 1e-12)
 
 
-def first_clip(plan: Plan, state: AdapterState) -> Float32:
+def first_clip(rule: ClipRule, state: AdapterState) -> Float32:
     """The clip of each tensor in round 1: float32, (number of tensors,)."""
-    return _bound(plan, state, 1).astype(np.float32)
+    return _bound(rule, state, 1).astype(np.float32)
 
 
-def _bound(plan: Plan, state: AdapterState, round_number: int) -> Float64:
+def _bound(rule: ClipRule, state: AdapterState, round_number: int) -> Float64:
     """The largest magnitude that training can be expected to give in a round."""
-    reach = _reach(plan, round_number)
+    reach = _reach(rule, round_number)
     bound = np.full(len(state.spec.tensors), reach)
-    if plan.adapter.exchange == "parameters":
+    if rule.exchange == "parameters":
         bound += _largest(state.values.astype(np.float64), state.spec)
     return bound
 
@@ -112,7 +132,7 @@ def _largest(values: Float64, spec: AdapterSpec) -> Float64:
 
 
 def next_clip(
-    plan: Plan,
+    rule: ClipRule,
     clip: Float32,
     before: AdapterState,
     after: AdapterState,
@@ -120,13 +140,26 @@ def next_clip(
     mean: Float64,
     next_round: int,
 ) -> Float32:
-    """The clip of round `next_round`, from the states before and after the one just summed, the
-    opened `mean` over the selection and the `clip` that was in force: public, so every site
-    finds the same. A tensor that did not travel keeps its clip."""
-    floor = _bound(plan, before, 1) * CLIP_FLOOR
-    wanted, deviations = clip.astype(np.float64), _deviations(plan)
-    if plan.adapter.exchange == "parameters":
-        wanted = _bound(plan, after, min(next_round, plan.rounds))
+    """The clip of each tensor in round `next_round`: from what is public, so every site finds the
+    same. A tensor that did not travel keeps its clip.
+
+    Args:
+        rule: what clips follow from in this run.
+        clip: float32, (number of tensors,), what was in force.
+        before: the adapter before the round just summed.
+        after: the adapter after it.
+        selection: what travelled.
+        mean: float64, (selection.size,), as it was opened.
+        next_round: from 2.
+
+    Returns:
+        float32, (number of tensors,).
+    """
+    floor = _bound(rule, before, 1) * CLIP_FLOOR
+    wanted = clip.astype(np.float64)
+    deviations = _deviations(rule.encoding, rule.num_sites)
+    if rule.exchange == "parameters":
+        wanted = _bound(rule, after, min(next_round, rule.rounds))
     else:
         for number, part in selection.parts():
             wanted[number] = CLIP_MARGIN * np.abs(mean[part]).max()
@@ -137,12 +170,12 @@ def next_clip(
     return np.maximum(grown, floor).astype(np.float32)
 
 
-def _deviations(plan: Plan) -> float:
+def _deviations(encoding: EncodingPlan, num_sites: int) -> float:
     """Root mean squares of the last mean that a clip may be; 0 where steps are many, or what is
     clipped would be lost."""
-    own = (1 << plan.encoding.bits - 1) - 1
-    steps = own if plan.encoding.headroom else own // len(plan.data.site_names())
-    if not plan.encoding.error_feedback or steps >= FEW_STEPS or steps < 1:
+    own = (1 << encoding.bits - 1) - 1
+    steps = own if encoding.headroom else own // num_sites
+    if not encoding.error_feedback or steps >= FEW_STEPS or steps < 1:
         return 0.0
     return CLIP_DEVIATIONS[0] + CLIP_DEVIATIONS[1] * math.log2(steps)
 

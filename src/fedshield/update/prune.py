@@ -10,15 +10,18 @@ like the rest.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fedshield.plan.schema import Plan
+from fedshield.plan.sections import PruningPlan, TrainedFactors
 from fedshield.seeds import derive
 from fedshield.types import (
     AdapterSpec,
     AdapterUpdate,
     Bool,
+    Exchange,
     Float32,
     Float64,
     Mask,
@@ -29,21 +32,48 @@ from fedshield.types import (
 Int64 = NDArray[np.int64]
 
 
-def ramp_rounds(plan: Plan) -> tuple[int, int]:
-    """First and last round of the ramp: from the plan, else in the paper's proportions
+@dataclass(frozen=True)
+class ExchangeSchedule:
+    """What is trained and what travels in each round of a run: public, and alike at every site.
+
+    `train`: the factors that are trained; `pruning`: the ramp, and how coordinates are ranked;
+    `rounds`: of the whole run; `seed`: the run's, of places that are drawn; `channels`: values that
+    a coordinate travels with, 2 with `scaffold` (its control variate is the second), else 1.
+    """
+
+    train: TrainedFactors
+    pruning: PruningPlan
+    rounds: int
+    seed: int
+    channels: int
+
+    def rate(self, round_number: int) -> float:
+        """The share of each tensor that is pruned in a round."""
+        return rate_at(self.pruning, self.rounds, round_number)
+
+
+def ramp_rounds(pruning: PruningPlan, rounds: int) -> tuple[int, int]:
+    """First and last round of the ramp: as they are set, else in the paper's proportions
     (40 and 200 of 200 rounds)."""
-    start = plan.pruning.start_round
-    target = plan.pruning.target_round
-    last = plan.rounds if target is None else target
-    return min(plan.rounds // 5, last) if start is None else start, last
+    start, target = pruning.start_round, pruning.target_round
+    last = rounds if target is None else target
+    return min(rounds // 5, last) if start is None else start, last
 
 
-def rate_at(plan: Plan, round_number: int) -> float:
-    """The share of each tensor that is pruned in round 1..rounds; 0 before the ramp starts."""
-    pruning = plan.pruning
+def rate_at(pruning: PruningPlan, rounds: int, round_number: int) -> float:
+    """The share of each tensor that is pruned in a round.
+
+    Args:
+        pruning: the ramp.
+        rounds: of the whole run.
+        round_number: 1 to `rounds`.
+
+    Returns:
+        From 0 (also before the ramp starts) to below 1.
+    """
     if pruning.method == "none":
         return 0.0
-    start, target = ramp_rounds(plan)
+    start, target = ramp_rounds(pruning, rounds)
     if round_number < start:
         return 0.0
     progress = 1.0 if target <= start else (round_number - start) / (target - start)
@@ -74,63 +104,79 @@ def magnitude_mask(values: Float32, spec: AdapterSpec, rate: float) -> Mask:
 # -- which coordinates ------------------------------------------------------------------------
 
 
-def trained_tensors(plan: Plan, spec: AdapterSpec, round_number: int) -> tuple[str, ...]:
-    """The tensors that a site trains in a round, by `adapter.train`."""
+def trained_tensors(train: TrainedFactors, spec: AdapterSpec, round_number: int) -> tuple[str, ...]:
+    """The tensors that a site trains in a round.
+
+    Args:
+        train: the factors that are trained.
+        spec: the adapter's tensors.
+        round_number: from 1; `alternate` goes by odd and even.
+
+    Returns:
+        Their names, in the order of `spec`.
+    """
     names = tuple(tensor.name for tensor in spec.tensors)
-    if plan.adapter.train == "b":
+    if train == "b":
         return tuple(name for name in names if ".lora_B." in name)
-    if plan.adapter.train == "alternate":
+    if train == "alternate":
         # B first: with B zero, A has no gradient.
         factor = ".lora_B." if round_number % 2 else ".lora_A."
         return tuple(name for name in names if factor in name)
     return names
 
 
-def exchanged_tensors(plan: Plan, spec: AdapterSpec, round_number: int) -> tuple[str, ...]:
-    """Those of them that travel: with `share-a`, B stays at the site."""
-    names = trained_tensors(plan, spec, round_number)
-    if plan.adapter.train == "share-a":
+def exchanged_tensors(
+    train: TrainedFactors, spec: AdapterSpec, round_number: int
+) -> tuple[str, ...]:
+    """Those of `trained_tensors(...)` that travel: with `share-a`, B stays at the site."""
+    names = trained_tensors(train, spec, round_number)
+    if train == "share-a":
         return tuple(name for name in names if ".lora_A." in name)
     return names
 
 
-def num_travelling(plan: Plan, spec: AdapterSpec, round_number: int) -> int:
+def num_travelling(schedule: ExchangeSchedule, spec: AdapterSpec, round_number: int) -> int:
     """How many coordinates travel in a round: fixed by the schedule, so that lengths say
     nothing of a mask. Equal to `select(...).size`."""
     sizes = {tensor.name: tensor.size for tensor in spec.tensors}
-    groups = [sizes[name] for name in exchanged_tensors(plan, spec, round_number)]
-    rate = rate_at(plan, round_number)
-    if plan.pruning.mask == "local":
+    groups = [sizes[name] for name in exchanged_tensors(schedule.train, spec, round_number)]
+    rate = schedule.rate(round_number)
+    if schedule.pruning.mask == "local":
         return sum(groups)
-    if plan.pruning.ranking == "global":
+    if schedule.pruning.ranking == "global":
         groups = [sum(groups)]
     return sum(size - int(rate * size) for size in groups)
 
 
-def num_sent(plan: Plan, spec: AdapterSpec, round_number: int) -> int:
+def num_sent(schedule: ExchangeSchedule, spec: AdapterSpec, round_number: int) -> int:
     """Values of an update: those that travel, and with `scaffold` a control for each."""
-    channels = 2 if plan.training.local_algorithm == "scaffold" else 1
-    return channels * num_travelling(plan, spec, round_number)
+    return schedule.channels * num_travelling(schedule, spec, round_number)
 
 
-def select(plan: Plan, spec: AdapterSpec, score: Float32 | None, round_number: int) -> Selection:
+def select(
+    schedule: ExchangeSchedule, spec: AdapterSpec, score: Float32 | None, round_number: int
+) -> Selection:
     """The coordinates that travel in a round: the same at every site, from public state.
 
-    `score`: float32, (num_values,), see `next_score`; None before the first update. With local
-    masks, or before the ramp, all coordinates of the exchanged tensors travel.
+    Args:
+        schedule: what travels when. With local masks, or before the ramp, all coordinates of the
+            exchanged tensors travel.
+        spec: the adapter's tensors.
+        score: float32, (num_values,), see `next_score`; None before the first update.
+        round_number: from 1.
     """
-    places = spec.slices()
-    wanted = [places[name] for name in exchanged_tensors(plan, spec, round_number)]
+    places, pruning = spec.slices(), schedule.pruning
+    wanted = [places[name] for name in exchanged_tensors(schedule.train, spec, round_number)]
     whole = [np.arange(place.start, place.stop, dtype=np.int64) for place in wanted]
-    rate = rate_at(plan, round_number)
-    if plan.pruning.mask == "local" or rate == 0 or not whole:
+    rate = schedule.rate(round_number)
+    if pruning.mask == "local" or rate == 0 or not whole:
         return Selection(np.concatenate(whole) if whole else np.zeros(0, np.int64), spec)
-    if plan.pruning.ranking == "global":
+    if pruning.ranking == "global":
         whole = [np.concatenate(whole)]
     kept: list[Int64] = []
     for group, candidates in enumerate(whole):
-        seed = derive(plan.seed, "explore", round_number, group)
-        kept.append(_ranked(candidates, score, rate, plan.pruning.explore, seed))
+        seed = derive(schedule.seed, "explore", round_number, group)
+        kept.append(_ranked(candidates, score, rate, pruning.explore, seed))
     return Selection(np.sort(np.concatenate(kept)), spec)
 
 
@@ -175,19 +221,27 @@ def next_score(score: Float32 | None, selection: Selection, mean: Float64) -> Fl
 
 def prune(
     update: AdapterUpdate,
-    plan: Plan,
+    schedule: ExchangeSchedule,
     round_number: int,
     selection: Selection,
+    *,
+    exchange: Exchange,
+    error_feedback: bool,
     carried: Float32 | None = None,
 ) -> PrunedUpdate:
-    """What the site contributes in this round: by the plan's `adapter.exchange`, its trained
-    parameters or their difference from the global adapter, pruned.
+    """What the site contributes in this round: its trained parameters or their difference from
+    the global adapter, pruned.
 
-    `selection`: what travels; all else is zero. `carried`: float32, (num_values,), what earlier
-    rounds left out; it is added first. A pruned difference is left out and kept for the next
-    round; pruned parameters are zeros on purpose (the paper) and are not.
+    Args:
+        update: the adapter before and after training.
+        schedule: the rate of each round, and whose masks are used.
+        round_number: from 1.
+        selection: what travels; all else is zero.
+        exchange: parameters or difference.
+        error_feedback: whether a pruned difference is left out and kept for the next round. Pruned
+            parameters are zeros on purpose (the paper) and are not.
+        carried: float32, (num_values,), what earlier rounds left out; it is added first.
     """
-    exchange = plan.adapter.exchange
     values = update.values
     if exchange == "delta":
         values = (update.values - update.start.values).astype(np.float32)
@@ -195,32 +249,39 @@ def prune(
         values = values + carried
     travels = np.zeros(values.size, dtype=np.bool_)
     travels[selection.indices] = True
-    rate = rate_at(plan, round_number)
-    if plan.pruning.mask == "local":
+    rate = schedule.rate(round_number)
+    if schedule.pruning.mask == "local":
         mask = magnitude_mask(values, update.start.spec, rate)
         mask = Mask(mask.kept & travels, rate)
     else:
         mask = Mask(travels, rate)
-    keep_back = exchange == "delta" and plan.encoding.error_feedback
+    keep_back = exchange == "delta" and error_feedback
     zeros = np.zeros_like(values)
     left_out = np.where(mask.kept, zeros, values) if keep_back else zeros
     # Nothing of what never travels is owed to anyone.
-    left_out[own_places(plan, update.start.spec)] = 0
+    left_out[own_places(schedule.train, update.start.spec)] = 0
     return PrunedUpdate(np.where(mask.kept, values, zeros), mask, exchange, left_out)
 
 
-def own_places(plan: Plan, spec: AdapterSpec) -> Bool:
+def own_places(train: TrainedFactors, spec: AdapterSpec) -> Bool:
     """Coordinates that a site trains and keeps (`share-a`), in every round the same: bool,
     (num_values,)."""
     places = spec.slices()
     mine = np.zeros(spec.num_values, dtype=np.bool_)
-    for name in set(trained_tensors(plan, spec, 1)) - set(exchanged_tensors(plan, spec, 1)):
+    for name in set(trained_tensors(train, spec, 1)) - set(exchanged_tensors(train, spec, 1)):
         mine[places[name]] = True
     return mine
 
 
-def num_pruned(plan: Plan, pruned: PrunedUpdate, spec: AdapterSpec, round_number: int) -> int:
-    """Coordinates of the exchanged tensors that did not get a value in this round."""
+def num_pruned(mask: Mask, train: TrainedFactors, spec: AdapterSpec, round_number: int) -> int:
+    """Coordinates of the exchanged tensors that did not get a value in this round.
+
+    Args:
+        mask: of the round's update.
+        train: the factors that are trained.
+        spec: the adapter's tensors.
+        round_number: from 1.
+    """
     places = spec.slices()
-    names = exchanged_tensors(plan, spec, round_number)
-    return sum(int(np.count_nonzero(~pruned.mask.kept[places[name]])) for name in names)
+    names = exchanged_tensors(train, spec, round_number)
+    return sum(int(np.count_nonzero(~mask.kept[places[name]])) for name in names)

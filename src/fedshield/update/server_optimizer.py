@@ -10,62 +10,98 @@ FedAdam and FedYogi (Reddi et al., Adaptive Federated Optimization, ICLR 2021).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from fedshield.errors import CryptoError
-from fedshield.plan.schema import Plan
+from fedshield.plan.sections import AggregationPlan
 from fedshield.types import AdapterState, Float32, Float64, Selection
 
-MOMENTUM, SECOND = "momentum", "second"
+
+class Moments(NamedTuple):
+    """What the optimiser carries from round to round, float32, (num_values,) each: None for what it
+    has none of, and before the first step, where all are zeros. Sites keep them in the shared part
+    of their memory, under these names."""
+
+    momentum: Float32 | None = None
+    second: Float32 | None = None
+
+    @classmethod
+    def from_shared(cls, shared: Mapping[str, Float32]) -> Moments:
+        return cls(*(shared.get(name) for name in cls._fields))
+
+    def to_shared(self) -> dict[str, Float32]:
+        return {name: vector for name, vector in self._asdict().items() if vector is not None}
 
 
 def step(
-    plan: Plan,
+    optimizer: AggregationPlan,
     state: AdapterState,
     selection: Selection,
     mean: Float64,
-    shared: Mapping[str, Float32],
-) -> tuple[AdapterState, dict[str, Float32]]:
-    """The next global adapter, and the optimiser's vectors for the next round.
+    moments: Moments,
+) -> tuple[AdapterState, Moments]:
+    """The next global adapter after a mean difference, which the optimiser takes as its direction.
 
-    `mean`: float64, (selection.size,), the weighted mean of what was sent: parameters, which
-    replace those that travelled, or differences, which the optimiser takes as its direction.
-    Coordinates that did not travel keep their value and their moments. Raises `CryptoError`
-    ('weight') if the step leaves float32.
+    Args:
+        optimizer: which one, with its rates.
+        state: the adapter that the round started from.
+        selection: the coordinates that travelled. The others keep their value and their moments.
+        mean: float64, (selection.size,), the weighted mean of the sites' differences.
+        moments: of the round before.
+
+    Returns:
+        The adapter, and the moments for the next round.
+
+    Raises:
+        CryptoError: 'weight', the step leaves float32.
     """
     values = state.values.astype(np.float64)
     places = selection.indices
-    if plan.adapter.exchange == "parameters":
-        values[places] = mean
-        return AdapterState(_narrow(values), state.spec), {}
-    rules = plan.aggregation
-    direction, moments = mean, {}
-    if rules.optimizer != "fedavg":
-        first = _vector(shared, MOMENTUM, values.size)
-        gain = 1.0 if rules.optimizer == "fedavgm" else 1.0 - rules.momentum
-        moved = rules.momentum * first[places].astype(np.float64) + gain * mean
-        if rules.optimizer == "fedadagrad":
+    direction, after = mean, Moments()
+    if optimizer.optimizer != "fedavg":
+        first = _vector(moments.momentum, values.size)
+        gain = 1.0 if optimizer.optimizer == "fedavgm" else 1.0 - optimizer.momentum
+        moved = optimizer.momentum * first[places].astype(np.float64) + gain * mean
+        if optimizer.optimizer == "fedadagrad":
             moved = mean  # without momentum, as in the paper
         first[places] = _narrow(moved)
-        moments[MOMENTUM] = first
+        after = Moments(momentum=first)
         direction = moved
-        if rules.optimizer != "fedavgm":
-            second = _vector(shared, SECOND, values.size)
-            new = _second_moment(rules.optimizer, second[places].astype(np.float64), mean, plan)
+        if optimizer.optimizer != "fedavgm":
+            second = _vector(moments.second, values.size)
+            new = _second_moment(optimizer, second[places].astype(np.float64), mean)
             second[places] = _narrow(new)
-            moments[SECOND] = second
-            direction = moved / (np.sqrt(new) + rules.epsilon)
-    values[places] += rules.learning_rate * direction
-    return AdapterState(_narrow(values), state.spec), moments
+            after = Moments(first, second)
+            direction = moved / (np.sqrt(new) + optimizer.epsilon)
+    values[places] += optimizer.learning_rate * direction
+    return AdapterState(_narrow(values), state.spec), after
 
 
-def _second_moment(optimizer: str, old: Float64, mean: Float64, plan: Plan) -> Float64:
+def replaced(state: AdapterState, selection: Selection, mean: Float64) -> AdapterState:
+    """The next global adapter after a mean of whole parameters, which take the place of those that
+    travelled; no optimiser has a part in it.
+
+    Args:
+        state: the adapter that the round started from.
+        selection: the coordinates that travelled. The others keep their value.
+        mean: float64, (selection.size,), the weighted mean of the sites' parameters.
+
+    Raises:
+        CryptoError: 'weight', the mean leaves float32.
+    """
+    values = state.values.astype(np.float64)
+    values[selection.indices] = mean
+    return AdapterState(_narrow(values), state.spec)
+
+
+def _second_moment(optimizer: AggregationPlan, old: Float64, mean: Float64) -> Float64:
     square = mean * mean
-    beta = plan.aggregation.second_momentum
-    if optimizer == "fedadagrad":
+    beta = optimizer.second_momentum
+    if optimizer.optimizer == "fedadagrad":
         return old + square
-    if optimizer == "fedyogi":
+    if optimizer.optimizer == "fedyogi":
         return old - (1.0 - beta) * square * np.sign(old - square)
     return beta * old + (1.0 - beta) * square
 
@@ -78,6 +114,6 @@ def _narrow(values: Float64) -> Float32:
     return values.astype(np.float32)
 
 
-def _vector(shared: Mapping[str, Float32], name: str, size: int) -> Float32:
-    found = shared.get(name)
-    return np.zeros(size, dtype=np.float32) if found is None else found.copy()
+def _vector(moment: Float32 | None, size: int) -> Float32:
+    """The moment to be changed: a copy, zeros where there is none yet."""
+    return np.zeros(size, dtype=np.float32) if moment is None else moment.copy()

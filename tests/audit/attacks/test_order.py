@@ -82,7 +82,8 @@ def test_the_template_is_read_off_public_rows() -> None:
 def test_a_layer_without_a_gradient_tells_nothing(told: Any) -> None:
     """In the first round B is zero, so A has no gradient in any layer."""
     plan, scene, recording = told("plain")
-    reader = order.Reader(scene.base, scene.host, public_rows(plan, scene.base.tokenizer))
+    public = public_rows(scene.base.tokenizer, plan.seed, plan.training.max_length)
+    reader = order.Reader(scene.base, scene.host, public)
     seen = openings.by_server(recording.server, plan, scene.start(plan)).seen
     (first,) = (one for one in seen if (one.round_number, one.sites) == (1, ("bank",)))
     assert reader.read(first, range(3, 200), 1, 60) == ()
@@ -91,5 +92,6 @@ def test_a_layer_without_a_gradient_tells_nothing(told: Any) -> None:
 def test_models_of_another_kind_are_refused_in_one_line(told: Any) -> None:
     plan, scene, _ = told("plain")
     base = dataclasses.replace(scene.base, model=nn.Sequential(nn.Linear(2, 2)))
+    public = public_rows(scene.base.tokenizer, plan.seed, plan.training.max_length)
     with pytest.raises(ModelError, match="expected a model of the Llama kind"):
-        order.Reader(base, scene.host, public_rows(plan, scene.base.tokenizer))
+        order.Reader(base, scene.host, public)

@@ -25,6 +25,7 @@ from fedshield.site.ciphers import EncryptedSum, OneTimeKeys, SharedKey
 from fedshield.site.interfaces import Contribution
 from fedshield.site.round import SiteModel
 from fedshield.site.schemes import parameters_of
+from fedshield.site.settings import exchange_schedule
 from fedshield.types import (
     AdapterSpec,
     AdapterState,
@@ -181,7 +182,7 @@ def _follow(
     found: list[Seen] = []
     for number, blocks in sorted(view.aggregates().items()):
         selection = model.selection()
-        count = num_sent(plan, start.spec, number)
+        count = num_sent(exchange_schedule(plan), start.spec, number)
         layout = cipher.update_layout(selection.sha256(), count)
         for upload in uploads[number]:
             single = encode_grid.decode_sum(scheme.open(upload.blocks, layout.num_slots), layout)
@@ -200,7 +201,7 @@ def _with_shares(upload: Upload, view: CoalitionView, plan: Plan, roster: Roster
     packing = parameters_of(plan)
     cipher = OneTimeKeys(packing, first.keys.group_key, bytes(32))
     selection = first.selections[number]
-    count = num_sent(plan, selection.spec, number)
+    count = num_sent(exchange_schedule(plan), selection.spec, number)
     layout = cipher.update_layout(selection.sha256(), count)
     held = {
         roster.index(site.site): site.shares[number][upload.site]
