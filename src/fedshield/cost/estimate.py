@@ -1,6 +1,6 @@
 """The cost of a plan, and what would stop its run. No weights are read.
 
-Bytes are counted on messages of the true shape (`messages`). Memory and seconds are estimates;
+Bytes are counted in a dry run of the protocol (`messages`). Memory and seconds are estimates;
 their rules are beside the numbers (`memory`, `time`).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedshield.cost import inputs, machine, memory, time
-from fedshield.cost.messages import Sizes
+from fedshield.cost.messages import DryRun, shape_of
 from fedshield.errors import UserError
 from fedshield.model import shapes
 from fedshield.model.adapter import empty_spec
@@ -20,7 +20,7 @@ from fedshield.model.locate import given_config
 from fedshield.model.shapes import ModelShape
 from fedshield.plan.schema import Plan
 from fedshield.privacy.guarantee import forecast
-from fedshield.site.schemes import facts, update_layout, weights_layout
+from fedshield.site.schemes import facts, update_layout
 from fedshield.types import AdapterSpec
 from fedshield.update.prune import num_sent
 
@@ -190,13 +190,12 @@ def _cost(
     device = resolve_device(plan)
     precision = resolve_precision(plan, device)
     scheme = facts(plan)
-    sizes = Sizes(plan)
     names = plan.data.site_names()
     counts = [num_sent(plan, spec, at + 1) for at in range(plan.rounds)]
-    by_count = {count: sizes.summed(update_layout(plan, count)) for count in sorted(set(counts))}
-    ups = [by_count[count][0] for count in counts]
-    downs = [by_count[count][1] for count in counts]
-    setup_up, setup_down = sizes.setup(weights_layout(plan))
+    shapes = {count: shape_of(plan, update_layout(plan, count)) for count in set(counts)}
+    dry_run = DryRun(plan, shapes.values())
+    ups, downs = zip(*(dry_run.round(shapes[count]) for count in counts), strict=True)
+    setup_up, setup_down = dry_run.setup
     longest = _longest(plan, lengths)
     needed = _memory(plan, shape, spec, precision, longest)
     speed = machine.matrix_speed(device, precision)
