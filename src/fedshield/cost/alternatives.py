@@ -1,24 +1,23 @@
 """What other choices of a plan would send: `fedshield plan` shows them beside the plan's own.
 
 One row for each way to train and each width of a value, everything else as in the plan: its
-targets, rank, masks and sites. Bytes are counted as in cost.py, on messages of the true shape.
+targets, rank, masks and sites. Bytes are counted as those of the plan itself (`messages`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
-from fedshield.cost import Sizes
 from fedshield.cost.estimate import spec_of
+from fedshield.cost.messages import DryRun, Shape, shape_of
 from fedshield.errors import FedShieldError, ModelError
 from fedshield.plan.schema import Plan
 from fedshield.plan.sections import AdapterPlan
-from fedshield.site.schemes import parameters_of, scheme_of
+from fedshield.site.schemes import scheme_of
 from fedshield.site.settings import exchange_schedule
-from fedshield.types import AdapterSpec
 from fedshield.update.paper_baseline import RANK, TARGETS, paper_bytes
 from fedshield.update.prune import num_sent
 
@@ -42,27 +41,54 @@ class Choice:
     of_paper: float | None
 
 
+class _Option(NamedTuple):
+    """A plan that can be. `turns`: shape of a round -> how many rounds have it; `values`: sent in
+    the last round."""
+
+    plan: Plan
+    turns: Mapping[Shape, int]
+    values: int
+
+
 def choices(plan: Plan) -> Iterator[Choice]:
     """Those that can be: a packing that does not fit the sites, or a rank that does not fit the
     layers, has no row. Under `rlwe`, whatever the plan's scheme, with its default quorums."""
     paper = paper_bytes(_paper_values(plan))
+    options = list(_options(plan))
+    if not options:
+        return
+    # All have the same sites and quorums, so one session tells the bytes of each.
+    dry_run = DryRun(options[0].plan, {shape for option in options for shape in option.turns})
+    site_rounds = plan.rounds * len(plan.data.site_names())
+    for option in options:
+        total = sum(times * dry_run.round(shape).up for shape, times in option.turns.items())
+        adapter, encoding, sent = option.plan.adapter, option.plan.encoding, total / site_rounds
+        ratio = None if paper is None else paper / sent
+        yield Choice(
+            adapter.train, encoding.bits, encoding.headroom, option.values, round(sent), ratio
+        )
+
+
+def _options(plan: Plan) -> Iterator[_Option]:
     for train in TRAIN:
         try:
             changed = _changed(plan, adapter={"train": train}, scheme=None)
             _, spec = spec_of(changed)
         except FedShieldError:
             continue
+        schedule = exchange_schedule(changed)
+        counts = Counter(num_sent(schedule, spec, at) for at in range(1, changed.rounds + 1))
         for bits in BITS:
-            headroom = bits < HEADROOM_BELOW
             try:
-                one = _changed(changed, encoding={"bits": bits, "headroom": headroom})
-                parameters_of(one)
-                sent = _mean_upload(one, spec)
+                encoding = {"bits": bits, "headroom": bits < HEADROOM_BELOW}
+                option = _changed(changed, encoding=encoding)
+                turns = Counter[Shape]()
+                for count, times in counts.items():
+                    turns[shape_of(option, scheme_of(option).update_layout(count))] += times
             except FedShieldError:
                 continue
-            values = num_sent(exchange_schedule(one), spec, one.rounds)
-            ratio = None if paper is None else paper / sent
-            yield Choice(train, bits, headroom, values, round(sent), ratio)
+            values = num_sent(schedule, spec, changed.rounds)
+            yield _Option(option, turns, values)
 
 
 def _paper_values(plan: Plan) -> int | None:
@@ -74,16 +100,6 @@ def _paper_values(plan: Plan) -> int | None:
     except ModelError:
         return None
     return spec.num_values
-
-
-def _mean_upload(plan: Plan, spec: AdapterSpec) -> float:
-    sizes, sites = Sizes(plan), len(plan.data.site_names())
-    schedule, scheme = exchange_schedule(plan), scheme_of(plan)
-    turns = Counter(num_sent(schedule, spec, at) for at in range(1, plan.rounds + 1))
-    total = sum(
-        times * sizes.summed(scheme.update_layout(count))[0] for count, times in turns.items()
-    )
-    return total / (plan.rounds * sites)
 
 
 def _changed(plan: Plan, **sections: dict[str, Any] | None) -> Plan:

@@ -1,6 +1,6 @@
 """The cost of a plan, and what would stop its run. No weights are read.
 
-Bytes are counted on messages of the true shape (`messages`). Memory and seconds are estimates;
+Bytes are counted in a dry run of the protocol (`messages`). Memory and seconds are estimates;
 their rules are beside the numbers (`memory`, `time`).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fedshield.cost import inputs, machine, memory, time
-from fedshield.cost.messages import Sizes
+from fedshield.cost.messages import DryRun, shape_of
 from fedshield.errors import UserError
 from fedshield.model import shapes
 from fedshield.model.adapter import empty_spec
@@ -197,14 +197,13 @@ def _cost(
     device = resolve_device(plan.speed.device)
     precision = resolve_precision(plan.training.precision, plan.model.name, device)
     scheme = scheme_of(plan)
-    sizes = Sizes(plan)
     names = plan.data.site_names()
     schedule = exchange_schedule(plan)
     counts = [num_sent(schedule, spec, at + 1) for at in range(plan.rounds)]
-    by_count = {count: sizes.summed(scheme.update_layout(count)) for count in sorted(set(counts))}
-    ups = [by_count[count][0] for count in counts]
-    downs = [by_count[count][1] for count in counts]
-    setup_up, setup_down = sizes.setup(scheme.weights_layout())
+    shapes = {count: shape_of(plan, scheme.update_layout(count)) for count in set(counts)}
+    dry_run = DryRun(plan, shapes.values())
+    ups, downs = zip(*(dry_run.round(shapes[count]) for count in counts), strict=True)
+    setup_up, setup_down = dry_run.setup
     longest = _longest(plan, lengths)
     needed = _memory(plan, shape, spec, precision, longest)
     speed = machine.matrix_speed(device, precision)

@@ -24,8 +24,6 @@ _M = TypeVar("_M", bound=messages.Message)
 SETUP, WEIGHTS, ROUND = "setup", "weights", "round"
 NONCE_BYTES = DIGEST_BYTES = 32
 VERSION_BYTES = 2 * HALF_BYTES
-#: Of a signed statement of a ledger's head: three items of a list.
-HEAD_BYTES = 5 + 9 + (5 + 32) + (5 + 64)
 
 
 def setup_context(plan_sha256: str, roster: Roster, session: bytes) -> bytes:

@@ -17,12 +17,13 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from fedshield.crypto.adders import adder
+from fedshield.crypto.rlwe.params import RlweParameters
 from fedshield.crypto.scheme import Adder, rlwe_parameters
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.plan.batches import Batches, sitting_out, whole
@@ -49,6 +50,9 @@ from fedshield.protocol.transport import Sites
 from fedshield.protocol.wire import codec, messages
 from fedshield.protocol.wire.envelope import Binding, Sign
 
+#: Gives the adder of a scheme, a parameter set, the run's public material and a packing.
+AdderOf = Callable[[str, str, bytes, RlweParameters | None], Adder]
+
 
 @dataclass(frozen=True)
 class RoundOutcome:
@@ -64,7 +68,8 @@ class RoundOutcome:
 
 class Coordinator:
     """Runs the protocol over `sites`. `sign` signs as the roster's coordinator; `log` takes what
-    was asked, came back and was lost, each before the next message leaves."""
+    was asked, came back and was lost, each before the next message leaves; `adder_of` gives what
+    adds the sites' blocks: in a dry run, what adds nothing."""
 
     def __init__(
         self,
@@ -73,9 +78,11 @@ class Coordinator:
         sites: Sites,
         sign: Sign,
         log: Log = unlogged,
+        adder_of: AdderOf = adder,
     ) -> None:
         self._plan = plan
         self._roster = roster
+        self._adder_of = adder_of
         self._calls = Caller(roster, sites, sign, log)
         self._session = self._calls.binding
         self._adder: Adder | None = None
@@ -198,7 +205,7 @@ class Coordinator:
         if self._by_shares:
             packing = rlwe_parameters(len(self._roster.sites), encoding.bits, encoding.headroom)
         with _refusing():
-            self._adder = adder(scheme.name, scheme.parameter_set, offer.public, packing)
+            self._adder = self._adder_of(scheme.name, scheme.parameter_set, offer.public, packing)
         others = [site for site in self.active if site != maker]
         if not set(others) <= set(offer.boxes):
             raise RoundFailed(f"{maker} did not make a key for every site; start again")
