@@ -95,7 +95,7 @@ def compare(make: MakeFederation, case: dict[str, Any]) -> None:
     real = make(**case).run(ROUNDS)
     real.coordinator.finish()
     crossed = [(one.site, one.method, len(one.command), len(one.reply)) for one in real.wire.log]
-    layout = update_layout(real.plan, real.spec.num_values)
+    layout = scheme_of(real.plan).update_layout(real.spec.num_values)
     assert lengths_of(real.plan, layout) == crossed
     # And what is made of them.
     shape = shape_of(real.plan, layout)
