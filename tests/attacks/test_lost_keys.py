@@ -71,9 +71,11 @@ class Consortium:
         roster: SignedRoster,
         contents: Callable[[str], bytes] = lambda _: SAME,
         exposes: Mapping[str, tuple[str, ...]] | None = None,
+        records: bytes = b"record",
+        more: bytes = b"",
     ) -> None:
         """Every honest site goes on under the roster and enters a sum, which is opened. `exposes`:
-        what the policy of each says."""
+        what the policy of each says; `records`, `more`: which records enter."""
         following = signed(roster, self.keys)
         plan = self._plan(following, len(self.opened))
         lines = {}
@@ -83,9 +85,11 @@ class Consortium:
             ledger = self.ledgers[name]
             about = (roster_digest(known), "0" * 64, plan.rounds, tallies(plan))
             ledger.approve(rules.Approval(plan.sha256(), *about, exposed=True))
-            hashes = frozenset({record_hash(ledger.record_key, b"record")})
-            records = Records(hashes, 40, contents(name), contents(name))
-            lines[name] = Line(ledger, name, plan, known, "run", records)
+            raw = [one for one in (records, more) if one]
+            hashes = frozenset(record_hash(ledger.record_key, one) for one in raw)
+            part = contents(name) if not more else b"m" * 32
+            entering = Records(hashes, 40, part, part)
+            lines[name] = Line(ledger, name, plan, known, "run", entering)
         honest = {name: line for name, line in lines.items() if name != "mole"}
         places = dict.fromkeys(lines, 0) | {name: line.follow() for name, line in honest.items()}
         versions = {name: line.version for name, line in lines.items()}
@@ -326,3 +330,28 @@ def test_a_key_replaced_before_the_first_sum_stops_no_later_one(
     five.sum_under(back)
     assert len(five.opened) == 2
     five.close()
+
+
+def came_back(eight: Consortium) -> SignedRoster:
+    """ward goes and comes back, each time with its signature, and replaces its key."""
+    first = eight.roster
+    gone = without(following(first), ["ward"])
+    statement = exposure_of(first, gone, eight.keys["ward"])
+    gone = dataclasses.replace(gone, lineage=gone.lineage.with_exposures([statement]))
+    gone = signed(gone, eight.keys)
+    back = joined(following(gone), [eight.keys["ward"].card()])
+    statement = exposure_of(gone, back, eight.keys["ward"])
+    back = dataclasses.replace(back, lineage=back.lineage.with_exposures([statement]))
+    back = signed(back, eight.keys)
+    return eight.replace_keys(following(back), "ward")
+
+
+def test_records_that_are_added_to_do_not_bring_an_old_statement_up_again(tmp_path: Path) -> None:
+    eight = Consortium(tmp_path)
+    back = came_back(eight)
+    eight.sum_under(back, records=b"one")
+    eight.sum_under(back, records=b"one", more=b"two")
+    eight.sum_under(back, records=b"one")
+    eight.sum_under(back, records=b"one", more=b"two")
+    assert len(eight.opened) == 4
+    eight.close()

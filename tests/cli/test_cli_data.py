@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from fedshield.cli.commands import app
+from fedshield.cli.data import print_row
+from fedshield.data.preview import Piece, ShownRow
 from fedshield.errors import UserError
 from fedshield.model.builtin import tiny
 
@@ -104,3 +106,17 @@ def test_a_site_of_a_pool_and_one_that_is_not_there(
     assert "a.jsonl (iid 2 of 2)" in out
     with pytest.raises(UserError, match="--site: expected one of site-1, site-2, got 'ward'"):
         run(capsys, plan, "--site", "ward")
+
+
+def test_a_row_of_data_does_not_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """`site approve` shows three before the lines that its operator decides by."""
+    acting = "\x1b[8mhidden\x1b(0\x9b2K\u202e"
+    pieces = (
+        Piece(f"a{acting}", False, False),
+        Piece(f"b{acting}", True, False),
+        Piece(f"c{acting}", False, True),
+    )
+    print_row(ShownRow(f"rows.jsonl:1{acting}", "train", 3, 1, 1, pieces))
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\u202e"} & set(out)
+    assert out.count("hidden") == 4

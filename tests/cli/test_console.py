@@ -9,7 +9,7 @@ from fedshield.cli import console
 
 
 @pytest.mark.parametrize(
-    "acting", ["\x1b[2K\x1b[1A", "\r", "\x07", "\x9b2K", "\u202e", "\u2066", "\x00"]
+    "acting", ["\x1b[2K\x1b[1A", "\r", "\x07", "\x9b2K", "\u202e", "\u2066", "\u200f", "\x00"]
 )
 def test_nothing_that_is_told_acts_on_a_terminal(
     acting: str, capsys: pytest.CaptureFixture[str]

@@ -5,7 +5,6 @@ oracle of what the opened sums show. What an exposed site puts in is struck out.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -75,14 +74,10 @@ def of(*cells: str) -> Cut:
 
 
 def entering(
-    history: History,
-    records: bytes,
-    asked_from: int | None = None,
-    colluding: int = 1,
-    first: int = 0,
+    history: History, records: bytes, asked_from: int | None = None, colluding: int = 1
 ) -> Entered:
     about = (frozenset({records}), history.cuts, asked_from, history.names, history.open())
-    return Entered(*about, colluding=colluding, first=first)
+    return Entered(*about, colluding=colluding)
 
 
 @dataclass
@@ -122,8 +117,7 @@ class Sites:
             )
             said = said or refusal
             if not refusal:
-                first = first_place(rows, entered, history.cuts)
-                one = entering(history, records, first=first)
+                one = entering(history, records)
                 self.entered.setdefault(site, []).append(one)
                 places[site] = parting(self.entered[site], history.cuts)
         for site in places:
@@ -517,28 +511,3 @@ def test_atoms_of_cuts_where_some_are_in_none() -> None:
     assert short_atoms(cuts, (), 0) == (("1",), ("2",), ("5",))
     assert short_atoms(cuts, "125", 0) == ()
     assert short_atoms(cuts, "1235", 0) == (("4",),)
-
-
-def test_records_that_begin_under_a_chain_were_not_there_for_what_was_before() -> None:
-    """A site went and came back, so the first and the third cut are the same."""
-    abc, ab = of("abc"), of("ab")
-    cuts = (abc, ab, abc)
-    row = Sites()._row(Roster("r", abc), ("a", "b", "c"), "a", "none", b"new")
-    assert first_place((), (), cuts) == 3
-    assert first_place((row,), (), cuts) == 0
-    begun = Entered(frozenset({b"new"}), cuts, None, {}, frozenset(), first=3)
-    assert first_place((row,), (begun,), cuts) == 2
-    later = (*cuts, of("abcd"))
-    assert first_place((row,), (begun,), later) == 2
-    # What says nothing of the row: its records were there before, another chain, some of its
-    # records are others, or nobody knows which they are.
-    other = {"records": frozenset({b"new", b"old"})}
-    for entered in (
-        begun._replace(first=0),
-        begun._replace(cuts=(abc, of("ac"), abc)),
-        begun._replace(records=frozenset({b"old"})),
-    ):
-        assert first_place((row,), (entered,), cuts) == 0
-    assert first_place((dataclasses.replace(row, **other),), (begun,), cuts) == 0
-    unknown = dataclasses.replace(row, records=frozenset())
-    assert first_place((unknown,), (begun,), cuts) == 0

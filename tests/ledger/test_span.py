@@ -472,7 +472,7 @@ class Consortium(RuleBasedStateMachine):
             consent = Consent(request.versions[request.own], True)
             if rules.whole_batch(rows, request, consent, history, entered):
                 continue
-            self._enter(request, history, None, first=first_place(rows, entered, history.cuts))
+            self._enter(request, history, None)
             counted = parting(self.entered[site], history.cuts)
             places[request.own] = len(history.cuts) if site in self.rebuilt else counted
         joined = []
@@ -501,14 +501,9 @@ class Consortium(RuleBasedStateMachine):
         )
 
     def _enter(
-        self,
-        request: Row,
-        history: History,
-        asked_from: int | None,
-        colluding: int = 0,
-        first: int = 0,
+        self, request: Row, history: History, asked_from: int | None, colluding: int = 0
     ) -> None:
-        about = (asked_from, {}, history.open(), frozenset[Taken](), colluding, first)
+        about = (asked_from, {}, history.open(), frozenset[Taken](), colluding)
         one = Entered(request.records, history.cuts, *about)
         if one not in self.entered[int(request.own)]:
             self.entered[int(request.own)].append(one)

@@ -100,7 +100,7 @@ def join(
         typer.Option(
             "--key-lost",
             help="They left before, under keys that are lost since, and have their names back: "
-            "every policy then exposes all keys of such a name.",
+            "all keys of such a name have to count as exposed, by signature or by every policy.",
         ),
     ] = False,
     key: KeyOption = None,

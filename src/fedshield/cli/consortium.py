@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from fedshield.cli.console import print_notes
+from fedshield.cli.console import out_console, print_notes
 from fedshield.errors import UserError
 
 consortium_app = typer.Typer(
     help="At the coordinator: certificates of a consortium.", no_args_is_help=True
 )
 server_app = typer.Typer(help="At the coordinator: the server.", no_args_is_help=True)
-_out = Console(highlight=False, soft_wrap=True, emoji=False)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="FOLDER", help="The consortium's folder.")]
 KitArgument = Annotated[Path, typer.Argument(metavar="KIT", help="The site's folder.")]
@@ -187,4 +185,4 @@ def _note(text: str) -> None:
 
 
 def _say(label: str, text: str) -> None:
-    _out.print(f"{label:<12} {text}", markup=False)
+    out_console.print(f"{label:<12} {text}", markup=False)

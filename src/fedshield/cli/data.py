@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from fedshield.cli.console import JsonOption, SetOption, out_console, print_notes
+from fedshield.cli.terminal import visible
 from fedshield.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def data(
     about_count = (too_few(plan.data, floor(plan), site, told), cap_note(plan, site, told))
     all_notes = [*words, *shown.data.notes, *(note for note in about_count if note is not None)]
     if as_json:
-        print(json.dumps(_to_json(shown, site, template, all_notes), indent=1, ensure_ascii=False))
+        print(json.dumps(_to_json(shown, site, template, all_notes), indent=1))
         return
     for row in shown.rows:
         print_row(row)
@@ -85,12 +86,13 @@ def print_row(row: ShownRow) -> None:
     )
     text = Text()
     for piece in row.pieces:
+        words = visible(piece.text)  # a `Text` is printed as it is
         if piece.cut:
-            text.append(piece.text if colours else f"[cut: {piece.text}]", style="dim strike")
+            text.append(words if colours else f"[cut: {words}]", style="dim strike")
         elif piece.loss:
-            text.append(piece.text if colours else f"[loss: {piece.text}]", style="bold green")
+            text.append(words if colours else f"[loss: {words}]", style="bold green")
         else:
-            text.append(piece.text)
+            text.append(words)
     out_console.print(text)
     out_console.print()
 

@@ -14,6 +14,7 @@ import sys
 from typing import NoReturn
 
 from fedshield import interrupt
+from fedshield.cli.terminal import visible
 
 #: Rounds for which an OpenMP thread of GCC's library spins before it sleeps; 300,000 by default.
 #: Where another process has one of the cores, threads that wait spinning keep the core from those
@@ -61,4 +62,4 @@ def _command() -> int:
 def _say(text: str) -> None:
     # Where the terminal was closed there is nobody to tell.
     with contextlib.suppress(OSError):
-        print(f"fedshield: {text}", file=sys.stderr)
+        print(f"fedshield: {visible(text)}", file=sys.stderr)

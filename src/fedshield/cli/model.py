@@ -38,7 +38,7 @@ def generate(
     (answer,) = answers(base, host, state, [prompt], max_new_tokens, note=notes.append)
     print_notes(notes)
     if as_json:
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json.dumps(answer))
         return
     note = f" ({base.note})" if base.note else ""
     titles = {"base": f"{base.name}{note}:", "tuned": "\nwith the run's adapter:"}

@@ -98,7 +98,7 @@ def exposure_lines(roster: SignedRoster) -> tuple[tuple[str, str], ...]:
                     f"{name} is in the same sums as fewer than {c + 1} others (c + 1), over all "
                     "these rosters, and did not sign that it is exposed: every site refuses sums "
                     "under this roster (R1), unless each one's policy has "
-                    f"exposes: [{name}]",
+                    f"exposes: [{name}], or all sums are under privacy.unit: example",
                 )
             )
     return tuple(told)

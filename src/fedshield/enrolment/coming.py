@@ -2,7 +2,7 @@
 
 Nobody else's approval stands in for that signature. Without it the rosters still can be made and
 signed, and the ledgers of all sites then refuse their sums (R1), unless all policies expose the
-site.
+site, or all sums are under `privacy.unit: example`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ def joined(
     that are lost since, and have their names back (R1 asks that all keys of one name count as
     exposed). Raises `RosterError`, also for a name that another site of an earlier roster had:
     people and policies speak of sites by name."""
+    for card in cards if key_lost else ():
+        if not roster.lineage.namesakes(card, roster.demo):
+            raise RosterError(
+                f"--key-lost: expected a site that was in a roster before under another key, got "
+                f"{card.name}, a name that nobody had; leave out --key-lost"
+            )
     if not key_lost:
         roster.lineage.check_names_are_free(cards, roster.demo)
     before = roster.batches()

@@ -16,10 +16,7 @@ def differences(before: SignedRoster, after: SignedRoster) -> tuple[str, ...]:
     earlier = {card.name: card for card in (before.coordinator, *before.sites)}
     later = {card.name: card for card in (after.coordinator, *after.sites)}
     told = [f"{name}: is not in it any more" for name in sorted(earlier.keys() - later.keys())]
-    told += [
-        f"{name}: new, with key {later[name].public.hex()[:16]}"
-        for name in sorted(later.keys() - earlier.keys())
-    ]
+    told += [_of_new(later[name], after) for name in sorted(later.keys() - earlier.keys())]
     for name in sorted(earlier.keys() & later.keys()):
         if earlier[name].content() != later[name].content():
             told.append(_of_card(earlier[name], later[name]))
@@ -34,6 +31,18 @@ def differences(before: SignedRoster, after: SignedRoster) -> tuple[str, ...]:
         if old != new:
             told.append(f"{what}: was {old or 'none'}; is {new or 'none'}")
     return tuple(told)
+
+
+def _of_new(card: Card, after: SignedRoster) -> str:
+    key = card.public.hex()[:16]
+    others = ", ".join(sorted(site[:16] for site in after.lineage.namesakes(card, after.demo)))
+    if not others:
+        return f"{card.name}: new, with key {key}"
+    return (
+        f"{card.name}: ANOTHER KEY {key} than the site of that name had before it left ({others}), "
+        "which did not sign it: it may be anyone's; confirm it only if its operator read the "
+        "fingerprint to you"
+    )
 
 
 def _of_card(earlier: Card, later: Card) -> str:

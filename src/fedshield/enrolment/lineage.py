@@ -125,18 +125,21 @@ class Lineage:
     def check_names_are_free(self, cards: Iterable[Card], demo: bool) -> None:
         """Raises `RosterError` for a card of a new site with a name that others had in these
         rosters, and it had not: people and policies speak of sites by name."""
-        had: dict[str, set[str]] = {}
-        for member in (m for one in self.earlier for batch in one.batches for m in batch):
-            had.setdefault(member.name, set()).add(member.site)
         for card in cards:
-            site, others = identity(card, demo), had.get(card.name, set())
-            if others and site not in others:
+            site, others = identity(card, demo), self.namesakes(card, demo)
+            if others:
                 raise RosterError(
                     "expected a name that no other site of the rosters before had, got "
                     f"{card.name} of {site[:16]}, which {', '.join(one[:16] for one in others)} "
                     "had; make its key under another name, or, if that site left and lost its key "
                     "since, run roster join --key-lost"
                 )
+
+    def namesakes(self, card: Card, demo: bool) -> frozenset[str]:
+        """First keys that had the name of this card in the rosters before, unless its own had."""
+        members = (m for one in self.earlier for batch in one.batches for m in batch)
+        sites = frozenset(member.site for member in members if member.name == card.name)
+        return frozenset() if identity(card, demo) in sites else sites
 
     def check_steps(self, today: Sequence[Sequence[Member]], demo: bool) -> None:
         """Raises `RosterError` unless each exposure is of a step that the rosters show, signed by

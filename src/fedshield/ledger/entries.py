@@ -168,8 +168,7 @@ def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]
     cuts = tuple(tuple(tuple(batch) for batch in cut) for cut in entry["cuts"])
     taken = _to_taken(entry["taken"])
     about = (entry["asked_from"], dict(entry["names"]), frozenset(entry["signed"]), taken)
-    numbers = (int(entry["colluding"]), int(entry["first"]))
-    return Entered(records[entry["records"]], cuts, *about, *numbers)
+    return Entered(records[entry["records"]], cuts, *about, int(entry["colluding"]))
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:

@@ -98,9 +98,7 @@ class Entered(NamedTuple):
     """That a site takes part under a roster: its chain of cuts, for these records. `asked_from`:
     from which cut on it saw that a quorum goes on to the next, None if it did not yet; `names`:
     what the sites are called; `signed`: those that signed that they are exposed; `taken`: the
-    statements that it took, by step and site; `colluding`: the c that the quorums were for;
-    `first`: the first cut that these records can have been under by then, the number of cuts for
-    records that were in no sum and under no roster."""
+    statements that it took, by step and site; `colluding`: the c that the quorums were for."""
 
     records: frozenset[bytes]
     cuts: tuple[Cut, ...]
@@ -109,7 +107,6 @@ class Entered(NamedTuple):
     signed: frozenset[str]
     taken: frozenset[Taken] = frozenset()
     colluding: int = 0
-    first: int = 0
 
 
 def chain(cuts: Iterable[Cut]) -> tuple[tuple[Cut, ...], tuple[int, ...]]:
@@ -233,22 +230,8 @@ def _steps_of(entered: Entered, keys: Collection[str]) -> int:
 
 def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:
     """The first cut of the chain that one of these rows can have been under, or that these records
-    went on under; the number of cuts if there is none.
-
-    Two cuts of a chain can be the same, where a site went and came back: a row of records that were
-    in no sum when they went on under this chain is of its last cut then, or a later one."""
-    begun = [
-        (one.records, len(one.cuts) - 1)
-        for one in entered
-        if one.first >= len(one.cuts) and tuple(cuts[: len(one.cuts)]) == one.cuts
-    ]
-    places: list[int] = []
-    for row in rows:
-        # A rebuilt row without records can be of any, so of some that were there before.
-        known = [at for records, at in begun if row.records and row.records <= records]
-        least = max(known, default=0)
-        number = place(row, cuts[least:])
-        places += [] if number is None else [least + number]
+    went on under; the number of cuts if there is none."""
+    places = [number for row in rows if (number := place(row, cuts)) is not None]
     places += [len(one.cuts) - 1 for one in entered if tuple(cuts[: len(one.cuts)]) == one.cuts]
     return min(places, default=len(cuts))
 

@@ -290,17 +290,16 @@ class Line:
         for reason in self.refusals_now(exposed=approval.exposed):
             raise ProtocolError("rule", reason)
         entered = self.entered()
-        first = first_place(self.rows(), entered, history.cuts)
-        taken = self._check_statements(history, first)
-        if not any(one.cuts == history.cuts for one in entered):
-            self._ledger.add_entered(self._entering(history, None, taken, first))
+        taken = self._check_statements(history, first_place(self.rows(), entered, history.cuts))
+        if not any(one.cuts == history.cuts and taken <= one.taken for one in entered):
+            self._ledger.add_entered(self._entering(history, None, taken))
         if self._ledger.recoveries:
             # It may have counted for others, and does not know it any more.
             return len(history.cuts)
         return parting(self._ledger.entered, history.cuts)
 
     def _entering(
-        self, history: History, asked_from: int | None, taken: frozenset[Taken], first: int
+        self, history: History, asked_from: int | None, taken: frozenset[Taken]
     ) -> Entered:
         return Entered(
             self._line_records(),
@@ -310,14 +309,16 @@ class Line:
             history.open(),
             taken,
             self._colluding(self.rows()),
-            first,
         )
 
     def _check_statements(self, history: History, first: int) -> frozenset[Taken]:
-        """What was signed of steps that these records were there for, from the cut `first` on: what
-        this ledger took before, what the rosters of its kits listed when it was rebuilt, or else
-        what was signed with the last key that it knows of that site, or one that goes on from it.
-        Raises `ProtocolError` ('ledger') for another."""
+        """What was signed of steps: what this ledger took before, what the rosters of its kits
+        listed when it was rebuilt, or else what was signed with the last key that it knows of that
+        site, or one that goes on from it. Raises `ProtocolError` ('ledger') for another of a step
+        that these records were there for, from the cut `first` on. Of a step that no records of
+        this ledger were there for, one that can be told now is taken too: it stays in every later
+        roster, and its key may be replaced before the next session."""
+        began = first_place(self._ledger.rows, self._ledger.entered, history.cuts)
         known = {
             statement
             for one in self._ledger.entered
@@ -327,14 +328,16 @@ class Line:
         known = known.union(*(one.taken for one in self._ledger.recoveries))
         taken = set()
         for number, statements in history.statements.items():
-            for keys, digest in statements if number >= first else ():
+            for keys, digest in statements:
                 statement = (number, keys[0].hex(), digest)
                 name = history.call(statement[1])
-                if statement not in known and (
-                    why := heads.forked(self._ledger.chains, {name: keys})
-                ):
+                why = ""
+                if statement not in known:
+                    why = heads.forked(self._ledger.chains, {name: keys})
+                if why and number >= first:
                     raise ProtocolError("ledger", why)
-                taken.add(statement)
+                if not why and (number >= first or number < began):
+                    taken.add(statement)
         return frozenset(taken)
 
     def check_followed(self, places: Mapping[str, int]) -> None:
@@ -353,7 +356,7 @@ class Line:
             raise ProtocolError("rule", f"R1: {reason}")
         if seen < len(history.cuts) - 1:
             taken = self._check_statements(history, first)
-            self._ledger.add_entered(self._entering(history, first, taken, first))
+            self._ledger.add_entered(self._entering(history, first, taken))
 
     def _bare(self, rows: Sequence[Row]) -> bool:
         """Whether a sum of these records, this plan's with them, protects no training row."""
