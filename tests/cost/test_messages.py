@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from federation import MakeFederation, opened
 
-from fedshield.cost import dummies, messages
-from fedshield.cost.dummies import DummySites, NoAdder
+from fedshield.cost import messages
+from fedshield.cost.dummies import STAND_IN, DummySites, NoAdder
 from fedshield.cost.messages import Bytes, DryRun, Shape, shape_of
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
@@ -70,7 +70,7 @@ class Lengths:
 
     def _length(self, message: bytes) -> int:
         share = bytes(shape_of(self._plan, self.layout).share_bytes)
-        return len(message.replace(dummies._SHARE, share))
+        return len(message.replace(STAND_IN, share))
 
 
 def lengths_of(plan: Plan, layout: Layout) -> list[tuple[str, str, int, int]]:

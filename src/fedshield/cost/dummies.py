@@ -2,9 +2,12 @@
 
 The coordinator that they answer is the real one (`messages`), and checks their replies as it does
 in a run: signatures, contexts, public keys, digests and votes are therefore real. What only sites
-read (boxes, tags, versions) is zeros of the length that it has in a run. Two things are too long
-for an estimate that is to be quick: blocks are empty, and a few bytes stand in for a share of a
-key, wherever it travels. Commands are not checked, and the keys are thrown away with the sites.
+read (tags, versions, the content of boxes) is zeros of the length that it has in a run. Two things
+are too long for an estimate that must be quick: blocks are empty, and `STAND_IN` is in the place of
+each share of a key. Commands are not checked. The keys are thrown away with the sites.
+
+A command that is answered by `Done` needs nothing here, and a reply that gains a field needs that
+field; what is forgotten ends every dry run in an error.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ from fedshield.protocol.wire.envelope import Binding
 
 _BLOCK = b""
 _DIGEST = bytes(32)
-#: Stands in for a share, sealed or not. Random, so that no other bytes are taken for it.
-_SHARE = os.urandom(16)
+#: In the place of a share, sealed or not. Random, so that no other bytes are taken for it.
+STAND_IN = os.urandom(16)
 
 #: int64, (2, 2): up and down; bytes without blocks and shares, and the number of shares.
 Counts = NDArray[np.int64]
@@ -166,9 +169,9 @@ class DummySites:
         public = {name: key.public for name, key in self._run_keys.items()}
         channels = Channels(sender, self._run_keys[sender], public, context)
         box = channels.seal_share(b"", receiver, _DIGEST, _DIGEST)
-        self._share_box = box + _SHARE
+        self._share_box = box + STAND_IN
         box = channels.seal_answer(b"", receiver, _DIGEST, _DIGEST, first=False)
-        self._answer_box = box + _SHARE
+        self._answer_box = box + STAND_IN
 
     def _boxes(self, site: str, box: bytes) -> dict[str, bytes]:
         """This box for every other site, where there are shares."""
@@ -191,7 +194,7 @@ class DummySites:
             return messages.Answer({}, b"", b"")
         tag = self._sealed(messages.AnswerTag(_DIGEST), site)
         if self._plan.scheme.open_to == "server":
-            return messages.Answer({}, _SHARE, tag)
+            return messages.Answer({}, STAND_IN, tag)
         return messages.Answer(self._boxes(site, self._answer_box), b"", tag)
 
 
@@ -204,8 +207,8 @@ def _counts(crossing: Iterable[bytes]) -> list[int]:
     num_bytes = num_shares = 0
     # A command to all is one object, and searched once.
     for message, times in Counter(crossing).items():
-        shares = message.count(_SHARE)
-        num_bytes += times * (len(message) - shares * len(_SHARE))
+        shares = message.count(STAND_IN)
+        num_bytes += times * (len(message) - shares * len(STAND_IN))
         num_shares += times * shares
     return [num_bytes, num_shares]
 
