@@ -16,7 +16,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from fedshield.errors import PlanError, UserError
 from fedshield.plan.data import MAX_SITES, SITE_NAME, PositiveInt, Section, SourcePlan
-from fedshield.plan.load import explain, read_mapping
+from fedshield.plan.explain import explain
+from fedshield.plan.load import read_mapping
 from fedshield.plan.quorum import Membership, OpenTo, Server
 from fedshield.plan.schema import Plan
 from fedshield.plan.sections import BUILT_IN

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedshield.enrolment.files import Fields, RosterError
+from fedshield.enrolment.files import RosterError
+from fedshield.enrolment.forms import Form, Hex32, Hex64, Text
 from fedshield.protocol.wire import codec
 
-PUBLIC_BYTES, SIGNATURE_BYTES = 32, 64
 #: Keys that a card may name before the one of today.
 MAX_REPLACED = 32
 
@@ -39,31 +39,23 @@ class ReplacedKey:
             "signature": self.signature.hex(),
         }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> ReplacedKey:
-        replaced = cls(
-            fields.hexadecimal("public_key", PUBLIC_BYTES),
-            fields.text("created"),
-            fields.hexadecimal("signature", SIGNATURE_BYTES),
-        )
-        fields.done()
-        return replaced
+
+class ReplacedForm(Form):
+    """A replaced key in a card or key file."""
+
+    public_key: Hex32
+    created: Text
+    signature: Hex64
+
+    def replaced_key(self) -> ReplacedKey:
+        public, signature = bytes.fromhex(self.public_key), bytes.fromhex(self.signature)
+        return ReplacedKey(public, self.created, signature)
 
 
 def statement(name: str, old: bytes, old_created: str, new: bytes, new_created: str) -> bytes:
     """What the old key signs. `old`, `new`: public keys, 32 bytes each."""
     return codec.encode(
         ["fedshield replacement 1", name, old, old_created, new, new_created],
-    )
-
-
-def read_replaced(fields: Fields) -> tuple[ReplacedKey, ...]:
-    """The keys that a card or key file names as replaced; nothing where it has none."""
-    if "replaces" not in fields.names():
-        return ()
-    rows = fields.items("replaces")[: MAX_REPLACED + 1]
-    return tuple(
-        ReplacedKey.from_fields(Fields(row, f"replaces.{k}")) for k, row in enumerate(rows)
     )
 
 
