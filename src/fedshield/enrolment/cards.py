@@ -252,8 +252,20 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 
 def keygen(name: str, folder: Path, replaces: Path | None = None) -> tuple[Path, Path]:
-    """Make a party's keys: the paths of its key file and its card. Neither may be there yet.
-    `replaces`: the party's old key file. Raises `RosterError`, and then leaves nothing behind."""
+    """Make a party's keys. What cannot be made whole leaves nothing behind.
+
+    Args:
+        name: of a site, or coordinator.
+        folder: where both files go; it is made if it is not there.
+        replaces: the party's old key file, None for a first key.
+
+    Returns:
+        The paths of its key file and its card.
+
+    Raises:
+        RosterError: where either is there already, or cannot be written, and for another party's
+            old key.
+    """
     with interrupt.held():
         return _keygen(name, folder, replaces)
 

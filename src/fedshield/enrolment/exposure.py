@@ -74,7 +74,18 @@ class Exposure:
         after: Sequence[str],
         following: bytes = b"",
     ) -> Exposure:
-        """Signed by the site itself. Arguments as the fields'."""
+        """Signed by the site itself.
+
+        Args:
+            key_file: of the site.
+            kind: what it does.
+            consortium: SHA-256 of the content of the consortium's first roster, 32 bytes.
+            roster: SHA-256 of the content of the roster that is followed, 32 bytes.
+            before: its batch in that one, by first keys (hex).
+            after: its batch in the next, by first keys (hex).
+            following: SHA-256 of the batches of all these rosters, 32 bytes; nothing for no one
+                next roster.
+        """
         card = key_file.card()
         message = _message(kind, card, consortium, roster, before, after, following)
         signature = key_file.key.sign(message)

@@ -195,8 +195,18 @@ def to_text(kind: Kind, fields: dict[str, Any]) -> str:
 
 
 def write_new(path: Path, text: str, mode: int) -> None:
-    """Write a file that is not there yet, with `mode` from its first moment, synced to disk;
-    whole or not at all. Raises `RosterError`."""
+    """Write a file that is not there yet, with `mode` from its first moment, synced to disk; whole
+    or not at all.
+
+    Args:
+        path: of the file, which no link may stand for.
+        text: all of it.
+        mode: its permission bits.
+
+    Raises:
+        RosterError: where it is there already or cannot be written, and on a file system without
+            modes.
+    """
     with interrupt.held():
         _write_new(path, text, mode)
 

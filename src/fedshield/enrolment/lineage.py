@@ -248,8 +248,17 @@ def chain_digest(cuts: Sequence[Cut]) -> bytes:
 def step(
     kind: str, site: str, cuts: Sequence[Cut]
 ) -> tuple[tuple[str, ...], tuple[str, ...], bytes] | None:
-    """What a site that goes or joins with the last of these cuts signs: its batch before and after,
-    and for who goes now the SHA-256 of them all; None where it does neither."""
+    """What a site that goes or joins with the last of some cuts signs.
+
+    Args:
+        kind: of the exposure.
+        site: its first key, hex.
+        cuts: of the rosters that follow each other, two or more.
+
+    Returns:
+        Its batch before and after, and for who goes now the SHA-256 of all cuts; None where it does
+        neither.
+    """
     *_, old, new = cuts
     members = [{one for batch in cut for one in batch} for cut in (old, new)]
     was, comes = (site in one for one in members)

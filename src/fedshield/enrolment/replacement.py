@@ -53,13 +53,31 @@ class ReplacedForm(Form):
 
 
 def statement(name: str, old: bytes, old_created: str, new: bytes, new_created: str) -> bytes:
-    """What the old key signs. `old`, `new`: public keys, 32 bytes each."""
+    """What the old key signs.
+
+    Args:
+        name: of the party.
+        old: public key, 32 bytes.
+        old_created: its date.
+        new: public key, 32 bytes.
+        new_created: its date.
+
+    Returns:
+        The canonical encoding of `docs/roster.md`.
+    """
     return codec.encode(
         ["fedshield replacement 1", name, old, old_created, new, new_created],
     )
 
 
 def is_signed(message: bytes, signature: bytes, public: bytes) -> bool:
+    """Whether a key signed a message; no error for bytes that are no key or no signature.
+
+    Args:
+        message: of any length.
+        signature: Ed25519, 64 bytes.
+        public: the key, 32 bytes.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
@@ -81,7 +99,17 @@ def check_date(created: str) -> None:
 
 
 def check_chain(name: str, public: bytes, created: str, replaces: tuple[ReplacedKey, ...]) -> None:
-    """Each key signed the next, and none comes back."""
+    """Each key signed the next, and none comes back.
+
+    Args:
+        name: of the party.
+        public: its key of today, 32 bytes.
+        created: the date of that.
+        replaces: its keys before, the first one first.
+
+    Raises:
+        RosterError: for a chain that is broken, longer than `MAX_REPLACED`, or runs in a circle.
+    """
     if len(replaces) > MAX_REPLACED:
         raise RosterError(
             f"card of {name}: expected at most {MAX_REPLACED} replaced keys, got more; enrol it "

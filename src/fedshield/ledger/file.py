@@ -112,8 +112,22 @@ class Ledger:
         chains: heads.Chains,
         last: Callable[[], None],
     ) -> Ledger:
-        """A lost ledger anew: the `lines` of an older copy (`prefix`), then that it was lost, and
-        `rows` and `results` as others told. `last` is called when all is on disk but the name."""
+        """A lost ledger anew: the lines of an older copy, then that it was lost, and what others
+        told.
+
+        Args:
+            path: where no ledger is yet.
+            lines: of the older copy (`prefix`).
+            recovered: that it was lost.
+            rows: as others told of them.
+            results: as others told of them.
+            peers: the last heads of other sites.
+            chains: the keys of other sites.
+            last: called when all is on disk but the name.
+
+        Raises:
+            LedgerError: where it cannot be written, or there is a ledger.
+        """
 
         def fill(ledger: Ledger) -> None:
             handle = ledger._usable()
@@ -266,7 +280,16 @@ class Ledger:
 
     def see_peer(self, name: str, head: Head, statement: bytes) -> None:
         """Remember the head that another site signed, if it is a later one than the last, or the
-        same under another key. The chain does not grow by it."""
+        same under another key. The chain does not grow by it.
+
+        Args:
+            name: the site's first key, hex.
+            head: where its chain ends.
+            statement: what it signed of it.
+
+        Raises:
+            LedgerError: where it cannot be written.
+        """
         known = self.peers.get(name)
         if (
             known is None

@@ -74,7 +74,11 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What strict YAML says, see `_Loader`. `where` begins the line of a `PlanError`."""
+    """What strict YAML says, see `_Loader`. `where` begins the line of a `PlanError`.
+
+    >>> parse_yaml("{rate: 1e-4, day: 2026-03-01}", "plan.yaml")
+    {'rate': 0.0001, 'day': '2026-03-01'}
+    """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except PlanError as error:
