@@ -73,9 +73,9 @@ class PlanError(UserError):
 
 
 class InvalidKey(ValueError):
-    """A value that a section of a plan cannot have. Raised in a section's own check, from where
-    pydantic carries it to whoever reads the plan (`plan.load.explain`). `key`: below the section,
-    dotted."""
+    """A value that a section of a plan or file cannot have. Raised in a section's own check, from
+    where pydantic carries it to whoever reads the file (`plan.explain`). `key`: below the section,
+    dotted; '' for the section itself."""
 
     def __init__(self, key: str, got: object, expected: str, fix: str = "") -> None:
         super().__init__(key)

@@ -20,7 +20,11 @@ _SITE = b"fedshield training 1"
 
 
 def derive(seed: int, *labels: str | int) -> int:
-    """A 63-bit seed for the use that `labels` name; different labels, unrelated seeds."""
+    """A 63-bit seed for the use that `labels` name; different labels, unrelated seeds.
+
+    >>> derive(7, "mask", 1) == derive(7, "mask", 1), derive(7, "mask", 1) == derive(7, "mask1")
+    (True, False)
+    """
     digest = hashlib.sha256(b"fedshield seed 1")
     digest.update(seed.to_bytes(16, "big", signed=True))
     digest.update(_parts(labels))

@@ -66,3 +66,64 @@ def test_at_chance_is_whether_the_interval_holds_chance() -> None:
     assert stats.clopper_pearson(5, 10, 0.5).at_chance
     assert not stats.clopper_pearson(10, 10, 0.5).at_chance
     assert not stats.clopper_pearson(5, 10).at_chance
+
+
+@pytest.mark.parametrize(
+    ("hits", "trials", "exact", "score"),
+    # Newcombe, Statistics in Medicine 17 (1998), Table I: methods 5 and 3.
+    [
+        (81, 263, (0.2527, 0.3676), (0.2553, 0.3662)),
+        (15, 148, (0.0578, 0.1617), (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1684), (0.0, 0.1611)),
+        (1, 29, (0.0009, 0.1776), (0.0061, 0.1718)),
+    ],
+)
+def test_intervals_of_rates_are_the_published_ones(
+    hits: int, trials: int, exact: tuple[float, float], score: tuple[float, float]
+) -> None:
+    for rule, interval in ((stats.clopper_pearson, exact), (stats.wilson, score)):
+        rate = rule(hits, trials)
+        assert (round(rate.low, 4), round(rate.high, 4)) == interval
+
+
+def test_the_area_is_the_published_one() -> None:
+    """Hanley and McNeil, Radiology 143 (1982): ratings of 51 abnormal and 58 normal images."""
+    ratings = np.arange(1.0, 6.0)
+    abnormal = np.repeat(ratings, [3, 2, 2, 11, 33])
+    normal = np.repeat(ratings, [33, 6, 6, 11, 2])
+    assert round(stats.auc(abnormal, normal), 3) == 0.893
+
+
+SQUARES, CUBES = np.arange(12.0) ** 2 % 17, np.arange(9.0) ** 3 % 13
+
+
+def test_bootstraps_draw_as_they_always_did() -> None:
+    """From before scipy resampled: published audits are repeated to the last digit."""
+    area = stats.auc_measure(SQUARES, CUBES)
+    assert (area.low, area.high) == pytest.approx(
+        (0.42592592592592593, 0.8472222222222222), abs=1e-12
+    )
+    mean = stats.mean_measure(list(SQUARES))
+    assert (mean.low, mean.high) == pytest.approx(
+        (4.910416666666669, 11.335416666666665), abs=1e-12
+    )
+
+
+def test_a_value_alone_has_an_interval() -> None:
+    mean = stats.mean_measure([3.0])
+    assert (mean.value, mean.low, mean.high, mean.num_trials) == (3.0, 3.0, 3.0, 1)
+    area = stats.auc_measure(np.array([5.0]), CUBES)
+    assert area.low < area.value < area.high
+    assert area.num_trials == 10
+
+
+def test_nothing_has_no_interval() -> None:
+    nothing = np.array([])
+    for measure in (
+        lambda: stats.mean_measure([]),
+        lambda: stats.auc_measure(nothing, CUBES),
+        lambda: stats.auc_measure(CUBES, nothing),
+        lambda: stats.tpr_at_fpr(nothing, CUBES),
+    ):
+        with pytest.raises(ValueError, match="expected 0 to 0 hits"):
+            measure()

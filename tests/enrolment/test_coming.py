@@ -23,7 +23,7 @@ from fedshield.enrolment.coming import (
     without,
 )
 from fedshield.enrolment.differences import differences
-from fedshield.enrolment.exposure import Exposure
+from fedshield.enrolment.exposure import Exposure, ExposureForm
 from fedshield.enrolment.lineage import MAX_EARLIER, Earlier, Lineage, Member
 from fedshield.enrolment.terms import Asked
 
@@ -415,10 +415,8 @@ def test_whatever_is_changed_in_a_file_of_an_exposure_is_refused(data: st.DataOb
             [*empty, 1, [], {}, "", value[:-1] if isinstance(value, str | list) else {}]
         )
     )
-    from fedshield.enrolment.files import Fields
-
     with pytest.raises(RosterError):
-        Exposure.from_fields(Fields(fields, ""))
+        ExposureForm.parse(fields).exposure()
 
 
 def test_a_namesake_does_not_make_who_is_hidden_sign_that_it_is_exposed() -> None:

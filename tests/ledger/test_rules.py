@@ -266,8 +266,8 @@ def test_r6_floors() -> None:
 
 def test_r7_a_start_is_the_plans_or_a_known_result() -> None:
     starts = frozenset({ROW.base})
-    assert rules.known_start([], ROW, starts) == ""
-    assert "got 888888" in rules.known_start([], replace(ROW, base="8" * 64), starts)
+    assert rules.known_start(ROW, starts) == ""
+    assert "got 888888" in rules.known_start(replace(ROW, base="8" * 64), starts)
 
 
 def test_r8_only_what_was_approved_and_not_too_often() -> None:

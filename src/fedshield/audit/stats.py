@@ -2,17 +2,17 @@
 
 Rates get the exact interval of Clopper and Pearson (Biometrika 1934), or Wilson's (JASA 1927) where
 one of small mean width is wanted; areas under the ROC curve and means get a percentile bootstrap
-(Efron 1979), resampled within each class, from a fixed seed.
+(Efron 1979), resampled within each class, from a fixed seed. All of them are scipy's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
+from scipy.stats import binomtest, bootstrap, rankdata
 
 from fedshield.types import Float64
 
@@ -43,50 +43,84 @@ class Measure:
 
 
 def clopper_pearson(hits: int, trials: int, chance: float | None = None) -> Measure:
-    """The exact interval of a rate. Raises `ValueError` unless 0 <= hits <= trials, trials > 0."""
-    _check(hits, trials)
-    tail = (1 - CONFIDENCE) / 2
-    low = 0.0 if hits == 0 else _solve(lambda p: 1 - _below(hits - 1, trials, p), tail)
-    high = 1.0 if hits == trials else _solve(lambda p: -_below(hits, trials, p), -tail)
-    return Measure(hits / trials, low, high, trials, chance)
+    """The exact interval of a rate.
+
+    >>> rate = clopper_pearson(0, 10)
+    >>> rate.value, rate.low, round(rate.high, 4)
+    (0.0, 0.0, 0.3085)
+
+    Args:
+        hits: how many trials succeeded.
+        trials: how many there were.
+        chance: the rate that guessing gives, None where it has none.
+
+    Returns:
+        The rate with its interval at `CONFIDENCE`.
+
+    Raises:
+        ValueError: unless 0 <= hits <= trials and trials > 0.
+    """
+    return _rate(hits, trials, chance, "exact")
 
 
 def wilson(hits: int, trials: int, chance: float | None = None) -> Measure:
-    """Wilson's score interval of a rate. Raises `ValueError` like `clopper_pearson`."""
+    """Wilson's score interval of a rate. Args, Returns and Raises as of `clopper_pearson`.
+
+    >>> rate = wilson(15, 50)
+    >>> round(rate.low, 4), round(rate.high, 4)
+    (0.191, 0.4375)
+    """
+    return _rate(hits, trials, chance, "wilson")
+
+
+def _rate(
+    hits: int, trials: int, chance: float | None, method: Literal["exact", "wilson"]
+) -> Measure:
     _check(hits, trials)
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    p, wide = hits / trials, 1 + z * z / trials
-    middle = (p + z * z / (2 * trials)) / wide
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / wide
-    return Measure(p, max(0.0, middle - half), min(1.0, middle + half), trials, chance)
+    interval = binomtest(hits, trials).proportion_ci(CONFIDENCE, method)
+    return Measure(hits / trials, float(interval.low), float(interval.high), trials, chance)
 
 
 def auc(inside: Float64, outside: Float64) -> float:
     """The chance that one of `inside` scores above one of `outside`, ties by half. Both float64,
-    not empty."""
-    both = np.concatenate([inside, outside])
-    order = np.sort(both)
-    # The mean rank of equal scores, from how many lie below and at most at each.
-    below = np.searchsorted(order, inside, side="left")
-    upto = np.searchsorted(order, inside, side="right")
-    ranks = (below + upto + 1) / 2
+    one dimension, not empty.
+
+    >>> auc(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+    0.875
+    """
     n, m = inside.size, outside.size
+    # The statistic of Mann and Whitney, over all pairs.
+    ranks = rankdata(np.concatenate([inside, outside]))[:n]
     return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
 
 
 def auc_measure(inside: Float64, outside: Float64) -> Measure:
-    """`auc` with its bootstrap interval; chance is 0.5."""
+    """`auc` with its bootstrap interval; chance is 0.5. Raises `ValueError` for an empty class."""
     _check(0, min(inside.size, outside.size))
-    value = auc(inside, outside)
-    draws = [auc(*pair) for pair in _resampled(inside, outside)]
-    low, high = _percentiles(draws)
-    return Measure(value, low, high, inside.size + outside.size, 0.5)
+    # Batches of one: the draws of the two classes alternate.
+    low, high = _bootstrapped((inside, outside), auc, batch=1)
+    return Measure(auc(inside, outside), low, high, inside.size + outside.size, 0.5)
 
 
 def tpr_at_fpr(inside: Float64, outside: Float64, fpr: float = 0.01) -> Measure:
-    """The share of `inside` above a threshold that at most floor(fpr * size) of `outside` pass
-    (none of them where they are fewer than 1 / fpr), with the exact interval. The threshold is
-    from the same scores, whose own chance the interval leaves out."""
+    """The share of `inside` above a threshold that few of `outside` pass, with the exact interval.
+    The threshold is from the same scores, whose own chance the interval leaves out.
+
+    >>> tpr_at_fpr(np.array([1.5, 0.5]), np.array([0.0, 1.0])).value
+    0.5
+
+    Args:
+        inside: scores of the one class: float64, one dimension, not empty.
+        outside: scores of the other: float64, one dimension, not empty.
+        fpr: the share of `outside` that may pass: at most floor(fpr * size), which is none of them
+            where they are fewer than 1 / fpr.
+
+    Returns:
+        The share, whose chance is `fpr`.
+
+    Raises:
+        ValueError: where a class is empty.
+    """
     _check(0, min(inside.size, outside.size))
     allowed = int(fpr * outside.size)
     threshold = np.sort(outside)[::-1][allowed]
@@ -97,56 +131,27 @@ def mean_measure(values: Sequence[float], chance: float | None = None) -> Measur
     """A mean with its bootstrap interval. Raises `ValueError` for no values."""
     array = np.asarray(values, dtype=np.float64)
     _check(0, array.size)
-    generator = np.random.default_rng(0)
-    picks = generator.integers(0, array.size, (RESAMPLES, array.size))
-    low, high = _percentiles(array[picks].mean(axis=1).tolist())
+    low, high = _bootstrapped((array,), np.mean, batch=RESAMPLES)
     return Measure(float(array.mean()), low, high, array.size, chance)
 
 
-def _resampled(inside: Float64, outside: Float64) -> list[tuple[Float64, Float64]]:
-    generator = np.random.default_rng(0)
-    return [
-        (
-            inside[generator.integers(0, inside.size, inside.size)],
-            outside[generator.integers(0, outside.size, outside.size)],
-        )
-        for _ in range(RESAMPLES)
-    ]
-
-
-def _percentiles(draws: Sequence[float]) -> tuple[float, float]:
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def _below(hits: int, trials: int, p: float) -> float:
-    """P(at most `hits` of `trials`) at rate p."""
-    if p <= 0:
-        return 1.0
-    if p >= 1:
-        return 1.0 if hits >= trials else 0.0
-    logs = [
-        math.lgamma(trials + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * math.log(p)
-        + (trials - k) * math.log1p(-p)
-        for k in range(hits + 1)
-    ]
-    return min(1.0, math.fsum(math.exp(one) for one in logs))
-
-
-def _solve(rising: Callable[[float], float], goal: float) -> float:
-    """Where a function that rises over [0, 1] reaches `goal`."""
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if rising(middle) < goal:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+def _bootstrapped(
+    classes: Sequence[Float64], statistic: Callable[..., float], batch: int
+) -> tuple[float, float]:
+    """The ends of the percentile interval. `batch`: resamples of a class that are drawn before
+    those of the next."""
+    # A value alone stands twice: scipy wants two, and to both statistics it is the same.
+    data = [np.repeat(values, 2) if values.size == 1 else values for values in classes]
+    result = bootstrap(
+        data,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=batch,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _check(hits: int, trials: int) -> None:

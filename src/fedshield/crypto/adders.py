@@ -75,7 +75,17 @@ class CkksAdder:
 def adder(
     scheme: str, parameter_set: str, public: bytes, packing: RlweParameters | None = None
 ) -> Adder:
-    """The coordinator's adder for a scheme, from public material only. `packing`: of rlwe."""
+    """The coordinator's adder for a scheme, from public material only.
+
+    Args:
+        scheme: `rlwe`, `plain` or `ckks`.
+        parameter_set: of ckks, its name.
+        public: of ckks, the public context as TenSEAL writes it.
+        packing: of rlwe; the others need none.
+
+    Raises:
+        CryptoError: for a context that is not of the named set, or holds more than it needs to add.
+    """
     if scheme == "rlwe":
         from fedshield.crypto.rlwe.adder import RlweAdder  # compiled arithmetic comes with it
 

@@ -69,7 +69,16 @@ class CkksScheme:
 
     @classmethod
     def from_secret(cls, parameter_set: str, secret: bytes, grid_bits: int) -> CkksScheme:
-        """From another site's `secret()`. Raises `CryptoError` if it does not fit."""
+        """From another site's `secret()`.
+
+        Args:
+            parameter_set: its name.
+            secret: the context with its secret key, as TenSEAL writes it.
+            grid_bits: of the grid that sums are rounded to.
+
+        Raises:
+            CryptoError: if it does not fit.
+        """
         chosen = CKKS[parameter_set]
         context = received.context(secret, chosen, "run key")
         if not context.has_secret_key():

@@ -112,10 +112,24 @@ def open_keys(
 def open_residues(
     residues: Mapping[int, Sequence[int]], modulus: int, threshold: int, colluding: int = 0
 ) -> tuple[tuple[int, ...], frozenset[int]]:
-    """The sum of the residues, each in [0, modulus), and the holders whose answers are wrong.
+    """The sum of the residues, and the holders whose answers are wrong.
 
-    `residues`: holder -> its answer; `colluding`: c, holders that may agree on a lie. Raises
-    `CryptoError` if there are too few, or more wrong ones than can be told (code `key-sum`).
+    >>> from fedshield.crypto.shamir import share_residues
+    >>> shares = dict(enumerate(share_residues((3, 5), 31, 2, 4, bytes(32))))
+    >>> open_residues(shares | {1: (0, 0)}, 31, 2)
+    ((3, 5), frozenset({1}))
+
+    Args:
+        residues: holder -> its answer, a value in [0, modulus) for each residue.
+        modulus: q, a prime.
+        threshold: T, answers that give the sum.
+        colluding: c, holders that may agree on a lie.
+
+    Returns:
+        Each sum in [0, modulus), and the holders.
+
+    Raises:
+        CryptoError: if there are too few, or more wrong ones than can be told (code `key-sum`).
     """
     if len(residues) < threshold:
         raise CryptoError(f"shamir: expected {threshold} shares, got {len(residues)}")

@@ -10,6 +10,11 @@ from fedshield.errors import CryptoError
 
 
 def pack(ciphertexts: Sequence[bytes]) -> bytes:
+    """Ciphertexts as one block: their number, then each after its length.
+
+    >>> pack([b"abc"]).hex()
+    '010003000000616263'
+    """
     parts = [struct.pack("<H", len(ciphertexts))]
     for ciphertext in ciphertexts:
         parts += (struct.pack("<I", len(ciphertext)), ciphertext)

@@ -22,8 +22,17 @@ _FRESH_POLYNOMIALS = 2
 
 
 def context(raw: bytes, parameters: SchemeParameters, what: str) -> Any:
-    """The TenSEAL context in `raw`. Raises `CryptoError` unless it parses and has the named set's
-    degree, modulus and scale, and nothing that more than additions would need."""
+    """The TenSEAL context in `raw`.
+
+    Args:
+        raw: as TenSEAL writes it, from anyone.
+        parameters: of the named set.
+        what: what it is, for the error.
+
+    Raises:
+        CryptoError: unless it parses and has the named set's degree, modulus and scale, and nothing
+            that more than additions would need.
+    """
     import tenseal
 
     try:
@@ -54,8 +63,19 @@ def context(raw: bytes, parameters: SchemeParameters, what: str) -> Any:
 
 
 def vector(context: Any, raw: bytes, parameters: SchemeParameters) -> Any:
-    """The one-ciphertext CKKS vector in `raw`, of 1 to values_per_ciphertext values. Raises
-    `CryptoError` for anything else, before TenSEAL relies on it."""
+    """The one-ciphertext CKKS vector in `raw`.
+
+    Args:
+        context: of the named set, from `context`.
+        raw: as TenSEAL writes it, from anyone.
+        parameters: of the named set.
+
+    Returns:
+        TenSEAL's vector, of 1 to values_per_ciphertext values.
+
+    Raises:
+        CryptoError: for anything else, before TenSEAL relies on it.
+    """
     import tenseal
 
     _check_form(raw, parameters.values_per_ciphertext)

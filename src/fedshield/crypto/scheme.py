@@ -113,7 +113,16 @@ RUN_COEFFICIENTS = 1 << 40
 
 @lru_cache(maxsize=64)
 def rlwe_parameters(num_sites: int, bits: int, headroom: bool) -> RlweParameters:
-    """The packing of scheme `rlwe`, the same at every party. Raises `CryptoError`."""
+    """The packing of scheme `rlwe`, the same at every party.
+
+    Args:
+        num_sites: of the roster.
+        bits: of a value.
+        headroom: whether every site has `bits` of its own; see `rlwe.params.choose`.
+
+    Raises:
+        CryptoError: when no prime fits.
+    """
     from fedshield.crypto.rlwe.params import choose
 
     return choose(num_sites, bits, RUN_COEFFICIENTS, headroom=headroom)

@@ -90,8 +90,17 @@ class Channel:
         return salt + cipher.encrypt(_NONCE, content, associated)
 
     def unseal(self, box: bytes, purpose: str, *, associated: bytes = b"") -> bytes:
-        """What was sealed. Raises `CryptoError` if the box was not made in this channel for this
-        purpose and `associated`, or was changed."""
+        """What was sealed.
+
+        Args:
+            box: salt (32 bytes) | ChaCha20-Poly1305 of the content.
+            purpose: what the box is for.
+            associated: what the box speaks of.
+
+        Raises:
+            CryptoError: if the box was not made in this channel for this purpose and `associated`,
+                or was changed.
+        """
         if len(box) < OVERHEAD_BYTES:
             raise CryptoError(
                 f"sealed box: expected at least {OVERHEAD_BYTES} bytes, got {len(box)}"
@@ -140,7 +149,8 @@ def receive(
         data: ciphertext (1088 bytes) | box.
         key: the receiver's.
         peer: the sender's public key.
-        context, names: as in `encapsulate`.
+        context: as in `encapsulate`.
+        names: sender, receiver.
 
     Raises:
         CryptoError: too few bytes, or the peer's key is of low order. A changed ciphertext shows

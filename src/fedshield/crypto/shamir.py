@@ -30,7 +30,11 @@ _P = np.uint64(PRIME)
 
 
 def lanes(num_holders: int) -> tuple[int, int]:
-    """Bits of a lane and lanes in a field element, for a roster of so many sites."""
+    """Bits of a lane and lanes in a field element, for a roster of so many sites.
+
+    >>> lanes(12), lanes(13)
+    ((10, 3), (15, 2))
+    """
     for most, bits, count in _LANES:
         if num_holders <= most:
             return bits, count
@@ -38,21 +42,42 @@ def lanes(num_holders: int) -> tuple[int, int]:
 
 
 def elements(num_holders: int) -> int:
-    """Field elements of a share."""
+    """Field elements of a share.
+
+    >>> elements(12), elements(13)
+    (1366, 2048)
+    """
     return -(-RING_DEGREE // lanes(num_holders)[1])
 
 
 def share_bytes(num_holders: int) -> int:
-    """Bytes of a share on the wire."""
+    """Bytes of a share on the wire.
+
+    >>> share_bytes(12)
+    5464
+    """
     return 4 * elements(num_holders)
 
 
 def share(secret: Int64, threshold: int, num_holders: int, seed: bytes) -> list[UInt64]:
-    """One share (`elements(num_holders)` field elements) for each holder 0..num_holders-1, at
-    x = holder + 1.
+    """One share for each holder 0..num_holders-1, at x = holder + 1.
 
-    `secret`: (4096,), magnitude at most 42. The polynomials' other coefficients are drawn from
-    `seed` (32 secret bytes) by rejection. Raises `CryptoError` for a threshold out of range.
+    >>> shares = share(np.full(4096, -7), 2, 3, bytes(32))
+    >>> set(reconstruct({0: shares[0], 2: shares[2]}, 2, 1, 3).tolist())
+    {-7}
+
+    Args:
+        secret: int64 (4096,), magnitude at most 42.
+        threshold: T, shares that give the secret.
+        num_holders: of the roster.
+        seed: 32 secret bytes, from which the polynomials' other coefficients are drawn by
+            rejection.
+
+    Returns:
+        uint64 (elements(num_holders),) each, below 2^31 - 1.
+
+    Raises:
+        CryptoError: for a secret or a threshold out of range.
     """
     if not 1 <= threshold <= num_holders <= MAX_SITES:
         raise CryptoError(
@@ -81,7 +106,11 @@ def share(secret: Int64, threshold: int, num_holders: int, seed: bytes) -> list[
 
 
 def add_shares(shares: list[UInt64]) -> UInt64:
-    """The share of the sum of secrets, for one holder."""
+    """The share of the sum of secrets, for one holder.
+
+    >>> add_shares([np.array([1, PRIME - 1], dtype=np.uint64)] * 2).tolist()
+    [2, 2147483645]
+    """
     total = np.zeros_like(shares[0])
     for one in shares:
         total = (total + one) % _P
@@ -91,12 +120,26 @@ def add_shares(shares: list[UInt64]) -> UInt64:
 def reconstruct(
     shares: Mapping[int, UInt64], threshold: int, num_summed: int, num_holders: int
 ) -> Int64:
-    """The (sum of) secrets from the shares of at least `threshold` of `num_holders` holders
-    (index -> share).
+    """The (sum of) secrets from shares. Every share beyond the first `threshold` must lie on the
+    same polynomials.
 
-    Every share beyond the first `threshold` must lie on the same polynomials. Raises
-    `CryptoError` if there are too few, one does not fit, or a coefficient is larger than
-    `num_summed` keys can make it.
+    >>> one, two = (share(np.full(4096, value), 2, 3, bytes(32)) for value in (3, 39))
+    >>> sums = {holder: add_shares([one[holder], two[holder]]) for holder in range(3)}
+    >>> set(reconstruct(sums, 2, 2, 3).tolist())
+    {42}
+
+    Args:
+        shares: holder -> uint64 (elements(num_holders),), below 2^31 - 1.
+        threshold: T, shares that give the secret.
+        num_summed: keys in the sum, which bound its coefficients.
+        num_holders: of the roster.
+
+    Returns:
+        int64 (4096,).
+
+    Raises:
+        CryptoError: if there are too few, one does not fit, or a coefficient is larger than
+            `num_summed` keys can make it.
     """
     if len(shares) < threshold:
         raise CryptoError(f"shamir: expected {threshold} shares, got {len(shares)}")
@@ -114,13 +157,21 @@ def reconstruct(
 
 
 def to_bytes(one: UInt64) -> bytes:
-    """Little-endian 32-bit words."""
+    """Little-endian 32-bit words.
+
+    >>> to_bytes(np.array([1, 258], dtype=np.uint64)).hex()
+    '0100000002010000'
+    """
     return one.astype("<u4").tobytes()
 
 
 def from_bytes(raw: bytes, num_holders: int) -> UInt64:
     """A share of a roster of `num_holders` sites. Raises `CryptoError` for a wrong length or an
-    element that is not below the prime."""
+    element that is not below the prime.
+
+    >>> from_bytes(bytes(share_bytes(12)), 12).shape
+    (1366,)
+    """
     if len(raw) != share_bytes(num_holders):
         raise CryptoError(f"share: expected {share_bytes(num_holders)} bytes, got {len(raw)}")
     found = np.frombuffer(raw, dtype="<u4").astype(np.uint64)
@@ -142,7 +193,20 @@ def _uniform(seed: bytes, degree: int, count: int) -> UInt64:
 
 
 def lagrange_weights(holders: list[int], at: int, prime: int) -> list[int]:
-    """Lagrange's weights of the holders' shares (at x = holder + 1) for the value at `at`."""
+    """Lagrange's weights of the holders' shares (at x = holder + 1) for the value at `at`.
+
+    >>> weights = lagrange_weights([0, 1], 0, 31)  # the line through (1, 5) and (2, 6)
+    >>> (weights[0] * 5 + weights[1] * 6) % 31
+    4
+
+    Args:
+        holders: each once.
+        at: the place of the value that is wanted.
+        prime: of the field.
+
+    Returns:
+        A weight for each holder, in [0, prime).
+    """
     found: list[int] = []
     for holder in holders:
         numerator = denominator = 1
@@ -184,9 +248,23 @@ def share_residues(
 ) -> list[tuple[int, ...]]:
     """One share, a residue for each, for each holder 0..num_holders-1, at x = holder + 1.
 
-    `residues`: in [0, modulus), a prime above num_holders. The polynomials' other coefficients
-    are drawn from `seed` (32 secret bytes) by rejection. Raises `CryptoError` for residues or a
-    threshold out of range.
+    >>> shares = share_residues((3, 5), 31, 2, 3, bytes(32))
+    >>> reconstruct_residues({1: shares[1], 2: shares[2]}, 31, 2)
+    (3, 5)
+
+    Args:
+        residues: in [0, modulus).
+        modulus: q, a prime above num_holders.
+        threshold: T, shares that give the residues.
+        num_holders: of the roster.
+        seed: 32 secret bytes, from which the polynomials' other coefficients are drawn by
+            rejection.
+
+    Returns:
+        For each holder a value in [0, modulus) for each residue.
+
+    Raises:
+        CryptoError: for residues or a threshold out of range.
     """
     if not 1 <= threshold <= num_holders < modulus:
         raise CryptoError(
@@ -209,17 +287,33 @@ def share_residues(
 
 
 def add_residues(shares: Sequence[Sequence[int]], modulus: int) -> tuple[int, ...]:
-    """The share of the sum, for one holder."""
+    """The share of the sum, for one holder.
+
+    >>> add_residues([(3, 30), (4, 2)], 31)
+    (7, 1)
+    """
     return tuple(sum(column) % modulus for column in zip(*shares, strict=True))
 
 
 def reconstruct_residues(
     shares: Mapping[int, Sequence[int]], modulus: int, threshold: int
 ) -> tuple[int, ...]:
-    """The (sum of) residues from the shares of at least `threshold` holders (index -> share).
+    """The (sum of) residues from shares. Every share beyond the first `threshold` must lie on the
+    same polynomials.
 
-    Every share beyond the first `threshold` must lie on the same polynomials. Raises
-    `CryptoError` if there are too few or one does not fit.
+    >>> reconstruct_residues({0: (5,), 1: (6,), 2: (7,)}, 31, 2)  # x + 4
+    (4,)
+
+    Args:
+        shares: holder -> a value in [0, modulus) for each residue.
+        modulus: q, a prime.
+        threshold: T, shares that give the residues.
+
+    Returns:
+        Each in [0, modulus).
+
+    Raises:
+        CryptoError: if there are too few or one does not fit.
     """
     if len(shares) < threshold:
         raise CryptoError(f"shamir: expected {threshold} shares, got {len(shares)}")

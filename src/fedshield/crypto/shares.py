@@ -54,8 +54,17 @@ class OpenedShares:
 def deal(
     secret: shamir.Int64, residues: Sequence[int], shape: ShareShape, seed: bytes
 ) -> list[Share]:
-    """A share for each holder, in the roster's order. `secret`: (4096,), magnitude at most 42;
-    `seed`: 32 secret bytes, used for this alone. Raises `CryptoError` for what does not fit."""
+    """A share for each holder, in the roster's order.
+
+    Args:
+        secret: int64 (4096,), magnitude at most 42.
+        residues: in [0, shape.modulus).
+        shape: of all shares of the sum.
+        seed: 32 secret bytes, used for this alone.
+
+    Raises:
+        CryptoError: for what does not fit.
+    """
     if len(residues) != shape.num_residues:
         raise CryptoError(f"share: expected {shape.num_residues} residues, got {len(residues)}")
     keys = shamir.share(secret, shape.threshold, shape.num_holders, seed)
@@ -78,12 +87,20 @@ def open_sum(
     fits: decode.KeyCheck | None = None,
     colluding: int = 0,
 ) -> OpenedShares:
-    """What `num_summed` dealers' shares add up to, from those of m >= `threshold` holders (index ->
-    share), of which floor((m - threshold) / 2) may be wrong, and at most m - threshold - colluding
-    where nothing but the shares tells a wrong sum.
+    """What `num_summed` dealers' shares add up to, from those of m >= T holders, of which floor((m
+    - T) / 2) may be wrong, and at most m - T - c where nothing but the shares tells a wrong sum. A
+    holder whose key is wrong is left out of the residues.
 
-    `fits` tells the right sum of keys, so that more wrong keys can be borne (`decode`). A holder
-    whose key is wrong is left out of the residues. Raises `CryptoError`.
+    Args:
+        shares: holder -> its share of the sum.
+        shape: of all shares of the sum; T is its threshold.
+        num_summed: dealers, which bound the coefficients.
+        fits: tells the right sum of keys, so that more wrong keys can be borne (`decode`); None
+            where nothing does.
+        colluding: c, holders that may agree on a lie.
+
+    Raises:
+        CryptoError: as of `decode.open_keys` and `decode.open_residues`.
     """
     key_sum, wrong = decode.open_keys(
         {holder: one.key for holder, one in shares.items()},

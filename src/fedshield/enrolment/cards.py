@@ -15,31 +15,24 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from fedshield import interrupt
 from fedshield.crypto.keys import SiteKey
-from fedshield.enrolment.files import (
-    Fields,
-    RosterError,
-    check_name,
-    read_document,
-    to_text,
-    write_new,
-)
+from fedshield.enrolment.files import RosterError, check_name, read_document, to_text, write_new
+from fedshield.enrolment.forms import Form, Hex32, Hex64, Listed, Text
 from fedshield.enrolment.replacement import (
-    PUBLIC_BYTES,
-    SIGNATURE_BYTES,
+    ReplacedForm,
     ReplacedKey,
     check_chain,
     check_date,
     is_signed,
-    read_replaced,
     statement,
 )
 from fedshield.protocol.wire import codec
 
-KEY_BYTES = 64
 PRIVATE_MODE, PUBLIC_MODE = 0o600, 0o644
 
 
@@ -103,24 +96,33 @@ class Card:
         return to_text("card 1", self.fields())
 
     @classmethod
-    def from_fields(cls, fields: Fields) -> Card:
-        card = cls(
-            fields.text("name"),
-            fields.hexadecimal("public_key", PUBLIC_BYTES),
-            fields.text("created"),
-            fields.hexadecimal("signature", SIGNATURE_BYTES),
-            read_replaced(fields),
-        )
-        fields.done()
-        return card
-
-    @classmethod
     def read(cls, path: Path) -> Card:
+        """Raises `RosterError`."""
         fields, _ = read_document(path, "card 1")
         try:
-            return cls.from_fields(fields)
+            return CardForm.parse(fields).card()
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
+
+
+class CardForm(Form):
+    """A card in its file, a roster or a statement."""
+
+    name: Text
+    public_key: Hex32
+    created: Text
+    replaces: Listed[ReplacedForm] = ()
+    signature: Hex64
+
+    def card(self) -> Card:
+        """Raises `RosterError` for one that is not signed."""
+        return Card(
+            self.name,
+            bytes.fromhex(self.public_key),
+            self.created,
+            bytes.fromhex(self.signature),
+            tuple(form.replaced_key() for form in self.replaces),
+        )
 
 
 def _content(
@@ -210,19 +212,28 @@ class KeyFile:
         fields, status = read_document(path, "key 1")
         _check_private(path, status)
         try:
-            name, created = fields.text("name"), fields.text("created")
-            public = fields.hexadecimal("public_key", PUBLIC_BYTES)
-            key = SiteKey.from_bytes(fields.hexadecimal("private_key", KEY_BYTES))
-            replaces = read_replaced(fields)
-            fields.done()
-            check_name(name, "name")
-            check_date(created)
+            form = KeyForm.parse(fields)
+            public = bytes.fromhex(form.public_key)
+            key = SiteKey.from_bytes(bytes.fromhex(form.private_key))
+            replaces = tuple(replaced.replaced_key() for replaced in form.replaces)
+            check_name(form.name, "name")
+            check_date(form.created)
             if key.public != public:
                 raise RosterError("expected the key of its public_key, got another; restore it")
-            check_chain(name, public, created, replaces)
+            check_chain(form.name, public, form.created, replaces)
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
-        return cls(name, created, key, replaces)
+        return cls(form.name, form.created, key, replaces)
+
+
+class KeyForm(Form):
+    """A key file. `repr` shows public halves only."""
+
+    name: Text
+    created: Text
+    replaces: Listed[ReplacedForm] = ()
+    public_key: Hex32
+    private_key: Annotated[Hex64, Field(repr=False)]
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
@@ -241,8 +252,20 @@ def _check_private(path: Path, status: os.stat_result) -> None:
 
 
 def keygen(name: str, folder: Path, replaces: Path | None = None) -> tuple[Path, Path]:
-    """Make a party's keys: the paths of its key file and its card. Neither may be there yet.
-    `replaces`: the party's old key file. Raises `RosterError`, and then leaves nothing behind."""
+    """Make a party's keys. What cannot be made whole leaves nothing behind.
+
+    Args:
+        name: of a site, or coordinator.
+        folder: where both files go; it is made if it is not there.
+        replaces: the party's old key file, None for a first key.
+
+    Returns:
+        The paths of its key file and its card.
+
+    Raises:
+        RosterError: where either is there already, or cannot be written, and for another party's
+            old key.
+    """
     with interrupt.held():
         return _keygen(name, folder, replaces)
 

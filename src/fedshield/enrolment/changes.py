@@ -78,10 +78,17 @@ def previous_path(path: Path) -> Path | None:
 def changed(
     path: Path, change: Callable[[SignedRoster], SignedRoster], out: Path | None = None
 ) -> Change:
-    """The change of the roster at `path`, not written yet; one that anyone signed is then among
-    those that the changed one follows. `out`: a new file for it.
+    """The change of a roster, not written yet; one that anyone signed is then among those that the
+    changed one follows.
 
-    Raises `RosterError` for a change that cannot be, and where another change waits already."""
+    Args:
+        path: of the roster.
+        change: from the roster to the changed one.
+        out: a new file for it; beside the roster by default.
+
+    Raises:
+        RosterError: for a change that cannot be, and where another change waits already.
+    """
     before = SignedRoster.read(path)
     signed = before if before.countersignatures else _followed(path, before) or before
     after = coming.with_announced(signed, change(coming.following(before)))

@@ -41,11 +41,20 @@ def without(roster: SignedRoster, names: Collection[str]) -> SignedRoster:
 def joined(
     roster: SignedRoster, cards: Sequence[Card], batches: Batches = (), *, key_lost: bool = False
 ) -> SignedRoster:
-    """With these sites too. `batches`: with membership batches, those that they are in, whole: in
-    place of each of today's that shares a site with one. `key_lost`: they left before, under keys
-    that are lost since, and have their names back (R1 asks that all keys of one name count as
-    exposed). Raises `RosterError`, also for a name that another site of an earlier roster had:
-    people and policies speak of sites by name."""
+    """With these sites too.
+
+    Args:
+        roster: of today.
+        cards: of the sites that join.
+        batches: with membership batches, those that they are in, whole: in place of each of today's
+            that shares a site with one.
+        key_lost: they left before, under keys that are lost since, and have their names back (R1
+            asks that all keys of one name count as exposed).
+
+    Raises:
+        RosterError: also for a name that another site of an earlier roster had: people and policies
+            speak of sites by name.
+    """
     for card in cards if key_lost else ():
         if not roster.lineage.namesakes(card, roster.demo):
             raise RosterError(
@@ -81,10 +90,18 @@ def _with_sites(roster: SignedRoster, sites: tuple[Card, ...], batches: Batches)
 def exposure_of(
     before: SignedRoster, after: SignedRoster, key_file: KeyFile, *, bound: bool = False
 ) -> Exposure:
-    """What this site signs if `after` follows `before`: it goes, or joins. `bound`: its ledger
-    remembers that it goes to this one, and so it may say that it does. Raises `RosterError` for a
-    site that does neither, or where nobody needs to sign: before any sum, with membership open, and
-    where enough others go with it and it is not `bound`."""
+    """What this site signs if one roster follows another: it goes, or joins.
+
+    Args:
+        before: the roster that is followed.
+        after: the one that follows it.
+        key_file: of the site that signs.
+        bound: its ledger remembers that it goes to `after`, and so it may say that it does.
+
+    Raises:
+        RosterError: for a site that does neither, or where nobody needs to sign: before any sum,
+            with membership open, and where enough others go with it and it is not `bound`.
+    """
     card = key_file.card()
     if not after.lineage.earlier:
         raise RosterError(

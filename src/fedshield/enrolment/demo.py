@@ -26,8 +26,17 @@ def demonstration(
     allowed: Allowed | None = None,
     batches: Batches = (),
 ) -> tuple[SignedRoster, dict[str, KeyFile]]:
-    """A roster that all sites have signed, and everyone's keys by name. `batches`: with membership
-    batches; cut by name if none are given."""
+    """A roster that all sites have signed, and everyone's keys by name.
+
+    Args:
+        sites: their names.
+        asked: the numbers; the defaults if left out.
+        allowed: what a plan may ask; the defaults if left out.
+        batches: with membership batches; cut by name if none are given.
+
+    Raises:
+        RosterError: for names or numbers that no roster has.
+    """
     names = [*sites, COORDINATOR]
     keys = {name: KeyFile.make(name) for name in names}
     cards = tuple(keys[name].card() for name in sites)
@@ -52,7 +61,18 @@ def write_demonstration(
     allowed: Allowed | None = None,
     batches: Batches = (),
 ) -> SignedRoster:
-    """A new folder with `roster.json`, and everyone's key file and card; whole or not at all."""
+    """A new folder with `roster.json`, and everyone's key file and card; whole or not at all.
+
+    Args:
+        folder: not there yet.
+        sites: their names.
+        asked: the numbers; the defaults if left out.
+        allowed: what a plan may ask; the defaults if left out.
+        batches: with membership batches; cut by name if none are given.
+
+    Raises:
+        RosterError: as of `demonstration`, and where the folder is there or cannot be written.
+    """
     roster, keys = demonstration(sites, asked, allowed, batches)
     if os.path.lexists(folder):
         raise RosterError(

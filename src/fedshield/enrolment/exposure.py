@@ -12,18 +12,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from fedshield.enrolment.cards import Card, KeyFile
-from fedshield.enrolment.files import Fields, RosterError, check_identity, read_document, to_text
-from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
+from fedshield.enrolment.cards import Card, CardForm, KeyFile
+from fedshield.enrolment.files import RosterError, check_identity, read_document, to_text
+from fedshield.enrolment.forms import Form, Hex32, Hex64, MaybeHex32, Text, Texts
+from fedshield.enrolment.replacement import is_signed
 from fedshield.protocol.wire import codec
 
 #: `leaving`: goes with c + 1 others or more, and is not exposed by it; `announced`: in advance, by
 #: whoever goes later from a roster with `departure: announced`.
 Kind = Literal["going", "leaving", "joining", "announced"]
 KINDS: tuple[Kind, ...] = ("going", "leaving", "joining", "announced")
-DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,18 @@ class Exposure:
         after: Sequence[str],
         following: bytes = b"",
     ) -> Exposure:
-        """Signed by the site itself. Arguments as the fields'."""
+        """Signed by the site itself.
+
+        Args:
+            key_file: of the site.
+            kind: what it does.
+            consortium: SHA-256 of the content of the consortium's first roster, 32 bytes.
+            roster: SHA-256 of the content of the roster that is followed, 32 bytes.
+            before: its batch in that one, by first keys (hex).
+            after: its batch in the next, by first keys (hex).
+            following: SHA-256 of the batches of all these rosters, 32 bytes; nothing for no one
+                next roster.
+        """
         card = key_file.card()
         message = _message(kind, card, consortium, roster, before, after, following)
         signature = key_file.key.sign(message)
@@ -108,23 +119,6 @@ class Exposure:
             "signature": self.signature.hex(),
         }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Exposure:
-        kind = fields.text("kind")
-        card = Card.from_fields(fields.inner("card"))
-        exposure = cls(
-            kind,  # type: ignore[arg-type]  # checked when it is made
-            card,
-            fields.hexadecimal("consortium", DIGEST_BYTES),
-            fields.hexadecimal("roster", DIGEST_BYTES),
-            _sites(fields, "before"),
-            _sites(fields, "after"),
-            fields.maybe_hexadecimal("following", DIGEST_BYTES),
-            fields.hexadecimal("signature", SIGNATURE_BYTES),
-        )
-        fields.done()
-        return exposure
-
     def to_text(self) -> str:
         return to_text("exposure 1", self.fields())
 
@@ -132,16 +126,40 @@ class Exposure:
     def read(cls, path: Path) -> Exposure:
         fields, _ = read_document(path, "exposure 1")
         try:
-            return cls.from_fields(fields)
+            return ExposureForm.parse(fields).exposure()
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
 
 
-def _sites(fields: Fields, key: str) -> tuple[str, ...]:
-    sites = fields.texts(key)
-    for site in sites:
-        check_identity(site, fields.path(key))
-    return sites
+class ExposureForm(Form):
+    """A statement in its file or in a roster."""
+
+    kind: Text
+    card: CardForm
+    consortium: Hex32
+    roster: Hex32
+    before: Texts
+    after: Texts
+    following: MaybeHex32
+    signature: Hex64
+
+    def exposure(self, where: str = "") -> Exposure:
+        """`where`: what the names of its keys begin with. Raises `RosterError` for one that is not
+        signed."""
+        card = self.card.card()
+        for key, sites in (("before", self.before), ("after", self.after)):
+            for site in sites:
+                check_identity(site, where + key)
+        return Exposure(
+            cast(Kind, self.kind),  # which it checks
+            card,
+            bytes.fromhex(self.consortium),
+            bytes.fromhex(self.roster),
+            self.before,
+            self.after,
+            bytes.fromhex(self.following or ""),
+            bytes.fromhex(self.signature),
+        )
 
 
 def _message(

@@ -1,7 +1,8 @@
 """The files of enrolment: JSON that is read strictly, and written whole and never over another.
 
 Every file says in its first key what it is. Unknown, missing and repeated keys, wrong types and
-oversized files are refused; no error repeats a value that could be a secret.
+oversized files are refused; no error repeats a value that could be a secret. The keys of each kind
+of file are a `forms.Form`, beside what they are read for.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ MAX_BYTES: dict[Kind, int] = {
     "ledger question 1": 16 * 1024,
     "ledger answer 1": 256 * 1024 * 1024,
 }
+#: Keys of one object: pydantic keeps a note of each that is wrong.
+MAX_KEYS = 2**16
 WORDS: dict[str, str] = {
     "card 1": "a card (NAME.card.json)",
     "key 1": "a key file (NAME.key)",
@@ -88,8 +91,12 @@ def check_site_name(name: str, where: str) -> None:
         )
 
 
-def read_document(path: Path, kind: Kind) -> tuple[Fields, os.stat_result]:
-    """What is in the file, and the state of the file that was read. Raises `RosterError`."""
+# -- reading -------------------------------------------------------------------------------------
+
+
+def read_document(path: Path, kind: Kind) -> tuple[dict[str, Any], os.stat_result]:
+    """What is in the file, without the key that says which kind it is, and the state of the file
+    that was read. Raises `RosterError`."""
     wanted = WORDS[kind]
     try:
         # Without O_NONBLOCK a pipe would keep us waiting.
@@ -110,6 +117,7 @@ def read_document(path: Path, kind: Kind) -> tuple[Fields, os.stat_result]:
             "ask for the file again"
         )
     try:
+        # pydantic's own JSON takes a key that is given twice, and NaN.
         value = json.loads(
             raw.decode(), object_pairs_hook=_no_repeats, parse_constant=_no_constants
         )
@@ -123,9 +131,8 @@ def read_document(path: Path, kind: Kind) -> tuple[Fields, os.stat_result]:
     got = value.get(KIND_KEY) if isinstance(value, dict) else None
     if got != kind:
         _refuse_kind(path, kind, got)
-    fields = Fields(value, "")
-    fields.text(KIND_KEY)
-    return fields, status
+    del value[KIND_KEY]
+    return value, status
 
 
 def _read(handle: int, limit: int) -> bytes:
@@ -166,114 +173,21 @@ def _refuse_kind(path: Path, kind: Kind, got: object) -> None:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    if len(pairs) > MAX_KEYS:
+        raise ValueError(f"more than {MAX_KEYS} keys in one object")
+    keys: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in keys:
             raise ValueError(f"the key {key[:40]!r} is there twice")
-        found[key] = value
-    return found
+        keys[key] = value
+    return keys
 
 
 def _no_constants(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-class Fields:
-    """The keys of one JSON object, each taken with its type; `done` refuses what is left."""
-
-    def __init__(self, value: object, where: str) -> None:
-        self._where = where
-        if not isinstance(value, dict):
-            raise RosterError(f"{where}: expected an object with keys; ask for the file again")
-        self._left: dict[str, Any] = dict(value)
-
-    def _take(self, key: str, expected: str) -> Any:
-        if key not in self._left:
-            raise RosterError(
-                f"{self.path(key)}: expected {expected}, found none; ask for the file again"
-            )
-        return self._left.pop(key)
-
-    def path(self, key: str) -> str:
-        return f"{self._where}.{key}" if self._where else key
-
-    def _wrong(self, key: str, expected: str) -> RosterError:
-        return RosterError(
-            f"{self.path(key)}: expected {expected}, got something else; ask for the file again"
-        )
-
-    def text(self, key: str) -> str:
-        value = self._take(key, "text")
-        if not isinstance(value, str):
-            raise self._wrong(key, "text")
-        return value
-
-    def hexadecimal(self, key: str, size: int) -> bytes:
-        expected = f"{2 * size} digits of 0-9 and a-f"
-        value = self._take(key, expected)
-        if not isinstance(value, str) or re.fullmatch(f"[0-9a-f]{{{2 * size}}}", value) is None:
-            raise self._wrong(key, expected)
-        return bytes.fromhex(value)
-
-    def maybe_hexadecimal(self, key: str, size: int) -> bytes:
-        """Nothing for null."""
-        if key in self._left and self._left[key] is None:
-            del self._left[key]
-            return b""
-        return self.hexadecimal(key, size)
-
-    def maybe_number(self, key: str) -> int | None:
-        value = self._take(key, "a whole number or null")
-        if value is not None and type(value) is not int:
-            raise self._wrong(key, "a whole number or null")
-        return value
-
-    def number(self, key: str) -> int:
-        value = self._take(key, "a whole number")
-        if type(value) is not int:
-            raise self._wrong(key, "a whole number")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self._take(key, "true or false")
-        if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
-        return value
-
-    def items(self, key: str) -> list[Any]:
-        value = self._take(key, "a list")
-        if not isinstance(value, list):
-            raise self._wrong(key, "a list")
-        return value
-
-    def texts(self, key: str) -> tuple[str, ...]:
-        values = self.items(key)
-        if not all(isinstance(value, str) for value in values):
-            raise self._wrong(key, "a list of texts")
-        return tuple(values)
-
-    def lists(self, key: str) -> tuple[tuple[str, ...], ...]:
-        """Lists of texts, in a list."""
-        values = self.items(key)
-        for value in values:
-            if not (isinstance(value, list) and all(isinstance(text, str) for text in value)):
-                raise self._wrong(key, "a list of lists of texts")
-        return tuple(tuple(value) for value in values)
-
-    def inner(self, key: str) -> Fields:
-        return Fields(self._take(key, "an object with keys"), self.path(key))
-
-    def names(self) -> tuple[str, ...]:
-        """The keys that are left."""
-        return tuple(self._left)
-
-    def done(self) -> None:
-        if self._left:
-            key = next(iter(self._left))
-            raise RosterError(
-                f"{self.path(key[:40])!r}: unknown key; all parties need the same version of "
-                "FedShield, or the file was changed by hand"
-            )
+# -- writing -------------------------------------------------------------------------------------
 
 
 def to_text(kind: Kind, fields: dict[str, Any]) -> str:
@@ -281,8 +195,18 @@ def to_text(kind: Kind, fields: dict[str, Any]) -> str:
 
 
 def write_new(path: Path, text: str, mode: int) -> None:
-    """Write a file that is not there yet, with `mode` from its first moment, synced to disk;
-    whole or not at all. Raises `RosterError`."""
+    """Write a file that is not there yet, with `mode` from its first moment, synced to disk; whole
+    or not at all.
+
+    Args:
+        path: of the file, which no link may stand for.
+        text: all of it.
+        mode: its permission bits.
+
+    Raises:
+        RosterError: where it is there already or cannot be written, and on a file system without
+            modes.
+    """
     with interrupt.held():
         _write_new(path, text, mode)
 

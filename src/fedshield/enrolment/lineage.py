@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from fedshield.enrolment.cards import Card
-from fedshield.enrolment.exposure import DIGEST_BYTES, Exposure
-from fedshield.enrolment.files import Fields, RosterError, check_identity, check_name
+from fedshield.enrolment.exposure import Exposure, ExposureForm
+from fedshield.enrolment.files import RosterError, check_identity, check_name
+from fedshield.enrolment.forms import Form, Hex32, Listed, MaybeHex32, Text, Texts
 from fedshield.ledger.history import Cut, History, Statement, chain, in_order
 from fedshield.plan.data import MAX_SITES
 from fedshield.protocol.wire import codec
@@ -235,19 +236,6 @@ class Lineage:
             "exposures": [one.fields() for one in self.exposures],
         }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Lineage:
-        departure: Departure = fields.text("departure")  # type: ignore[assignment]  # checked above
-        consortium = fields.maybe_hexadecimal("consortium", DIGEST_BYTES)
-        rows = fields.items("earlier")[: MAX_EARLIER + 1]
-        earlier = tuple(_earlier(Fields(row, f"earlier.{k}")) for k, row in enumerate(rows))
-        given = fields.items("exposures")[: (MAX_EARLIER + 1) * MAX_SITES]
-        exposures = tuple(
-            Exposure.from_fields(Fields(row, f"exposures.{k}")) for k, row in enumerate(given)
-        )
-        fields.done()
-        return cls(departure, consortium, earlier, exposures)
-
 
 def identity(card: Card, demo: bool) -> str:
     """Whom a ledger knows a card's site as (`protocol.roster.Roster.identity`)."""
@@ -263,8 +251,17 @@ def chain_digest(cuts: Sequence[Cut]) -> bytes:
 def step(
     kind: str, site: str, cuts: Sequence[Cut]
 ) -> tuple[tuple[str, ...], tuple[str, ...], bytes] | None:
-    """What a site that goes or joins with the last of these cuts signs: its batch before and after,
-    and for who goes now the SHA-256 of them all; None where it does neither."""
+    """What a site that goes or joins with the last of some cuts signs.
+
+    Args:
+        kind: of the exposure.
+        site: its first key, hex.
+        cuts: of the rosters that follow each other, two or more.
+
+    Returns:
+        Its batch before and after, and for who goes now the SHA-256 of all cuts; None where it does
+        neither.
+    """
     *_, old, new = cuts
     members = [{one for batch in cut for one in batch} for cut in (old, new)]
     was, comes = (site in one for one in members)
@@ -280,24 +277,54 @@ def step(
     return None
 
 
-def _earlier(fields: Fields) -> Earlier:
-    roster = fields.hexadecimal("roster", DIGEST_BYTES)
-    batches = []
-    for number, row in enumerate(fields.items("batches")[: MAX_SITES + 1]):
-        given = Fields(row, f"{fields.path('batches')}.{number}")
-        batch = []
-        for name in given.names()[: MAX_SITES + 1]:
-            check_name(name, fields.path("batches"))
-            site = given.texts(name)
-            if len(site) != 2:
-                raise RosterError(
-                    f"{fields.path('batches')}: expected two keys of {name}, got {len(site)}; ask "
-                    "for the file again"
-                )
-            for key in site:
-                check_identity(key, fields.path("batches"))
-            batch.append(Member(name, *site))
-        batches.append(tuple(sorted(batch)))
-        given.done()
-    fields.done()
-    return Earlier(roster, tuple(batches))
+class EarlierForm(Form):
+    """A roster that was followed. `batches`: name -> the site and its key."""
+
+    roster: Hex32
+    batches: Listed[dict[str, Texts]]
+
+    def earlier(self, where: str) -> Earlier:
+        """`where`: the keys to this roster. Raises `RosterError`."""
+        where = f"{where}.batches"
+        batches = self.batches[: MAX_SITES + 1]
+        return Earlier(
+            bytes.fromhex(self.roster),
+            tuple(
+                tuple(sorted(_member(name, keys, where) for name, keys in batch.items()))
+                for batch in batches
+            ),
+        )
+
+
+class LineageForm(Form):
+    """The rosters that a roster follows, in its file."""
+
+    departure: Text
+    consortium: MaybeHex32
+    earlier: Listed[EarlierForm]
+    exposures: Listed[ExposureForm]
+
+    def lineage(self) -> Lineage:
+        """Raises `RosterError`."""
+        rosters = self.earlier[: MAX_EARLIER + 1]
+        statements = self.exposures[: (MAX_EARLIER + 1) * MAX_SITES]
+        return Lineage(
+            cast(Departure, self.departure),  # which it checks
+            bytes.fromhex(self.consortium or ""),
+            tuple(form.earlier(f"earlier.{at}") for at, form in enumerate(rosters)),
+            tuple(form.exposure(f"exposures.{at}.") for at, form in enumerate(statements)),
+        )
+
+
+NO_LINEAGE = LineageForm(departure="signed", consortium=None, earlier=(), exposures=())
+
+
+def _member(name: str, keys: tuple[str, ...], where: str) -> Member:
+    check_name(name, where)
+    if len(keys) != 2:
+        raise RosterError(
+            f"{where}: expected two keys of {name}, got {len(keys)}; ask for the file again"
+        )
+    for key in keys:
+        check_identity(key, where)
+    return Member(name, *keys)

@@ -16,7 +16,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from fedshield.errors import PlanError, UserError
 from fedshield.plan.data import MAX_SITES, SITE_NAME, PositiveInt, Section, SourcePlan
-from fedshield.plan.load import explain, read_mapping
+from fedshield.plan.explain import explain
+from fedshield.plan.load import read_mapping
 from fedshield.plan.quorum import Membership, OpenTo, Server
 from fedshield.plan.schema import Plan
 from fedshield.plan.sections import BUILT_IN
@@ -107,8 +108,12 @@ class Policy(Section):
     ) -> tuple[str, ...]:
         """Every key of the plan (or roster) that falls short, a line each, the gravest first.
 
-        `roster`, `base_model_sha256`: None where they are not known yet; what needs them is then
-        not checked, so an engine asks again with both before anything is trained.
+        Args:
+            plan: as it was sent.
+            roster: of the session.
+            base_model_sha256: hex. It and `roster` are None where they are not known yet; what
+                needs them is then not checked, so an engine asks again with both before anything is
+                trained.
         """
         found = [*self._protection(plan), *self._quorums(plan, roster)]
         found += [*self._model(plan, base_model_sha256), *self._privacy(plan)]
@@ -122,8 +127,18 @@ class Policy(Section):
         return tuple(found)
 
     def check(self, plan: Plan, roster: Roster | None, base_model_sha256: str | None) -> None:
-        """Raises `PolicyError` unless the plan meets every floor: the first in full, and the keys
-        of the others. Arguments as for `violations`."""
+        """Whether the plan meets every floor.
+
+        Args:
+            plan: as it was sent.
+            roster: of the session.
+            base_model_sha256: hex. It and `roster` are None where they are not known yet; what
+                needs them is then not checked, so an engine asks again with both before anything is
+                trained.
+
+        Raises:
+            PolicyError: the first key that falls short in full, and the others by name.
+        """
         found = self.violations(plan, roster, base_model_sha256)
         if not found:
             return

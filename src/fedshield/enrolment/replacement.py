@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from fedshield.enrolment.files import Fields, RosterError
+from fedshield.enrolment.files import RosterError
+from fedshield.enrolment.forms import Form, Hex32, Hex64, Text
 from fedshield.protocol.wire import codec
 
-PUBLIC_BYTES, SIGNATURE_BYTES = 32, 64
 #: Keys that a card may name before the one of today.
 MAX_REPLACED = 32
 
@@ -39,35 +39,45 @@ class ReplacedKey:
             "signature": self.signature.hex(),
         }
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> ReplacedKey:
-        replaced = cls(
-            fields.hexadecimal("public_key", PUBLIC_BYTES),
-            fields.text("created"),
-            fields.hexadecimal("signature", SIGNATURE_BYTES),
-        )
-        fields.done()
-        return replaced
+
+class ReplacedForm(Form):
+    """A replaced key in a card or key file."""
+
+    public_key: Hex32
+    created: Text
+    signature: Hex64
+
+    def replaced_key(self) -> ReplacedKey:
+        public, signature = bytes.fromhex(self.public_key), bytes.fromhex(self.signature)
+        return ReplacedKey(public, self.created, signature)
 
 
 def statement(name: str, old: bytes, old_created: str, new: bytes, new_created: str) -> bytes:
-    """What the old key signs. `old`, `new`: public keys, 32 bytes each."""
+    """What the old key signs.
+
+    Args:
+        name: of the party.
+        old: public key, 32 bytes.
+        old_created: its date.
+        new: public key, 32 bytes.
+        new_created: its date.
+
+    Returns:
+        The canonical encoding of `docs/roster.md`.
+    """
     return codec.encode(
         ["fedshield replacement 1", name, old, old_created, new, new_created],
     )
 
 
-def read_replaced(fields: Fields) -> tuple[ReplacedKey, ...]:
-    """The keys that a card or key file names as replaced; nothing where it has none."""
-    if "replaces" not in fields.names():
-        return ()
-    rows = fields.items("replaces")[: MAX_REPLACED + 1]
-    return tuple(
-        ReplacedKey.from_fields(Fields(row, f"replaces.{k}")) for k, row in enumerate(rows)
-    )
-
-
 def is_signed(message: bytes, signature: bytes, public: bytes) -> bool:
+    """Whether a key signed a message; no error for bytes that are no key or no signature.
+
+    Args:
+        message: of any length.
+        signature: Ed25519, 64 bytes.
+        public: the key, 32 bytes.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
@@ -89,7 +99,17 @@ def check_date(created: str) -> None:
 
 
 def check_chain(name: str, public: bytes, created: str, replaces: tuple[ReplacedKey, ...]) -> None:
-    """Each key signed the next, and none comes back."""
+    """Each key signed the next, and none comes back.
+
+    Args:
+        name: of the party.
+        public: its key of today, 32 bytes.
+        created: the date of that.
+        replaces: its keys before, the first one first.
+
+    Raises:
+        RosterError: for a chain that is broken, longer than `MAX_REPLACED`, or runs in a circle.
+    """
     if len(replaces) > MAX_REPLACED:
         raise RosterError(
             f"card of {name}: expected at most {MAX_REPLACED} replaced keys, got more; enrol it "

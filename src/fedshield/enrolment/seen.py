@@ -20,8 +20,8 @@ from pathlib import Path
 from fedshield import interrupt
 from fedshield.disk import sync_folder
 from fedshield.enrolment.cards import Card
-from fedshield.enrolment.files import Fields, RosterError, read_document, to_text, write_new
-from fedshield.enrolment.replacement import PUBLIC_BYTES
+from fedshield.enrolment.files import RosterError, read_document, to_text, write_new
+from fedshield.enrolment.forms import Form, Hex32, Listed
 from fedshield.enrolment.signed_roster import SignedRoster
 
 FILE = "keys.seen.json"
@@ -47,15 +47,9 @@ class SeenKeys:
             return cls({}, frozenset())
         fields, _ = read_document(path, "keys seen 2")
         try:
-            inner = fields.inner("in_force")
-            in_force = {name: inner.hexadecimal(name, PUBLIC_BYTES) for name in inner.names()}
-            replaced = _digests(fields, "replaced")
-            chains = _chains(fields)
-            rosters = _digests(fields, "rosters")
-            fields.done()
+            return SeenForm.parse(fields).seen_keys()
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
-        return cls(in_force, frozenset(replaced), chains, rosters)
 
     def to_text(self) -> str:
         in_force = {name: public.hex() for name, public in sorted(self.in_force.items())}
@@ -95,17 +89,25 @@ class SeenKeys:
         )
 
 
-def _chains(fields: Fields) -> dict[bytes, tuple[bytes, ...]]:
-    rows = [Fields({"keys": row}, f"chains.{k}") for k, row in enumerate(fields.items("chains"))]
-    return {keys[0]: keys for row in rows if (keys := _digests(row, "keys"))}
+class SeenForm(Form):
+    """The kit's file."""
+
+    in_force: dict[str, Hex32]
+    replaced: Listed[Hex32]
+    chains: Listed[Listed[Hex32]]
+    rosters: Listed[Hex32]
+
+    def seen_keys(self) -> SeenKeys:
+        return SeenKeys(
+            {name: bytes.fromhex(key) for name, key in self.in_force.items()},
+            frozenset(_raw(self.replaced)),
+            {chain[0]: chain for chain in map(_raw, self.chains) if chain},
+            _raw(self.rosters),
+        )
 
 
-def _digests(fields: Fields, key: str) -> tuple[bytes, ...]:
-    """A list of values of 32 bytes each."""
-    rows = [
-        Fields({key: row}, f"{fields.path(key)}.{k}") for k, row in enumerate(fields.items(key))
-    ]
-    return tuple(row.hexadecimal(key, PUBLIC_BYTES) for row in rows)
+def _raw(values: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(bytes.fromhex(value) for value in values)
 
 
 def put_in_force(folder: Path, roster: SignedRoster) -> tuple[str, ...]:

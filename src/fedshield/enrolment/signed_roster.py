@@ -20,18 +20,32 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.crypto.public_keys import SEALING
-from fedshield.enrolment.cards import Card, KeyFile, check_parties
+from fedshield.enrolment.cards import Card, CardForm, KeyFile, check_parties
 from fedshield.enrolment.exposure import Exposure
-from fedshield.enrolment.files import Fields, RosterError, read_document, to_text
-from fedshield.enrolment.lineage import Lineage, Member, identity
-from fedshield.enrolment.replacement import SIGNATURE_BYTES, is_signed
+from fedshield.enrolment.files import RosterError, read_document, to_text
+from fedshield.enrolment.forms import (
+    Flag,
+    Form,
+    Hex64,
+    Listed,
+    MaybeHex32,
+    TextLists,
+    Texts,
+    WholeNumber,
+    at_most,
+    missing_key,
+    unknown_key,
+)
+from fedshield.enrolment.lineage import Lineage, LineageForm, Member, identity
+from fedshield.enrolment.replacement import is_signed
 from fedshield.enrolment.standing import Standing
-from fedshield.enrolment.terms import Allowed, Asked
+from fedshield.enrolment.terms import Allowed, AllowedForm, Asked, AskedForm
 from fedshield.errors import PlanError
 from fedshield.ledger.history import Cut, in_order
 from fedshield.plan import batches as batching
@@ -444,48 +458,59 @@ class SignedRoster:
         """Raises `RosterError` for anything but a roster whose every signature fits."""
         fields, _ = read_document(path, "roster 2")
         try:
-            return cls._from_fields(fields)
+            return RosterForm.parse(fields).roster()
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
 
-    @classmethod
-    def _from_fields(cls, fields: Fields) -> SignedRoster:
-        demo = fields.flag("demonstration")
-        coordinator = Card.from_fields(fields.inner("coordinator"))
-        rows = fields.items("sites")
-        if len(rows) > MAX_SITES:
-            raise RosterError(f"sites: expected at most {MAX_SITES}, got {len(rows)}")
-        sites = tuple(Card.from_fields(Fields(row, f"sites.{k}")) for k, row in enumerate(rows))
-        asked = Asked.from_fields(fields.inner("rules"))
-        allowed = Allowed.from_fields(fields.inner("allowed"))
-        model_sha256 = fields.maybe_hexadecimal("model_sha256", 32)
-        sealing = fields.number("sealing")
-        batches = fields.lists("batches") if asked.membership == "batches" else ()
-        lineage = Lineage()
-        if "lineage" in fields.names():
-            lineage = Lineage.from_fields(fields.inner("lineage"))
-        given = fields.inner("countersignatures")
-        countersignatures = {
-            name: _countersignature(given.inner(name)) for name in given.names()[:MAX_SITES]
-        }
-        given.done()
-        fields.done()
-        return cls(
-            *(coordinator, sites, asked, allowed, model_sha256, demo, sealing, countersignatures),
-            batches,
-            lineage,
-        )
+
+class CountersignatureForm(Form):
+    """A countersignature in a roster's file."""
+
+    confirmed: Texts
+    signature: Hex64
+    announced: Hex64 = ""
+
+    def countersignature(self) -> Countersignature:
+        signature, announced = bytes.fromhex(self.signature), bytes.fromhex(self.announced)
+        return Countersignature(self.confirmed, signature, announced)
 
 
-def _countersignature(fields: Fields) -> Countersignature:
-    announced = b""
-    if "announced" in fields.names():
-        announced = fields.hexadecimal("announced", SIGNATURE_BYTES)
-    given = Countersignature(
-        fields.texts("confirmed"), fields.hexadecimal("signature", SIGNATURE_BYTES), announced
+class RosterForm(Form):
+    """A roster's file."""
+
+    demonstration: Flag
+    coordinator: CardForm
+    sites: Annotated[Listed[CardForm], at_most(MAX_SITES)]
+    rules: AskedForm
+    allowed: AllowedForm
+    model_sha256: MaybeHex32
+    sealing: WholeNumber
+    batches: TextLists = ()
+    lineage: LineageForm = LineageForm(
+        departure="signed", consortium=None, earlier=(), exposures=()
     )
-    fields.done()
-    return given
+    countersignatures: dict[str, CountersignatureForm]
+
+    def roster(self) -> SignedRoster:
+        """Raises `RosterError` for one with a signature that does not fit."""
+        asked = self.rules.asked()
+        batched = asked.membership == "batches"
+        if batched and "batches" not in self.model_fields_set:
+            raise missing_key(["batches"], "a list of lists of texts")
+        if not batched and "batches" in self.model_fields_set:
+            raise unknown_key(["batches"])
+        return SignedRoster(
+            self.coordinator.card(),
+            tuple(form.card() for form in self.sites),
+            asked,
+            self.allowed.allowed(),
+            bytes.fromhex(self.model_sha256 or ""),
+            self.demonstration,
+            self.sealing,
+            {name: form.countersignature() for name, form in self.countersignatures.items()},
+            self.batches,
+            self.lineage.lineage(),
+        )
 
 
 def _countersigned_part(content_sha256: bytes, name: str, confirmed: Sequence[str]) -> bytes:

@@ -7,7 +7,8 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from fedshield.enrolment.files import Fields, RosterError
+from fedshield.enrolment.files import RosterError
+from fedshield.enrolment.forms import Form, MaybeNumber, Text, Texts
 from fedshield.errors import PlanError
 from fedshield.plan.data import MAX_SITES
 from fedshield.plan.quorum import Membership, Rules, Server, resolve
@@ -66,14 +67,6 @@ class Asked:
                 f"{str(self.membership)[:40]!r}; leave it out for fixed"
             )
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Asked:
-        numbers = {key: fields.maybe_number(key) for key in _NUMBERS}
-        server: Server = fields.text("server")  # type: ignore[assignment]  # checked below
-        membership: Membership = fields.text("membership")  # type: ignore[assignment]  # checked below
-        fields.done()
-        return cls(**numbers, server=server, membership=membership)
-
     def rules(self, num_sites: int) -> Rules:
         """Raises `RosterError` in the words of the command's options."""
         try:
@@ -81,6 +74,21 @@ class Asked:
         except PlanError as error:
             text = re.sub(r"^scheme\.(\w+)", lambda found: _option(found[1]), str(error))
             raise RosterError(f"{text} (given when the roster was made)") from None
+
+
+class AskedForm(Form):
+    """The numbers in a roster's file."""
+
+    max_colluding: MaybeNumber
+    threshold: MaybeNumber
+    votes: MaybeNumber
+    min_cohort: MaybeNumber
+    server: Text
+    membership: Text
+
+    def asked(self) -> Asked:
+        """Raises `RosterError` in the words of the options."""
+        return Asked(**self.model_dump())
 
 
 @dataclass(frozen=True)
@@ -102,13 +110,6 @@ class Allowed:
         _check_range("min_bits", self.min_bits)
         _check_range("max_examples", self.max_examples)
 
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Allowed:
-        schemes = fields.texts("schemes")
-        limits = {key: fields.maybe_number(key) for key in ("min_bits", "max_examples")}
-        fields.done()
-        return cls(schemes, **limits)
-
     def in_words(self) -> str:
         words = f"schemes {', '.join(sorted(self.schemes))}"
         if self.min_bits is not None:
@@ -120,3 +121,15 @@ class Allowed:
         if "plain" in self.schemes:
             words += "; plain: NO protection, the coordinator reads every update"
         return words
+
+
+class AllowedForm(Form):
+    """What a plan may ask, in a roster's file."""
+
+    schemes: Texts
+    min_bits: MaybeNumber
+    max_examples: MaybeNumber
+
+    def allowed(self) -> Allowed:
+        """Raises `RosterError` in the words of the options."""
+        return Allowed(**self.model_dump())

@@ -172,11 +172,21 @@ def to_entered(entry: Mapping[str, Any], records: Mapping[str, frozenset[bytes]]
 
 
 def of_records(records: Collection[bytes]) -> dict[str, Any]:
+    """Keyed hashes of records as one line holds them, in order.
+
+    >>> of_records([b"01234567"])
+    {'kind': 'records', 'hashes': 'MDEyMzQ1Njc='}
+    """
     return {"kind": "records", "hashes": base64.b64encode(b"".join(sorted(records))).decode()}
 
 
 def to_records(entry: Mapping[str, Any]) -> frozenset[bytes]:
-    """Raises `KeyError`, `TypeError` or `ValueError` for another entry."""
+    """The inverse of `of_records`. Raises `KeyError`, `TypeError` or `ValueError` for another
+    entry.
+
+    >>> to_records(of_records([b"01234567", b"89abcdef"])) == {b"01234567", b"89abcdef"}
+    True
+    """
     packed = base64.b64decode(entry["hashes"], validate=True)
     places = range(0, len(packed), RECORD_BYTES)
     return frozenset(packed[at : at + RECORD_BYTES] for at in places)

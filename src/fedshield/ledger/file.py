@@ -112,8 +112,22 @@ class Ledger:
         chains: heads.Chains,
         last: Callable[[], None],
     ) -> Ledger:
-        """A lost ledger anew: the `lines` of an older copy (`prefix`), then that it was lost, and
-        `rows` and `results` as others told. `last` is called when all is on disk but the name."""
+        """A lost ledger anew: the lines of an older copy, then that it was lost, and what others
+        told.
+
+        Args:
+            path: where no ledger is yet.
+            lines: of the older copy (`prefix`).
+            recovered: that it was lost.
+            rows: as others told of them.
+            results: as others told of them.
+            peers: the last heads of other sites.
+            chains: the keys of other sites.
+            last: called when all is on disk but the name.
+
+        Raises:
+            LedgerError: where it cannot be written, or there is a ledger.
+        """
 
         def fill(ledger: Ledger) -> None:
             handle = ledger._usable()

@@ -64,7 +64,11 @@ def place_question(ledger: Path) -> Path:
 
 
 def to_chains(keys: Mapping[str, Sequence[bytes]]) -> dict[str, tuple[str, ...]]:
-    """`keys`: by a site's name, its public keys, the first one first."""
+    """`keys`: by a site's name, its public keys, the first one first.
+
+    >>> to_chains({"bank": (bytes([170]), bytes([187]))})
+    {'aa': ('aa', 'bb')}
+    """
     chains = [tuple(key.hex() for key in chain) for chain in keys.values()]
     return {chain[0]: chain for chain in chains}
 
@@ -72,9 +76,10 @@ def to_chains(keys: Mapping[str, Sequence[bytes]]) -> dict[str, tuple[str, ...]]
 def forked(known: Chains, keys: Mapping[str, Sequence[bytes]]) -> str:
     """Why these keys of sites (by name) do not go on from those that are known; '' if they do.
 
-    >>> forked({"aa": ("aa", "bb")}, {"bank": (b"\xaa", b"\xbb", b"\xcc")})
+    >>> old, new, other = bytes([170]), bytes([187]), bytes([204])
+    >>> forked({"aa": ("aa", "bb")}, {"bank": (old, new, other)})
     ''
-    >>> forked({"aa": ("aa", "bb")}, {"bank": (b"\xaa", b"\xcc")})[:42]
+    >>> forked({"aa": ("aa", "bb")}, {"bank": (old, other)})[:42]
     'expected the keys of bank to begin with th'
     """
     for site, chain in keys.items():
@@ -92,8 +97,17 @@ def forked(known: Chains, keys: Mapping[str, Sequence[bytes]]) -> str:
 
 
 def write(path: Path, ledger: str, heads: Heads, chains: Chains) -> None:
-    """All anew, mode 0600, synced. `ledger`: the digest of the ledger's first line. Raises
-    `LedgerError`."""
+    """All anew, mode 0600, synced.
+
+    Args:
+        path: of the file beside the ledger.
+        ledger: SHA-256, hex, of the ledger's first line.
+        heads: the last heads of other sites.
+        chains: the keys of other sites.
+
+    Raises:
+        LedgerError: where it cannot be written.
+    """
     rows = {
         name: {"length": head.length, "head": head.digest, "statement": statement.hex()}
         for name, (head, statement) in heads.items()
@@ -112,8 +126,19 @@ def write(path: Path, ledger: str, heads: Heads, chains: Chains) -> None:
 def read(
     path: Path, ledger: str, needed: bool
 ) -> tuple[dict[str, tuple[Head, bytes]], dict[str, tuple[str, ...]]]:
-    """What `write` wrote for this ledger; empty where there is no file and none is `needed`. Raises
-    `LedgerError` for a file that is missing, damaged or another ledger's."""
+    """What `write` wrote for this ledger.
+
+    Args:
+        path: of the file beside the ledger.
+        ledger: SHA-256, hex, of the ledger's first line.
+        needed: whether the file must be there.
+
+    Returns:
+        Heads and chains; empty where there is no file and none is needed.
+
+    Raises:
+        LedgerError: for a file that is missing, damaged or another ledger's.
+    """
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         if entry.pop("digest") != digest_after(ledger, entry) or entry["format"] != FORMAT:
@@ -139,6 +164,10 @@ def read(
 
 def digest_after(before: str, entry: Mapping[str, Any]) -> str:
     """SHA-256, hex, of an entry that follows a digest: of a ledger's line, and of what lies beside
-    one."""
+    one. The order of its keys means nothing.
+
+    >>> digest_after("", {"a": 1, "b": 2}) == digest_after("", {"b": 2, "a": 1})
+    True
+    """
     text = before + json.dumps(entry, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

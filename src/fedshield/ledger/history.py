@@ -135,7 +135,8 @@ def of_one(batch: Sequence[str]) -> History:
 
 
 def in_order(batches: Iterable[Iterable[str]]) -> Cut:
-    """
+    """One form for one cut: sites sorted in each batch, batches by their first site.
+
     >>> in_order(["ca", "b"])
     (('a', 'c'), ('b',))
     """
@@ -209,7 +210,16 @@ def signed_late(entered: Sequence[Entered], history: History, own: str) -> froze
     """Sites whose exposure is of a step that the site `own` went on after, and was not there then:
     whoever stole a key that its site had then could sign it. At the step with which `own` went
     itself others sign after it; whom its policy exposes is exposed without a signature. A site that
-    lost its key went on under the key of then, which has the same name."""
+    lost its key went on under the key of then, which has the same name.
+
+    Args:
+        entered: the rosters that the line was under.
+        history: what the roster of today says.
+        own: first key of the site, hex.
+
+    Returns:
+        First keys, hex.
+    """
     name = history.names.get(own)
     keys = {own} | {site for site, known in history.names.items() if name and known == name}
     return frozenset(
@@ -230,7 +240,16 @@ def _steps_of(entered: Entered, keys: Collection[str]) -> int:
 
 def first_place(rows: Sequence[Row], entered: Sequence[Entered], cuts: Sequence[Cut]) -> int:
     """The first cut of the chain that one of these rows can have been under, or that these records
-    went on under; the number of cuts if there is none."""
+    went on under.
+
+    Args:
+        rows: of one line.
+        entered: the rosters that the line was under.
+        cuts: the chain, the oldest first.
+
+    Returns:
+        A place in `cuts`; their number if there is none.
+    """
     places = [number for row in rows if (number := place(row, cuts)) is not None]
     places += [len(one.cuts) - 1 for one in entered if tuple(cuts[: len(one.cuts)]) == one.cuts]
     return min(places, default=len(cuts))
@@ -251,9 +270,16 @@ def _parting(known: Sequence[Cut], cuts: Sequence[Cut]) -> int:
 
 def goes(entered: Sequence[Entered], rows: Sequence[Row], history: History) -> Entered:
     """What a ledger remembers of a site that signs that it goes with the last of these cuts: that
-    its records of those before went on under this chain. `rows`, `entered`: all of the ledger.
+    its records of those before went on under this chain.
 
-    Raises `LookupError` where some went on under another cut: one only follows another."""
+    Args:
+        entered: all of the ledger.
+        rows: all of the ledger.
+        history: of the roster that the site goes with.
+
+    Raises:
+        LookupError: where some went on under another cut: one only follows another.
+    """
     before = history.cuts[:-1]
     if parting(entered, history.cuts):
         raise LookupError
@@ -275,12 +301,18 @@ class Unsupported(NamedTuple):
 def unsupported(
     history: History, first: int, places: Mapping[str, int], colluding: int, confirmed: int
 ) -> Unsupported | None:
-    """The first step, from `first` on, of which no quorum is seen; None if there is none.
+    """The first step, from `first` on, of which no quorum is seen; None if there is none. A step
+    from or to a roster with membership open has none: there is no cut that sums before and after it
+    are over.
 
-    Args: `places`: of each site of the session, the first cut of the chain for which it counts
-    (`parting`), as it signed it; `confirmed`: the place up to which this site has seen
-    quorums before. A step from or to a roster with membership open has none: there is no cut that
-    sums before and after it are over."""
+    Args:
+        history: of the roster in force.
+        first: the first cut that these records can have been under.
+        places: of each site of the session, the first cut of the chain for which it counts
+            (`parting`), as it signed it.
+        colluding: c.
+        confirmed: the place up to which this site has seen quorums before.
+    """
     for number in range(max(first, confirmed), len(history.cuts) - 1):
         sites = {site for batch in history.cuts[number] for site in batch}
         joined = {site for site in sites if places.get(site, len(history.cuts)) <= number}
@@ -293,8 +325,13 @@ def unsupported(
 
 
 def seen_up_to(entered: Sequence[Entered], first: int, colluding: int) -> int:
-    """The place up to which quorums were seen before, of each step from `first` on: such that hold
-    against `colluding` sites."""
+    """The place up to which quorums were seen before, of each step from `first` on.
+
+    Args:
+        entered: the rosters that the line was under.
+        first: the first cut that these records can have been under.
+        colluding: c that the quorums must hold against.
+    """
     asked = ((one.asked_from, len(one.cuts) - 1) for one in entered if one.colluding >= colluding)
     return max((last for start, last in asked if start is not None and start <= first), default=0)
 

@@ -109,17 +109,30 @@ class Consent:
 
 
 def record_hash(key: bytes, record: bytes) -> bytes:
-    """The keyed hash of a raw record, 8 bytes. `record`: its bytes before columns, templates
-    and cuts."""
+    """The keyed hash of a raw record, 8 bytes. `record`: its bytes before columns, templates and
+    cuts.
+
+    >>> len(record_hash(bytes(32), b"a row")), record_hash(bytes(32), b"") == record_hash(b"k", b"")
+    (8, False)
+    """
     return hmac.digest(key, b"fedshield ledger record 1" + record, "sha256")[:RECORD_BYTES]
 
 
 def part_version(key: bytes, sources: bytes, rows: bytes) -> Version:
-    """A site's version of what it puts in (R3): HMACs under the ledger's key of two digests, of the
-    source records that it trains on and of the rows as the model reads them, so that it tells
-    nobody which they are. So it changes if what enters changes, by whatever key of a plan, and only
-    then: a setting that alters nothing would let one site's real change pass for everyone's. The
-    key is that of the records: a site that replaces its signing key puts in the same as before."""
+    """A site's version of what it puts in (R3): two HMACs, which tell nobody what it is.
+
+    It changes if what enters changes, by whatever key of a plan, and only then: a setting that
+    alters nothing would let one site's real change pass for everyone's. The key is that of the
+    records: a site that replaces its signing key puts in the same as before.
+
+    Args:
+        key: the ledger's record key, 32 bytes.
+        sources: digest of the source records that the site trains on.
+        rows: digest of the rows as the model reads them.
+
+    Returns:
+        HMAC-SHA256 of each, hex.
+    """
     return Version(
         hmac.digest(key, b"fedshield ledger sources 1" + sources, "sha256").hex(),
         hmac.digest(key, b"fedshield ledger rows 1" + rows, "sha256").hex(),

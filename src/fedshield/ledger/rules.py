@@ -101,16 +101,29 @@ def first_refusal(
     history: History | None = None,
     entered: Sequence[Entered] = (),
 ) -> Refusal | None:
-    """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5; None if
-    it may go on. `roster`: the content digest of the roster in force; `tries`: rows already
-    written for this very sum; `ledger`: the rows of all lines, for what a site put into any sum
-    (R3) and the one run of a plan (R4); those of the line if left out; `history`: of the roster,
-    `entered`: the rosters that the line was under (R1)."""
+    """The first rule that the request breaks, in the order R8, R7, R6, R4, R1, R2, R3, R5.
+
+    Args:
+        rows: of the request's line, the oldest first.
+        request: the row that would be written.
+        terms: what else of the plan the rules need.
+        approval: the operator's of this plan, None for none.
+        roster: SHA-256, hex, of the content of the roster in force.
+        tries: rows already written for this very sum.
+        consent: what the operator agreed to besides; None for nothing.
+        ledger: the rows of all lines, for what a site put into any sum (R3) and the one run of a
+            plan (R4); those of the line if left out.
+        history: of the roster (R1); None if it says nothing of those before it.
+        entered: the rosters that the line was under (R1).
+
+    Returns:
+        The rule and why; None if the request may go on.
+    """
     agreed = consent or Consent()
     everything = rows if ledger is None else ledger
     checks: tuple[tuple[RuleName, Callable[[], str]], ...] = (
         ("R8", lambda: approved(request, approval, roster, tries)),
-        ("R7", lambda: known_start(rows, request, terms.starts)),
+        ("R7", lambda: known_start(request, terms.starts)),
         ("R6", lambda: enough_examples(terms.examples, terms.min_examples)),
         ("R4", lambda: once(everything, request)),
         ("R1", lambda: whole_batch(rows, request, agreed, history, entered)),
@@ -135,10 +148,19 @@ def whole_batch(
     """R1: a sum holds this site's whole batch, and over all rosters of the line two honest sites
     stay together with every site that did not choose otherwise (`ledger.history`).
 
-    `history`: what the roster says of those before it; None if nothing: then the batch of a line
-    never changes. `entered`: the rosters that the line was under. `membership: open` is for lines
-    whose every row protects each training row by itself (`unit: example`), and on such a line other
-    sites may be summed too.
+    `membership: open` is for lines whose every row protects each training row by itself (`unit:
+    example`), and on such a line other sites may be summed too.
+
+    Args:
+        rows: of the request's line, the oldest first.
+        request: the row that would be written.
+        consent: whether this site's updates may be had by subtraction.
+        history: what the roster says of those before it; None if nothing: then the batch of a line
+            never changes.
+        entered: the rosters that the line was under.
+
+    Returns:
+        '' or why not.
     """
     if request.own not in request.sites:
         return "expected a sum that this site is in, got one without it"
@@ -325,10 +347,19 @@ def one_scale(rows: Sequence[Row], request: Row) -> str:
 
 def own_part(rows: Sequence[Row], request: Row, consent: Consent) -> str:
     """R3: between two rows either nobody in the batch changes what it puts in, or everyone does.
-    What only this site changed can be seen by subtraction, other records too: `rows` are those of
-    all lines. Source records and rows of the model are compared each by itself: a plan can change
-    the latter at everyone. How much each changed no version says, so another's change of one
-    record counts as much as this site's of all of them."""
+    What only this site changed can be seen by subtraction, other records too. Source records and
+    rows of the model are compared each by itself: a plan can change the latter at everyone. How
+    much each changed no version says, so another's change of one record counts as much as this
+    site's of all of them.
+
+    Args:
+        rows: of all lines, the oldest first.
+        request: the row that would be written.
+        consent: the version that the operator let this site change to alone.
+
+    Returns:
+        '' or why not.
+    """
     ours = request.versions[request.own]
     for row in rows:
         before = row.versions.get(row.own)  # under whatever key it was known by then
@@ -400,7 +431,11 @@ def known_rounds(rows: Sequence[Row], request: Row) -> str:
 def goes_on(plan: str, ended: Collection[str]) -> str:
     """R4, of a plan (SHA-256) with membership batches: what its weights are shares of, and the
     rounds that this site took by the word of others, were not lost with the ledger (`ended`). A
-    second total would be a second weighting, a second word a second result."""
+    second total would be a second weighting, a second word a second result.
+
+    >>> goes_on("00", ended=()), goes_on("00", ended=["00"])[:46]
+    ('', 'expected a plan of which this ledger holds all')
+    """
     if plan not in ended:
         return ""
     return (
@@ -410,7 +445,13 @@ def goes_on(plan: str, ended: Collection[str]) -> str:
 
 
 def within_budget(epsilon: float | None, limit: float | None) -> str:
-    """R5: what all plans together have spent of these records stays within the plan's limit."""
+    """R5: what all plans together have spent of these records stays within the plan's limit.
+
+    >>> within_budget(2.0, limit=None), within_budget(2.0, limit=8.0)
+    ('', '')
+    >>> within_budget(9.25, limit=8.0)
+    'expected epsilon of at most 8 for these records over all plans, got 9.25 after this sum'
+    """
     if limit is None:
         return ""
     if epsilon is None:
@@ -427,7 +468,13 @@ def within_budget(epsilon: float | None, limit: float | None) -> str:
 
 
 def enough_examples(examples: int, min_examples: int) -> str:
-    """R6, this site's own floor, which is the others' too: rows that carry loss."""
+    """R6, this site's own floor, which is the others' too: rows that carry loss.
+
+    >>> enough_examples(64, min_examples=64)
+    ''
+    >>> enough_examples(63, min_examples=64)[:55]
+    'expected at least 64 rows with loss (min_examples), got'
+    """
     if examples >= min_examples:
         return ""
     return (
@@ -441,14 +488,29 @@ def largest_count(
 ) -> int:
     """R6: the largest count n for which this site's share stays within `max_weight` of the honest
     members' weight: n <= (b - c - 1) min_examples w / (1 - w). Colluders may claim any count, so
-    the others are taken at their floor."""
+    the others are taken at their floor.
+
+    >>> largest_count(batch_size=4, colluding=1, min_examples=32)
+    192
+
+    Args:
+        batch_size: b, sites of the batch.
+        colluding: c.
+        min_examples: the floor, rows with loss.
+        max_weight: w, below 1.
+
+    Returns:
+        Rows with loss.
+    """
     honest_others = batch_size - colluding - 1
     return int(honest_others * min_examples * max_weight / (1 - max_weight))
 
 
-def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> str:
+def known_start(request: Row, starts: frozenset[str]) -> str:
     """R7: a round starts from what the plan derives, or from a result in this ledger. A crafted
-    start can mute all sites but one (Pasquini et al., CCS 2022)."""
+    start can mute all sites but one (Pasquini et al., CCS 2022). `starts`: SHA-256, hex, of what
+    a round may start from.
+    """
     if request.phase != "round" or request.base in starts:
         return ""
     return (
@@ -458,8 +520,16 @@ def known_start(rows: Sequence[Row], request: Row, starts: frozenset[str]) -> st
 
 
 def permitted(plan: str, approval: Approval | None, roster: str) -> str:
-    """R8, before any sum: the operator approved this plan under this roster. `plan`: its SHA-256,
-    hex; `roster`: the content digest of the roster in force."""
+    """R8, before any sum: the operator approved this plan under this roster.
+
+    Args:
+        plan: its SHA-256, hex.
+        approval: the operator's, None for none.
+        roster: SHA-256, hex, of the content of the roster in force.
+
+    Returns:
+        '' or why not.
+    """
     if approval is None or approval.plan != plan:
         return (
             f"expected an approval of plan {plan[:16]}, got none; read it with: fedshield site "
@@ -475,7 +545,17 @@ def permitted(plan: str, approval: Approval | None, roster: str) -> str:
 
 def approved(request: Row, approval: Approval | None, roster: str, tries: int) -> str:
     """R8: the operator approved this plan under this roster, for this sum, and it was not tried too
-    often. So neither sums nor the file grow at the coordinator's will."""
+    often. So neither sums nor the file grow at the coordinator's will.
+
+    Args:
+        request: the row that would be written.
+        approval: the operator's, None for none.
+        roster: SHA-256, hex, of the content of the roster in force.
+        tries: rows already written for this very sum.
+
+    Returns:
+        '' or why not.
+    """
     if reason := permitted(request.plan, approval, roster):
         return reason
     assert approval is not None

@@ -28,13 +28,26 @@ def cut(names: Iterable[str], max_colluding: int) -> Batches:
 
 
 def in_order(batches: Iterable[Iterable[str]]) -> Batches:
-    """One form for one cut: names sorted in each batch, batches by their first name."""
+    """One form for one cut: names sorted in each batch, batches by their first name.
+
+    >>> in_order([["d", "c"], ["b", "a"]])
+    (('a', 'b'), ('c', 'd'))
+    """
     return tuple(sorted(tuple(sorted(batch)) for batch in batches))
 
 
 def check(batches: Batches, names: Collection[str], max_colluding: int) -> None:
-    """Raises `PlanError` unless every name is in exactly one batch, of at least c + 2, and there
-    are two batches or more."""
+    """Whether the batches cut the names.
+
+    Args:
+        batches: as they were named.
+        names: of all sites.
+        max_colluding: c.
+
+    Raises:
+        PlanError: unless every name is in exactly one batch, of at least c + 2, and there are two
+            batches or more.
+    """
     listed = [name for batch in batches for name in batch]
     twice = sorted({name for name in listed if listed.count(name) > 1})
     strange, left = sorted(set(listed) - set(names)), sorted(set(names) - set(listed))
@@ -56,12 +69,20 @@ def check(batches: Batches, names: Collection[str], max_colluding: int) -> None:
 
 
 def whole(batches: Batches, present: Collection[str]) -> tuple[str, ...]:
-    """The sites of those batches that are there with all their sites, by name."""
+    """The sites of those batches that are there with all their sites, by name.
+
+    >>> whole((("a", "b"), ("c", "d")), {"a", "b", "c"})
+    ('a', 'b')
+    """
     return tuple(sorted(name for batch in batches if set(batch) <= set(present) for name in batch))
 
 
 def sitting_out(batches: Batches, present: Collection[str]) -> dict[str, str]:
-    """Sites that are there while another of their batch is not: site -> why, in words."""
+    """Sites that are there while another of their batch is not: site -> why, in words.
+
+    >>> sitting_out((("a", "b"), ("c", "d")), {"a", "b", "c"})
+    {'c': 'its batch (c, d) sits out until d is back'}
+    """
     found: dict[str, str] = {}
     for batch in batches:
         missing = [name for name in batch if name not in present]
@@ -74,4 +95,9 @@ def sitting_out(batches: Batches, present: Collection[str]) -> dict[str, str]:
 
 
 def in_words(batches: Sequence[Sequence[str]]) -> str:
+    """The batches as people read them.
+
+    >>> in_words([["a", "b"], ["c", "d"]])
+    'a, b; c, d'
+    """
     return "; ".join(", ".join(batch) for batch in batches)

@@ -151,7 +151,11 @@ class DataPlan(Section):
 
 def without_later_keys(data: dict[str, Any]) -> dict[str, Any]:
     """The data part of a plan's canonical form, without the keys that came later where they are
-    unset: hashes of earlier plans stay as they were."""
+    unset: hashes of earlier plans stay as they were.
+
+    >>> without_later_keys({"rows": 3, "unused": "note", "sites": {}, "pool": []})
+    {'rows': 3, 'sites': {}, 'pool': []}
+    """
     later = (("unused", "note"), ("min_examples", None))
     kept = {key: value for key, value in data.items() if (key, value) not in later}
     sites = {name: _source_without(source) for name, source in data["sites"].items()}

@@ -1,18 +1,18 @@
-"""Reading a plan: YAML, overrides, and errors that name the key, the value and the way out."""
+"""Reading a plan: YAML and overrides. `explain` has the errors of its keys."""
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from fedshield.errors import InvalidKey, PlanError
+from fedshield.errors import PlanError
 from fedshield.plan.effect import without_effect
+from fedshield.plan.explain import explain, short, shown
 from fedshield.plan.schema import YAML_FLOAT, Plan
 from fedshield.plan.sections import RLWE_KEYS, SCHEMES, SchemePlan, SchemeTraits
 
@@ -55,9 +55,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             line = key_node.start_mark.line + 1
-            raise PlanError(
-                f"line {line}: expected a text key, got {_short(key)}; put it in quotes"
-            )
+            raise PlanError(f"line {line}: expected a text key, got {short(key)}; put it in quotes")
         if key in seen:
             raise PlanError(
                 f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one of them"
@@ -76,7 +74,11 @@ _Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What strict YAML says, see `_Loader`. `where` begins the line of a `PlanError`."""
+    """What strict YAML says, see `_Loader`. `where` begins the line of a `PlanError`.
+
+    >>> parse_yaml("{rate: 1e-4, day: 2026-03-01}", "plan.yaml")
+    {'rate': 0.0001, 'day': '2026-03-01'}
+    """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except PlanError as error:
@@ -94,7 +96,7 @@ def parse_yaml(text: str, where: str) -> Any:
 def read_mapping(path: Path, kind: str) -> dict[str, Any]:
     """The mapping in a YAML (or JSON) file. `kind`: what it should be, `plan` or `policy`. Raises
     `PlanError`."""
-    where = _shown(str(path))
+    where = shown(str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except IsADirectoryError:
@@ -135,7 +137,7 @@ def parse_plan(raw: dict[str, Any], *, base_dir: Path) -> Plan:
         # Through JSON, so that strict types mean the same for lists, tuples and YAML scalars.
         plan = Plan.model_validate_json(json.dumps(raw, ensure_ascii=False).encode())
     except ValidationError as error:
-        raise PlanError(explain(error)) from None
+        raise PlanError(explain(error, Plan, _ALIASES)) from None
     except (TypeError, ValueError, RecursionError) as error:
         problem = (str(error).splitlines() or [type(error).__name__])[0]
         raise PlanError(
@@ -152,14 +154,14 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
         key = key.strip()
         if not equals or not key:
             raise PlanError(
-                f"--set {_shown(text)}: expected KEY=VALUE, as in --set training.steps=4"
+                f"--set {shown(text)}: expected KEY=VALUE, as in --set training.steps=4"
             )
         for lost in [other for other in paths if f"{other}.".startswith(f"{key}.")]:
             notes.append(
-                f"--set {_shown(lost)}={_short_text(paths.pop(lost))} is not used: "
-                f"--set {_shown(key)} comes after it"
+                f"--set {shown(lost)}={_short_text(paths.pop(lost))} is not used: "
+                f"--set {shown(key)} comes after it"
             )
-        paths[key] = parse_yaml(value, f"--set {_shown(key)}")
+        paths[key] = parse_yaml(value, f"--set {shown(key)}")
     for key, value in paths.items():
         target: Any = raw
         *parents, last = key.split(".")
@@ -174,13 +176,13 @@ def _apply_overrides(raw: dict[str, Any], overrides: Sequence[str]) -> list[str]
         for key in _of_another_scheme(scheme):
             # What was set beside the scheme was meant for it: an error, and not dropped.
             if f"scheme.{key}" not in paths:
-                old = _shown(str(scheme.pop(key)))
+                old = shown(str(scheme.pop(key)))
                 notes.append(f"scheme.{key}={old} belongs to another scheme and was dropped")
     return notes
 
 
 def _short_text(value: Any) -> str:
-    return _short(value) if not isinstance(value, str) else _short(value)[1:-1]
+    return short(value) if not isinstance(value, str) else short(value)[1:-1]
 
 
 def _of_another_scheme(scheme: dict[str, Any]) -> list[str]:
@@ -205,118 +207,6 @@ def _place(target: Any, part: str, key: str) -> str | int:
     if part.isdecimal() and len(part) < 9 and int(part) < len(target):
         return int(part)
     raise PlanError(
-        f"--set {_shown(key)}: expected a place in a list of {len(target)} (from 0), got "
-        f"{_shown(part)}; set the whole list"
+        f"--set {shown(key)}: expected a place in a list of {len(target)} (from 0), got "
+        f"{shown(part)}; set the whole list"
     )
-
-
-# -- explaining ----------------------------------------------------------------------------
-
-
-def _shown(text: str) -> str:
-    """A key or path as it can stand in one line."""
-    return text if text and text.isprintable() else repr(text)
-
-
-def explain(error: ValidationError, root: type[BaseModel] = Plan) -> str:
-    """One line about the first problem: key, expected, got. `root`: what was checked."""
-    problems = error.errors(include_url=False)
-    # An unknown key explains more than the missing one that it was meant to be.
-    first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    kind, context = first["type"], first.get("ctx", {})
-    loc = tuple(str(part) for part in first["loc"])
-    key = ".".join(map(_shown, loc)) or "plan"
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key (value {_short(first['input'])}); {_nearest(loc, root)}{more}"
-    if kind == "missing":
-        return f"{key}: expected a value, got nothing; add the key{more}"
-    wrong = context.get("error")
-    if isinstance(wrong, InvalidKey):
-        fix = f"; {wrong.fix}" if wrong.fix else ""
-        full = ".".join([*loc, wrong.key])
-        return f"{full}: expected {wrong.expected}, got {wrong.got}{fix}{more}"
-    if kind == "string_pattern_mismatch" and loc[-1] == "[key]":  # pydantic's mark, not a key
-        return (
-            f"{'.'.join(loc[:-2])}: expected a site name of small letters, digits and dashes "
-            f"(at most 31), got {_short(loc[-2])}; rename the site{more}"
-        )
-    expected = _expected(kind, context, first["msg"])
-    return f"{key}: expected {expected}, got {_short(first['input'])}{more}"
-
-
-def _expected(kind: str, context: dict[str, Any], message: str) -> str:
-    simple = {
-        "int_type": "a whole number",
-        "int_parsing": "a whole number",
-        "int_from_float": "a whole number",
-        "float_type": "a number",
-        "finite_number": "a finite number",
-        "bool_type": "true or false",
-        "string_type": "text",
-        "string_too_short": "some text",
-        "model_type": "a mapping of keys",
-        "model_attributes_type": "a mapping of keys",
-        "dict_type": "a mapping of keys",
-        "tuple_type": "a list",
-        "json_invalid": "keys nested less deeply",
-    }
-    if kind in simple:
-        return simple[kind]
-    if kind == "literal_error":
-        return f"one of {context['expected'].replace(' or ', ', ')}"
-    if kind == "string_pattern_mismatch":
-        return f"text that matches {context['pattern']}"
-    bounds = {
-        "greater_than": ">",
-        "greater_than_equal": ">=",
-        "less_than": "<",
-        "less_than_equal": "<=",
-    }
-    if kind in bounds:
-        limit = next(iter(context.values()))
-        return f"a number {bounds[kind]} {limit}"
-    if kind == "too_short":
-        return f"at least {context['min_length']} entries"
-    return message
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
-    for name, info in model.model_fields.items():
-        yield (*prefix, name)
-        for section in _sections(info.annotation):
-            yield from _keys(section, (*prefix, name))
-
-
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in get_args(annotation) for found in _sections(part)]
-
-
-def _nearest(loc: tuple[str, ...], root: type[BaseModel]) -> str:
-    level: list[type[BaseModel]] = [root]
-    for part in loc[:-1]:
-        found = [
-            section
-            for model in level
-            if part in model.model_fields
-            for section in _sections(model.model_fields[part].annotation)
-        ]
-        level = found or level  # a site name or list index stays on its section
-    if root is Plan and loc[-1].lower() in _ALIASES:
-        return f"did you mean {_ALIASES[loc[-1].lower()]}?"
-    here = sorted({name for model in level for name in model.model_fields})
-    close = difflib.get_close_matches(loc[-1], here, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {'.'.join([*loc[:-1], close[0]])}?"
-    everywhere = {path[-1]: ".".join(path) for path in _keys(root)}
-    close = difflib.get_close_matches(loc[-1], list(everywhere), n=1, cutoff=0.75)
-    if close:
-        return f"did you mean {everywhere[close[0]]}?"
-    return f"expected one of {', '.join(here)}"

@@ -108,7 +108,11 @@ class Rules:
 
 
 def default_colluding(num_sites: int) -> int:
-    """c where nobody says: max(1, (K-1)//3), and none of two sites."""
+    """c where nobody says: max(1, (K-1)//3), and none of two sites.
+
+    >>> [default_colluding(sites) for sites in (2, 3, 7, 64)]
+    [0, 1, 2, 21]
+    """
     return min(max(1, (num_sites - 1) // 3), max(0, num_sites - 2))
 
 
@@ -124,11 +128,26 @@ def resolve(
 ) -> Rules:
     """The rules of a federation; what is not given takes its default.
 
-    Defaults: c = max(1, (K-1)//3); with membership fixed min_cohort = K, with batches and open
-    max(T, c + 2). Batches take at least 2 (c + 2) sites. Against a malicious coordinator
-    T = max(2, c + 1) and Q = c + 2, and with membership open T = Q = (K + c)//2 + 1 unless
-    min_cohort = K; against a semi-honest one T = max(2, c + 1) and no vote. Raises `PlanError` for
-    numbers that would let a tolerated coalition open a single update, or that no round could meet.
+    Against a malicious coordinator T = max(2, c + 1) and Q = c + 2, and with membership open T = Q
+    = (K + c)//2 + 1 unless min_cohort = K; against a semi-honest one T = max(2, c + 1) and no vote.
+
+    >>> rules = resolve(7)
+    >>> rules.max_colluding, rules.threshold, rules.votes, rules.min_cohort
+    (2, 3, 4, 7)
+
+    Args:
+        num_sites: K.
+        max_colluding: c; max(1, (K-1)//3) by default.
+        threshold: T, shares that open a sum.
+        votes: Q, matching votes on the contributing set.
+        min_cohort: least number of contributors; K with membership fixed, by default max(T, c + 2)
+            with the others.
+        server: what the coordinator is taken for.
+        membership: which sets of sites may be summed. Batches take at least 2 (c + 2) sites.
+
+    Raises:
+        PlanError: for numbers that would let a tolerated coalition open a single update, or that no
+            round could meet.
     """
     k = num_sites
     c = max(1, (k - 1) // 3) if max_colluding is None else max_colluding

@@ -15,9 +15,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, Literal, Self
 
-from fedshield.enrolment.files import Fields, Kind, RosterError, read_document, to_text
+from pydantic import Field
+
+from fedshield.enrolment.files import Kind, RosterError, read_document, to_text
+from fedshield.enrolment.forms import (
+    Flag,
+    Form,
+    Hex32,
+    Hex64,
+    Listed,
+    MaybeHex32,
+    Texts,
+    hexadecimal,
+)
 from fedshield.errors import UserError
 from fedshield.ledger.entries import Receipt
 from fedshield.ledger.file import Ledger
@@ -28,13 +40,8 @@ from fedshield.protocol.wire import codec
 from fedshield.recovery.question import NONCE_BYTES
 
 Sign = Callable[[bytes], bytes]
-_DIGEST_BYTES = 32
-_PHASES = ("round", "weights")
-_WEIGHTS = ("private", "public", "equal")
-_MEMBERSHIPS = ("fixed", "batches", "open")
 #: Larger numbers of rounds or steps no plan has.
 _MAX_NUMBER = 2**31
-_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 
 
 class RecoveryError(UserError):
@@ -116,50 +123,6 @@ class ToldRow:
             "recovered": self.recovered,
         }
 
-    @classmethod
-    def read(cls, fields: Fields) -> Self:
-        """Raises `RosterError` for anything but what `fields` gave of a row."""
-        sites = fields.inner("sites")
-        versions = {
-            site: Version.from_bytes(sites.hexadecimal(site, 2 * HALF_BYTES))
-            for site in sites.names()
-        }
-        row = cls(
-            plan=fields.hexadecimal("plan", _DIGEST_BYTES).hex(),
-            roster=fields.maybe_hexadecimal("roster", _DIGEST_BYTES).hex(),
-            run=_matching(fields, "run", _RUN_NAME.fullmatch, "a run's name"),
-            phase=_one_of(fields, "phase", _PHASES),
-            round_number=_number(fields, "round", _MAX_NUMBER),
-            base=fields.maybe_hexadecimal("base", _DIGEST_BYTES).hex(),
-            batch=fields.texts("batch"),
-            sites=tuple(versions),
-            colluding=_number(fields, "colluding", MAX_SITES),
-            membership=cast(Membership, _one_of(fields, "membership", _MEMBERSHIPS)),
-            weights=_one_of(fields, "weights", _WEIGHTS),
-            steps=_number(fields, "steps", _MAX_NUMBER),
-            versions=tuple(versions.items()),
-            recovered=fields.flag("recovered"),
-        )
-        fields.done()
-        for name, listed in (("batch", row.batch), ("sites", row.sites)):
-            if (
-                not 1 <= len(listed) <= MAX_SITES
-                or [*listed] != sorted(set(listed))
-                or not all(_is_identity(site) for site in listed)
-            ):
-                raise RosterError(
-                    f"{fields.path(name)}: expected 1 to {MAX_SITES} first keys in order, got "
-                    "something else; ask for the file again"
-                )
-        if (row.phase == "round") != bool(row.base) or (row.phase == "round") != bool(
-            row.round_number
-        ):
-            raise RosterError(
-                f"{fields.path('base')}: expected one for a round, and for rounds only, got "
-                "something else; ask for the file again"
-            )
-        return row
-
 
 @dataclass(frozen=True)
 class Question:
@@ -184,15 +147,10 @@ class Question:
         """Raises `RosterError`."""
         fields, _ = read_document(path, "ledger question 1")
         try:
-            question = cls(
-                fields.hexadecimal("nonce", NONCE_BYTES),
-                fields.hexadecimal("about", _DIGEST_BYTES).hex(),
-                fields.hexadecimal("signature", 64),
-            )
-            fields.done()
+            form = QuestionForm.parse(fields)
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from None
-        return question
+        return cls(bytes.fromhex(form.nonce), form.about, bytes.fromhex(form.signature))
 
     def _fields(self) -> dict[str, Any]:
         return {"nonce": self.nonce.hex(), "about": self.about}
@@ -229,18 +187,7 @@ class Answer:
         by whom, and to which question. Raises `RosterError`."""
         fields, _ = read_document(path, "ledger answer 1")
         try:
-            heads = fields.inner("heads")
-            answer = cls(
-                fields.hexadecimal("nonce", NONCE_BYTES),
-                fields.hexadecimal("teller", _DIGEST_BYTES).hex(),
-                fields.hexadecimal("about", _DIGEST_BYTES).hex(),
-                _statement(fields, "head"),
-                {site: _statement(heads, site) for site in heads.names()},
-                tuple(ToldRow.read(one) for one in _rows(fields, "rows")),
-                tuple(_result(one) for one in _rows(fields, "results")),
-                fields.hexadecimal("signature", 64),
-            )
-            fields.done()
+            answer = AnswerForm.parse(fields).answer()
             strangers = [
                 row
                 for row in answer.rows
@@ -280,10 +227,6 @@ def rows_about(ledger: Ledger, about: str) -> tuple[tuple[ToldRow, ...], tuple[R
     return tuple(told), tuple(taken[key] for key in keys)
 
 
-def _rows(fields: Fields, key: str) -> list[Fields]:
-    return [Fields(row, f"{key}.{at}") for at, row in enumerate(fields.items(key))]
-
-
 def _result_fields(receipt: Receipt) -> dict[str, Any]:
     return {
         "plan": receipt.plan,
@@ -293,45 +236,124 @@ def _result_fields(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def _result(fields: Fields) -> Receipt:
-    receipt = Receipt(
-        fields.hexadecimal("plan", _DIGEST_BYTES).hex(),
-        _one_of(fields, "phase", _PHASES),
-        _number(fields, "round", _MAX_NUMBER),
-        fields.hexadecimal("result", _DIGEST_BYTES).hex(),
-    )
-    fields.done()
-    return receipt
+# -- as they are in a file -----------------------------------------------------------------------
 
 
-def _statement(fields: Fields, key: str) -> bytes:
-    """At most 256 bytes, hex; whether it is one is asked later."""
-    return bytes.fromhex(
-        _matching(fields, key, re.compile(r"(?:[0-9a-f]{2}){0,256}").fullmatch, "a signed head")
-    )
+def _number(limit: int) -> Any:
+    return Field(ge=0, lt=limit, description=f"a number from 0 to {limit - 1}")
 
 
-def _matching(fields: Fields, key: str, matches: Callable[[str], object], expected: str) -> str:
-    value = fields.text(key)
-    if not matches(value):
-        raise RosterError(
-            f"{fields.path(key)}: expected {expected}, got something else; ask for the file again"
+def _one_of(*values: str) -> Any:
+    return Field(description=f"one of {', '.join(values)}")
+
+
+Phase = Annotated[Literal["round", "weights"], _one_of("round", "weights")]
+#: At most 256 bytes; whether it is a statement is asked later.
+Head = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){0,256}$", description="a signed head")]
+Number = Annotated[int, _number(_MAX_NUMBER)]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"
+
+
+class RowForm(Form):
+    """A row in an answer."""
+
+    plan: Hex32
+    roster: MaybeHex32
+    run: Annotated[str, Field(pattern=RUN_NAME, description="a run's name")]
+    phase: Phase
+    round: Number
+    base: MaybeHex32
+    batch: Texts
+    sites: dict[str, Annotated[str, hexadecimal(2 * HALF_BYTES)]]
+    colluding: Annotated[int, _number(MAX_SITES)]
+    membership: Annotated[Membership, _one_of("fixed", "batches", "open")]
+    weights: Annotated[Literal["private", "public", "equal"], _one_of("private", "public", "equal")]
+    steps: Number
+    recovered: Flag
+
+    def told_row(self, where: str) -> ToldRow:
+        """`where`: the keys to this row. Raises `RosterError` for what is in no ledger."""
+        for name, listed in (("batch", self.batch), ("sites", tuple(self.sites))):
+            if (
+                not 1 <= len(listed) <= MAX_SITES
+                or [*listed] != sorted(set(listed))
+                or not all(_is_identity(site) for site in listed)
+            ):
+                raise RosterError(
+                    f"{where}.{name}: expected 1 to {MAX_SITES} first keys in order, got "
+                    "something else; ask for the file again"
+                )
+        is_round = self.phase == "round"
+        if is_round != bool(self.base) or is_round != bool(self.round):
+            raise RosterError(
+                f"{where}.base: expected one for a round, and for rounds only, got "
+                "something else; ask for the file again"
+            )
+        versions = {
+            site: Version.from_bytes(bytes.fromhex(raw)) for site, raw in self.sites.items()
+        }
+        return ToldRow(
+            plan=self.plan,
+            roster=self.roster or "",
+            run=self.run,
+            phase=self.phase,
+            round_number=self.round,
+            base=self.base or "",
+            batch=self.batch,
+            sites=tuple(versions),
+            colluding=self.colluding,
+            membership=self.membership,
+            weights=self.weights,
+            steps=self.steps,
+            versions=tuple(versions.items()),
+            recovered=self.recovered,
         )
-    return value
 
 
-def _one_of(fields: Fields, key: str, values: tuple[str, ...]) -> str:
-    return _matching(fields, key, values.__contains__, f"one of {', '.join(values)}")
+class ResultForm(Form):
+    """A result in an answer."""
+
+    plan: Hex32
+    phase: Phase
+    round: Number
+    result: Hex32
+
+    def receipt(self) -> Receipt:
+        return Receipt(self.plan, self.phase, self.round, self.result)
 
 
-def _number(fields: Fields, key: str, limit: int) -> int:
-    value = fields.number(key)
-    if not 0 <= value < limit:
-        raise RosterError(
-            f"{fields.path(key)}: expected a number from 0 to {limit - 1}, got another; ask for "
-            "the file again"
+class QuestionForm(Form):
+    """A question's file."""
+
+    nonce: Annotated[str, hexadecimal(NONCE_BYTES)]
+    about: Hex32
+    signature: Hex64
+
+
+class AnswerForm(Form):
+    """An answer's file."""
+
+    nonce: Annotated[str, hexadecimal(NONCE_BYTES)]
+    teller: Hex32
+    about: Hex32
+    head: Head
+    heads: dict[str, Head]
+    rows: Listed[RowForm]
+    results: Listed[ResultForm]
+    signature: Hex64
+
+    def answer(self) -> Answer:
+        """Raises `RosterError`."""
+        return Answer(
+            bytes.fromhex(self.nonce),
+            self.teller,
+            self.about,
+            bytes.fromhex(self.head),
+            {site: bytes.fromhex(head) for site, head in self.heads.items()},
+            tuple(form.told_row(f"rows.{at}") for at, form in enumerate(self.rows)),
+            tuple(form.receipt() for form in self.results),
+            bytes.fromhex(self.signature),
         )
-    return value
 
 
 def _is_identity(text: str) -> bool:

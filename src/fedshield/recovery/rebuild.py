@@ -72,9 +72,18 @@ def rebuilt(
     colluding: int,
     names: Mapping[str, str],
 ) -> Rebuilt:
-    """Args: `older`: an older copy; `answers`: of all others, checked; `parts`: by plan (SHA-256);
-    `colluding`: how many of the others lie at most; `names`: of the others by first key. Raises
-    `RecoveryError` where two tell of different parts of this site in one sum."""
+    """What follows an older copy of a lost ledger.
+
+    Args:
+        older: the copy.
+        answers: of all others, checked.
+        parts: what this site has of each plan, by the plan's SHA-256, hex.
+        colluding: how many of the others lie at most.
+        names: of the others, by first key.
+
+    Raises:
+        RecoveryError: where two tell of different parts of this site in one sum.
+    """
     tellers = by_sum(answers)
     _check_versions(older, tellers, names)
     # Without its receipt a sum is added: what this site signed for is lost, and it signs no other.
@@ -107,12 +116,19 @@ def rebuilt(
 def ended(
     older: Ledger, rows: Sequence[Row], lines: Mapping[str, int], known: Iterable[str]
 ) -> tuple[str, ...]:
-    """Plans (SHA-256) with membership batches of which lines can be lost that no other site has:
-    the total that weights are shares of, and the rounds that were taken by the word of others.
+    """Plans with membership batches of which lines can be lost that no other site has: the total
+    that weights are shares of, and the rounds that were taken by the word of others.
 
-    Args: `older`: the copy; `rows`: what follows it; `lines`: by site, the last line of the lost
-    ledger that it remembers; `known`: such plans that the site still has. None where the copy holds
-    all that was signed: no sum was entered, and nobody was told of a head, after it."""
+    Args:
+        older: the copy.
+        rows: what follows it.
+        lines: by site, the last line of the lost ledger that it remembers.
+        known: such plans that the site still has.
+
+    Returns:
+        SHA-256, hex. None where the copy holds all that was signed: no sum was entered, and nobody
+        was told of a head, after it.
+    """
     new = {row.key for row in rows if row.phase != LOST} - {row.key for row in older.rows}
     if not new and max(lines.values(), default=0) <= older.head.length:
         return ()
@@ -124,9 +140,17 @@ def ended(
 def is_shown(
     older: Ledger, answers: Sequence[Answer], parts: Mapping[str, OwnPart], holds: bool
 ) -> bool:
-    """Whether `older` is shown to be of the lost ledger: else its record key could be another, and
-    what this site puts in would look changed to all, so that another's change passes for everyone's
-    (R3). `holds`: it holds a head that was signed, or goes with what lies beside the lost one."""
+    """Whether an older copy is shown to be of the lost ledger: else its record key could be
+    another, and what this site puts in would look changed to all, so that another's change passes
+    for everyone's (R3).
+
+    Args:
+        older: the copy.
+        answers: of all others, checked.
+        parts: what this site has of each plan, by the plan's SHA-256, hex.
+        holds: whether the copy holds a head that was signed, or goes with what lies beside the lost
+            one.
+    """
     own = {row.key: row.versions.get(row.own) for row in older.rows}
     told = [(row, row.version_of(answer.about)) for answer in answers for row in answer.rows]
     return (

@@ -43,7 +43,13 @@ def by_sum(answers: Sequence[Answer]) -> Tellers:
 
 
 def doubtful(tellers: Tellers, answers: Sequence[Answer], colluding: int) -> tuple[Doubtful, ...]:
-    """Sums that the operator has to ask about. `colluding`: as of `rebuilding.rebuilt`."""
+    """Sums that the operator has to ask about.
+
+    Args:
+        tellers: of each sum (`by_sum`).
+        answers: the same, checked.
+        colluding: how many of the others lie at most.
+    """
     asked = dict.fromkeys((answer.about, answer.teller) for answer in answers)
     found: list[Doubtful] = []
     for (about, told), (own, heard) in tellers.items():
@@ -60,8 +66,14 @@ def doubtful(tellers: Tellers, answers: Sequence[Answer], colluding: int) -> tup
 
 
 def results_of(older: Ledger, answers: Sequence[Answer], colluding: int) -> tuple[Receipt, ...]:
-    """Those that so many other members of the sum tell that no other result has a certificate. They
-    are taken as what others certify: what this site signed for is not known."""
+    """Results that so many other members of the sum tell that no other one has a certificate. They
+    are taken as what others certify: what this site signed for is not known.
+
+    Args:
+        older: the older copy of the ledger.
+        answers: of all others, checked.
+        colluding: how many of the others lie at most.
+    """
     rows: dict[Key, list[ToldRow]] = {}
     for told in (
         *(ToldRow.of(row, row.own) for row in older.rows if row.phase != LOST),

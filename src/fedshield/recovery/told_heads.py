@@ -29,7 +29,16 @@ class OwnHeads(NamedTuple):
 
 
 def own_heads(older: Ledger, answers: Sequence[Answer], sites: Sites) -> OwnHeads:
-    """Raises `RecoveryError` where `older` is no copy of the ledger that the heads are of."""
+    """What the others remember of the lost ledger.
+
+    Args:
+        older: the older copy of it.
+        answers: of all others, checked.
+        sites: of all that are known, this one among them.
+
+    Raises:
+        RecoveryError: where `older` is no copy of the ledger that the heads are of.
+    """
     found = OwnHeads({}, {}, False)
     for answer in answers:
         for key in sites[answer.about][1]:
@@ -54,7 +63,15 @@ def own_heads(older: Ledger, answers: Sequence[Answer], sites: Sites) -> OwnHead
 
 def next_line(older: Ledger, own: OwnHeads, sites: Sites) -> int:
     """Where the ledger goes on: beyond all lines that were ever signed, with room for 2^20 more.
-    Raises `RecoveryError`."""
+
+    Args:
+        older: the older copy of it.
+        own: what the others remember of it.
+        sites: of all that are known.
+
+    Raises:
+        RecoveryError: where somebody tells of a line that no ledger has.
+    """
     last = max((*own.lines.values(), older.head.length))
     if last + 2 * GAP > MAX_LINES:
         who = [
@@ -74,9 +91,20 @@ def next_line(older: Ledger, own: OwnHeads, sites: Sites) -> int:
 def heads_of_others(
     answers: Sequence[Answer], known: Collection[Heads], sites: Sites
 ) -> dict[str, tuple[Head, bytes]]:
-    """By site (first key), the head that it signed now, to remember. `known`: what this site
-    remembered itself. Raises `RecoveryError` where a site's ledger does not follow from what is
-    remembered of it, or where it signed two of one length."""
+    """The heads of the other ledgers, to remember.
+
+    Args:
+        answers: of all others, checked.
+        known: what this site remembered itself.
+        sites: of all that are known.
+
+    Returns:
+        By first key of a site, the head that it signed now, and the statement of it.
+
+    Raises:
+        RecoveryError: where a site's ledger does not follow from what is remembered of it, or where
+            it signed two of one length.
+    """
     found: dict[str, tuple[Head, bytes]] = {}
     for answer in answers:
         name, keys = sites[answer.teller]

@@ -15,7 +15,11 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite float, or None where it is no number."""
+    """`value` as a finite float, or None where it is no number.
+
+    >>> number(3), number(float("nan")), number(True), number("3")
+    (3.0, None, None, None)
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -26,7 +30,11 @@ def number(value: Any) -> float | None:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, never in scientific notation."""
+    """`value` to `digits` significant digits, never in scientific notation.
+
+    >>> significant(1234.5), significant(0.00012345), significant(0.5, digits=1)
+    ('1,230', '0.000123', '0.5')
+    """
     if value == 0:
         return "0"
     rounded = float(f"{value:.{digits - 1}e}")
@@ -35,7 +43,11 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def human_bytes(value: Any) -> str:
-    """12345678 -> '12.3 MB'."""
+    """Bytes in the unit that reads best.
+
+    >>> human_bytes(999).split(), human_bytes(12345678).split(), human_bytes(None)
+    (['999', 'B'], ['12.3', 'MB'], 'not recorded')
+    """
     size = number(value)
     if size is None:
         return ABSENT
@@ -47,7 +59,11 @@ def human_bytes(value: Any) -> str:
 
 
 def human_seconds(value: Any) -> str:
-    """0.0042 -> '4.2 ms', 75 -> '1 min 15 s', 7300 -> '2 h 2 min'."""
+    """Seconds in the units that read best.
+
+    >>> [human_seconds(seconds).split() for seconds in (0.0042, 75, 7300)]
+    [['4.2', 'ms'], ['1', 'min', '15', 's'], ['2', 'h', '2', 'min']]
+    """
     seconds = number(value)
     if seconds is None:
         return ABSENT
@@ -65,24 +81,40 @@ def human_seconds(value: Any) -> str:
 
 
 def count(value: Any) -> str:
-    """1234567 -> '1,234,567'."""
+    """A number of things, rounded to a whole one.
+
+    >>> count(1234567), count(None)
+    ('1,234,567', 'not recorded')
+    """
     amount = number(value)
     return ABSENT if amount is None else f"{amount:,.0f}".replace("-", MINUS)
 
 
 def plural(amount: float, noun: str) -> str:
-    """1 -> '1 row', 6 -> '6 rows'."""
+    """A number of things with their noun.
+
+    >>> plural(1, "row"), plural(6, "row")
+    ('1 row', '6 rows')
+    """
     return f"{count(amount)} {noun}{'' if amount == 1 else 's'}"
 
 
 def loss(value: Any) -> str:
-    """A loss, with three decimals."""
+    """A loss, with three decimals.
+
+    >>> loss(2.34567), loss(float("inf"))
+    ('2.346', 'not recorded')
+    """
     amount = number(value)
     return ABSENT if amount is None else f"{amount:.3f}".replace("-", MINUS)
 
 
 def signed(value: Any, spec: str = ".3f") -> str:
-    """A difference with its sign; zero has none."""
+    """A difference with its sign; zero has none.
+
+    >>> signed(0.25), signed(-0.0001), signed(2, ".1f")
+    ('+0.250', '0.000', '+2.0')
+    """
     amount = number(value)
     if amount is None:
         return ABSENT
@@ -93,7 +125,11 @@ def signed(value: Any, spec: str = ".3f") -> str:
 
 
 def scientific(value: Any) -> str:
-    """0.000357 -> '3.57e−4'."""
+    """A number with its power of ten, to three significant digits.
+
+    >>> scientific(12345), scientific(0)
+    ('1.23e4', '0')
+    """
     amount = number(value)
     if amount is None:
         return ABSENT
@@ -104,7 +140,11 @@ def scientific(value: Any) -> str:
 
 
 def percent(part: Any, whole: Any) -> str:
-    """A share: 'under 0.1 %' rather than a zero that is none."""
+    """A share: 'under 0.1 %' rather than a zero that is none.
+
+    >>> [percent(part, 2000).split() for part in (500, 1, 0)]
+    [['25.0', '%'], ['under', '0.1', '%'], ['0.0', '%']]
+    """
     top, bottom = number(part), number(whole)
     if top is None or not bottom:
         return ABSENT
@@ -115,7 +155,11 @@ def percent(part: Any, whole: Any) -> str:
 
 
 def ratio(part: Any, whole: Any) -> str:
-    """How large `part` is beside `whole`, to go before a noun: '53 % of', '7.5 times'."""
+    """How large `part` is beside `whole`, to go before a noun.
+
+    >>> ratio(15, 2), ratio(53, 100).split(), ratio(1, 0)
+    ('7.5 times', ['53', '%', 'of'], 'not recorded')
+    """
     top, bottom = number(part), number(whole)
     if top is None or not bottom:
         return ABSENT

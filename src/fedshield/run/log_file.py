@@ -13,11 +13,24 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from fedshield import __version__, interrupt
 from fedshield.disk import sync_folder, write_atomic
 from fedshield.enrolment import RosterError, SignedRoster
-from fedshield.enrolment.files import Fields, read_document, to_text
+from fedshield.enrolment.files import read_document, to_text
+from fedshield.enrolment.forms import (
+    Flag,
+    Form,
+    Hex32,
+    Listed,
+    MaybeHex32,
+    Text,
+    TextLists,
+    WholeNumber,
+    missing_key,
+    unknown_key,
+)
 from fedshield.errors import ProtocolError, RunFolderError
 from fedshield.plan.quorum import Membership, Rules, Server
 from fedshield.protocol.log.entries import (
@@ -178,10 +191,9 @@ def read_rosters(path: Path) -> tuple[Roster, ...]:
     """Raises `RosterError` for anything but what `keep_roster` wrote."""
     fields, _ = read_document(path, "run rosters 2")
     try:
-        rows = [Fields(row, f"rosters.{at}") for at, row in enumerate(fields.items("rosters"))]
-        fields.done()
-        return tuple(_roster(row) for row in rows)
-    except (RosterError, ProtocolError, TypeError) as error:
+        form = RostersForm.parse(fields)
+        return tuple(row.roster(f"rosters.{at}") for at, row in enumerate(form.rosters))
+    except (RosterError, ProtocolError) as error:
         raise RosterError(f"{path}: {error}") from None
 
 
@@ -216,21 +228,57 @@ def _row(roster: Roster) -> dict[str, object]:
     } | ({"batches": [[*batch] for batch in roster.batches]} if roster.batches else {})
 
 
-def _roster(fields: Fields) -> Roster:
-    given = fields.inner("sites")
-    sites = {name: given.hexadecimal(name, 32) for name in given.names()}
-    coordinator = fields.hexadecimal("coordinator", 32)
-    rules = fields.inner("rules")
-    server: Server = rules.text("server")  # type: ignore[assignment]  # only hashed here
-    membership: Membership = rules.text("membership")  # type: ignore[assignment]  # only hashed
-    numbers = {key: rules.maybe_number(key) or 0 for key in rules.names()}
-    roster = Roster(
-        sites,
-        coordinator,
-        Rules(**numbers, server=server, membership=membership),
-        fields.flag("demonstration"),
-        fields.maybe_hexadecimal("charter", 32),
-        batches=fields.lists("batches") if membership == "batches" else (),
-    )
-    fields.done()
-    return roster
+class RulesForm(Form):
+    """The quorums of a roster. They are only hashed, so none is checked."""
+
+    num_sites: WholeNumber
+    max_colluding: WholeNumber
+    threshold: WholeNumber
+    votes: WholeNumber
+    min_cohort: WholeNumber
+    server: Text
+    membership: Text
+
+    def rules(self) -> Rules:
+        return Rules(
+            self.num_sites,
+            self.max_colluding,
+            self.threshold,
+            self.votes,
+            self.min_cohort,
+            cast(Server, self.server),
+            cast(Membership, self.membership),
+        )
+
+
+class RosterKeysForm(Form):
+    """A session's roster in `rosters.json`."""
+
+    sites: dict[str, Hex32]
+    coordinator: Hex32
+    rules: RulesForm
+    demonstration: Flag
+    charter: MaybeHex32
+    batches: TextLists = ()
+
+    def roster(self, where: str) -> Roster:
+        """`where`: the keys to this roster. Raises `RosterError` or `ProtocolError`."""
+        has_batches = "batches" in self.model_fields_set
+        if self.rules.membership == "batches" and not has_batches:
+            raise missing_key([where, "batches"], "a list of lists of texts")
+        if self.rules.membership != "batches" and has_batches:
+            raise unknown_key([where, "batches"])
+        return Roster(
+            {name: bytes.fromhex(key) for name, key in self.sites.items()},
+            bytes.fromhex(self.coordinator),
+            self.rules.rules(),
+            self.demonstration,
+            bytes.fromhex(self.charter or ""),
+            batches=self.batches,
+        )
+
+
+class RostersForm(Form):
+    """The file `rosters.json`."""
+
+    rosters: Listed[RosterKeysForm]

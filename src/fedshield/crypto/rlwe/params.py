@@ -108,7 +108,11 @@ class RlweParameters:
 
 def error_bound(num_sites: int, num_coefficients: int) -> int:
     """B_e: the sum of num_sites binomial errors stays below it in all coefficients, except with
-    probability 2^-64. Sub-Gaussian tail with variance 21 a site, union bound, both signs."""
+    probability 2^-64. Sub-Gaussian tail with variance 21 a site, union bound, both signs.
+
+    >>> error_bound(1, 1 << 40), error_bound(4, 1 << 40)
+    (56, 111)
+    """
     exponent = FAILURE_BITS + math.log2(max(1, num_coefficients)) + 1
     return math.ceil(math.sqrt(2 * math.log(2) * exponent) * math.sqrt(ERROR_VARIANCE * num_sites))
 
@@ -116,8 +120,18 @@ def error_bound(num_sites: int, num_coefficients: int) -> int:
 def choose(num_sites: int, bits: int, num_values: int, *, headroom: bool = False) -> RlweParameters:
     """The packing of least bytes a value that sums exactly.
 
-    `headroom`: every site has `bits` of its own and the sum has room for all; else the sites
-    share the range by weight. Raises `CryptoError` when no prime fits, naming the knob.
+    >>> choose(4, 8, 1 << 40).name
+    'n4096-q46-8bit-shared-4sites'
+
+    Args:
+        num_sites: of the roster, 1 to MAX_SITES.
+        bits: of a value, 2 to 24.
+        num_values: coefficients of a run, for its probability of failure.
+        headroom: every site has `bits` of its own and the sum has room for all; else the sites
+            share the range by weight.
+
+    Raises:
+        CryptoError: when no prime fits; it names the knob.
     """
     if not 1 <= num_sites <= MAX_SITES or not 2 <= bits <= 24:
         raise CryptoError(

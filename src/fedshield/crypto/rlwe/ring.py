@@ -24,7 +24,11 @@ def _bit_reversed(count: int) -> list[int]:
 
 
 def primitive_root(q: int, order: int) -> int:
-    """The smallest g^((q-1)/order), g = 2, 3, ..., that has exactly this order (a power of 2)."""
+    """The smallest g^((q-1)/order), g = 2, 3, ..., that has exactly this order (a power of 2).
+
+    >>> primitive_root(17, 4)
+    13
+    """
     for g in range(2, 1000):
         root = pow(g, (q - 1) // order, q)
         if pow(root, order // 2, q) == q - 1:
@@ -33,7 +37,11 @@ def primitive_root(q: int, order: int) -> int:
 
 
 def centred(x: Int64, q: int) -> Int64:
-    """Residues in [0, q), moved to (-q/2, q/2)."""
+    """Residues in [0, q), moved to (-q/2, q/2).
+
+    >>> centred(np.arange(5), 5).tolist()
+    [0, 1, 2, -2, -1]
+    """
     return np.where(x > q // 2, x - q, x)
 
 

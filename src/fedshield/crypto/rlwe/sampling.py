@@ -59,7 +59,16 @@ class Stream:
 
 
 def accepted(stream: Stream, count: int, q: int) -> Int64:
-    """The next `count` residues: 64-bit words cut to q's length, those >= q passed over."""
+    """The next residues of a stream: 64-bit words cut to q's length, those >= q passed over.
+
+    Args:
+        stream: goes on by as many words as it takes.
+        count: how many residues.
+        q: below 2^63.
+
+    Returns:
+        int64 (count,), in [0, q).
+    """
     mask = np.uint64((1 << q.bit_length()) - 1)
     found = np.empty(0, dtype=np.int64)
     while found.size < count:
@@ -151,7 +160,21 @@ class Noise:
 
 
 def binomial(seed: bytes, label: str, count: int, fast: bool = True) -> Int64:
-    """Centred binomial integers with eta = 42 (variance 21, magnitude at most 42): (count,)."""
+    """Centred binomial integers with eta = 42 (variance 21).
+
+    >>> drawn = binomial(bytes(32), "error", 4096, fast=False)
+    >>> bool((abs(drawn) <= 42).all()), bool(abs(drawn.mean()) < 0.5)
+    (True, True)
+
+    Args:
+        seed: 32 bytes, secret where the integers are.
+        label: what they are for.
+        count: how many, an even number.
+        fast: by compiled code; the integers are the same.
+
+    Returns:
+        int64 (count,), magnitude at most 42.
+    """
     coins = Noise(seed, label, count).next_group()
     out = np.empty(count, dtype=np.int64)
     arithmetic(fast).binomial(coins.words, coins.halves, coins.nibbles, out)

@@ -59,10 +59,18 @@ def one_time_key(
     layout_sha256: bytes,
     site_secret: bytes,
 ) -> OneTimeKey:
-    """A fresh key for exactly this vector.
+    """A fresh key for exactly this vector. Message, context and layout go into the seed, so that
+    even a cloned machine, whose random bytes repeat, never uses a key twice.
 
-    `site_secret`: at least 32 bytes that only this site has. Message, context and layout go into
-    the seed, so that even a cloned machine, whose random bytes repeat, never uses a key twice.
+    Args:
+        values: integers (n,) that are encrypted.
+        reserved: non-negative integers beside them.
+        context: 32 bytes that name run, round and phase.
+        layout_sha256: 32 bytes.
+        site_secret: at least 32 bytes that only this site has.
+
+    Raises:
+        CryptoError: for a site secret that is too short.
     """
     random = os.urandom(32)
     return OneTimeKey(derive_seed(random, values, reserved, context, layout_sha256, site_secret))
@@ -77,7 +85,22 @@ def derive_seed(
     site_secret: bytes,
 ) -> bytes:
     """The seed from given randomness; for `one_time_key` and for known answers. HKDF-SHA256 of
-    random | site_secret, without salt, over length-prefixed parts."""
+    random | site_secret, without salt, over length-prefixed parts.
+
+    Args:
+        random: 32 bytes.
+        values: integers (n,) that are encrypted.
+        reserved: non-negative integers beside them.
+        context: 32 bytes that name run, round and phase.
+        layout_sha256: 32 bytes.
+        site_secret: at least 32 bytes that only this site has.
+
+    Returns:
+        32 secret bytes.
+
+    Raises:
+        CryptoError: for randomness or a site secret of another length.
+    """
     if len(random) != 32 or len(site_secret) < 32:
         raise CryptoError(
             f"one-time key: expected 32 random bytes and a site secret of 32 or more, got "
@@ -247,8 +270,19 @@ def key_fits(
     fast: bool = True,
 ) -> bool:
     """Whether the first blocks of a sum (8 at the most) leave no more over under this key than
-    under the right one. Arguments as in `open_sum`, which checks the rest. Raises `CryptoError`
-    for a chunk of a wrong length or words too large."""
+    under the right one. `open_sum` checks the rest.
+
+    Args:
+        chunks: the server's, as bytes of packed sums.
+        key_sum: int64 (4096,), the sum of the sites' keys.
+        num_contributors: sites of the sum.
+        context: 32 bytes that name run, round and phase.
+        layout: of the vector.
+        fast: by compiled code; the answer is the same.
+
+    Raises:
+        CryptoError: for a chunk of a wrong length or words too large.
+    """
     products = Products(key_sum, context, layout.parameters.q, fast)
     squares = np.zeros(layout.num_blocks)
     next(_messages(chunks, products, num_contributors, layout, squares, fast))
@@ -267,14 +301,24 @@ def open_sum(
     *,
     fast: bool = True,
 ) -> Opened:
-    """The sum of the vectors of `num_contributors` sites (those of the opened set, at most
-    num_sites) from the server's chunks, the sum of exactly their keys and that of their residues
-    mod q (layout.num_residues of them).
+    """The sum of the vectors of `num_contributors` sites. Nothing is returned before all of it was
+    checked.
 
-    Raises `CryptoError`: code `key-sum` if that is out of range, `residual` if what is left over
-    is too large in any block (wrong key, context, set, order or bits), `tag` if the opened
-    vector does not fit its tags, `crypto` for chunks of wrong lengths or words too large.
-    Nothing is returned before all of it was checked.
+    Args:
+        chunks: the server's, as bytes of packed sums.
+        key_sum: int64 (4096,), the sum of exactly these sites' keys.
+        residues: the sum of their residues mod q, layout.num_residues of them.
+        num_contributors: sites of the opened set, at most num_sites.
+        context: 32 bytes that name run, round and phase.
+        layout: of the vector.
+        tag_seed: 32 bytes that the sites share and the server does not have.
+        fast: by compiled code; the sum is the same.
+
+    Raises:
+        CryptoError: code `key-sum` if the sum of keys is out of range, `residual` if what is left
+            over is too large in any block (wrong key, context, set, order or bits), `tag` if the
+            opened vector does not fit its tags, `crypto` for chunks of wrong lengths or words too
+            large.
     """
     p = layout.parameters
     if not 1 <= num_contributors <= p.num_sites:
