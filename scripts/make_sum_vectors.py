@@ -44,9 +44,9 @@ from fedshield.types import AdapterSpec, Selection, TensorSpec
 from fedshield.update.encode_integers import UPDATE_RESERVED, update_layout
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS / "crypto"))
+sys.path.insert(0, str(TESTS))
 
-from seal_reference import Keys, sealed  # noqa: E402
+from reference.seal import Keys, sealed  # noqa: E402
 
 OUT = TESTS / "vectors" / "sums.json"
 SITES = ("bank", "clinic", "hospital")

@@ -11,7 +11,6 @@ import pytest
 from threshold_kit import (
     FOUR,
     Hand,
-    NoLedger,
     body_of,
     failing,
     flipped,
@@ -19,6 +18,7 @@ from threshold_kit import (
     started,
 )
 
+from fakes import NoLedger
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import rlwe_parameters

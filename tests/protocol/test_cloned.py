@@ -23,9 +23,8 @@ import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlkem_reference import RepeatingPublicKey
-from threshold_kit import NoLedger
 
+from fakes import NoLedger, RepeatingPublicKey
 from fedshield.crypto import keys as keys_module
 from fedshield.crypto import seal as seal_module
 from fedshield.crypto import shamir

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mlkem_reference import RepeatingPublicKey
 from threshold_kit import FOUR, REST, SITE, Hand, Watched, at_most_once, body_of
 
+from fakes import RepeatingPublicKey
 from fedshield.crypto import seal
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.rlwe import scheme as rlwe
