@@ -3,7 +3,7 @@
     python scripts/make_sum_vectors.py
 
 Three sites, every key and every random byte fixed, composed step by step from the numpy
-reference path; tests/protocol/test_cloned.py has live sums give the same. Run it only when the
+reference path; tests/protocol/test_known_sums.py has live sums give the same. Run it only when the
 format changes on purpose: a change of this file is a change of protocol.
 """
 

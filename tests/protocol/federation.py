@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import Hand, started
+from hand import Hand, started
 
 from fakes import FakeWork, MemoryStore, Wire, trained
 from fedshield.crypto import plain

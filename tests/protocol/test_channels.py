@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from threshold_kit import (
+from hand import (
     FOUR,
     Hand,
     body_of,

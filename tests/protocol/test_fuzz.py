@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import failing
+from hand import failing
 
 from fakes import Canned, MemoryStore
 from fedshield.crypto import framing, seal, shamir
