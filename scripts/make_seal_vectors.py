@@ -2,7 +2,7 @@
 
     python scripts/make_seal_vectors.py
 
-Made by tests/crypto/seal_reference.py from fixed random bytes, without this package. Run it only
+Made by tests/reference/seal.py from fixed random bytes, without this package. Run it only
 when the format changes on purpose: a change of that file is a change of protocol.
 """
 
@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS / "crypto"))
+sys.path.insert(0, str(TESTS))
 
-import mlkem_reference  # noqa: E402
-import seal_reference  # noqa: E402
+from reference import mlkem, seal  # noqa: E402
 
 OUT = TESTS / "vectors" / "seal.json"
 SITES = ("bank", "clinic")
@@ -29,11 +28,11 @@ def fixed(label: str, size: int = 32) -> bytes:
 
 
 def main() -> None:
-    keys: dict[str, seal_reference.Keys] = {}
+    keys: dict[str, seal.Keys] = {}
     told: dict[str, Any] = {}
     for site in SITES:
         random, secret = fixed(f"random {site}", 64), fixed(f"site secret {site}")
-        keys[site] = seal_reference.Keys.derived(random, secret)
+        keys[site] = seal.Keys.derived(random, secret)
         told[site] = {
             "random": random.hex(),
             "site_secret": secret.hex(),
@@ -51,7 +50,7 @@ def main() -> None:
         sender, receiver = (keys[name] for name in names)
         message, salt_key = fixed(f"message {purpose}"), fixed(f"salt key {purpose}")
         context = fixed("context")
-        made = seal_reference.sealed(
+        made = seal.sealed(
             sender,
             receiver,
             message,
@@ -62,7 +61,7 @@ def main() -> None:
             associated=associated,
             salt_key=salt_key,
         )
-        secret = mlkem_reference.encapsulate(receiver.mlkem_public, message)[0]
+        secret = mlkem.encapsulate(receiver.mlkem_public, message)[0]
         boxes.append(
             {
                 "names": names,

@@ -3,7 +3,7 @@
     python scripts/make_sum_vectors.py
 
 Three sites, every key and every random byte fixed, composed step by step from the numpy
-reference path; tests/protocol/test_cloned.py has live sums give the same. Run it only when the
+reference path; tests/protocol/test_known_sums.py has live sums give the same. Run it only when the
 format changes on purpose: a change of this file is a change of protocol.
 """
 
@@ -44,9 +44,9 @@ from fedshield.types import AdapterSpec, Selection, TensorSpec
 from fedshield.update.encode_integers import UPDATE_RESERVED, update_layout
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS / "crypto"))
+sys.path.insert(0, str(TESTS))
 
-from seal_reference import Keys, sealed  # noqa: E402
+from reference.seal import Keys, sealed  # noqa: E402
 
 OUT = TESTS / "vectors" / "sums.json"
 SITES = ("bank", "clinic", "hospital")

@@ -1,4 +1,5 @@
-"""What the hostile stories share."""
+"""What the hostile stories share: federations in memory for those within a sum, and a consortium
+of site processes for those across sums."""
 
 from __future__ import annotations
 
@@ -6,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from by_hand import begun, uploaded
 from consortium import Consortium
+from federation import federation, five, four, three_blocks, unsynced
+
+__all__ = ["begun", "federation", "five", "four", "three_blocks", "unsynced", "uploaded"]
 
 
 @pytest.fixture
-def four(tmp_path: Path) -> Iterator[Consortium]:
-    consortium = Consortium(tmp_path / "four")
-    yield consortium
-    consortium.close()
+def consortium(tmp_path: Path) -> Iterator[Consortium]:
+    made = Consortium(tmp_path / "consortium")
+    yield made
+    made.close()

@@ -258,12 +258,8 @@ class Link:
 
     def __init__(self, sites: Mapping[str, SiteProcess], consortium: Consortium) -> None:
         self._sites = sites
-        self._names = consortium.names
         self.drop: set[str] = set()
         self.codes: dict[str, str] = {}
-
-    def names(self) -> tuple[str, ...]:
-        return self._names
 
     def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
         ok: dict[str, bytes] = {}

@@ -107,59 +107,59 @@ def joining(consortium: Consortium, names: tuple[str, ...], *signers: str) -> Si
 
 
 def test_without_the_rule_subtraction_shows_who_left(
-    four: Consortium, without_the_rule: pytest.MonkeyPatch
+    consortium: Consortium, without_the_rule: pytest.MonkeyPatch
 ) -> None:
-    before = run_of(four)
-    going(four, ("victim",))
-    assert likeness(four, before, "of-4") < 0.95  # a sum alone is not that like it
-    assert likeness(four, before - run_of(four), "of-4") > 0.98
+    before = run_of(consortium)
+    going(consortium, ("victim",))
+    assert likeness(consortium, before, "of-4") < 0.95  # a sum alone is not that like it
+    assert likeness(consortium, before - run_of(consortium), "of-4") > 0.98
 
 
-def test_who_leaves_alone_stops_the_others(four: Consortium) -> None:
-    run_of(four)
-    going(four, ("victim",))
-    name, line = refused(four)
+def test_who_leaves_alone_stops_the_others(consortium: Consortium) -> None:
+    run_of(consortium)
+    going(consortium, ("victim",))
+    name, line = refused(consortium)
     assert name == "alpha"
     assert line.count("R1: expected every site to be in the same sums as 2 others (c + 1)") == 1
     assert "got fewer for victim" in line
 
 
-def test_who_signed_that_it_is_exposed_may_leave(four: Consortium) -> None:
-    before = run_of(four)
-    going(four, ("victim",), "victim")
+def test_who_signed_that_it_is_exposed_may_leave(consortium: Consortium) -> None:
+    before = run_of(consortium)
+    going(consortium, ("victim",), "victim")
     # It signed for exactly this, and this is what it means.
-    assert likeness(four, before - run_of(four), "of-4") > 0.98
+    assert likeness(consortium, before - run_of(consortium), "of-4") > 0.98
 
 
 def test_departure_announced_lets_the_others_go_on(tmp_path: Path) -> None:
-    four = Consortium(tmp_path / "four", lineage=Lineage(departure="announced"))
-    run_of(four)
-    after = going(four, ("victim",))
+    consortium = Consortium(tmp_path / "consortium", lineage=Lineage(departure="announced"))
+    run_of(consortium)
+    after = going(consortium, ("victim",))
     assert [(one.kind, one.card.name) for one in after.lineage.exposures] == [
         ("announced", "victim")
     ]
-    run_of(four)
+    run_of(consortium)
 
 
-def test_all_policies_can_expose_who_is_lost(four: Consortium) -> None:
-    run_of(four)
-    going(four, ("victim",))
-    raw = plan_of(four.names)
-    path = four.root / "beta" / "beta.policy.yaml"
+def test_all_policies_can_expose_who_is_lost(consortium: Consortium) -> None:
+    run_of(consortium)
+    going(consortium, ("victim",))
+    raw = plan_of(consortium.names)
+    path = consortium.root / "beta" / "beta.policy.yaml"
     kept = path.read_text()
-    four.exposes("victim")
+    consortium.exposes("victim")
     path.write_text(kept)
-    four.approve(raw, "alpha", "mallory")
+    consortium.approve(raw, "alpha", "mallory")
     # One of those who stay does not, and that is enough.
-    four.approve(raw, "beta")
-    session = four.session(raw, "of-3")
+    consortium.approve(raw, "beta")
+    session = consortium.session(raw, "of-3")
     with pytest.raises(RoundFailed):
         session.run(1, 1)
-    assert "got fewer for victim" in four.last_error("beta", "of-3")
-    four.close()
+    assert "got fewer for victim" in consortium.last_error("beta", "of-3")
+    consortium.close()
     path.write_text(f"{kept}exposes: [victim]\n")
-    four.session(raw, "of-3").run(1, 1)
-    assert ("of-3", 1) in four.opened
+    consortium.session(raw, "of-3").run(1, 1)
+    assert ("of-3", 1) in consortium.opened
 
 
 def test_without_the_rule_subtraction_shows_who_joined(
@@ -243,33 +243,33 @@ def test_two_rosters_that_follow_one(seven: Consortium, typed: list[str]) -> Non
         leave(seven, ("alpha", "delta", "victim"), "alpha", "again.json")
 
 
-def test_who_comes_back_is_still_exposed(four: Consortium) -> None:
-    run_of(four)
-    going(four, ("victim",), "victim")
-    run_of(four)
-    joining(four, ("victim",))
-    raw = plan_of(four.names) | {"seed": 8}
-    four.approve(raw, exposed=("victim",))
-    four.session(raw, "again").run(1, 1)
-    assert ("again", 1) in four.opened
+def test_who_comes_back_is_still_exposed(consortium: Consortium) -> None:
+    run_of(consortium)
+    going(consortium, ("victim",), "victim")
+    run_of(consortium)
+    joining(consortium, ("victim",))
+    raw = plan_of(consortium.names) | {"seed": 8}
+    consortium.approve(raw, exposed=("victim",))
+    consortium.session(raw, "again").run(1, 1)
+    assert ("again", 1) in consortium.opened
 
 
-def test_who_signed_where_it_went_comes_back(four: Consortium, typed: list[str]) -> None:
+def test_who_signed_where_it_went_comes_back(consortium: Consortium, typed: list[str]) -> None:
     """Its ledger remembers where it went, before its own exposure is in any roster."""
-    run_of(four)
-    now = four.roster()
+    run_of(consortium)
+    now = consortium.roster()
     typed[:] = ["victim"]
-    leave(four, ("victim",), "victim", "victim.going.json")
+    leave(consortium, ("victim",), "victim", "victim.going.json")
     after = without(now.followed(), ("victim",))
-    signed = [Exposure.read(four.root / "victim.going.json")]
+    signed = [Exposure.read(consortium.root / "victim.going.json")]
     after = dataclasses.replace(after, lineage=after.lineage.with_exposures(signed))
-    four.put_in_force(after)
-    run_of(four)
-    joining(four, ("victim",))
-    raw = plan_of(four.names) | {"seed": 8}
-    four.approve(raw, exposed=("victim",))
-    four.session(raw, "again").run(1, 1)
-    assert ("again", 1) in four.opened
+    consortium.put_in_force(after)
+    run_of(consortium)
+    joining(consortium, ("victim",))
+    raw = plan_of(consortium.names) | {"seed": 8}
+    consortium.approve(raw, exposed=("victim",))
+    consortium.session(raw, "again").run(1, 1)
+    assert ("again", 1) in consortium.opened
 
 
 def test_a_roster_that_leaves_out_one_that_it_follows(three: Consortium) -> None:
@@ -282,21 +282,25 @@ def test_a_roster_that_leaves_out_one_that_it_follows(three: Consortium) -> None
     assert "R1: expected the batch that these records were summed in before" in line
 
 
-def test_two_sites_that_are_shown_different_rosters_meet_in_no_session(four: Consortium) -> None:
+def test_two_sites_that_are_shown_different_rosters_meet_in_no_session(
+    consortium: Consortium,
+) -> None:
     """Alpha is shown one with the victim's exposure, beta one without: the charter is in every
     message."""
-    run_of(four)
-    now = four.roster()
-    going(four, ("victim",), "victim")
+    run_of(consortium)
+    now = consortium.roster()
+    going(consortium, ("victim",), "victim")
     shown = without(now.followed(), ("victim",))
     for name in shown.names():
         others = [other for other in shown.names() if other != name]
-        shown = shown.countersigned(four.keys[name], others)
-    (four.root / "beta" / "roster.json").write_text(shown.to_text())
-    raw = plan_of(four.names)
-    four.approve(raw, "alpha", "mallory")
-    four.approve(raw, "beta")
+        shown = shown.countersigned(consortium.keys[name], others)
+    (consortium.root / "beta" / "roster.json").write_text(shown.to_text())
+    raw = plan_of(consortium.names)
+    consortium.approve(raw, "alpha", "mallory")
+    consortium.approve(raw, "beta")
     with pytest.raises(RoundFailed, match="invite: no answer from beta"):
-        four.session(raw, "two").run(1, 1)
-    assert "the coordinator's roster is not the one agreed here" in four.last_error("beta", "two")
-    assert ("two", 1) not in four.opened
+        consortium.session(raw, "two").run(1, 1)
+    assert "the coordinator's roster is not the one agreed here" in consortium.last_error(
+        "beta", "two"
+    )
+    assert ("two", 1) not in consortium.opened

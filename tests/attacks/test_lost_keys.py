@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from span import isolated
 
 from fedshield.enrolment import KeyFile, SignedRoster
 from fedshield.enrolment.coming import exposure_of, following, joined, without
@@ -26,6 +25,7 @@ from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
+from reference.span import isolated
 
 NAMES = ("annex", "bank", "clinic", "hospital", "lab", "museum", "school", "ward")
 START = "5" * 64

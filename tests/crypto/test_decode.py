@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from fedshield.crypto import decode, shamir, shares
 from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE
 from fedshield.crypto.shamir import PRIME
 from fedshield.errors import CryptoError
+from reference.reed_solomon import search
 
 Q = PRIMES[42]
 VECTORS = Path(__file__).parents[1] / "vectors" / "shamir.json"
@@ -144,35 +144,6 @@ def test_more_wrong_keys_than_can_be_told(case: Any, lie: Any, checked: bool) ->
     with pytest.raises(CryptoError) as caught:
         shares.open_sum(given_, shape, 2, right if checked else None)
     assert caught.value.code in ("key-sum", "residual")
-
-
-def at(known: list[tuple[int, int]], x: int, prime: int) -> int:
-    """The value at x of the polynomial through these points, in Python's integers."""
-    total = 0
-    for place, y in known:
-        for other, _ in known:
-            if other != place:
-                y = y * (x - other) * pow(place - other, -1, prime) % prime
-        total += y
-    return total % prime
-
-
-def search(columns: dict[int, tuple[int, ...]], threshold: int, prime: int) -> Any:
-    """The sum and whose answers are wrong, by trying every T; None if none is near enough."""
-    for chosen in combinations(columns, threshold):
-
-        def column(slot: int, x: int, chosen: Any = chosen) -> int:
-            return at([(one + 1, columns[one][slot]) for one in chosen], x, prime)
-
-        slots = range(len(next(iter(columns.values()))))
-        wrong = {
-            one
-            for one, row in columns.items()
-            if tuple(column(slot, one + 1) for slot in slots) != row
-        }
-        if len(wrong) <= (len(columns) - threshold) // 2:
-            return tuple(column(slot, 0) for slot in slots), frozenset(wrong)
-    return None
 
 
 @settings(deadline=None, max_examples=150)

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedshield.crypto.reed_solomon import Code
+from reference.reed_solomon import nearest
+from reference.shamir import value
 
 LARGE = 2**31 - 1
-
-
-def value(coefficients: list[int], at: int, prime: int) -> int:
-    return sum(one * pow(at, power, prime) for power, one in enumerate(coefficients)) % prime
-
-
-def through(points: list[tuple[int, int]], at: int, prime: int) -> int:
-    """Lagrange, written out."""
-    total = 0
-    for x, y in points:
-        weight = 1
-        for other, _ in points:
-            if other != x:
-                weight = weight * (at - other) * pow(x - other, -1, prime) % prime
-        total += y * weight
-    return total % prime
-
-
-def nearest(
-    points: tuple[int, ...], values: list[int], dimension: int, prime: int
-) -> frozenset[int] | None:
-    """Places off the codeword within floor((m - T) / 2), if there is one: every codeword that T
-    values lie on is looked at, and any nearer one has more than T."""
-    radius = (len(points) - dimension) // 2
-    for chosen in combinations(range(len(points)), dimension):
-        known = [(points[place], values[place]) for place in chosen]
-        off = frozenset(
-            place for place, x in enumerate(points) if through(known, x, prime) != values[place]
-        )
-        if len(off) <= radius:
-            return off
-    return None
 
 
 @st.composite

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedshield.crypto import shamir, shares
 from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE
 from fedshield.errors import CryptoError
+from reference.shamir import through
 
 Q = PRIMES[42]
 VECTORS: dict[str, Any] = json.loads(
@@ -93,10 +94,7 @@ def test_too_few_shares_say_nothing() -> None:
             points = {0: other, **{holder + 1: found[holder][0] for holder in chosen}}
             # There is one polynomial of degree T - 1 through them, whatever `other` is: it gives
             # the chosen holders their shares and another secret.
-            shares_of_it = [
-                sum(y * _weight(x, place, list(points)) for place, y in points.items()) % Q
-                for x in range(1, holders + 1)
-            ]
+            shares_of_it = [through(list(points.items()), x, Q) for x in range(1, holders + 1)]
             assert all(shares_of_it[one] == found[one][0] for one in chosen)
             opened = shamir.reconstruct_residues(
                 {one: (share,) for one, share in enumerate(shares_of_it)}, Q, t
@@ -104,14 +102,6 @@ def test_too_few_shares_say_nothing() -> None:
             assert opened == (other,)
         with pytest.raises(CryptoError, match="expected 3 shares, got 2"):
             shamir.reconstruct_residues({one: found[one] for one in chosen}, Q, t)
-
-
-def _weight(x: int, at: int, places: list[int]) -> int:
-    weight = 1
-    for other in places:
-        if other != at:
-            weight = weight * (x - other) * pow(at - other, -1, Q) % Q
-    return weight
 
 
 def test_the_coefficients_are_uniform_and_depend_on_the_seed() -> None:

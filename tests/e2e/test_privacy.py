@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fakes import Notes
 from fedshield.errors import PlanError
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
@@ -73,22 +73,16 @@ def test_a_run_that_protects_rows_says_what_it_spent(tmp_path: Path) -> None:
     assert ">Epsilon</th>" in page
 
 
-class Stop(Quiet):
+class Stop(Notes):
     """Ctrl-C in a round, while a site is at `method`."""
 
     def __init__(self, round_number: int, method: str) -> None:
+        super().__init__()
         self.at = (round_number, method)
-        self.said: list[str] = []
 
     def phase(self, round_number: int, phase: str, site: str) -> None:
         if (round_number, phase) == self.at:
             raise KeyboardInterrupt
-
-    def note(self, text: str) -> None:
-        self.said.append(text)
-
-    def round_done(self, round_number: int, rows: Sequence[dict[str, Any]]) -> None:
-        pass
 
 
 def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for_once(tmp_path: Path) -> None:
@@ -110,7 +104,7 @@ def test_a_run_ends_at_its_budget_and_an_interrupted_round_is_paid_for_once(tmp_
     assert found["privacy"]["uploads"] == 3
     assert found["privacy"]["epsilon"] == pytest.approx(free.epsilon(3))
     assert "before round 4: bank has spent epsilon" in found["ended_early"]
-    assert any("the run ends here" in text for text in watch.said)
+    assert any("the run ends here" in text for text in watch.notes)
     state = json.loads((out / "run.json").read_text())
     assert state["status"] == "finished"
     assert (out / "adapter" / "adapter_model.safetensors").stat().st_size > 0

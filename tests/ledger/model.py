@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 from model_sites import COLLUDING, COUNTS, KINDS, Ask, Entry, Site, Sites
-from span import isolated
 
 from fedshield.errors import ProtocolError
 from fedshield.ledger.file import Receipt
 from fedshield.protocol import contexts
+from reference.span import isolated
 
 #: The sites' and the opened sums' numbers in the model's table: states are many, and small.
 State = tuple[int, ...]

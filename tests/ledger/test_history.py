@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import pytest
-from span import isolated
 
 from fedshield.ledger import rules
 from fedshield.ledger.history import (
@@ -33,6 +32,7 @@ from fedshield.ledger.rows import (
     Unit,
     Version,
 )
+from reference.span import isolated
 
 #: Who seven sites are.
 SEVEN = tuple("1234567")

@@ -9,7 +9,6 @@ from typing import Any
 import model_sites
 import pytest
 from model_sites import Certified, Site
-from span import isolated
 
 from fedshield.ledger import rules
 from fedshield.ledger.file import Ledger, Receipt
@@ -17,6 +16,7 @@ from fedshield.ledger.rows import Version
 from fedshield.plan.quorum import Rules
 from fedshield.protocol import contexts
 from model import COLLUDING, Model
+from reference.span import isolated
 
 
 @pytest.mark.parametrize(

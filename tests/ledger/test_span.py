@@ -27,7 +27,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from span import isolated
 
 from fedshield.ledger import rules
 from fedshield.ledger.history import (
@@ -54,6 +53,7 @@ from fedshield.ledger.rows import (
     sharing,
 )
 from fedshield.ledger.rules import Approval, Terms, first_refusal
+from reference.span import isolated
 
 #: Bodies of records: the first two share one, so they are one line; the third is another,
 #: until the fourth is used, which shares one with each.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import Hand, started
+from hand import Hand, started
 
-from fedshield.causes import failure_code
+from fakes import FakeWork, MemoryStore, Wire, trained
 from fedshield.crypto import plain
 from fedshield.crypto import scheme as scheme_module
 from fedshield.crypto.keys import SigningKey
@@ -31,13 +31,12 @@ from fedshield.protocol.journal import Journal
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.participant import Participant
 from fedshield.protocol.roster import COORDINATOR, Roster
-from fedshield.protocol.transport import Replies
 from fedshield.protocol.wire import codec, envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.seeds import SiteRandomness
-from fedshield.site.interfaces import Contribution, SiteRound
+from fedshield.site.interfaces import SiteRound
 from fedshield.site.round import first_memory, standing_digest
-from fedshield.types import AdapterSpec, AdapterState, AdapterUpdate, SiteMemory, TensorSpec
+from fedshield.types import AdapterSpec, AdapterState, SiteMemory, TensorSpec
 
 NAMES = ("bank", "clinic", "hospital", "lab", "surgery", *(f"ward-{n:02d}" for n in range(11)))
 COUNTS = {"bank": 41, "clinic": 1234, "hospital": 377, "lab": 9, "surgery": 2660}
@@ -53,100 +52,6 @@ EXAMPLE_LEVEL = {"unit": "example", "clip_norm": 1.0, "noise_multiplier": 100.0}
 def initial_state(spec: AdapterSpec = SPEC) -> AdapterState:
     rng = np.random.default_rng(99)
     return AdapterState(rng.standard_normal(spec.num_values).astype(np.float32), spec)
-
-
-def trained(site: str, state: AdapterState, round_number: int) -> np.ndarray[Any, Any]:
-    """What 'training' gives: float32, a function of site, start and round."""
-    seed = hashlib.sha256(f"{site} {round_number}".encode()).digest()
-    noise = np.random.default_rng(list(seed)).standard_normal(state.spec.num_values)
-    return (state.values * 0.75 + 0.3 * noise).astype(np.float32)
-
-
-@dataclass
-class FakeWork:
-    """`LocalWork` without a model. `fault`: raised, or returned as values, in its next round."""
-
-    site: str
-    num_examples: int
-    fault: Exception | np.ndarray[Any, Any] | None = None
-    trained_rounds: list[int] = field(default_factory=list)
-
-    def train(self, state: AdapterState, round_number: int) -> tuple[AdapterUpdate, float]:
-        self.trained_rounds.append(round_number)
-        if isinstance(self.fault, Exception):
-            raise self.fault
-        values = trained(self.site, state, round_number)
-        if self.fault is not None:
-            values = self.fault.astype(np.float32)
-        return AdapterUpdate(values, state, self.num_examples), 1.0
-
-    def evaluate(self, state: AdapterState) -> float:
-        return float(np.abs(state.values).mean())
-
-
-@dataclass
-class MemoryStore:
-    saved: dict[int, AdapterState] = field(default_factory=dict)
-    memories: dict[int, SiteMemory] = field(default_factory=dict)
-    contribution: Contribution | None = None
-
-    def keep(self, contribution: Contribution) -> None:
-        self.contribution = contribution
-
-    def kept(self) -> Contribution | None:
-        return self.contribution
-
-    def save(self, completed_rounds: int, state: AdapterState, memory: SiteMemory) -> None:
-        self.saved[completed_rounds] = state
-        self.memories[completed_rounds] = memory
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """One command and its reply, as bytes. `code`: why there is no reply."""
-
-    site: str
-    method: str
-    command: bytes
-    reply: bytes = b""
-    code: str = ""
-
-
-Tamper = Callable[[str, str, bytes], bytes]
-
-
-@dataclass
-class Wire:
-    """`Sites` over participants in memory, recording every byte. `to_site` and `to_coordinator`
-    may change what crosses."""
-
-    participants: Mapping[str, Participant] = field(repr=False)
-    log: list[Crossing] = field(default_factory=list)
-    errors: dict[str, Exception] = field(default_factory=dict)
-    to_site: Tamper = lambda site, method, data: data
-    to_coordinator: Tamper = lambda site, method, data: data
-
-    def names(self) -> Sequence[str]:
-        return tuple(self.participants)
-
-    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
-        ok: dict[str, bytes] = {}
-        failed: dict[str, str] = {}
-        for site, data in args.items():
-            command = self.to_site(site, method, data)
-            try:
-                reply = self.participants[site].handle(method, command)
-            except Exception as error:
-                self.errors[site] = error
-                failed[site] = failure_code(error)
-                self.log.append(Crossing(site, method, command, code=failed[site]))
-                continue
-            ok[site] = self.to_coordinator(site, method, reply)
-            self.log.append(Crossing(site, method, command, ok[site]))
-        return Replies(ok, failed)
-
-    def of(self, site: str, method: str) -> list[Crossing]:
-        return [one for one in self.log if (one.site, one.method) == (site, method)]
 
 
 def opened(data: bytes) -> tuple[str, Binding, str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from threshold_kit import failing
+from hand import failing
 
 from fedshield.crypto.keys import SigningKey
 from fedshield.enrolment import RosterError

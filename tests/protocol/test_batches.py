@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import failing, mean_of, record, restart
+from hand import failing, mean_of, record, restart
 
 from fedshield.errors import RoundFailed
 

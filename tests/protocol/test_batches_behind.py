@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import failing, nothing_installed, restart
+from hand import failing, nothing_installed, restart
 
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.ledger.entries import OpenedRound

@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from hand import failing, nothing_installed, restart
 from test_batches_behind import again, away, lost_after_upload, make
-from threshold_kit import failing, nothing_installed, restart
 
 from fedshield.errors import ProtocolError, RoundFailed
 from fedshield.ledger.entries import OpenedRound

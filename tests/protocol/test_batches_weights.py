@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import failing, record, restart
+from hand import failing, record, restart
 
 from fedshield.crypto.rlwe.params import choose
 from fedshield.errors import ProtocolError, RoundFailed

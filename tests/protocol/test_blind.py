@@ -654,8 +654,6 @@ def send(value):
 kept = []  # it forgets nothing
 
 class Pipe:
-    def names(self):
-        return roster.names()
     def call(self, method, args):
         send([method, dict(args)])
         ok, failed = receive()

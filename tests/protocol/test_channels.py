@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from threshold_kit import (
+from hand import (
     FOUR,
     Hand,
-    NoLedger,
     body_of,
     failing,
     flipped,
@@ -19,6 +18,7 @@ from threshold_kit import (
     started,
 )
 
+from fakes import NoLedger
 from fedshield.crypto.keys import RunKey, SigningKey
 from fedshield.crypto.public_keys import PUBLIC_KEY_BYTES
 from fedshield.crypto.scheme import rlwe_parameters

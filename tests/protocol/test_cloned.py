@@ -1,81 +1,61 @@
 """A cloned machine: two processes with the same memory, keys and random bytes to come.
 
 The same input must then give the same bytes; any other vector, context, layout or answer must
-come under another key, so that no two ciphertexts can be taken from one another. Last, the known
-answers of a whole sum: every random byte fixed, every value on the way compared.
+come under another key, so that no two ciphertexts can be taken from one another. Last, a site
+whose machine was restored from a snapshot: it can be brought to the very same session and sum, and
+sends the same bytes or none.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from hand import FOUR, REST, SITE, Hand, Watched, at_most_once, body_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlkem_reference import RepeatingPublicKey
-from threshold_kit import NoLedger
+from sums import (
+    CONTEXT,
+    LIMIT,
+    NAMES,
+    PACKING,
+    RANDOM,
+    SPEC,
+    Ints,
+    Sums,
+    encoded,
+    errors,
+    fixed,
+    update_layout,
+    vector,
+)
 
+from fakes import RepeatingPublicKey
 from fedshield.crypto import keys as keys_module
 from fedshield.crypto import seal as seal_module
 from fedshield.crypto import shamir
-from fedshield.crypto import shares as sharing
-from fedshield.crypto.keys import RunKey, SigningKey
-from fedshield.crypto.rlwe import reference, sampling
+from fedshield.crypto.keys import RunKey
+from fedshield.crypto.rlwe import reference
 from fedshield.crypto.rlwe import scheme as rlwe
-from fedshield.crypto.rlwe.adder import RlweAdder
-from fedshield.crypto.rlwe.params import RING_DEGREE, RlweParameters
-from fedshield.crypto.scheme import rlwe_parameters
 from fedshield.crypto.seal import CIPHERTEXT_BYTES
-from fedshield.errors import ProtocolError, RoundFailed
-from fedshield.plan.quorum import resolve
-from fedshield.protocol.contexts import shares_digest, upload_digest, upload_record
-from fedshield.protocol.journal import Journal
-from fedshield.protocol.participant_sum import Member, Summation
-from fedshield.protocol.roster import Roster
+from fedshield.errors import FedShieldError, ProtocolError, RoundFailed
+from fedshield.ledger.heads import place_beside
+from fedshield.protocol import participant, participant_sum
+from fedshield.protocol.contexts import upload_digest
+from fedshield.protocol.participant_sum import Summation
 from fedshield.protocol.wire import envelope, messages
-from fedshield.protocol.wire.envelope import Binding
-from fedshield.site.ciphers import EncryptedSum, EncryptedUpdate, OneTimeKeys, rlwe_layout
-from fedshield.types import AdapterSpec, EncodedIntegers, Layout, Selection, TensorSpec
-from fedshield.update import encode_integers
-from fedshield.update.encode_integers import UPDATE_RESERVED
+from fedshield.site.ciphers import EncryptedUpdate, OneTimeKeys, rlwe_layout
+from fedshield.types import AdapterSpec, EncodedIntegers, TensorSpec
 
-VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sums.json").read_text())
-NAMES = ("bank", "clinic", "hospital")
-SPEC = AdapterSpec((TensorSpec("a", (6, 7)), TensorSpec("b", (6, 3))), "00" * 32, 2.0)
-PACKING = rlwe_parameters(3, 16, False)
-LIMIT = PACKING.site_limit(1 / 3)
-CONTEXT = hashlib.sha256(b"one context").digest()
-RANDOM = hashlib.sha256(b"the clones' random bytes").digest()
-
-Ints = np.ndarray[Any, Any]
-
-
-def update_layout(spec: AdapterSpec, packing: RlweParameters) -> Layout:
-    """Of an update of which all coordinates travel."""
-    all_of_it = Selection(np.arange(spec.num_values, dtype=np.int64), spec)
-    return encode_integers.update_layout(all_of_it.sha256(), spec.num_values, packing)
-
-
-def vector(number: int, size: int = SPEC.num_values) -> np.ndarray[Any, np.dtype[np.int16]]:
-    return np.random.default_rng(number).integers(-LIMIT, LIMIT + 1, size).astype(np.int16)
-
-
-def encoded(
-    digits: Ints, reserved: tuple[int, ...] = (1, 2**28, 7), layout: Layout | None = None
-) -> EncodedIntegers:
-    zeros = np.zeros(digits.size, dtype=np.float32)
-    return EncodedIntegers(digits, reserved, layout or update_layout(SPEC, PACKING), 0, zeros)
+pytestmark = pytest.mark.usefixtures("unsynced")
 
 
 @pytest.fixture
@@ -104,10 +84,6 @@ class Clone(OneTimeKeys):
         return sealed, key
 
 
-def errors(key: rlwe.OneTimeKey) -> Ints:
-    return sampling.binomial(key.seed, rlwe.ERROR, 8 * RING_DEGREE)[:RING_DEGREE]
-
-
 def opened_by_difference(one: bytes, other: bytes, digits: Ints, other_digits: Ints) -> float:
     """The share of coefficients in which the difference of two uploads is delta times the
     difference of their vectors, as it is under one key: what gives it away."""
@@ -133,8 +109,6 @@ def assert_unrelated(
     (sealed, key), (sealed_other, key_other) = one, other
     assert key.seed != key_other.seed
     assert sealed.share_seed != sealed_other.share_seed
-    assert sealed.secret is not None
-    assert sealed_other.secret is not None
     # Binomial integers of variance 21 agree in one of 16 places.
     for mine, theirs in (
         (sealed.secret, sealed_other.secret),
@@ -149,11 +123,7 @@ def assert_unrelated(
         )
         < 0.02
     )
-    shares = [
-        shamir.share(each.secret, 2, 3, each.share_seed)
-        for each in (sealed, sealed_other)
-        if each.secret is not None
-    ]
+    shares = [shamir.share(each.secret, 2, 3, each.share_seed) for each in (sealed, sealed_other)]
     # Had the sharings the same other coefficients, their difference at every holder would be the
     # difference of the keys.
     keys = [(each[0] * 2 + (shamir.PRIME - each[1])) % shamir.PRIME for each in shares]
@@ -291,95 +261,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> Boxes:
     return Boxes(monkeypatch)
 
 
-def fixed(label: str) -> bytes:
-    return hashlib.sha256(b"fedshield sum vectors " + label.encode()).digest()
-
-
-class Federation:
-    """The sums of three sites, driven step by step; every site may have clones. Every draw
-    repeats, also what a site encapsulates: clones share ML-KEM secrets with their peers."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(seal_module, "MLKEM768PublicKey", RepeatingPublicKey)
-        self._folder = folder
-        self._monkeypatch = monkeypatch
-        self.keys = {name: SigningKey(fixed(f"sign {name}")) for name in NAMES}
-        self.roster = Roster(
-            {name: key.public for name, key in self.keys.items()},
-            bytes(32),
-            resolve(3),
-            demo=True,
-        )
-        self.group_key = fixed("group key")
-        self.session = Binding(fixed("session"), 1, "round")
-        self._made = 0
-
-    def site(self, name: str, ephemeral: bytes | None = None) -> Summation:
-        """A process of the site: all with the same keys, each with a disk of its own."""
-        self._made += 1
-        random = ephemeral or fixed(f"round key {name}") + fixed(f"more {name}")
-        line: Any = NoLedger(fixed(f"head {name}"))
-        member = Member(
-            name,
-            self.roster,
-            "peers",
-            Journal(self._folder / f"{self._made}.jsonl"),
-            line,
-            self.keys[name].sign,
-            self.group_key,
-            fixed(f"site secret {name}"),
-        )
-        cipher = OneTimeKeys(PACKING, self.group_key, member.secret)
-        with self._monkeypatch.context() as patch:
-            patch.setattr(os, "urandom", lambda size: random[:size])
-            return Summation(member, cipher, self.session, "base", b"a model and its clips")
-
-    def signed(
-        self, one: Summation, message: messages.Message, binding: Binding | None = None
-    ) -> bytes:
-        name, bound = one._member.name, binding or one.binding
-        return envelope.seal(message.kind, bound, name, message.to_body(), self.keys[name].sign)
-
-    def begin(self, sites: Iterable[Summation], peers: Iterable[Summation] = ()) -> None:
-        """`sites` begin with the round keys of each other and of `peers`, one a name."""
-        sites = list(sites)
-        raw = {
-            one._member.name: self.signed(one, one.round_key(), self.session)
-            for one in [*peers, *sites]
-        }
-        assert len(raw) == 3
-        for one in sites:
-            one.begin(messages.Work(raw))
-
-    def contribute(self, one: Summation, made: EncodedIntegers) -> bytes:
-        """Under this site's own random bytes; the signed upload."""
-        random = fixed(f"random {one._member.name}")
-        with self._monkeypatch.context() as patch:
-            patch.setattr(os, "urandom", lambda size: random[:size])
-            return self.signed(one, one.contribute(made))
-
-    def hold(self, sites: dict[str, Summation], raw: dict[str, bytes]) -> None:
-        for holder, one in sites.items():
-            shares = {d: sites[d].shares()[holder] for d in sites if d != holder}
-            assert one.hold(messages.Hold(raw, shares)).complaints == {}
-
-    def aggregate(self, sites: Iterable[Summation]) -> bytes:
-        adder, total = RlweAdder(PACKING), None
-        for one in sites:
-            total = adder.add(total, one.fetch(0))
-        assert total is not None
-        return adder.result(total)
-
-
-MakeFederation = Callable[[], Federation]
-
-
-@pytest.fixture
-def federation_of_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
-    return Federation(tmp_path, monkeypatch)
-
-
-def clones_of(ours: Federation, count: int) -> tuple[list[Summation], dict[str, Summation]]:
+def clones_of(ours: Sums, count: int) -> tuple[list[Summation], dict[str, Summation]]:
     """Clones of bank, and the two others; all have begun the same sum."""
     others = {name: ours.site(name) for name in NAMES[1:]}
     clones = [ours.site("bank") for _ in range(count)]
@@ -391,7 +273,7 @@ def clones_of(ours: Federation, count: int) -> tuple[list[Summation], dict[str, 
 
 
 def test_clones_send_the_same_upload_of_the_same_vector(
-    federation_of_sums: Federation, boxes: Boxes
+    federation_of_sums: Sums, boxes: Boxes
 ) -> None:
     (one, other), _ = clones_of(federation_of_sums, 2)
     uploads = [federation_of_sums.contribute(each, encoded(vector(1))) for each in (one, other)]
@@ -403,9 +285,7 @@ def test_clones_send_the_same_upload_of_the_same_vector(
     assert boxes.reused() == 0
 
 
-def test_clones_with_other_vectors_reuse_no_key(
-    federation_of_sums: Federation, boxes: Boxes
-) -> None:
+def test_clones_with_other_vectors_reuse_no_key(federation_of_sums: Sums, boxes: Boxes) -> None:
     """Neither the one-time key nor any key of a box, though every random byte is the same."""
     clones, _ = clones_of(federation_of_sums, 3)
     for number, clone in enumerate(clones):
@@ -428,7 +308,7 @@ def test_clones_with_other_vectors_reuse_no_key(
         assert upload_digest(one._upload) != upload_digest(other._upload)
 
 
-def test_clones_with_other_peers_reuse_no_key(federation_of_sums: Federation, boxes: Boxes) -> None:
+def test_clones_with_other_peers_reuse_no_key(federation_of_sums: Sums, boxes: Boxes) -> None:
     """The coordinator shows one clone other round keys of its peers: another context."""
     ours = federation_of_sums
     (one,), _ = clones_of(ours, 1)
@@ -447,7 +327,7 @@ def test_clones_with_other_peers_reuse_no_key(federation_of_sums: Federation, bo
 
 
 def test_salts_that_repeat_would_reuse_keys(
-    federation_of_sums: Federation, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+    federation_of_sums: Sums, boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: with salts that do not depend on the content, two contents go under one key."""
     monkeypatch.setattr(seal_module, "hmac", SimpleNamespace(digest=lambda *_: RANDOM))
@@ -458,7 +338,7 @@ def test_salts_that_repeat_would_reuse_keys(
 
 
 def test_clones_that_answer_for_other_sums_reuse_no_key(
-    federation_of_sums: Federation, boxes: Boxes
+    federation_of_sums: Sums, boxes: Boxes
 ) -> None:
     """Two clones of a holder, shown different aggregates: both answer (each has a disk of its
     own), with the same share, under keys that differ because what the answer is about does. And
@@ -570,154 +450,157 @@ def test_two_sites_with_one_generator_are_noticed(
         ours.coordinator.start()
 
 
-# -- known answers --------------------------------------------------------------------------------
+# -- a machine restored from a snapshot --------------------------------------------------------
 
 
-def sha256(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
+class Snapshot:
+    """Runs of one site's machine from one snapshot: its nonce, run and round keys repeat, and where
+    `all_of_it`, the bytes of its one-time keys and what it encapsulates as well. So it can be
+    brought to the same session and sum again."""
 
+    def __init__(self, ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ours = ours
+        self.current = ""
+        self._keys: dict[tuple[str, str], RunKey] = {}
+        fixed = SimpleNamespace(urandom=self._bytes)
+        monkeypatch.setattr(participant, "os", fixed)
+        monkeypatch.setattr(participant, "RunKey", lambda secret: self._key("run", secret))
+        monkeypatch.setattr(participant_sum, "RunKey", lambda secret: self._key("sum", secret))
+        self._monkeypatch = monkeypatch
+        self._fixed = fixed
+        ledger = ours.folder / f"{SITE}.ledger"
+        self._peers = place_beside(ledger)
+        self._ledger, self._had_peers = ledger.read_bytes(), self._peers.exists()
 
-def known(values: Ints) -> dict[str, Any]:
-    raw = np.asarray(values).astype("<i8").tobytes()
-    return {"first": np.asarray(values)[:8].tolist(), "sha256": sha256(raw)}
+    def _bytes(self, count: int) -> bytes:
+        return hashlib.shake_128(self.current.encode()).digest(count)
 
+    def _key(self, use: str, secret: bytes) -> RunKey:
+        return self._keys.setdefault((self.current, use), RunKey(secret))
 
-def known_boxes(found: dict[str, bytes]) -> dict[str, Any]:
-    return {to: {"bytes": len(box), "sha256": sha256(box)} for to, box in found.items()}
+    def all_of_it(self) -> None:
+        self._monkeypatch.setattr(rlwe, "os", self._fixed)
+        self._monkeypatch.setattr(seal_module, "MLKEM768PublicKey", RepeatingPublicKey)
 
-
-def test_a_whole_sum_gives_the_known_answers(federation_of_sums: Federation) -> None:
-    """tests/vectors/sums.json, made from the numpy reference path by scripts/make_sum_vectors.py:
-    the live classes, with the same keys and random bytes, give every value of it."""
-    ours, answers = federation_of_sums, VECTORS
-    sites = {name: ours.site(name) for name in NAMES}
-    layout = update_layout(SPEC, PACKING)
-    rules = ours.roster.rules
-    assert answers["rules"] == [
-        rules.max_colluding, rules.threshold, rules.votes, rules.min_cohort,
-    ]  # fmt: skip
-    for name, value in answers["parameters"].items():
-        assert getattr(PACKING, name) == value, name
-    lay = rlwe_layout(PACKING, layout)
-    assert answers["layout"].pop("sha256") == layout.sha256().hex()
-    assert answers["layout"].pop("reserved_bits") == list(UPDATE_RESERVED.values())
-    assert answers["layout"].pop("share_bytes") == sites["bank"]._shape(layout).num_bytes
-    for name, value in answers["layout"].items():
-        place = getattr(lay, name)
-        assert (list(place) if isinstance(place, tuple) else place) == value, name
-    assert answers["session_context"] == ours.session.context.hex()
-    ours.begin(sites.values())
-    for one in sites.values():
-        assert one.binding.context.hex() == answers["context"]
-        assert one.round_key().model_tag.hex() == answers["model_tag"]
-    raw = {}
-    for name, one in sites.items():
-        expected = answers["sites"][name]
-        assert sha256(one._key.public.to_bytes()) == expected["public_key_sha256"]
-        digits = np.array(expected["digits"], dtype=np.int16)
-        raw[name] = ours.contribute(one, encoded(digits, tuple(expected["reserved"])))
-        upload, sealed = one._upload, one._sealed
-        assert upload is not None
-        assert sealed is not None
-        seed = rlwe.derive_seed(
-            bytes.fromhex(expected["random"]),
-            digits,
-            expected["reserved"],
-            one.binding.context,
-            layout.sha256(),
-            bytes.fromhex(expected["site_secret"]),
-        )
-        digest = rlwe.message_digest(digits, expected["reserved"])
-        shape = one._shape(layout)
-        shares = sharing.deal(sealed.secret, sealed.residues, shape, sealed.share_seed)
-        found = {
-            "message_digest": digest.hex(),
-            "seed": seed.hex(),
-            "secret": known(sealed.secret),
-            "errors": known(errors(rlwe.OneTimeKey(seed))),
-            "chunk": {"first": one.fetch(0)[:16].hex(), "sha256": sha256(one.fetch(0))},
-            "upload_digest": upload_digest(upload).hex(),
-            "share_seed": sealed.share_seed.hex(),
-            "residues": list(sealed.residues),
-            "shares": [sha256(sharing.to_bytes(each)) for each in shares],
-            "salt_key": hmac.digest(sealed.share_seed, b"salts", "sha256").hex(),
-            "boxes": known_boxes(one.shares()),
-            "shares_digest": shares_digest(upload).hex(),
-            "upload_record": upload_record(upload).hex(),
+    def again(self, hand: Hand, *, upto: str) -> bytes:
+        """From the snapshot through everything that it was sent, up to this message; the reply."""
+        # Its ledger is that of the snapshot, too.
+        self.ours.stores[SITE].contribution = None
+        self.ours.ledgers[SITE].close()
+        (self.ours.folder / f"{SITE}.ledger").write_bytes(self._ledger)
+        assert not self._had_peers
+        self._peers.unlink(missing_ok=True)
+        self.ours.participants[SITE] = self.ours.participant(SITE, self.ours.roster)
+        self.current = SITE
+        for one in self.ours.wire.log:
+            if one.site == SITE and one.method in ("invite", "begin", "take-key"):
+                self.ours.participants[SITE].handle(one.method, one.command)
+        steps: dict[str, Callable[[], messages.Message]] = {
+            "prepare": messages.Prepare,
+            "work": lambda: messages.Work(hand.keys),
+            "fetch-shares": messages.FetchShares,
+            "fetch": lambda: messages.Fetch(0),
+            "hold": lambda: messages.Hold(hand.uploads, hand.shares_for(SITE)),
+            "announce": lambda: hand.announcement(FOUR),
         }
-        for value_name, value in found.items():
-            assert expected[value_name] == value, value_name
-        assert upload.layout_tag.hex() == answers["layout_tag"]
-    ours.hold(sites, raw)
-    aggregate = ours.aggregate(sites.values())
-    assert answers["aggregate"] == {
-        "first": aggregate[:16].hex(),
-        "sha256": sha256(aggregate),
-    }
-    announce = messages.Announce(raw, (hashlib.sha256(aggregate).digest(),))
-    votes = {}
-    for name, one in sites.items():
-        vote = one.announce(announce)
-        assert vote.contributors.hex() == answers["contributors_digest"]
-        assert vote.aggregate.hex() == answers["aggregate_digest"]
-        votes[name] = ours.signed(one, vote)
-    given, tags = {}, {}
-    for name, one in sites.items():
-        answer = one.quorum(messages.Quorum(votes))
-        given[name], tags[name] = answer.boxes, answer.tag
-        found_tag = messages.AnswerTag.from_body(
-            envelope.unseal(answer.tag, "answer-tag", one.binding, name, ours.roster.public(name))
-        )
-        assert found_tag.tag.hex() == answers["answers"][name]["tag"]
-        assert known_boxes(given[name]) == answers["answers"][name]["boxes"]
-        assert one._own_answer is not None
-        assert sha256(sharing.to_bytes(one._own_answer)) == answers["answers"][name]["share"]
-    for name, one in sites.items():
-        one.deliver(messages.Deliver(0, aggregate))
-        boxes = {holder: given[holder][name] for holder in NAMES if holder != name}
-        opening = messages.Open(boxes, {holder: tags[holder] for holder in boxes})
-        total = EncryptedSum([aggregate], layout, len(NAMES), one.binding.context)
-        shares_opened = one._opened(opening, total, one._cipher)
-        assert known(shares_opened.key_sum) == answers["key_sum"]
-        assert list(shares_opened.residues) == answers["residue_sum"]
-        steps_of_one = [(slice(0, 60), float(PACKING.max_digit))]
-        opened = one.open(opening, steps_of_one)
-        assert opened.values.tolist() == answers["opened"]["values"]
-        ones, weight, loss = answers["opened"]["reserved"]
-        assert dict(opened.reserved) == {
-            "contributors": ones,
-            "weight": weight * 2.0**-30,
-            "loss": loss * 2.0**-20,
-        }
-    # The opened sum is the sum of the digits.
-    total = sum(np.array(answers["sites"][name]["digits"]) for name in NAMES)
-    assert total.tolist() == answers["opened"]["values"]
+        for method, command in steps.items():
+            early = method in ("prepare", "work")
+            reply = hand.raw(SITE, command(), hand.session if early else hand.binding)
+            if method == upto:
+                return reply
+        raise AssertionError(upto)
 
 
-def test_a_changed_vote_is_refused_in_the_known_sum(federation_of_sums: Federation) -> None:
-    """The same keys and bytes, one digit more at a site: no vote of the known sum fits."""
-    ours = federation_of_sums
-    sites = {name: ours.site(name) for name in NAMES}
-    ours.begin(sites.values())
-    raw = {}
-    for name, one in sites.items():
-        digits = np.array(VECTORS["sites"][name]["digits"], dtype=np.int16)
-        digits[5] += name == "clinic"
-        raw[name] = ours.contribute(one, encoded(digits, tuple(VECTORS["sites"][name]["reserved"])))
-    ours.hold(sites, raw)
-    aggregate = ours.aggregate(sites.values())
-    vote = sites["bank"].announce(messages.Announce(raw, (hashlib.sha256(aggregate).digest(),)))
-    old = messages.Vote(
-        bytes.fromhex(VECTORS["contributors_digest"]),
-        bytes.fromhex(VECTORS["aggregate_digest"]),
-        b"",
-    )
-    assert vote.contributors != old.contributors
-    assert vote.aggregate != old.aggregate
-    votes = {
-        name: envelope.seal("vote", sites[name].binding, name, old.to_body(), ours.keys[name].sign)
-        for name in NAMES
-    }
-    with pytest.raises(ProtocolError) as caught:
-        sites["bank"].quorum(messages.Quorum(votes))
-    assert caught.value.code == "vote"
+@pytest.fixture
+def cloned(
+    federation: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Snapshot, Hand, list[tuple[bytes, str, bytes]]]:
+    """The site has done everything up to its shares; nobody has voted."""
+    ours = federation("rlwe", sites=4, weights="equal")
+    clone = Snapshot(ours, monkeypatch)
+
+    def now(site: str, _: str, data: bytes) -> bytes:
+        clone.current = site
+        return data
+
+    ours.wire.to_site = now
+    ours.coordinator.start()
+    left: list[tuple[bytes, str, bytes]] = []
+
+    class Seen(Watched):
+        def raw(self, site: str, *args: Any) -> bytes:
+            clone.current = site
+            return super().raw(site, *args)
+
+    hand = Seen(ours, left)
+    # The site's own secret is its key file's, and there after a restart.
+    make = ours.participant
+
+    def same_secret(*args: Any) -> Any:
+        made = make(*args)
+        made._secret = b"s" * 32
+        return made
+
+    ours.participant = same_secret
+    ours.participants[SITE]._secret = b"s" * 32
+    ours.participants[SITE]._cipher._site_secret = b"s" * 32
+    return clone, hand, left
+
+
+def test_a_clone_sends_no_second_upload(cloned: Any) -> None:
+    """In the very same session and sum, with a fresh one-time key: none rather than another."""
+    clone, hand, left = cloned
+    hand.prepare().work()
+    with pytest.raises(ProtocolError, match=r"^repeated: round 1 \(round\): another upload has"):
+        clone.again(hand, upto="work")
+    assert clone.ours.participants[SITE]._sum._upload is None
+    for message in (messages.Fetch(0), messages.FetchShares()):
+        assert hand.refused(SITE, message)[0] in ("repeated", "context")
+    at_most_once(left)
+
+
+def test_a_whole_clone_sends_the_same_bytes(cloned: Any) -> None:
+    """Upload, blocks, shares, vote and answer: the same, or none; another vote is refused."""
+    clone, hand, left = cloned
+    clone.all_of_it()
+    hand.prepare().work().collect().hold()
+    upload, boxes, block = hand.uploads[SITE], hand.boxes[SITE], hand.blocks[SITE][0]
+    assert clone.again(hand, upto="work") == upload
+    assert body_of(clone.again(hand, upto="fetch-shares"))["boxes"] == boxes
+    assert body_of(clone.again(hand, upto="fetch"))["data"] == block
+    clone.again(hand, upto="hold")
+    votes = hand.vote_on(FOUR, hand.sites)
+    assert clone.again(hand, upto="announce") == votes[SITE]
+    answer = hand.raw(SITE, messages.Quorum(votes))
+    clone.again(hand, upto="announce")
+    assert hand.raw(SITE, messages.Quorum(votes)) == answer
+    clone.again(hand, upto="hold")
+    for announce in (hand.announcement(REST), hand.announcement(FOUR, hand.shifted(FOUR, 0))):
+        code, text = hand.refused(SITE, announce)
+        assert code == "repeated"
+        assert "voted for" in text or "another vote has been sent" in text
+    at_most_once(left)
+
+
+def test_a_clone_with_another_update_uses_another_key(cloned: Any) -> None:
+    """The same random bytes, and training that came out differently: nothing leaves, and the
+    one-time key would have been another."""
+    clone, hand, left = cloned
+    clone.all_of_it()
+    hand.prepare().work()
+    key = clone.ours.participants[SITE]._sum._sealed.secret
+    other = clone.ours.trained("lab", clone.ours.participants["lab"].state, 1)
+    clone.ours.works[SITE].fault = other
+    keys: list[Any] = []
+    encrypt = participant_sum.Summation._share_out
+
+    def spy(self: Any, sealed: Any, *rest: Any) -> None:
+        keys.append(sealed.secret)
+        encrypt(self, sealed, *rest)
+
+    clone._monkeypatch.setattr(participant_sum.Summation, "_share_out", spy)
+    with pytest.raises(FedShieldError, match="another upload has been sent"):
+        clone.again(hand, upto="work")
+    assert len(keys) == 1
+    assert (keys[0] != key).sum() > 3000
+    at_most_once(left)

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import failing
+from hand import failing
 
+from fakes import Canned, MemoryStore
 from fedshield.crypto import framing, seal, shamir
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.adders import PlainAdder
@@ -46,7 +47,6 @@ from fedshield.protocol.coordinator import Coordinator
 from fedshield.protocol.journal import Journal
 from fedshield.protocol.restart import Standing
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.transport import Replies
 from fedshield.protocol.wire import codec, envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.site.ciphers import rlwe_layout
@@ -698,19 +698,6 @@ def test_journals_cut_anywhere_are_an_earlier_state(
 # -- a live participant ----------------------------------------------------------------------------
 
 
-class Forgetful:
-    """A store that keeps nothing."""
-
-    def save(self, *_: object) -> None:
-        pass
-
-    def keep(self, *_: object) -> None:
-        pass
-
-    def kept(self) -> None:
-        return None
-
-
 def fork_line(line: Any) -> Any:
     """The same rules over the same ledger, of which what is added is in memory."""
     ledger = copy.copy(line._ledger)
@@ -745,7 +732,7 @@ def fork(site: Any) -> Any:
     twin._line = fork_line(site._line)
     twin._observe = lambda _: None
     twin._model = copy.copy(site._model)
-    twin._model._store = Forgetful()
+    twin._model._store = MemoryStore()
     twin._model.record = replace(site._model.record, wall_s={})
     if site._models is not None:
         twin._models = copy.copy(site._models)
@@ -973,36 +960,6 @@ def test_run_keys_from_a_malicious_maker(federation: Any) -> None:
 
 
 # -- a live coordinator ----------------------------------------------------------------------------
-
-
-@dataclass
-class Canned:
-    """`Sites` that give the recorded replies, in order, and one of them mutated."""
-
-    replies: dict[tuple[str, str], list[bytes]]
-    place: tuple[str, str, int]
-    mutant: bytes
-    asked: Counter[tuple[str, str]] = field(default_factory=Counter)
-    gave: bool = False
-
-    def names(self) -> Sequence[str]:
-        return sorted({site for site, _ in self.replies})
-
-    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
-        ok: dict[str, bytes] = {}
-        failed: dict[str, str] = {}
-        for site in args:
-            count = self.asked[site, method]
-            self.asked[site, method] += 1
-            known = self.replies.get((site, method), [])
-            if (site, method, count) == self.place:
-                self.gave = True
-                ok[site] = self.mutant
-            elif count < len(known):
-                ok[site] = known[count]
-            else:
-                failed[site] = "internal"
-        return Replies(ok, failed)
 
 
 def test_every_reply_at_a_live_coordinator(recorded: Recorded) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from threshold_kit import Hand, body_of, ended, flipped, nothing_installed, restart
+from hand import Hand, body_of, ended, flipped, nothing_installed, restart
 
 from fedshield.errors import RoundFailed
 from fedshield.protocol.contexts import ROUND

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from consortium import Consortium, raw_plan
 
+from fakes import Notes
 from fedshield.errors import RoundFailed, UserError
 from fedshield.ledger.file import Ledger, LedgerError
 from fedshield.plan.load import parse_plan
@@ -21,19 +22,6 @@ from fedshield.run.log_file import keep_roster
 from fedshield.run.parties import Enrolment
 
 NAMES = ("alpha", "beta", "victim")
-
-
-class Said:
-    """`Events` that keep what was noted."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def __getattr__(self, _: str) -> object:
-        return lambda *_: None
 
 
 @pytest.fixture
@@ -56,8 +44,8 @@ def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
     tmp_path: Path, enrolment: Enrolment
 ) -> None:
     """All runs by these keys are remembered there. Without it, another run could be another set."""
-    said = Said()
-    first = local.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", said, enrolment)  # type: ignore[arg-type]
+    said = Notes()
+    first = local.run(plan(tmp_path, "one"), tmp_path / "runs" / "one", said, enrolment)
     path = enrolment.keys / "victim.ledger.jsonl"
     made = [note for note in said.notes if "ledger" in note]
     assert made == [
@@ -85,8 +73,8 @@ def test_a_lost_ledger_beside_the_keys_is_not_made_anew(
     with pytest.raises(UserError, match=r"expected the ledger of victim, found none"):
         local.resume(alone, None, enrolment)
     path.write_bytes(kept)
-    said = Said()
-    local.run(plan(tmp_path, "two"), out, said, enrolment)  # type: ignore[arg-type]
+    said = Notes()
+    local.run(plan(tmp_path, "two"), out, said, enrolment)
     assert not any("made its ledger" in note for note in said.notes)
 
 
@@ -108,9 +96,9 @@ def test_what_a_rule_refuses_is_no_run_to_go_on_with(tmp_path: Path, enrolment: 
 @pytest.mark.timeout(1800)
 def test_both_engines_remember_in_one_place(tmp_path: Path, enrolment: Enrolment) -> None:
     """Else a plan of one engine could be another set, or another scale, than one of the other's."""
-    said = Said()
+    said = Notes()
     one, two = (plan(tmp_path, name) for name in ("one", "two"))
-    apart = simulate.run(one, tmp_path / "runs" / "one", said, enrolment)  # type: ignore[arg-type]
+    apart = simulate.run(one, tmp_path / "runs" / "one", said, enrolment)
     path = enrolment.keys / "victim.ledger.jsonl"
     assert f"victim: made its ledger, {path}; keep it with its records" in said.notes
     assert not list(apart.path.rglob("ledger.jsonl"))

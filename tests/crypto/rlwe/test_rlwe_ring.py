@@ -15,18 +15,9 @@ from fedshield.crypto.rlwe.params import PRIMES, RING_DEGREE, choose
 from fedshield.crypto.rlwe.reference import multiply_mod
 from fedshield.crypto.rlwe.ring import ring
 from fedshield.crypto.rlwe.sampling import GROUP, Residues
+from reference.ring import schoolbook
 
 BOTH = pytest.mark.parametrize("fast", [True, False], ids=["numba", "numpy"])
-
-
-def schoolbook(a: list[tuple[int, int]], b: np.ndarray, q: int) -> np.ndarray:
-    """The product in Z_q[X]/(X^N + 1) of a sparse a (place, value) and b, in Python integers."""
-    out = [0] * RING_DEGREE
-    for place, value in a:
-        for j, other in enumerate(b.tolist()):
-            sign = -1 if place + j >= RING_DEGREE else 1
-            out[(place + j) % RING_DEGREE] += sign * value * other
-    return np.array([value % q for value in out], dtype=np.int64)
 
 
 def residues(lanes: np.ndarray, q: int) -> Residues:

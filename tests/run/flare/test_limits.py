@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fakes import Proxy
 from fedshield.errors import RoundFailed, UserError
 from fedshield.plan.sections import SpeedPlan
 from fedshield.run.flare import limits, link
@@ -81,14 +82,8 @@ def test_a_machine_with_room_has_none_to_complain_of() -> None:
     assert limits.exhausted() == ""
 
 
-class Failing:
-    """A proxy whose calls fail."""
-
-    def __call__(self, timeout: float) -> Failing:
-        return self
-
-    def handle(self, method: str, data: bytes) -> None:
-        raise OSError("gone")
+def gone(method: str, data: bytes) -> None:
+    raise OSError("gone")
 
 
 def test_no_site_is_blamed_for_threads_that_cannot_be_started(
@@ -97,7 +92,7 @@ def test_no_site_is_blamed_for_threads_that_cannot_be_started(
     def refuse(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    sites = FlareSites({"a": Failing()}, SpeedPlan())
+    sites = FlareSites({"a": Proxy(gone)}, SpeedPlan())
     assert sites.call("work", {"a": b""}).failed == {"a": "unreachable"}
     monkeypatch.setattr(limits, "task_limit", lambda: TaskLimit(700, 700, "the pids.max"))
     monkeypatch.setattr(threading.Thread, "start", refuse)
@@ -110,26 +105,28 @@ def test_no_site_is_blamed_for_threads_that_cannot_be_started(
     )
 
 
-class OutOfThreads(Failing):
-    """A call that FLARE could not begin, as it says so: its own error, raised because of Python's.
-    `remote`: the same words, from the site."""
+def out_of_threads(method: str, data: bytes) -> None:
+    """A call that FLARE could not begin, as it says so: its own error, raised because of
+    Python's."""
+    words = "can't start new thread"
+    raise ValueError(f"call failed: {words}") from RuntimeError(words)
 
-    def __init__(self, remote: bool) -> None:
-        self.remote = remote
 
-    def handle(self, method: str, data: bytes) -> None:
-        words = "can't start new thread"
-        raise ValueError(f"call failed: {words}") from None if self.remote else RuntimeError(words)
+def out_of_threads_at_the_site(method: str, data: bytes) -> None:
+    """The same words, from the site."""
+    raise ValueError("call failed: can't start new thread") from None
 
 
 def test_a_thread_that_failed_counts_though_another_can_be_started_by_now() -> None:
     with pytest.raises(RoundFailed, match=r"start no more threads.*; no site is to blame"):
-        FlareSites({"a": OutOfThreads(remote=False)}, SpeedPlan()).call("work", {"a": b""})
-    of_site = FlareSites({"a": OutOfThreads(remote=True)}, SpeedPlan()).call("work", {"a": b""})
+        FlareSites({"a": Proxy(out_of_threads)}, SpeedPlan()).call("work", {"a": b""})
+    of_site = FlareSites({"a": Proxy(out_of_threads_at_the_site)}, SpeedPlan()).call(
+        "work", {"a": b""}
+    )
     assert of_site.failed == {"a": "unreachable"}
 
 
 def test_an_aborted_run_blames_no_site() -> None:
-    sites = FlareSites({"a": Failing()}, SpeedPlan(), aborted=lambda: True)
+    sites = FlareSites({"a": Proxy(gone)}, SpeedPlan(), aborted=lambda: True)
     with pytest.raises(RoundFailed, match="the run was aborted"):
         sites.call("work", {"a": b""})

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from fakes import Wire
 from fedshield.crypto.keys import SigningKey
-from fedshield.errors import ProtocolError, RoundFailed
+from fedshield.errors import RoundFailed
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
 from fedshield.protocol.restart import SiteRestart, Standing
 from fedshield.protocol.roster import Roster
-from fedshield.protocol.transport import Replies
 from fedshield.run.flare import lineup
 
 BASE, OTHER, THIRD = "a" * 64, "b" * 64, "c" * 64
@@ -46,19 +46,22 @@ class Sites:
     replies: dict[tuple[str, str], bytes] = field(default_factory=dict)
     stands: dict[str, int] = field(default_factory=dict)
     told: dict[str, dict[str, str]] = field(default_factory=dict)
-    codes: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def line_up(self, of: Plan) -> tuple[int, dict[str, str]]:
         coordinator = SigningKey()
         keys = {name: SigningKey() for name in of.data.site_names()}
         public = {name: key.public for name, key in keys.items()}
         roster = Roster(public, coordinator.public, of.rules(), demo=False)
-        self.doors = {
+        doors = {
             name: self.door(name, of, roster, keys[name])
             for name in of.data.site_names()
             if name not in self.failed
         }
-        return lineup.line_up(of, roster, self, coordinator.sign)
+        self.wire = Wire(doors, to_coordinator=self.said, away=self.failed)
+        return lineup.line_up(of, roster, self.wire, coordinator.sign)
+
+    def said(self, site: str, method: str, data: bytes) -> bytes:
+        return self.replies.get((site, method), data)
 
     def door(self, name: str, of: Plan, roster: Roster, key: SigningKey) -> SiteRestart:
         def told(models: Mapping[str, bytes]) -> None:
@@ -74,21 +77,6 @@ class Sites:
             lambda number, _: self.stands.__setitem__(name, number),
             told,
         )
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.kept)
-
-    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
-        ok: dict[str, bytes] = {}
-        failed = {site: self.failed[site] for site in args if site in self.failed}
-        for site in set(args) - set(failed):
-            try:
-                ok[site] = self.doors[site].handle(method, args[site])
-            except ProtocolError as error:
-                failed[site] = self.codes[site, method] = error.code
-                continue
-            ok[site] = self.replies.get((site, method), ok[site])
-        return Replies(ok, failed)
 
 
 @pytest.mark.parametrize("said", [b"", b"[" * 4000, bytes(100_000)])

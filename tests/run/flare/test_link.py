@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fakes import Proxy
 from fedshield.errors import RoundFailed
 from fedshield.plan.sections import SpeedPlan
 from fedshield.run.flare import link
@@ -36,21 +37,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(link, "time", clock)
     return clock
-
-
-class Proxy:
-    """As FLARE's: called with a timeout, it gives what has the published methods."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-        self.timeouts: list[float] = []
-
-    def __call__(self, timeout: float) -> Proxy:
-        self.timeouts.append(timeout)
-        return self
-
-    def handle(self, method: str, data: bytes) -> Any:
-        return self.answer(method, data) if callable(self.answer) else self.answer
 
 
 def good(data: bytes = b"yes") -> dict[str, Any]:

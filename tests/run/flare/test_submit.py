@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from fakes import Notes
 from fedshield.errors import RoundFailed, UserError
 from fedshield.plan.load import parse_plan
 from fedshield.plan.schema import Plan
-from fedshield.run.events import Quiet
 from fedshield.run.flare import submit
 from fedshield.run.flare.provision import ProvisionError
 from fedshield.run.flare.session import present
@@ -48,14 +48,6 @@ class Session:
             raise TimeoutError
         said = [{"client_name": site, "status": self.states[site]} for site in sites]
         return {"client_status": said}
-
-
-class Notes(Quiet):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def plan_of(num_sites: int) -> Plan:

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from threshold_kit import FOUR, Hand, body_of, started
+from hand import FOUR, Hand, body_of, started
 
 from fedshield.crypto.keys import RunKey
 from fedshield.errors import ProtocolError

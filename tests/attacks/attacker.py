@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from threshold_kit import Hand, digests
+from hand import Hand, digests
 
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import scheme as rlwe

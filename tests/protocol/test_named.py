@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from threshold_kit import Hand, body_of, flipped, started
+from hand import Hand, body_of, flipped, started
 
 from fedshield.errors import RoundFailed
 from fedshield.protocol.wire import envelope, messages

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import failing, flipped, nothing_installed
+from hand import failing, flipped, nothing_installed
 
 from fedshield.errors import CryptoError, ProtocolError, RoundFailed
 from fedshield.protocol.contexts import setup_context

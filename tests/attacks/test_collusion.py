@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import sampling
 from fedshield.crypto.rlwe import scheme as rlwe
@@ -42,35 +41,8 @@ from fedshield.protocol.contexts import aggregate_digest, contributors_digest, u
 from fedshield.protocol.wire import envelope, messages
 from fedshield.site.ciphers import rlwe_layout
 from fedshield.site.schemes import parameters_of
-
-Ints = np.ndarray[Any, Any]
-P = shamir.PRIME
-
-
-# -- the formulas -----------------------------------------------------------------------------
-
-
-def transformed(x: Ints, q: int, roots: Ints) -> Ints:
-    """The negacyclic transform of Python integers, natural to bit-reversed order."""
-    x, width, groups = x % q, RING_DEGREE // 2, 1
-    while width:
-        pairs = x.reshape(groups, 2, width)
-        right = pairs[:, 1] * roots[groups : 2 * groups, None] % q
-        x = np.stack([pairs[:, 0] + right, pairs[:, 0] - right], axis=1).reshape(-1) % q
-        width, groups = width // 2, groups * 2
-    return x
-
-
-def untransformed(x: Ints, q: int, roots: Ints) -> Ints:
-    """The inverse of `transformed`."""
-    width, groups = 1, RING_DEGREE // 2
-    while groups:
-        pairs = x.reshape(groups, 2, width)
-        total = (pairs[:, 0] + pairs[:, 1]) % q
-        right = (pairs[:, 0] - pairs[:, 1]) * roots[groups : 2 * groups, None] % q
-        x = np.stack([total, right], axis=1).reshape(-1)
-        width, groups = width * 2, groups // 2
-    return x * pow(RING_DEGREE, -1, q) % q
+from reference.ring import Ints, transformed, untransformed
+from reference.shamir import P, at, packed, polynomials, rank, residue_polynomials
 
 
 @dataclass(frozen=True)
@@ -145,38 +117,6 @@ class Block:
             whole = int.from_bytes(np.ascontiguousarray(stream).tobytes(), "little")
             found[place::64] = [(whole >> (bits * at)) % (1 << bits) for at in range(64)]
         return found
-
-
-def packed(secret: Ints) -> Ints:
-    """A key as field elements: three lanes of ten bits each, the last element's filled up."""
-    lanes = np.append(secret, [0] * (-len(secret) % 3)).astype(object).reshape(-1, 3)
-    elements: Ints = (lanes[:, 0] + lanes[:, 1] * 2**10 + lanes[:, 2] * 2**20) % P
-    return elements
-
-
-def residue_polynomials(residues: Ints, threshold: int, seed: bytes, q: int) -> Ints:
-    """The sharing of residues mod q: (threshold, number of them) coefficients."""
-    rows = [residues]
-    for degree in range(1, threshold):
-        stream = sampling.Stream(seed, "shamir residues", degree)
-        rows.append(sampling.accepted(stream, residues.size, q).astype(object))
-    return np.stack(rows)
-
-
-def polynomials(secret: Ints, threshold: int, seed: bytes) -> Ints:
-    """The sharing of a key: (threshold, 1366) coefficients."""
-    rows = [packed(secret)]
-    rows += [
-        shamir._uniform(seed, degree, rows[0].size).astype(object) for degree in range(1, threshold)
-    ]
-    return np.stack([row.astype(object) for row in rows])
-
-
-def at(coefficients: Ints, x: int, prime: int = P) -> Ints:
-    total = np.zeros(coefficients.shape[1], dtype=object)
-    for row in coefficients[::-1]:
-        total = (total * x + row) % prime
-    return total
 
 
 # -- a whole round, and what was seen of it ---------------------------------------------------
@@ -555,25 +495,6 @@ def test_boxes_between_honest_sites_do_not_open_for_the_coalition(seen: Observed
 
 
 # -- the same for every federation, as ranks ----------------------------------------------------
-
-
-def rank(rows: Ints) -> int:
-    """Of a matrix over the field of the shares."""
-    rows, found = rows % P, 0
-    for column in range(rows.shape[1]):
-        pivots = np.flatnonzero(rows[found:, column])
-        if not pivots.size:
-            continue
-        pivot = found + int(pivots[0])
-        rows[[found, pivot]] = rows[[pivot, found]]
-        rows[found] = rows[found] * pow(int(rows[found, column]), -1, P) % P
-        below = rows[found + 1 :]
-        below -= below[:, column : column + 1] * rows[found] % P
-        rows[found + 1 :] = below % P
-        found += 1
-        if found == rows.shape[0]:
-            break
-    return found
 
 
 def seen_of_two_dealers(threshold: int, holders: Iterable[int]) -> Ints:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import Hand, body_of, nothing_installed
+from hand import Hand, body_of, nothing_installed
 
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing

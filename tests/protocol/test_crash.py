@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from threshold_kit import (
+from hand import (
     FOUR,
     KINDS,
     REST,

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_attack import Attacker, Forgetful, Keys
-from threshold_kit import Hand, body_of, record, sent_by, started
+from attacker import Attacker, Forgetful, Keys
+from hand import Hand, body_of, record, sent_by, started
 
 from fedshield.crypto import shares as sharing
 from fedshield.crypto.rlwe import scheme as rlwe

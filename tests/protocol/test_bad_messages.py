@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import pytest
-from threshold_kit import Hand, body_of, flipped, nothing_installed, started
+from hand import Hand, body_of, flipped, nothing_installed, started
 
 from fedshield.crypto.keys import RunKey
 from fedshield.errors import ProtocolError, RoundFailed

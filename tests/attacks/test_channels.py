@@ -6,13 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import (
-    FOUR,
-    Hand,
-    body_of,
-    nothing_installed,
-    started,
-)
+from hand import FOUR, Hand, body_of, nothing_installed, started
 
 from fedshield.crypto.keys import RunKey
 from fedshield.crypto.public_keys import MLKEM_BYTES, PublicKey

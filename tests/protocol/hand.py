@@ -7,13 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fakes import Failing
 from fedshield.crypto.rlwe.adder import RlweAdder
 from fedshield.crypto.rlwe.layout import RlweLayout
 from fedshield.errors import CryptoError, ProtocolError
@@ -21,7 +22,6 @@ from fedshield.plan.load import parse_plan
 from fedshield.protocol.contexts import read_round_keys, round_context
 from fedshield.protocol.coordinator import Coordinator, RoundOutcome
 from fedshield.protocol.roster import COORDINATOR
-from fedshield.protocol.transport import Replies
 from fedshield.protocol.wire import codec, envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.site.ciphers import WeightedUpdate, rlwe_layout
@@ -38,19 +38,6 @@ def body_of(data: bytes) -> Any:
     return value[5]
 
 
-@dataclass
-class NoLedger:
-    """In place of a `Line`, what a sum asks of it: a head to send, and to see the others'."""
-
-    head: bytes = b""
-
-    def statement(self, sign: Any) -> bytes:
-        return self.head
-
-    def see(self, site: str, statement: bytes) -> None:
-        return None
-
-
 def digests(blocks: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(hashlib.sha256(block).digest() for block in blocks)
 
@@ -62,28 +49,6 @@ def flipped(data: bytes, at: int = -1, bit: int = 0) -> bytes:
 
 
 # -- sites that vanish -----------------------------------------------------------------------
-
-
-@dataclass
-class Failing:
-    """`Sites` of which some go away for good: `moments` says of each at which message, and
-    whether before it reaches the site or after the site has acted on it."""
-
-    wire: Any
-    moments: dict[str, tuple[str, str]] = field(default_factory=dict)
-    gone: set[str] = field(default_factory=set)
-
-    def names(self) -> Sequence[str]:
-        return tuple(self.wire.names())
-
-    def call(self, method: str, args: Mapping[str, bytes]) -> Replies:
-        going = {site for site in args if self.moments.get(site, ("", ""))[0] == method}
-        self.gone |= {site for site in going if self.moments[site][1] == "before"}
-        reached = {site: data for site, data in args.items() if site not in self.gone}
-        replies = self.wire.call(method, reached)
-        self.gone |= going
-        ok = {site: data for site, data in replies.ok.items() if site not in self.gone}
-        return Replies(ok, replies.failed)
 
 
 def failing(federation: Any, moments: Mapping[str, tuple[str, str]] | None = None) -> Failing:

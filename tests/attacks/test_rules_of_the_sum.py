@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import Hand, mean_of, record, started
+from hand import Hand, mean_of, record, started
 
 from fedshield.crypto.rlwe import scheme as rlwe
 from fedshield.crypto.rlwe.adder import RlweAdder

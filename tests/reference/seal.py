@@ -1,5 +1,5 @@
 """Sealing as docs/protocol.md, section 6, has it, from raw secrets: HKDF by hand with HMAC (RFC
-5869), the key halves and the ciphertext from mlkem_reference.py. For tests only; none of this
+5869), the key halves and the ciphertext from mlkem.py. For tests only; none of this
 package's code is used."""
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import hmac
 import struct
 from dataclasses import dataclass
 
-import mlkem_reference as mlkem
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from reference import mlkem
 
 
 def hkdf(secret: bytes, salt: bytes, info: bytes, size: int) -> bytes:

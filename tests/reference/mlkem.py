@@ -166,19 +166,3 @@ def decapsulate(dk: bytes, ciphertext: bytes) -> bytes:
     if encrypt(ek, message, seeds[32:]) == ciphertext:
         return seeds[:32]
     return hashlib.shake_256(z + ciphertext).digest(32)
-
-
-class RepeatingPublicKey:
-    """In place of the library's, while its generator repeats: the message is always the same."""
-
-    message = b"\7" * 32
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw = raw
-
-    @classmethod
-    def from_public_bytes(cls, raw: bytes) -> RepeatingPublicKey:
-        return cls(raw)
-
-    def encapsulate(self) -> tuple[bytes, bytes]:
-        return encapsulate(self._raw, self.message)

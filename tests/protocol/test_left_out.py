@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from threshold_kit import (
+from hand import (
     Hand,
     body_of,
     failing,

@@ -7,18 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from threshold_attack import Attacker
-from threshold_kit import (
-    FOUR,
-    REST,
-    Hand,
-    body_of,
-    ended,
-    flipped,
-    nothing_installed,
-    rejected,
-    started,
-)
+from attacker import Attacker
+from hand import FOUR, REST, Hand, body_of, ended, flipped, nothing_installed, rejected, started
 
 from fedshield.crypto import shamir
 from fedshield.crypto import shares as sharing
