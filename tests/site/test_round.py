@@ -220,7 +220,7 @@ def test_nothing_of_a_delta_is_lost(
             )
             assert kept.any()
             record = model.record
-            assert record.pruning_rate == rate_at(ours.plan, number)
+            assert record.pruning_rate == rate_at(ours.plan.pruning, ours.plan.rounds, number)
             assert (record.pruned_values > 0) == (pruning is not None)
     assert clipped > 0
 
@@ -260,6 +260,8 @@ def test_nothing_of_whole_parameters_is_lost(house: MakeHouse) -> None:
                 ours.sent[name] + kept, ours.updates[name], atol=number * 1e-5
             )
             assert np.abs(kept).max() < model.memory.clip.max() * 0.5
+            # They replace what was there: no optimiser has moments of them.
+            assert not {"momentum", "second"} & model.memory.shared.keys()
 
 
 def test_pruned_parameters_are_zeros_on_purpose(house: MakeHouse) -> None:

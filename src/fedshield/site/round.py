@@ -21,6 +21,7 @@ from fedshield.privacy import distributed_gaussian
 from fedshield.privacy.discrete_gaussian import fresh_stream
 from fedshield.privacy.guarantee import Terms
 from fedshield.seeds import SiteRandomness
+from fedshield.site import scaffold
 from fedshield.site.ciphers import Cipher, Encoded, Parts, WeightedUpdate
 from fedshield.site.interfaces import Contribution, LocalWork, Sent, SiteRound, Store
 from fedshield.site.settings import clip_rule, exchange_schedule, privacy_terms
@@ -42,8 +43,7 @@ from fedshield.update import encode_grid, encode_integers, prune, server_optimiz
 #: A sum whose contributors weigh less than this in all is not taken.
 LEAST_WEIGHT = 0.25
 
-CLIP, CONTROL_CLIP, SCORE, CONTROL = "clip", "control clip", "score", "control"
-PERSONAL = "personal"
+CLIP, SCORE, PERSONAL = "clip", "score", "personal"
 
 
 def first_memory(plan: Plan, state: AdapterState) -> SiteMemory:
@@ -52,11 +52,8 @@ def first_memory(plan: Plan, state: AdapterState) -> SiteMemory:
     shared = {CLIP: encode_integers.first_clip(clip_rule(plan), state)}
     own: dict[str, Float32] = {}
     if plan.training.local_algorithm == "scaffold":
-        # A control variate is a mean gradient, and gradients are clipped.
-        reach = plan.training.max_grad_norm or 1.0
-        shared[CONTROL_CLIP] = np.full(len(state.spec.tensors), reach, dtype=np.float32)
-        shared[CONTROL] = np.zeros(size, dtype=np.float32)
-        own[CONTROL] = np.zeros(size, dtype=np.float32)
+        more, own = scaffold.first_memory(state.spec, plan.training.max_grad_norm)
+        shared |= more
     return SiteMemory(np.zeros(size, dtype=np.float32), shared, own)
 
 
@@ -170,17 +167,9 @@ class SiteModel:
         selection = self.selection()
         if self.terms is not None and self.terms.site is not None:
             return self.terms.site.parts(selection.size)
-        found = [
-            (part, float(self.memory.shared[CLIP][number])) for number, part in selection.parts()
-        ]
-        if CONTROL_CLIP in self.memory.shared:
-            clips = self.memory.shared[CONTROL_CLIP]
-            at = selection.size
-            found += [
-                (slice(at + part.start, at + part.stop), float(clips[number]))
-                for number, part in selection.parts()
-            ]
-        return found
+        clips = self.memory.shared[CLIP]
+        parts = [(part, float(clips[number])) for number, part in selection.parts()]
+        return parts + scaffold.parts(self.memory, selection)
 
     def check_kept(self, round_number: int, weight: float, made_of: str) -> None:
         """Of a round that was entered before (R4). Raises `ProtocolError` ('rule') where what is
@@ -229,17 +218,13 @@ class SiteModel:
         wanted = (round_number, base, made_of)
         if kept is not None and (kept.round_number, kept.base, kept.made_of) != wanted:
             kept = None
-        memory, start = self.memory, personal(self._plan, self.state, self.memory)
-        correction = None
-        if CONTROL in memory.shared:
-            correction = memory.shared[CONTROL] - memory.own[CONTROL]
+        start = personal(self._plan, self.state, self.memory)
         with self.timed("train"):
             if kept is not None:
                 update = AdapterUpdate(kept.trained, start, kept.num_examples)
                 train_loss = kept.train_loss
-            elif correction is None:
-                update, train_loss = self._work.train(start, round_number)
             else:
+                correction = scaffold.correction(self.memory)
                 update, train_loss = self._work.train(start, round_number, correction)
         with self.timed("prune"):
             made = self._prepared(update, round_number)
@@ -299,8 +284,9 @@ class SiteModel:
             carried=carried,
         )
         values = pruned.values[selection.indices]
-        if CONTROL in self.memory.shared:
-            change = self._control_change(update, round_number)
+        distance = self._plan.training.steps * self._learning_rate(round_number)
+        change = scaffold.change(self.memory, update, distance)
+        if change is not None:
             values = np.concatenate([values, change[selection.indices]])
         return _Made(update, pruned, selection, values, residual)
 
@@ -354,13 +340,6 @@ class SiteModel:
     def _learning_rate(self, round_number: int) -> float:
         return learning_rate(self._plan.training, self._plan.rounds, round_number)
 
-    def _control_change(self, update: AdapterUpdate, round_number: int) -> Float32:
-        """What this site's control variate changes by: SCAFFOLD (Karimireddy et al., ICML 2020),
-        option II."""
-        steps = self._plan.training.steps * self._learning_rate(round_number)
-        moved = (update.start.values - update.values) / np.float32(steps)
-        return (moved - self.memory.shared[CONTROL]).astype(np.float32)
-
     def opened(
         self,
         opened: OpenedSum,
@@ -374,9 +353,6 @@ class SiteModel:
         low, high = self._weights_of(weight, contributors)
         mean, selection = encode_grid.mean_of(opened, low, high), self.selection()
         state, moments = self._stepped(selection, mean[: selection.size])
-        # Of control variates the sum, not the mean: weights are shares of all sites, and who is not
-        # in it keeps its own. So the shared one moves by |S| / K times the mean change of the sites
-        # in the sum, and stays the mean over all (SCAFFOLD, Algorithm 1).
         change = opened.values[selection.size :]
         shared = (
             self._next_shared(state, selection, mean[: selection.size], change, round_number)
@@ -478,11 +454,7 @@ class SiteModel:
             if plan.adapter.exchange == "parameters":
                 moved = values - self.state.values[selection.indices]
             new[SCORE] = prune.next_score(old.get(SCORE), selection, moved)
-        if CONTROL in old:
-            control = old[CONTROL].copy()
-            control[selection.indices] += change.astype(np.float32)
-            new |= {CONTROL: control, CONTROL_CLIP: old[CONTROL_CLIP]}
-        return new
+        return new | scaffold.next_shared(old, selection, change)
 
     def _next_own(self, selection: Selection, in_set: bool) -> dict[str, Float32]:
         own, made = dict(self.memory.own), self._made
@@ -491,13 +463,11 @@ class SiteModel:
         if self._plan.adapter.train == "share-a":
             places = prune.own_places(self._plan.adapter.train, self.state.spec)
             own[PERSONAL] = np.where(places, made.update.values, np.float32(0))
-        if CONTROL in own and in_set:
-            # By what was really sent, so that the mean of the sites' stays the shared one.
+        if in_set:
             sent = made.values[selection.size :]
             if made.residual is not None:
                 sent = sent - made.residual[selection.size :]
-            own[CONTROL] = own[CONTROL].copy()
-            own[CONTROL][selection.indices] += sent
+            own |= scaffold.next_own(own, selection, sent)
         return own
 
     def _left_over(self, in_set: bool) -> Float32:

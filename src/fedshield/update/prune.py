@@ -10,6 +10,7 @@ like the rest.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,6 +105,31 @@ def magnitude_mask(values: Float32, spec: AdapterSpec, rate: float) -> Mask:
 # -- which coordinates ------------------------------------------------------------------------
 
 
+A, B, BOTH = ".lora_A.", ".lora_B.", ""
+
+
+@dataclass(frozen=True)
+class FactorRule:
+    """One way to train an adapter's factors. `trained`: of a round, what the names of the tensors
+    that a site trains have in them; `shared`: what the names of those of them have that travel."""
+
+    trained: Callable[[int], str] = lambda _: BOTH
+    shared: str = BOTH
+
+
+#: By `adapter.train`. LoRA-XS (`core`) has one tensor a layer, between two frozen factors.
+FACTORS: dict[TrainedFactors, FactorRule] = {
+    "ab": FactorRule(),
+    "core": FactorRule(),
+    # FFA-LoRA (arXiv 2403.12313): A stays as it was drawn.
+    "b": FactorRule(trained=lambda _: B),
+    # B first: with B zero, A has no gradient.
+    "alternate": FactorRule(trained=lambda number: B if number % 2 else A),
+    # FedSA-LoRA (arXiv 2410.01463): each site keeps a B of its own.
+    "share-a": FactorRule(shared=A),
+}
+
+
 def trained_tensors(train: TrainedFactors, spec: AdapterSpec, round_number: int) -> tuple[str, ...]:
     """The tensors that a site trains in a round.
 
@@ -116,13 +142,7 @@ def trained_tensors(train: TrainedFactors, spec: AdapterSpec, round_number: int)
         Their names, in the order of `spec`.
     """
     names = tuple(tensor.name for tensor in spec.tensors)
-    if train == "b":
-        return tuple(name for name in names if ".lora_B." in name)
-    if train == "alternate":
-        # B first: with B zero, A has no gradient.
-        factor = ".lora_B." if round_number % 2 else ".lora_A."
-        return tuple(name for name in names if factor in name)
-    return names
+    return _of_factor(names, FACTORS[train].trained(round_number))
 
 
 def exchanged_tensors(
@@ -130,9 +150,11 @@ def exchanged_tensors(
 ) -> tuple[str, ...]:
     """Those of `trained_tensors(...)` that travel: with `share-a`, B stays at the site."""
     names = trained_tensors(train, spec, round_number)
-    if train == "share-a":
-        return tuple(name for name in names if ".lora_A." in name)
-    return names
+    return _of_factor(names, FACTORS[train].shared)
+
+
+def _of_factor(names: tuple[str, ...], factor: str) -> tuple[str, ...]:
+    return tuple(name for name in names if factor in name)
 
 
 def num_travelling(schedule: ExchangeSchedule, spec: AdapterSpec, round_number: int) -> int:
