@@ -63,7 +63,7 @@ def test_a_training_loss_that_is_no_number_is_refused(federation: Any) -> None:
     """It would travel in the sum, and spoil every site's."""
     ours = federation("rlwe").run(1)
     real = ours.works[BAD].train
-    ours.works[BAD].train = lambda state, number: (real(state, number)[0], float("nan"))
+    ours.works[BAD].train = lambda state, number, *_: (real(state, number)[0], float("nan"))
     with pytest.raises(RoundFailed, match=r"work: no answer from clinic \(crypto\)"):
         ours.coordinator.round(2)
     ours.works[BAD].train = real

@@ -353,7 +353,13 @@ def test_the_mean_training_loss_is_weighted(federation: Any) -> None:
     for name, work in ours.works.items():
         real = work.train
 
-        def train(state: Any, number: int, real: Any = real, loss: float = losses[name]) -> Any:
+        def train(
+            state: Any,
+            number: int,
+            _: Any = None,
+            real: Any = real,
+            loss: float = losses[name],
+        ) -> Any:
             return real(state, number)[0], loss
 
         work.train = train

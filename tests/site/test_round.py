@@ -782,7 +782,7 @@ def masked_run(federation: Any, shift: float) -> tuple[Any, list[Any]]:
     for work in ours.works.values():
         train = work.train
 
-        def moved(state: Any, round_number: int, train: Any = train) -> Any:
+        def moved(state: Any, round_number: int, correction: Any = None, train: Any = train) -> Any:
             update, loss = train(state, round_number)
             noise = np.random.default_rng(round_number).standard_normal(update.values.size)
             values = (update.values + shift * noise).astype(np.float32)
