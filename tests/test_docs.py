@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -14,6 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from command_line import fedshield
 from fedshield.cost import estimate
 from fedshield.crypto.scheme import CKKS
 from fedshield.enrolment import Policy
@@ -55,14 +54,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
             str(tmp_path / argument) if argument.startswith("runs/") else argument
             for argument in arguments
         ]
-        done = subprocess.run(
-            [sys.executable, "-m", "fedshield.cli", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        done = fedshield(*arguments, cwd=ROOT)
+        assert done.code == 0, f"{command}\n{done.err}"
     assert (tmp_path / "runs" / "tiny" / "report.html").exists()
     assert (tmp_path / "runs" / "tiny-merged" / "model.safetensors").exists()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from command_line import fedshield
 from fakes import Notes
 from fedshield.errors import PlanError
 from fedshield.plan.load import parse_plan
@@ -139,18 +138,11 @@ def test_a_target_that_cannot_be_met_makes_no_folder(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def fedshield(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedshield.cli", *arguments],
-        capture_output=True, text=True, timeout=600, cwd=ROOT,
-    )  # fmt: skip
-
-
 def test_the_plan_says_epsilon_before_a_run_and_seeds_reach_no_noise() -> None:
     sets = [f"--set=privacy.{key}={value}" for key, value in EXAMPLE.items()]
-    done = fedshield("plan", str(TINY), *sets)
-    assert done.returncode == 0, done.stderr
-    line = next(one for one in done.stdout.splitlines() if one.startswith("privacy"))
+    done = fedshield("plan", TINY, *sets)
+    assert done.code == 0, done.err
+    line = next(one for one in done.out.splitlines() if one.startswith("privacy"))
     assert "of each example: epsilon" in line
     assert "after 4 rounds, noise multiplier 1" in line
     # There is nothing to set that would make noise repeat.

@@ -8,7 +8,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from command_line import Done, fedshield
 from fedshield.errors import RoundFailed
 from fedshield.plan.load import load_plan, parse_plan
 from fedshield.protocol.log.verify import cross_check
@@ -41,11 +42,9 @@ SUMMARY_KEYS = {
 }
 
 
-def command(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*FEDSHIELD, *map(str, arguments)], capture_output=True, text=True, timeout=600, cwd=ROOT
-    )
-    assert done.returncode == code, done.stderr
+def command(*arguments: str | Path, code: int = 0) -> Done:
+    done = fedshield(*arguments, cwd=ROOT)
+    assert done.code == code, done.err
     return done
 
 
@@ -75,8 +74,16 @@ def run_small(out: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In a process of its own, as a user runs it."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    command("run", TINY, "--out", out)
+    done = subprocess.run(
+        [*FEDSHIELD, "run", str(TINY), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
     return out
 
 
@@ -167,7 +174,7 @@ def test_generate_and_export(tiny_run: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    answer = json.loads(command("generate", tiny_run, "hello", "--json").stdout)
+    answer = json.loads(command("generate", tiny_run, "hello", "--json").out)
     assert set(answer) == {"prompt", "base", "tuned", "cut", "max_new_tokens"}
     merged = tmp_path / "merged"
     command("export", tiny_run, "--merge", merged)
@@ -178,12 +185,12 @@ def test_generate_and_export(tiny_run: Path, tmp_path: Path) -> None:
         assert torch.isfinite(model(input_ids=ids).logits).all()
     assert (
         "expected a new or empty folder"
-        in command("export", tiny_run, "--merge", merged, code=2).stderr
+        in command("export", tiny_run, "--merge", merged, code=2).err
     )
 
 
 def test_a_finished_run_is_not_resumed(tiny_run: Path) -> None:
-    assert "finished" in command("run", "--resume", tiny_run, code=2).stderr
+    assert "finished" in command("run", "--resume", tiny_run, code=2).err
 
 
 # -- the same plan, other schemes ----------------------------------------------------------------
@@ -262,10 +269,11 @@ def test_schemes_cost_what_they_should(runs: Runs) -> None:
     assert bytes_of["rlwe to the server"] < bytes_of["rlwe"] < bytes_of["ckks lean"] / 3
 
 
-def test_same_plan_and_seed_same_adapter_another_seed_another(tmp_path: Path) -> None:
-    first = run_small(tmp_path / "1")
-    assert run_small(tmp_path / "2")["adapter_sha256"] == first["adapter_sha256"]
-    assert run_small(tmp_path / "3", seed=8)["adapter_sha256"] != first["adapter_sha256"]
+def test_same_plan_and_seed_same_adapter_another_seed_another(
+    small: tuple[Path, str], tmp_path: Path
+) -> None:
+    assert run_small(tmp_path / "2")["adapter_sha256"] == small[1]
+    assert run_small(tmp_path / "3", seed=8)["adapter_sha256"] != small[1]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +283,6 @@ def test_same_plan_and_seed_same_adapter_another_seed_another(tmp_path: Path) ->
         {"encoding": {"error_feedback": False}},
         {"scheme__weights": "public"},
         {"scheme__weights": "equal"},
-        {"pruning": {"method": "none"}},
         {"data": {"split": "iid", "num_sites": 4, "heldout_rows": 6,
                   "pool": [{"source": "sample:maths", "rows": 120}]}},
         {"data": {"split": "dirichlet", "num_sites": 3, "heldout_rows": 6, "dirichlet_alpha": 0.9,
@@ -283,7 +290,7 @@ def test_same_plan_and_seed_same_adapter_another_seed_another(tmp_path: Path) ->
                            {"source": "sample:code", "rows": 80}]}},
         {"scheme": {"name": "ckks", "weights": "equal"}, "adapter__exchange": "parameters"},
     ],
-    ids=["parameters", "no feedback", "public", "equal", "dense", "iid", "dirichlet", "paper's"],
+    ids=["parameters", "no feedback", "public", "equal", "iid", "dirichlet", "paper's"],
 )  # fmt: skip
 def test_variants_of_the_plan_run_and_learn(tmp_path: Path, changes: dict[str, Any]) -> None:
     summary = run_small(tmp_path / "run", **changes)
@@ -312,49 +319,90 @@ def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(
 
 # -- killed and resumed --------------------------------------------------------------------------
 
-# Run in a process of its own: it kills itself, with the signal that cannot be caught, just
-# before or after the n-th write that a run makes.
+# A process that has everything loaded. For each line that it reads it makes a run in a fork of its
+# own, and says how that ended. The run kills itself, with the signal that cannot be caught, just
+# before or after the n-th write that it makes.
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys, traceback
 from pathlib import Path
 import fedshield.run.folder as runfolder, fedshield.protocol.journal as journal
+import fedshield.crypto.rlwe.kernels, fedshield.model.builtin.smollm2, fedshield.report.html
+import fedshield.site.train, matplotlib.figure, peft
+from transformers import LlamaForCausalLM
 from fedshield.run import local
 from fedshield.plan.load import load_plan
-fatal, when = int(sys.argv[1]), sys.argv[2]
-count = 0
-def deadly(inner):
-    def wrapped(*args, **kwargs):
-        global count
-        count += 1
-        mine = count
-        if mine == fatal and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = inner(*args, **kwargs)
-        if mine == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return wrapped
-runfolder.write_atomic = deadly(runfolder.write_atomic)
-runfolder.SiteStore.save = deadly(runfolder.SiteStore.save)
-runfolder.RunFolder.append_metrics = deadly(runfolder.RunFolder.append_metrics)
-journal.Journal._append = deadly(journal.Journal._append)
-plan, out = map(Path, sys.argv[3:])
-if out.exists():
-    local.resume(out)
-else:
-    local.run(load_plan(plan)[0], out)
-print("writes", count)
+
+def run(fatal, when, plan, out):
+    count = 0
+    def deadly(inner):
+        def wrapped(*args, **kwargs):
+            nonlocal count
+            count += 1
+            mine = count
+            if mine == fatal and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = inner(*args, **kwargs)
+            if mine == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+        return wrapped
+    runfolder.write_atomic = deadly(runfolder.write_atomic)
+    runfolder.SiteStore.save = deadly(runfolder.SiteStore.save)
+    runfolder.RunFolder.append_metrics = deadly(runfolder.RunFolder.append_metrics)
+    journal.Journal._append = deadly(journal.Journal._append)
+    if out.exists():
+        local.resume(out)
+    else:
+        local.run(load_plan(plan)[0], out)
+
+for line in sys.stdin:
+    fatal, when, plan, out = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        try:
+            run(fatal, when, Path(plan), Path(out))
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
+KilledRun = Callable[[Path, Path, int, str], int]
 
 
-def killed_run(plan: Path, out: Path, fatal: int, when: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", KILLED, str(fatal), when, str(plan), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd=ROOT,
-    )
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KilledRun]:
+    """`killed_run(plan, out, fatal, when)`: the exit status of a process that runs the plan, or
+    resumes what is in `out`, and is killed at its write number `fatal`."""
+    errors = tmp_path_factory.mktemp("killed") / "stderr"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=ROOT,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def killed(plan: Path, out: Path, fatal: int, when: str) -> int:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps([fatal, when, str(plan), str(out)]) + "\n")
+            process.stdin.flush()
+            said = process.stdout.readline()
+            assert said, errors.read_text()
+            status = int(said)
+            assert status in (0, -signal.SIGKILL), errors.read_text()
+            return status
+
+        yield killed
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -398,23 +446,24 @@ def resumed_hash(out: Path) -> str:
     ],
 )
 def test_a_killed_run_resumes_to_the_same_adapter(
-    small: tuple[Path, str], tmp_path: Path, fatal: int, when: str
+    killed_run: KilledRun, small: tuple[Path, str], tmp_path: Path, fatal: int, when: str
 ) -> None:
     plan, expected = small
-    done = killed_run(plan, tmp_path / "run", fatal, when)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert killed_run(plan, tmp_path / "run", fatal, when) == -signal.SIGKILL
     assert resumed_hash(tmp_path / "run") == expected
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_every_write(small: tuple[Path, str], tmp_path: Path, when: str) -> None:
+def test_killed_at_every_write(
+    killed_run: KilledRun, small: tuple[Path, str], tmp_path: Path, when: str
+) -> None:
     plan, expected = small
     fatal = 3  # the first two make the folder, which appears whole or not at all
     while True:
         out = tmp_path / f"run-{fatal}"
-        if killed_run(plan, out, fatal, when).returncode == 0:
+        if killed_run(plan, out, fatal, when) == 0:
             break
         if json.loads((out / "run.json").read_text())["status"] != "finished":
             assert resumed_hash(out) == expected, f"killed {when} write {fatal}"
@@ -422,13 +471,14 @@ def test_killed_at_every_write(small: tuple[Path, str], tmp_path: Path, when: st
     assert fatal > 65
 
 
-def test_killed_and_killed_again_as_it_goes_on(small: tuple[Path, str], tmp_path: Path) -> None:
+def test_killed_and_killed_again_as_it_goes_on(
+    killed_run: KilledRun, small: tuple[Path, str], tmp_path: Path
+) -> None:
     """In the first session, in the second's set-up, and in the third's rounds."""
     plan, expected = small
     out = tmp_path / "run"
     for fatal, when in ((18, "after"), (9, "before"), (30, "after")):
-        done = killed_run(plan, out, fatal, when)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert killed_run(plan, out, fatal, when) == -signal.SIGKILL
     assert RunFolder.open(out).state()["sessions"] == 3
     assert resumed_hash(out) == expected
 
@@ -553,7 +603,7 @@ def test_a_core_run_ends_as_a_lora_that_opens_without_its_factors(
     )
     assert summary["final_heldout_loss"]["mean"] < summary["initial_heldout_loss"]["mean"]
     (answer,) = json.loads((out / "answers.json").read_text())
-    assert json.loads(command("generate", out, "hello", "--json").stdout) == answer
+    assert json.loads(command("generate", out, "hello", "--json").out) == answer
 
     def none(*_: Any) -> None:
         raise AssertionError("factors were looked for")
@@ -589,7 +639,7 @@ def test_two_processes_do_not_work_on_one_run(tiny_run: Path, tmp_path: Path) ->
 
 
 def test_the_papers_plan_is_costed_without_weights() -> None:
-    cost = json.loads(command("plan", "examples/paper.yaml", "--json").stdout)
+    cost = json.loads(command("plan", "examples/paper.yaml", "--json").out)
     assert cost["trainable_values"] == 16_777_216  # design notes; arXiv 2506.05640's adapter
     assert cost["rounds"] == len(cost["upload_bytes_per_site_round"]) == 200
     # 81 bytes a value: 1.36 GB a site and round.
@@ -601,9 +651,9 @@ def test_the_papers_plan_is_costed_without_weights() -> None:
 
 def test_set_overrides_any_key_for_plan_and_run(tmp_path: Path) -> None:
     overrides = ["--set", "scheme.name=ckks", "--set", "scheme.parameters=paper"]
-    rlwe = json.loads(command("plan", TINY, "--json").stdout)
-    lean = json.loads(command("plan", TINY, "--json", *overrides[:2]).stdout)
-    paper = json.loads(command("plan", TINY, "--json", *overrides).stdout)
+    rlwe = json.loads(command("plan", TINY, "--json").out)
+    lean = json.loads(command("plan", TINY, "--json", *overrides[:2]).out)
+    paper = json.loads(command("plan", TINY, "--json", *overrides).out)
     assert (rlwe["scheme"], lean["scheme_parameters"]) == ("rlwe", "lean")
     assert paper["scheme_parameters"] == "paper"
     assert paper["total_upload_bytes"] > 1.5 * lean["total_upload_bytes"]
