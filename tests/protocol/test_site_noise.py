@@ -59,7 +59,7 @@ def test_without_a_site_there_is_no_sum_and_a_colluder_that_adds_no_noise_leaves
     monkeypatch.setattr(
         type(fed.works["bank"]),
         "train",
-        lambda self, state, number: (_update(state, self.num_examples), 1.0),
+        lambda self, state, number, *_: (_update(state, self.num_examples), 1.0),
     )
     before = fed.participants["bank"].state
     colluder = fed.names[-1]
