@@ -199,9 +199,11 @@ def test_key_boxes_that_are_refused(keyless: tuple[Any, dict[str, bytes]]) -> No
     stranger = rebox(federation, VICTIM, "bank", run_key=RunKey(os.urandom(32)))
     with pytest.raises(CryptoError, match="does not open"):
         federation.send(VICTIM, messages.TakeKey(stranger))
-    short = replace(run_keys.make(scheme_of(federation.plan)), group_key=bytes(31))
-    with pytest.raises((ProtocolError, CryptoError)):
-        federation.send(VICTIM, messages.TakeKey(rebox(federation, VICTIM, "bank", keys=short)))
+    # Where a run has no secret of its own, what follows the group key is read by nobody.
+    for size in (31, 33) if federation.plan.scheme.name != "ckks" else (31,):
+        odd = replace(run_keys.make(scheme_of(federation.plan)), group_key=bytes(size))
+        with pytest.raises((ProtocolError, CryptoError)):
+            federation.send(VICTIM, messages.TakeKey(rebox(federation, VICTIM, "bank", keys=odd)))
     for site in (VICTIM, "hospital"):
         assert federation.participants[site]._keys is None
         federation.send(site, messages.TakeKey(boxes[site]))

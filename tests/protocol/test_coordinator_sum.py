@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -168,8 +169,8 @@ def test_what_cannot_be_added_ends_the_sum_and_names_its_site() -> None:
         summing.add("bank", [b"junk"])
 
 
-def closed() -> CoordinatorSum:
-    summing = with_uploads(new(), *NAMES)
+def closed(**changes: Any) -> CoordinatorSum:
+    summing = with_uploads(new(**changes), *NAMES)
     for name in NAMES:
         summing.add(name, [b"1"])
     summing.close(NAMES)
@@ -223,11 +224,30 @@ def test_answers_need_a_tag_of_their_holder() -> None:
     assert opening["lab"].answers == {"bank": b"box"}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("open_to", ["peers", "server"])
+def test_an_answer_for_others_than_who_read_it_is_refused(open_to: str) -> None:
+    """A site that answers in the clear where peers read, without a box for one, stopped the
+    coordinator by a KeyError."""
+    summing = closed(open_to=open_to)
+    right = tagged(summing, "bank", {"clinic": b"box"})
+    wrong = dataclasses.replace(right, share=b"in the clear")
+    if open_to == "server":
+        right, wrong = wrong, right
+    refused, _ = summing.take_answers(replies(bank=wrong))
+    assert refused == {"bank": f"its answer was refused: not for the {open_to}"}
+    assert summing.take_answers(replies(bank=right)) == ({}, set())
+    opening = summing.open(["lab"])
+    wanted = {"bank": b"in the clear"} if open_to == "server" else {}
+    assert opening["lab"].answers == wanted  # type: ignore[attr-defined]
+
+
 def test_without_shares_every_site_answers_with_nothing() -> None:
     summing = with_uploads(new(by_shares=False), *NAMES)
     empty = messages.Answer({}, b"", b"")
     assert summing.take_answers(replies(bank=empty, lab=empty)) == ({}, set())
     assert list(summing.answers) == ["bank", "lab"]
+    summing.take_answers(replies(clinic=messages.Answer({"bank": b"box"}, b"share", b"")))
+    assert summing.open(["bank"])["bank"].answers == {}  # type: ignore[attr-defined]
 
 
 def test_sites_that_opened_different_sums_take_none() -> None:

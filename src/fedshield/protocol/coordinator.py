@@ -396,7 +396,8 @@ class Coordinator:
             open_to=self._plan.scheme.open_to,
         )
         keys = calls.gather(calls.everyone(messages.Prepare()), messages.RoundKey)
-        calls.drop(summing.take_keys(keys), "prepare")
+        for site, why in summing.take_keys(keys).items():
+            calls.drop({site: why}, "prepare")
         calls.require("prepare", len(summing.keys), self._least)
         summing.only = self._only_sites(summing.keys)
         with _refusing():

@@ -148,6 +148,7 @@ class CoordinatorSum:
         for holder in complaints:
             for dealer in dealers - complaints[holder] - {holder}:
                 self._heard.setdefault(dealer, set()).add(holder)
+        self._share_boxes = {}
         content = [holder for holder in complaints if not complaints[holder]]
         if len(content) >= self.least_answers:
             return
@@ -184,6 +185,7 @@ class CoordinatorSum:
         """The sum is over `added`. Raises `CryptoError`."""
         self.uploads = {site: self.uploads[site] for site in self.uploads if site in added}
         self.blocks = [self._adder.result(total) for total in self._totals]
+        self._totals = []
         self.block_digests = tuple(hashlib.sha256(block).digest() for block in self.blocks)
 
     @property
@@ -228,14 +230,17 @@ class CoordinatorSum:
         return dict.fromkeys(set(active) - self._heard.get(site, set()) - {site}, b"")
 
     def take_answers(self, replies: Checked[messages.Answer]) -> tuple[dict[str, str], set[str]]:
-        """Who is out, and who has no answer for want of a share. An answer whose tag its holder
-        did not sign is refused: no site could take it."""
+        """Who is out, and who has no answer for want of a share. An answer that is not for those
+        who read it, or whose tag its holder did not sign, is refused: no site could take it."""
         refused: dict[str, str] = {}
         lacking: set[str] = set()
         for site, (_, answer) in replies.items():
             if self._by_shares:
                 if not (answer.boxes or answer.share):
                     lacking.add(site)
+                    continue
+                if bool(answer.share) != (self._open_to == "server"):
+                    refused[site] = f"its answer was refused: not for the {self._open_to}"
                     continue
                 try:
                     read_signed(answer.tag, messages.AnswerTag, self.binding, site, self._roster)
@@ -254,11 +259,11 @@ class CoordinatorSum:
         """The others' answers, to each of `sites`."""
         opening: dict[str, messages.Message] = {}
         for site in sites:
-            boxes = {
-                holder: answer.share if self._open_to == "server" else answer.boxes[site]
-                for holder, answer in self.answers.items()
-                if holder != site and (answer.share or site in answer.boxes)
-            }
+            boxes: dict[str, bytes] = {}
+            for holder, answer in self.answers.items() if self._by_shares else ():
+                share = answer.share or answer.boxes.get(site)
+                if holder != site and share:
+                    boxes[holder] = share
             tags = {holder: self.answers[holder].tag for holder in boxes}
             opening[site] = messages.Open(boxes, tags)
         return opening

@@ -151,13 +151,14 @@ class Summation:
         channels = self._channels
         if channels is None or self._upload is not None:
             raise ProtocolError("repeated", "this site has an upload in this sum")
+        encrypted: EncryptedUpdate | None = None
         if isinstance(self._cipher, SharedKey):
             assert isinstance(encoded, EncodedUpdate)
             blocks = self._cipher.encrypt(encoded)
         else:
             assert isinstance(encoded, EncodedIntegers)
-            self._sealed = self._cipher.encrypt(encoded, self.binding.context)
-            blocks = self._sealed.blocks
+            encrypted = self._cipher.encrypt(encoded, self.binding.context)
+            blocks = encrypted.blocks
         upload = messages.Upload(
             key_id=self._cipher.key_id,
             layout_tag=self._tag_in(self.binding, b"layout", encoded.layout.sha256()),
@@ -165,8 +166,8 @@ class Summation:
             share_digests={},
             head=self._member.line.heads.statement(self._member.sign),
         )
-        if self._sealed is not None:
-            self._share_out(self._sealed, encoded.layout, upload_digest(upload), channels)
+        if encrypted is not None:
+            self._share_out(encrypted, encoded.layout, upload_digest(upload), channels)
             digests = {to: hashlib.sha256(box).digest() for to, box in self._boxes.items()}
             upload = replace(upload, share_digests=digests)
         self._member.journal.upload(
@@ -175,7 +176,8 @@ class Summation:
             self._session.phase,
             upload_record(upload),
         )
-        self._blocks, self._upload, self._layout = blocks, upload, encoded.layout
+        self._sealed, self._blocks = encrypted, blocks
+        self._upload, self._layout = upload, encoded.layout
         return upload
 
     def _shape(self, layout: Layout) -> sharing.ShareShape:

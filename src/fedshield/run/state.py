@@ -78,7 +78,8 @@ def session(folder: RunFolder) -> Iterator[tuple[dict[str, Any], Callable[[], fl
     state = folder.state()
     before_s = float(state["wall_s"])
     state |= {"status": "running", "sessions": int(state["sessions"]) + 1}
-    state.pop("reason", None)
+    for ended in ("reason", "ended_early"):
+        state.pop(ended, None)
     begin_session(state)
 
     def elapsed() -> float:

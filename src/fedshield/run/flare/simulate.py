@@ -323,6 +323,8 @@ def _gather(folder: RunFolder, plan: Plan, state: dict[str, Any]) -> None:
         state["privacy"] = max(spent, key=lambda one: one["epsilon"]) | {"sites": last_of}
     lost: dict[str, str] = {}
     for entry in entries:
+        if entry.get("status") == "running":  # a session that goes on, so nothing ended
+            state.pop("ended_early", None)
         if "ended_early" in entry:
             state["ended_early"] = entry["ended_early"]
         where = f"round {entry['round']}" if entry.get("round") else "set-up"
