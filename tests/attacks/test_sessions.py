@@ -28,9 +28,6 @@ from fedshield.protocol import run_keys
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- plan and roster -------------------------------------------------------------------------
 
 

@@ -26,9 +26,6 @@ from fedshield.errors import CryptoError
 from fedshield.protocol import run_keys
 from fedshield.protocol.wire import envelope, messages
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- the set and the blocks ------------------------------------------------------------------
 
 
