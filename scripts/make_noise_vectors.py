@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from fedshield.crypto.rlwe.sampling import Stream
-from fedshield.privacy import reference
 from fedshield.privacy.discrete_gaussian import DiscreteGaussian
 
-TARGET = Path(__file__).parents[1] / "tests" / "vectors" / "noise.json"
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
+
+from reference import discrete_gaussian  # noqa: E402
+
+TARGET = TESTS / "vectors" / "noise.json"
 
 
 def main() -> None:
@@ -17,7 +22,9 @@ def main() -> None:
     for number, deviation in enumerate((0.5, 1.0, 12.345, 901.5, 2.0**20)):
         found, seed = DiscreteGaussian(deviation), bytes([number]) * 32
         stream = Stream(seed, "vector", 0)
-        values = reference.table_draw(found, 40, lambda n, s=stream: [int(w) for w in s.words(n)])
+        values = discrete_gaussian.table_draw(
+            found, 40, lambda n, s=stream: [int(w) for w in s.words(n)]
+        )
         draws.append(
             {
                 "deviation": deviation.hex(),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from by_hand import begun, uploaded
 from consortium import Consortium
-from federation import federation, five, four, three_blocks, unsynced
+from federation import federation, five, four, three_blocks
 
-__all__ = ["begun", "federation", "five", "four", "three_blocks", "unsynced", "uploaded"]
+__all__ = ["begun", "federation", "five", "four", "three_blocks", "uploaded"]
 
 
 @pytest.fixture

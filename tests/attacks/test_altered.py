@@ -17,8 +17,6 @@ from fedshield.protocol.wire import envelope, messages
 
 VICTIM, COLLUDER = "clinic", "surgery"
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 # -- ciphertexts and sums -------------------------------------------------------------------
 

@@ -19,8 +19,6 @@ from fedshield.types import AdapterState
 
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 @pytest.fixture
 def six(federation: Any) -> Any:

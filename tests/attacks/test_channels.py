@@ -18,8 +18,6 @@ from fedshield.protocol.roster import Roster
 from fedshield.protocol.wire import codec, envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def swapped(box: bytes, other: bytes) -> bytes:
     """Under the other's ciphertext."""

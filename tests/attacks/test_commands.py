@@ -31,9 +31,6 @@ from fedshield.protocol.roster import COORDINATOR
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- who speaks, and to whom -----------------------------------------------------------------
 
 

@@ -14,8 +14,6 @@ from hand import FOUR, Hand, flipped, nothing_installed, with_scheme
 from fedshield.crypto import shares as sharing
 from fedshield.protocol.wire import messages
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def test_opening_to_the_server(federation: Any, tmp_path: Path) -> None:
     """The shares of the sum travel in the clear; what the sites open is checked as ever."""

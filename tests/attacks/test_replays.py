@@ -15,9 +15,6 @@ from fedshield.plan.quorum import resolve
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- commands --------------------------------------------------------------------------------
 
 

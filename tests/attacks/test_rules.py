@@ -27,8 +27,6 @@ from fedshield.protocol.wire import messages
 
 VICTIM = "clinic"
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def ruled(federation: Any, monkeypatch: pytest.MonkeyPatch, rules: Rules) -> Any:
     """A federation with these rules, whether provisioning would allow them or not."""

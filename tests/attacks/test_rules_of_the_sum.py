@@ -22,8 +22,6 @@ from fedshield.update import encode_grid
 
 VICTIM = "clinic"
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 # -- is the opened sum right ----------------------------------------------------------------
 

@@ -29,9 +29,6 @@ from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.site.schemes import scheme_of
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- plan and roster -------------------------------------------------------------------------
 
 

@@ -27,9 +27,6 @@ from fedshield.protocol import run_keys
 from fedshield.protocol.wire import envelope, messages
 from fedshield.site.schemes import scheme_of
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- the set and the blocks ------------------------------------------------------------------
 
 

@@ -15,8 +15,6 @@ from fedshield.errors import ProtocolError
 from fedshield.protocol.wire import envelope, messages
 from fedshield.protocol.wire.envelope import Binding
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def test_two_sets_to_two_halves(five: Hand) -> None:
     """All to two sites, all but the victim to the two others; the colluder votes for both."""

@@ -25,8 +25,6 @@ from fedshield.protocol.wire import envelope, messages
 from fedshield.run.log_file import LogFile, known_keys
 from fedshield.site.ciphers import rlwe_layout
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 LIAR = "hospital"
 FOUR = {"max_colluding": 1, "threshold": 2, "votes": 3, "min_cohort": 4}
 THREE = {"max_colluding": 1, "threshold": 2, "votes": 3, "min_cohort": 3}

@@ -302,13 +302,6 @@ def three_blocks(federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here survives a power cut, so nothing need wait for a disk."""
-    monkeypatch.setattr("fedshield.protocol.journal.os.fsync", lambda _: None)
-    monkeypatch.setattr("fedshield.ledger.file.os.fsync", lambda _: None)
-
-
-@pytest.fixture
 def four(federation: Any) -> Hand:
     """Four sites, one of which may collude: T = Q = min_cohort = 3. Up to the announcement."""
     return Hand(started(federation)).ready()

@@ -34,8 +34,6 @@ from fedshield.protocol.wire import messages
 from fedshield.protocol.wire.envelope import Binding
 from fedshield.run.log_file import LogFile, keep_roster, known_keys, read_known_keys, read_rosters
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 Logs = dict[str, bytes]
 
 

@@ -14,8 +14,6 @@ from fedshield.protocol.wire import envelope, messages
 
 VICTIM = "clinic"
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 # -- keys of a round ------------------------------------------------------------------------
 

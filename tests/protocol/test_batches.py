@@ -14,8 +14,6 @@ from fedshield.errors import RoundFailed
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
 BATCHES = {"membership": "batches"}
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 @pytest.fixture(params=["equal", "private", "public"])
 def six(request: pytest.FixtureRequest, federation: Any) -> Any:

@@ -26,8 +26,6 @@ SCAFFOLD = {
     "local_algorithm": "scaffold",
 }
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def make(federation: Any, sites: int = 6, **more: Any) -> Any:
     ours = federation(

@@ -18,8 +18,6 @@ from fedshield.protocol.wire import messages
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
 OTHER = Version("a" * 64, "b" * 64)
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def make(federation: Any, weights: str = "equal") -> Any:
     return federation("rlwe", sites=6, weights=weights, rules={"membership": "batches"})

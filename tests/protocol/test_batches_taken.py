@@ -16,8 +16,6 @@ from fedshield.protocol.wire import messages
 
 FIRST, SECOND = ("bank", "clinic", "hospital"), ("lab", "surgery", "ward-00")
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 @pytest.fixture
 def six(federation: Any) -> Any:

@@ -20,8 +20,6 @@ from fedshield.site.schemes import parameters_of
 BATCHES = {"membership": "batches", "max_colluding": 1}
 UNIT_SITE = {"unit": "site", "clip_norm": 1.0, "noise_multiplier": 4.0}
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 @pytest.fixture(params=["equal", "private", "public"])
 def nine(request: pytest.FixtureRequest, federation: Any) -> Any:

@@ -34,8 +34,6 @@ from fedshield.protocol.wire.envelope import Binding
 from fedshield.site.ciphers import OneTimeKeys
 from fedshield.update.encode_integers import encode_count
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 ABOUT = b"about"
 
 

@@ -55,8 +55,6 @@ from fedshield.protocol.wire import envelope, messages
 from fedshield.site.ciphers import EncryptedUpdate, OneTimeKeys, rlwe_layout
 from fedshield.types import AdapterSpec, EncodedIntegers, TensorSpec
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 @pytest.fixture
 def same_random(monkeypatch: pytest.MonkeyPatch) -> None:

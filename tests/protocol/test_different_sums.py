@@ -16,8 +16,6 @@ from fedshield.crypto.keys import SigningKey
 from fedshield.errors import RoundFailed
 from fedshield.protocol.wire import envelope, messages
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def different_sum_for(federation: Any, victims: Iterable[str], block: bytes, phase: str) -> None:
     """Under `plain` the coordinator can change a sum: give `block` to some sites in its place."""

@@ -14,9 +14,6 @@ from next_session import BAD, SCHEMES, goes_on
 from fedshield.errors import RoundFailed
 from fedshield.update.encode_grid import round_count
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
-
 # -- with the whole roster needed, any loss ends the round ------------------------------------
 
 

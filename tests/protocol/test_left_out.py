@@ -27,8 +27,6 @@ from fedshield.protocol.wire.envelope import Binding
 
 GONE = "clinic"
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 # -- a site that is not in the sum ----------------------------------------------------------
 

@@ -12,8 +12,6 @@ from next_session import BAD, SCHEMES, goes_on
 from fedshield.errors import RoundFailed
 from fedshield.protocol.wire import envelope
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def lying(federation: Any, changes: dict[str, Any], liar: str = BAD) -> None:
     """Let the liar's replies be changed, by method, and signed again by the liar."""

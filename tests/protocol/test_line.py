@@ -26,8 +26,6 @@ from fedshield.protocol.statements import HEAD_LABEL
 from fedshield.protocol.wire import codec
 from fedshield.protocol.wire.envelope import Binding
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 SITES = ("bank", "clinic", "hospital")
 #: The key of the first card, the one in between, and today's.
 KEYS = {site: tuple(SigningKey() for _ in range(3)) for site in SITES}

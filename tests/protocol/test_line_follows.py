@@ -23,8 +23,6 @@ from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.line import Line, Records, roster_digest, tallies
 from fedshield.protocol.roster import Roster
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 #: Who was there from the beginning, and who comes.
 FOUR, COMES = ("bank", "clinic", "hospital", "lab"), "ward"
 KEYS = {site: SigningKey() for site in (*FOUR, COMES)}

@@ -13,8 +13,6 @@ from fedshield.errors import RoundFailed
 from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.wire import messages
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 PINNED, COLLUDER = "bank", "lab"
 OTHERS = ("clinic", "hospital", COLLUDER)
 

@@ -10,8 +10,6 @@ from fedshield.errors import RoundFailed
 from fedshield.protocol.contexts import ROUND
 from fedshield.protocol.wire import messages
 
-pytestmark = pytest.mark.usefixtures("unsynced")
-
 
 def tried(federation: Any, **more: Any) -> Any:
     """Round 2 was entered by all three sites, and its sum never opened."""

@@ -20,7 +20,7 @@ PRIVACY = {"unit": "site", "clip_norm": 5.0, "noise_multiplier": 1.0}
 
 
 @pytest.fixture
-def noisy(federation: Any, unsynced: None) -> Callable[..., Any]:
+def noisy(federation: Any) -> Callable[..., Any]:
     """`noisy(sites=5, **more of privacy)`: five sites by default, of which one may collude."""
 
     def make(sites: int = 5, **privacy: Any) -> Any:
@@ -168,7 +168,7 @@ def test_two_sites_each_carry_all_of_the_noise(noisy: Any) -> None:
     assert found.deviation == pytest.approx(found.sensitivity)
 
 
-def test_counts_that_are_public_change_no_bound(federation: Any, unsynced: None) -> None:
+def test_counts_that_are_public_change_no_bound(federation: Any) -> None:
     fed = federation("rlwe", sites=4, weights="public", privacy=PRIVACY).run(2)
     assert len(set(fed.states().values())) == 1
     for one in fed.participants.values():

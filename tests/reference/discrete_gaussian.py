@@ -1,8 +1,8 @@
 """The noise in plain Python, slowly, to compare with.
 
-`table_draw` is the sampler of discrete_gaussian.py value by value, on the same words: equal
-integers. `exact_draw` is another way to the same distribution, without any table or float
-(Canonne, Kamath, Steinke, arXiv 2004.00010, by a discrete Laplace and rational coins): equal
+`table_draw` is the sampler of fedshield.privacy.discrete_gaussian value by value, on the same
+words: equal integers. `exact_draw` is another way to the same distribution, without any table or
+float (Canonne, Kamath, Steinke, arXiv 2004.00010, by a discrete Laplace and rational coins): equal
 frequencies.
 """
 
