@@ -102,8 +102,12 @@ class NoLedger:
     def statement(self, sign: Any) -> bytes:
         return self.head
 
-    def see(self, site: str, statement: bytes) -> None:
+    def see_all(self, statements: Mapping[str, bytes]) -> None:
         return None
+
+    @property
+    def heads(self) -> NoLedger:
+        return self
 
 
 class Notes(Quiet):

@@ -304,7 +304,7 @@ def test_a_diverging_run_stops_keeps_the_last_model_and_says_why(
     """A rate that a plan may name diverges on one machine and not on another: this one is past
     what its numbers can hold."""
     monkeypatch.setattr(
-        "fedshield.site.train.learning_rate", lambda _, number: math.inf if number == 2 else 0.1
+        "fedshield.site.train.learning_rate", lambda *given: math.inf if given[-1] == 2 else 0.1
     )
     with pytest.raises(RoundFailed, match=r"[^:]; bank: the loss became nan in step 2 of"):
         run_small(tmp_path / "run", training__optimizer="sgd", training__steps=2)
