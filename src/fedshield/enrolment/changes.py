@@ -110,8 +110,8 @@ def _followed(path: Path, roster: SignedRoster) -> SignedRoster | None:
     previous = previous_path(path)
     if previous is None or not roster.lineage.earlier:
         return None
-    found = SignedRoster.read(previous)
-    return found if found.content_sha256() == roster.lineage.earlier[-1].roster else None
+    before = SignedRoster.read(previous)
+    return before if before.content_sha256() == roster.lineage.earlier[-1].roster else None
 
 
 def enrolled(path: Path, card: Card) -> Change:

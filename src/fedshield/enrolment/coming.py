@@ -55,14 +55,13 @@ def joined(
         RosterError: also for a name that another site of an earlier roster had: people and policies
             speak of sites by name.
     """
-    for card in cards if key_lost else ():
-        if not roster.lineage.namesakes(card, roster.demo):
-            raise RosterError(
-                f"--key-lost: expected a site that was in a roster before under another key, got "
-                f"{card.name}, a name that nobody had; leave out --key-lost"
-            )
     if not key_lost:
         roster.lineage.check_names_are_free(cards, roster.demo)
+    elif new := [card for card in cards if not roster.lineage.namesakes(card, roster.demo)]:
+        raise RosterError(
+            f"--key-lost: expected a site that was in a roster before under another key, got "
+            f"{new[0].name}, a name that nobody had; leave out --key-lost"
+        )
     before = roster.batches()
     if before and not batches:
         raise RosterError(

@@ -14,7 +14,7 @@ from fedshield.errors import PlanError
 from fedshield.plan.effect import without_effect
 from fedshield.plan.explain import explain, short, shown
 from fedshield.plan.schema import YAML_FLOAT, Plan
-from fedshield.plan.sections import RLWE_KEYS, SCHEMES, SchemePlan, SchemeTraits
+from fedshield.plan.sections import RLWE_KEYS, SchemePlan, traits_of
 
 #: What people coming from other tools type first, and where it lives here.
 _ALIASES = {
@@ -189,7 +189,7 @@ def _of_another_scheme(scheme: dict[str, Any]) -> list[str]:
     """Keys with a value that the scheme named beside them does not have."""
     name, found = str(scheme.get("name")), []
     parameters = scheme.get("parameters")
-    traits = SCHEMES.get(name, SchemeTraits())
+    traits = traits_of(name)
     if parameters is not None and parameters not in traits.parameter_sets:
         found.append("parameters")
     if not traits.one_time_keys:

@@ -196,6 +196,15 @@ RLWE_KEYS = (
 )
 
 
+def traits_of(name: str) -> SchemeTraits:
+    """Of a scheme that a plan or a run's summary names; of one that is not known, none.
+
+    >>> traits_of("plain").encrypted
+    False
+    """
+    return SCHEMES.get(name, SchemeTraits())
+
+
 class SchemePlan(Section):
     """Privacy: how updates are protected on the way, and what the coordinator may learn."""
 

@@ -106,7 +106,7 @@ class PeerHeads:
         """Remember other sites' statements, by name: synced once for all of them. Raises
         `ProtocolError` ('ledger'), and remembers none, if a site did not sign its own, or if one
         does not follow what this ledger remembers of it."""
-        heads: dict[str, tuple[Head, bytes]] = {}
+        seen: dict[str, tuple[Head, bytes]] = {}
         for site, statement in statements.items():
             if site == self._name:
                 continue
@@ -114,8 +114,8 @@ class PeerHeads:
             if identity in self._ledger.peers:
                 # This memory needs no signature: it outlives the key that made it.
                 _check_follows(site, self._ledger.peers[identity][0], head, OWN_MEMORY)
-            heads[identity] = (head, statement)
-        self._ledger.see_peers(heads)
+            seen[identity] = (head, statement)
+        self._ledger.see_peers(seen)
 
     def _signed_now(self, site: str, statement: bytes) -> Head:
         head = read_head(statement, self._roster.public(site))

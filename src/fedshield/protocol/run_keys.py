@@ -102,8 +102,10 @@ def take(
     )
     opened = channel.unseal(box, PURPOSE)
     group_key, secret = opened[:GROUP_KEY_BYTES], opened[GROUP_KEY_BYTES:]
-    key = scheme.run_key.from_secret(secret) if scheme.run_key is not None else None
-    keys, unused = RunKeys(key, group_key), b"" if scheme.run_key is not None else secret
+    key, unused = None, secret
+    if scheme.run_key is not None:
+        key, unused = scheme.run_key.from_secret(secret), b""
+    keys = RunKeys(key, group_key)
     if keys.key_id != found.key_id or len(group_key) != GROUP_KEY_BYTES or unused:
         raise ProtocolError("disagree", "the run's key is not the one that was announced")
     return keys

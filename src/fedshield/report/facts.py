@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedshield.plan.sections import SCHEMES, SchemeTraits
+from fedshield.plan.sections import traits_of
 from fedshield.report import units
 from fedshield.report.folder import mapping, sequence
 
@@ -91,7 +91,7 @@ def of_summary(summary: Mapping[str, Any]) -> Facts:
     """The facts of summary.json, whatever of it is there."""
     model, rules = mapping(summary.get("model")), mapping(summary.get("quorums"))
     scheme = str(summary.get("scheme") or "")
-    traits = SCHEMES.get(scheme, SchemeTraits())
+    traits = traits_of(scheme)
     colluding = units.number(rules.get("max_colluding")) if traits.one_time_keys else None
     rounds = int(units.number(summary.get("rounds")) or 0)
     fewest, resumed = (units.number(summary.get(key)) for key in ("fewest_in_a_sum", "resumed"))
@@ -266,6 +266,6 @@ def sent_words(facts: Facts) -> str:
         "public": "adapter updates and, readable to the coordinator, how many rows they count for",
         "equal": "adapter updates, which all count the same,",
     }
-    if facts.weights == "private" and not SCHEMES.get(facts.scheme, SchemeTraits()).encrypted:
+    if facts.weights == "private" and not traits_of(facts.scheme).encrypted:
         return "adapter updates and how many rows they count for"
     return counts.get(facts.weights, "adapter updates and counts")

@@ -277,13 +277,13 @@ def _started(kits: Path) -> list[psutil.Process]:
     """Processes of this session that still run. FLARE starts each site in a process group of its
     own, so the simulator's does not have them; what all have is this session's folder of kits in
     their environment."""
-    found = []
-    for one in psutil.process_iter():
+    started = []
+    for process in psutil.process_iter():
         # Of another user's process, or one that only waits to be reaped, there is nothing to read.
         with suppress(psutil.Error, OSError):
-            if one.pid != os.getpid() and one.environ().get(KITS) == str(kits):
-                found.append(one)
-    return found
+            if process.pid != os.getpid() and process.environ().get(KITS) == str(kits):
+                started.append(process)
+    return started
 
 
 # -- what it left --------------------------------------------------------------------------
